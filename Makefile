@@ -1,0 +1,46 @@
+# The two commands of the README are `make report` and `make test`; both build the environment first.
+#
+#   PYTHON       the interpreter that the environment is made from
+#   TORCH_INDEX  another index for torch alone; on Linux without an accelerator
+#                https://download.pytorch.org/whl/cpu spares the gigabytes of CUDA libraries
+#   TESTS        what pytest runs, for example `make test TESTS=tests/test_models.py`
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+TESTS ?= tests
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: report test peers lint types notebooks clean
+
+report: $(STAMP)
+	$(BIN)/fisherviz report
+
+test: $(STAMP)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not peers" $(TESTS)
+
+peers: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
+	$(ONE_THREAD) $(BIN)/python -m pytest -m peers $(TESTS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+notebooks: $(STAMP)
+	$(BIN)/jupyter-execute $(wildcard notebooks/*.ipynb)
+
+# torch comes first and pinned, so that nothing later in the resolution can choose another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,notebook,sweep]"
+	touch $@
+
+clean:
+	rm -rf report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find fisherviz tests -name __pycache__ -type d -prune -exec rm -rf {} +
