@@ -1,0 +1,1 @@
+"""Tests mirror the package; what they compare with lives in `tests/oracles`."""
