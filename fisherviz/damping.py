@@ -1,0 +1,169 @@
+"""Damping: plain Tikhonov λI, and the K-FAC paper's factored form of it (section 6.3, equation 7).
+
+A damping is a frozen value; `applied_to` adds it to an operator. Others rely on λ and γ never being rescaled
+silently, and on factored damping being refused where there are no two factors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fisherviz.operators.base import Operator
+from fisherviz.operators.direct_sum import DirectSum
+from fisherviz.operators.kronecker import Kronecker
+
+
+@dataclass(frozen=True)
+class Tikhonov:
+    """Add λI to the matrix.
+
+    Args:
+        value: λ ≥ 0.
+
+    Raises:
+        ValueError: when λ is negative or not finite.
+        TypeError: when λ is no number.
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        """Check the value."""
+        object.__setattr__(self, "value", _non_negative(self.value, "Tikhonov damping"))
+
+    def applied_to(self, operator: Operator) -> Operator:
+        """Return operator + λI.
+
+        Args:
+            operator: a square operator.
+
+        Returns:
+            The damped operator.
+
+        Raises:
+            ValueError: when the operator is rectangular.
+        """
+        operator.require_square("damping")
+        return operator.shifted(self.value)
+
+
+@dataclass(frozen=True)
+class FactoredTikhonov:
+    """Damp the two factors of a Kronecker product instead of the product (Martens & Grosse 2015, equation 7).
+
+    Args:
+        gamma: γ ≥ 0, the square root of the corresponding λ.
+
+    Raises:
+        ValueError: when γ is negative or not finite.
+        TypeError: when γ is no number.
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        """Check the value."""
+        object.__setattr__(self, "gamma", _non_negative(self.gamma, "factored Tikhonov damping"))
+
+    @property
+    def tikhonov(self) -> Tikhonov:
+        """The plain damping λ = γ² that this one stands for; for layers without factors."""
+        return Tikhonov(self.gamma**2)
+
+    def pi(self, A: Tensor, G: Tensor) -> float:
+        """Balance between the factors: the ratio of their mean eigenvalues, square-rooted.
+
+        Args:
+            A: (d_a, d_a) input factor.
+            G: (d_g, d_g) output factor.
+
+        Returns:
+            π = √((tr A / d_a) / (tr G / d_g)); 1 for a dead layer, whose A or G has no trace.
+        """
+        mean_a = float(A.diagonal().double().mean())
+        mean_g = float(G.diagonal().double().mean())
+        if not (mean_a > 0 and mean_g > 0):
+            return 1.0
+        return math.sqrt(mean_a) / math.sqrt(mean_g)
+
+    def factors(self, A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the damped factors A + πγI and G + (γ/π)I.
+
+        Args:
+            A: (d_a, d_a) input factor.
+            G: (d_g, d_g) output factor.
+
+        Returns:
+            New tensors of the same shapes.
+
+        Raises:
+            ValueError: when a factor is not square.
+        """
+        for name, M in (("A", A), ("G", G)):
+            if M.ndim != 2 or M.shape[0] != M.shape[1]:
+                raise ValueError(f"factored damping needs square factors, {name} has shape {tuple(M.shape)}.")
+        pi = self.pi(A, G)
+        return _add_to_diagonal(A, pi * self.gamma), _add_to_diagonal(G, self.gamma / pi)
+
+    def applied_to(self, operator: Operator) -> Operator:
+        """Return the Kronecker product of the damped factors, for each Kronecker product in a direct sum.
+
+        Args:
+            operator: a `Kronecker`, or a `DirectSum` of them.
+
+        Returns:
+            An operator of the same structure.
+
+        Raises:
+            TypeError: when the operator has no two factors.
+        """
+        if isinstance(operator, Kronecker):
+            return Kronecker(*self.factors(operator.A, operator.G))
+        if isinstance(operator, DirectSum):
+            return operator.damped(self)
+        raise TypeError(
+            f"FactoredTikhonov damps the two factors of a Kronecker product, and {type(operator).__name__} has none; "
+            f"use Tikhonov({self.gamma**2:.3g}), which is γ² times the identity."
+        )
+
+
+Damping: TypeAlias = Tikhonov | FactoredTikhonov
+
+
+def as_damping(damping: float | Damping | None) -> Damping | None:
+    """Read a user's damping: a number means Tikhonov, None means none.
+
+    Args:
+        damping: λ, a damping, or None.
+
+    Returns:
+        A damping or None.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: for a negative or non-finite number.
+    """
+    if damping is None or isinstance(damping, (Tikhonov, FactoredTikhonov)):
+        return damping
+    return Tikhonov(damping)
+
+
+def _non_negative(value: object, name: str) -> float:
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}.")
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, not {number}.")
+    return number
+
+
+def _add_to_diagonal(M: Tensor, value: float) -> Tensor:
+    return M + value * torch.eye(len(M), dtype=M.dtype, device=M.device)

@@ -1,0 +1,33 @@
+"""A small algebra of structured operators on flat layer vectors in unit order.
+
+One short file per family; `inner` and the damping rules dispatch on the classes, so that a third party's class
+can join without changes here. Nothing in this package knows of networks or data.
+"""
+
+from fisherviz.operators.base import Operator
+from fisherviz.operators.dense import Dense, UnitBlocks
+from fisherviz.operators.direct_sum import DirectSum
+from fisherviz.operators.factorise import SingularMatrixError
+from fisherviz.operators.inner import inner
+from fisherviz.operators.kronecker import Kronecker, KroneckerEigen
+from fisherviz.operators.kronecker_sum import KroneckerSum
+from fisherviz.operators.lanczos import cg, extreme_eigenvalues, spectral_norm
+from fisherviz.operators.simple import Diagonal, Identity, Zero
+
+__all__ = [
+    "Dense",
+    "Diagonal",
+    "DirectSum",
+    "Identity",
+    "Kronecker",
+    "KroneckerEigen",
+    "KroneckerSum",
+    "Operator",
+    "SingularMatrixError",
+    "UnitBlocks",
+    "Zero",
+    "cg",
+    "extreme_eigenvalues",
+    "inner",
+    "spectral_norm",
+]

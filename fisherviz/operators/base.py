@@ -1,0 +1,199 @@
+"""The abstract operator: a real matrix on flat layer vectors in unit order (W̄ of (d_out, d_a), row-major).
+
+Subclasses are final and supply `_matmul`, `to_dense`, `diagonal`, `T`, `scale` and, where they are square and
+symmetric, `shifted`, `inverse` and `_solve`; shape checks and vectors against matrices are settled here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+NormOrder = Literal["fro", "spectral", "trace"]
+
+
+class AppliesTo(Protocol):
+    """What `Operator.damped` asks of a damping: see `fisherviz.damping`."""
+
+    def applied_to(self, operator: Operator) -> Operator:
+        """Return the operator with this damping added."""
+        ...
+
+
+class Operator(ABC):
+    """A real matrix known by its structure; immutable by convention, so that factorisations may be cached."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that define the operator."""
+
+    @property
+    @abstractmethod
+    def T(self) -> Operator:
+        """The transpose."""
+
+    @abstractmethod
+    def _matmul(self, v: Tensor) -> Tensor:
+        """Multiply a checked (cols, k) matrix."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """Return the (rows, cols) matrix itself."""
+
+    @abstractmethod
+    def diagonal(self) -> Tensor:
+        """Return the main diagonal of a square operator, (rows,)."""
+
+    @abstractmethod
+    def scale(self, factor: float) -> Operator:
+        """Return the operator multiplied by a number."""
+
+    @abstractmethod
+    def _norm(self, order: NormOrder) -> float:
+        """Return a norm whose name and squareness have been checked."""
+
+    @abstractmethod
+    def shifted(self, value: float) -> Operator:
+        """Return the square operator plus `value` times the identity."""
+
+    @abstractmethod
+    def inverse(self) -> Operator:
+        """Return the inverse of a positive definite operator.
+
+        Raises:
+            SingularMatrixError: naming the smallest eigenvalue, the size and the damping that would do.
+        """
+
+    @abstractmethod
+    def _solve(self, v: Tensor) -> Tensor:
+        """Apply the inverse to a checked (rows, k) matrix, by factorisation."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the entries."""
+        return self.tensors[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entries live."""
+        return self.tensors[0].device
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the defining tensors hold."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Multiply a vector (cols,) or a matrix (cols, k).
+
+        Args:
+            v: in unit order.
+
+        Returns:
+            (rows,) or (rows, k).
+
+        Raises:
+            ValueError: when the shape does not fit.
+            TypeError: when the dtype is another one.
+        """
+        product = self._matmul(self._as_columns(v, self.shape[1]))
+        return product.squeeze(1) if v.ndim == 1 else product
+
+    def solve(self, v: Tensor) -> Tensor:
+        """Apply the inverse by a factorisation that is made once and kept.
+
+        Args:
+            v: (rows,) or (rows, k).
+
+        Returns:
+            The solution, of v's shape.
+
+        Raises:
+            SingularMatrixError: when the operator is not positive definite.
+            ValueError: when it is not square and symmetric or v does not fit.
+        """
+        self.require_square("solve")
+        solution = self._solve(self._as_columns(v, self.shape[0]))
+        return solution.squeeze(1) if v.ndim == 1 else solution
+
+    def norm(self, order: NormOrder = "fro") -> float:
+        """Frobenius or spectral norm, or the trace, from the structure alone.
+
+        Args:
+            order: "fro", "spectral" or "trace" (square operators only).
+
+        Returns:
+            The value, accumulated in float64 where sums are long.
+
+        Raises:
+            ValueError: for another order, or the trace of a rectangular operator.
+        """
+        if order not in ("fro", "spectral", "trace"):
+            raise ValueError(f"norm order must be one of 'fro', 'spectral', 'trace', not {order!r}.")
+        if order == "trace":
+            self.require_square("trace")
+        return self._norm(order)
+
+    def damped(self, damping: float | AppliesTo | None) -> Operator:
+        """Add damping.
+
+        Args:
+            damping: a number λ ≥ 0 (adds λI), a `Tikhonov` or `FactoredTikhonov`, or None for none.
+
+        Returns:
+            An operator that reuses this one's cached decompositions.
+
+        Raises:
+            ValueError: for a negative number or a rectangular operator.
+            TypeError: for a damping that does not apply to this structure.
+        """
+        if damping is None:
+            return self
+        self.require_square("damping")
+        if isinstance(damping, (int, float)):
+            if not 0 <= damping < float("inf"):
+                raise ValueError(f"damping must be a finite number of at least 0, not {damping}.")
+            return self.shifted(float(damping))
+        return damping.applied_to(self)
+
+    def require_square(self, action: str) -> None:
+        """Refuse an action that has no meaning for a rectangular block.
+
+        Args:
+            action: its name, for the sentence.
+
+        Raises:
+            ValueError: when rows and columns differ in number.
+        """
+        rows, cols = self.shape
+        if rows != cols:
+            raise ValueError(
+                f"{action} needs a square operator, this {type(self).__name__} is {rows} x {cols}."
+            )
+
+    def _as_columns(self, v: Tensor, length: int) -> Tensor:
+        if not isinstance(v, Tensor):
+            raise TypeError(
+                f"a {type(self).__name__} multiplies tensors, not {type(v).__name__}; convert it first."
+            )
+        if v.ndim not in (1, 2) or v.shape[0] != length:
+            raise ValueError(
+                f"a {self.shape[0]} x {self.shape[1]} {type(self).__name__} takes ({length},) or ({length}, k), "
+                f"not {tuple(v.shape)}."
+            )
+        if v.dtype != self.dtype:
+            raise TypeError(f"the operator is {self.dtype} and the vector {v.dtype}; cast one with .to().")
+        return v.unsqueeze(1) if v.ndim == 1 else v
+
+    def __repr__(self) -> str:
+        """One line: structure, size, precision."""
+        return f"{type(self).__name__}({self.shape[0]} x {self.shape[1]}, {str(self.dtype).removeprefix('torch.')})"

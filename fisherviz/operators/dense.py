@@ -1,0 +1,177 @@
+"""Operators that hold their entries: a dense matrix, and blocks that couple the weights of one output unit.
+
+`UnitBlocks` is CW-NGD's structure (Sang et al. 2022): B (d_out, d_a, d_a), one block per output unit, all
+factorised in one batched call. `Dense` also serves off-diagonal blocks, rectangular or not symmetric.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.factorise import cholesky, is_symmetric
+
+
+class Dense(Operator):
+    """A matrix held entry by entry.
+
+    Args:
+        M: (rows, cols).
+    """
+
+    def __init__(self, M: Tensor) -> None:
+        """Keep the matrix."""
+        if M.ndim != 2:
+            raise ValueError(f"Dense takes a matrix, not a tensor of shape {tuple(M.shape)}.")
+        self.M = M
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.M.shape[0], self.M.shape[1]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The defining tensors."""
+        return (self.M,)
+
+    @property
+    def T(self) -> Dense:
+        """The transpose."""
+        return Dense(self.M.mT)
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return self.M @ v
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix."""
+        return self.M
+
+    def diagonal(self) -> Tensor:
+        """Return the main diagonal."""
+        self.require_square("diagonal")
+        return self.M.diagonal()
+
+    def scale(self, factor: float) -> Dense:
+        """Multiply by a number."""
+        return Dense(self.M * factor)
+
+    def shifted(self, value: float) -> Dense:
+        """Add a multiple of the identity."""
+        self.require_square("shifting")
+        M = self.M.clone()
+        M.diagonal().add_(value)
+        return Dense(M)
+
+    def _norm(self, order: NormOrder) -> float:
+        if order == "fro":
+            return float(torch.linalg.vector_norm(self.M, dtype=torch.float64))
+        if order == "trace":
+            return float(self.M.diagonal().sum(dtype=torch.float64))
+        return spectral_norm_of(self.M)
+
+    @cached_property
+    def _cholesky(self) -> Tensor:
+        return cholesky(self.M, "the dense matrix")
+
+    def inverse(self) -> Dense:
+        """Return the inverse, by Cholesky."""
+        self.require_square("inverse")
+        return Dense(torch.cholesky_inverse(self._cholesky))
+
+    def _solve(self, v: Tensor) -> Tensor:
+        return torch.cholesky_solve(v, self._cholesky)
+
+
+class UnitBlocks(Operator):
+    """A block-diagonal matrix with one block per output unit.
+
+    Args:
+        B: (d_out, d_a, d_a), each block symmetric.
+    """
+
+    def __init__(self, B: Tensor) -> None:
+        """Keep the blocks."""
+        if B.ndim != 3 or B.shape[1] != B.shape[2]:
+            raise ValueError(f"UnitBlocks takes blocks of shape (d_out, d_a, d_a), not {tuple(B.shape)}.")
+        self.B = B
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        size = self.B.shape[0] * self.B.shape[1]
+        return size, size
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The defining tensors."""
+        return (self.B,)
+
+    @property
+    def T(self) -> UnitBlocks:
+        """The transpose."""
+        return UnitBlocks(self.B.mT)
+
+    def _units(self, v: Tensor) -> Tensor:
+        return v.reshape(self.B.shape[0], self.B.shape[1], v.shape[1])
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return (self.B @ self._units(v)).reshape(v.shape)
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix."""
+        d_out, d_a, _ = self.B.shape
+        M = self.B.new_zeros(d_out, d_a, d_out, d_a)
+        unit = torch.arange(d_out, device=self.device)
+        M[unit, :, unit, :] = self.B
+        return M.reshape(self.shape)
+
+    def diagonal(self) -> Tensor:
+        """Return the main diagonal."""
+        return self.B.diagonal(dim1=1, dim2=2).reshape(-1)
+
+    def scale(self, factor: float) -> UnitBlocks:
+        """Multiply by a number."""
+        return UnitBlocks(self.B * factor)
+
+    def shifted(self, value: float) -> UnitBlocks:
+        """Add a multiple of the identity."""
+        B = self.B.clone()
+        B.diagonal(dim1=1, dim2=2).add_(value)
+        return UnitBlocks(B)
+
+    def _norm(self, order: NormOrder) -> float:
+        if order == "fro":
+            return float(torch.linalg.vector_norm(self.B, dtype=torch.float64))
+        if order == "trace":
+            return float(self.diagonal().sum(dtype=torch.float64))
+        return spectral_norm_of(self.B)
+
+    @cached_property
+    def _cholesky(self) -> Tensor:
+        return cholesky(self.B, "the block of unit")
+
+    def inverse(self) -> UnitBlocks:
+        """Return the blocks' inverses, by one batched Cholesky."""
+        return UnitBlocks(torch.cholesky_inverse(self._cholesky))
+
+    def _solve(self, v: Tensor) -> Tensor:
+        return torch.cholesky_solve(self._units(v), self._cholesky).reshape(v.shape)
+
+
+def spectral_norm_of(matrix: Tensor) -> float:
+    """Largest singular value of a matrix or of a batch of them; by eigenvalues, which cost less, if symmetric.
+
+    Args:
+        matrix: (..., n, m).
+
+    Returns:
+        The largest over the batch.
+    """
+    if matrix.numel() == 0:
+        return 0.0
+    values = torch.linalg.eigvalsh(matrix) if is_symmetric(matrix) else torch.linalg.svdvals(matrix)
+    return float(values.abs().max())

@@ -1,0 +1,100 @@
+"""Operators side by side: a block-diagonal matrix over consecutive segments of the vector.
+
+The segments are the groups of a grouped convolution or the layers of a network; everything is done segment by
+segment, so that each keeps its own structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fisherviz.operators.base import AppliesTo, NormOrder, Operator
+
+
+class DirectSum(Operator):
+    """A block-diagonal matrix whose blocks are operators.
+
+    Args:
+        operators: one per segment, in order; rectangular ones are allowed.
+    """
+
+    def __init__(self, operators: Sequence[Operator]) -> None:
+        """Keep the blocks."""
+        if not operators:
+            raise ValueError("DirectSum needs at least one operator.")
+        if len({(op.dtype, op.device) for op in operators}) > 1:
+            raise TypeError("DirectSum takes operators of one dtype on one device; cast them first.")
+        self.operators = tuple(operators)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return sum(self.rows), sum(self.cols)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each block."""
+        return [op.shape[0] for op in self.operators]
+
+    @property
+    def cols(self) -> list[int]:
+        """Columns of each block."""
+        return [op.shape[1] for op in self.operators]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The blocks' tensors."""
+        return tuple(t for op in self.operators for t in op.tensors)
+
+    @property
+    def T(self) -> DirectSum:
+        """The transpose."""
+        return DirectSum([op.T for op in self.operators])
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return torch.cat([op @ part for op, part in zip(self.operators, v.split(self.cols), strict=True)])
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix."""
+        return torch.block_diag(*[op.to_dense() for op in self.operators])
+
+    def diagonal(self) -> Tensor:
+        """Return the main diagonal; every block must be square."""
+        return torch.cat([op.diagonal() for op in self.operators])
+
+    def scale(self, factor: float) -> DirectSum:
+        """Multiply by a number."""
+        return DirectSum([op.scale(factor) for op in self.operators])
+
+    def shifted(self, value: float) -> DirectSum:
+        """Add a multiple of the identity."""
+        return DirectSum([op.shifted(value) for op in self.operators])
+
+    def damped(self, damping: float | AppliesTo | None) -> Operator:
+        """Add damping to each block by its own rule, so that factored damping sees each pair of factors.
+
+        Args:
+            damping: as for every operator.
+
+        Returns:
+            The direct sum of the damped blocks.
+        """
+        return self if damping is None else DirectSum([op.damped(damping) for op in self.operators])
+
+    def _norm(self, order: NormOrder) -> float:
+        norms = [op.norm(order) for op in self.operators]
+        if order == "fro":
+            return sum(value**2 for value in norms) ** 0.5
+        return max(norms) if order == "spectral" else sum(norms)
+
+    def inverse(self) -> DirectSum:
+        """Return the direct sum of the inverses."""
+        return DirectSum([op.inverse() for op in self.operators])
+
+    def _solve(self, v: Tensor) -> Tensor:
+        return torch.cat(
+            [op.solve(part) for op, part in zip(self.operators, v.split(self.rows), strict=True)]
+        )

@@ -1,0 +1,219 @@
+"""One Kronecker product, plain and in its eigenbasis.
+
+`Kronecker(A, G)` maps V (d_g', d_a') to G V Aᵀ; as a matrix in unit order it is kron(G, A), which the KFAC paper
+writes A ⊗ G in its input order. `KroneckerEigen` is Q diag(S) Qᵀ, Q = Q_G ⊗ Q_A: EKFAC, or a product plus λI.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.dense import spectral_norm_of
+from fisherviz.operators.factorise import (
+    SingularMatrixError,
+    cholesky,
+    eigh,
+    rounding_floor,
+    sufficient_damping,
+)
+
+
+def act(A: Tensor, G: Tensor, v: Tensor) -> Tensor:
+    """Apply kron(G, A) to the columns of v without forming it.
+
+    Args:
+        A: (d_a, d_a').
+        G: (d_g, d_g').
+        v: (d_g' d_a', k).
+
+    Returns:
+        (d_g d_a, k): each column is G V Aᵀ, row-major.
+    """
+    V = v.mT.reshape(v.shape[1], G.shape[1], A.shape[1])
+    return (G @ V @ A.mT).reshape(v.shape[1], G.shape[0] * A.shape[0]).mT
+
+
+class Kronecker(Operator):
+    """The Kronecker product that maps V to G V Aᵀ.
+
+    Args:
+        A: (d_a, d_a') input factor.
+        G: (d_g, d_g') output factor.
+    """
+
+    def __init__(self, A: Tensor, G: Tensor) -> None:
+        """Keep the two factors."""
+        if A.ndim != 2 or G.ndim != 2:
+            raise ValueError(
+                f"Kronecker takes two matrices, not shapes {tuple(A.shape)} and {tuple(G.shape)}."
+            )
+        if A.dtype != G.dtype or A.device != G.device:
+            raise TypeError(
+                f"A is {A.dtype} on {A.device} and G {G.dtype} on {G.device}; bring them together first."
+            )
+        self.A, self.G = A, G
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.G.shape[0] * self.A.shape[0], self.G.shape[1] * self.A.shape[1]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The two factors."""
+        return self.A, self.G
+
+    @property
+    def T(self) -> Kronecker:
+        """The transpose."""
+        return Kronecker(self.A.mT, self.G.mT)
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return act(self.A, self.G, v)
+
+    def to_dense(self) -> Tensor:
+        """Return kron(G, A)."""
+        return torch.kron(self.G.contiguous(), self.A.contiguous())
+
+    def diagonal(self) -> Tensor:
+        """Return the main diagonal; the factors themselves need not be square."""
+        self.require_square("diagonal")
+        entry = torch.arange(self.shape[0], device=self.device)
+        (d_a, d_a_), G, A = self.A.shape, self.G, self.A
+        return G[entry // d_a, entry // d_a_] * A[entry % d_a, entry % d_a_]
+
+    def scale(self, factor: float) -> Kronecker:
+        """Multiply by a number (it goes into G)."""
+        return Kronecker(self.A, self.G * factor)
+
+    def shifted(self, value: float) -> KroneckerEigen:
+        """Add a multiple of the identity in the eigenbasis, which is computed once for all values."""
+        return self.eigen.shifted(value)
+
+    @cached_property
+    def eigen(self) -> KroneckerEigen:
+        """The same matrix in its eigenbasis; both factors must be symmetric."""
+        values_a, basis_a = eigh(self.A, "the A factor")
+        values_g, basis_g = eigh(self.G, "the G factor")
+        return KroneckerEigen(basis_a, basis_g, torch.outer(values_g, values_a))
+
+    def _norm(self, order: NormOrder) -> float:
+        A, G = self.A.double(), self.G.double()
+        if order == "fro":
+            return float(A.norm() * G.norm())
+        if order == "spectral":
+            return spectral_norm_of(A) * spectral_norm_of(G)
+        if A.shape[0] == A.shape[1]:
+            return float(A.trace() * G.trace())
+        return float(self.diagonal().sum(dtype=torch.float64))
+
+    @cached_property
+    def _choleskys(self) -> tuple[Tensor, Tensor]:
+        try:
+            return cholesky(self.A, "the A factor"), cholesky(self.G, "the G factor")
+        except SingularMatrixError as error:
+            # The damping that helps is added to the product, so its eigenvalues decide how much.
+            S = self.eigen.S
+            damping = sufficient_damping(float(S.min()), float(S.abs().max()), self.dtype)
+            why = f"{error.what} has the eigenvalue {error.smallest:.3g}"
+            raise SingularMatrixError(
+                "the Kronecker product", self.shape[0], float(S.min()), damping, why
+            ) from error
+
+    def inverse(self) -> Kronecker:
+        """Return the product of the factors' inverses."""
+        L_a, L_g = self._choleskys
+        return Kronecker(torch.cholesky_inverse(L_a), torch.cholesky_inverse(L_g))
+
+    def _solve(self, v: Tensor) -> Tensor:
+        L_a, L_g = self._choleskys
+        d_g, d_a, k = L_g.shape[0], L_a.shape[0], v.shape[1]
+        half = torch.cholesky_solve(v.reshape(d_g, d_a * k), L_g).reshape(d_g, d_a, k)
+        return (
+            torch.cholesky_solve(half.transpose(0, 1).reshape(d_a, d_g * k), L_a)
+            .reshape(d_a, d_g, k)
+            .transpose(0, 1)
+            .reshape(d_g * d_a, k)
+        )
+
+
+class KroneckerEigen(Operator):
+    """Q diag(vec S) Qᵀ with the orthogonal Q = Q_G ⊗ Q_A (George et al. 2018).
+
+    Args:
+        QA: (d_a, d_a) orthogonal, eigenvectors of A in columns.
+        QG: (d_g, d_g) orthogonal, eigenvectors of G in columns.
+        S: (d_g, d_a) eigenvalues.
+    """
+
+    def __init__(self, QA: Tensor, QG: Tensor, S: Tensor) -> None:
+        """Keep the bases and the eigenvalues."""
+        if QA.shape != (S.shape[-1],) * 2 or QG.shape != (S.shape[0],) * 2 or S.ndim != 2:
+            raise ValueError(
+                f"KroneckerEigen takes QA (d_a, d_a), QG (d_g, d_g) and S (d_g, d_a), not {tuple(QA.shape)}, "
+                f"{tuple(QG.shape)} and {tuple(S.shape)}."
+            )
+        self.QA, self.QG, self.S = QA, QG, S
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.S.numel(), self.S.numel()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The bases and the eigenvalues."""
+        return self.S, self.QA, self.QG
+
+    @property
+    def T(self) -> KroneckerEigen:
+        """The transpose: itself."""
+        return self
+
+    def _apply(self, S: Tensor, v: Tensor) -> Tensor:
+        return act(self.QA, self.QG, S.reshape(-1, 1) * act(self.QA.mT, self.QG.mT, v))
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        return self._apply(self.S, v)
+
+    def to_dense(self) -> Tensor:
+        """Return Q diag(S) Qᵀ."""
+        Q = torch.kron(self.QG, self.QA)
+        return (Q * self.S.reshape(-1)) @ Q.mT
+
+    def diagonal(self) -> Tensor:
+        """Return the main diagonal."""
+        return (self.QG.square() @ self.S @ self.QA.square().mT).reshape(-1)
+
+    def scale(self, factor: float) -> KroneckerEigen:
+        """Multiply by a number."""
+        return KroneckerEigen(self.QA, self.QG, self.S * factor)
+
+    def shifted(self, value: float) -> KroneckerEigen:
+        """Add a multiple of the identity; the bases are shared, not copied."""
+        return KroneckerEigen(self.QA, self.QG, self.S + value)
+
+    def _norm(self, order: NormOrder) -> float:
+        S = self.S.double()
+        if order == "spectral":
+            return float(S.abs().max()) if S.numel() else 0.0
+        return float(S.norm() if order == "fro" else S.sum())
+
+    def _positive(self) -> Tensor:
+        if self.S.numel():
+            smallest, largest = float(self.S.min()), float(self.S.abs().max())
+            if not smallest > rounding_floor(largest, self.dtype):
+                damping = sufficient_damping(smallest, largest, self.dtype)
+                raise SingularMatrixError("the Kronecker-eigen matrix", self.shape[0], smallest, damping)
+        return self.S
+
+    def inverse(self) -> KroneckerEigen:
+        """Return the inverse, in the same bases."""
+        return KroneckerEigen(self.QA, self.QG, 1 / self._positive())
+
+    def _solve(self, v: Tensor) -> Tensor:
+        return self._apply(1 / self._positive(), v)

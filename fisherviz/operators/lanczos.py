@@ -1,0 +1,243 @@
+"""Extreme eigenvalues, singular values and solutions from products alone, to a stated tolerance.
+
+Block Lanczos with full reorthogonalisation and thick restarts (Krylov-Schur), and conjugate gradients. Start
+vectors come from a private seeded generator; what does not converge raises, nothing is returned half done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+Which = Literal["largest", "smallest", "magnitude"]
+
+
+def extreme_eigenvalues(
+    matvec: Product,
+    size: int,
+    k: int = 1,
+    *,
+    which: Which = "largest",
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    tol: float | None = None,
+    maxiter: int = 1000,
+) -> Tensor:
+    """Find the k extreme eigenvalues of a symmetric matrix that is known by its products.
+
+    The block has k columns, so that eigenvalues of multiplicity up to k are all found.
+
+    Args:
+        matvec: maps (size, b) to (size, b), symmetric.
+        size: rows of the matrix.
+        k: how many.
+        which: "largest" and "smallest" are algebraic; "magnitude" takes the largest |eigenvalues|, with their sign.
+        dtype: precision of the vectors.
+        device: where the vectors live.
+        tol: residual norm, relative to the largest |eigenvalue|, at which a value counts as found (it bounds the
+            value's error); None: 1e-8 in float64, 1e-5 in float32.
+        maxiter: products with blocks before giving up.
+
+    Returns:
+        (min(k, size),): descending for "largest" and by magnitude, ascending for "smallest".
+
+    Raises:
+        RuntimeError: when not converged after `maxiter` products.
+        ValueError: for a `which`, k or size that makes no sense, or non-finite products.
+    """
+    if which not in ("largest", "smallest", "magnitude"):
+        raise ValueError(f"which must be one of 'largest', 'smallest', 'magnitude', not {which!r}.")
+    if size < 1 or k < 1:
+        raise ValueError(f"size and k must be at least 1, got size={size} and k={k}.")
+    k = min(k, size)
+    if size <= max(64, 3 * k):
+        M = matvec(torch.eye(size, dtype=dtype, device=device))
+        return _select(torch.linalg.eigvalsh(_finite((M + M.mT) / 2)), which)[0][:k]
+    tol = _default_tolerance(dtype) if tol is None else tol
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.empty(size, 0, dtype=dtype, device=device)
+    block, _ = _orthonormal(_normal(size, k, basis, generator), basis, generator)
+    capacity = min(size, max(4 * k, k + 100))
+    projected = basis.new_zeros(0, 0)
+    residual = float("inf")
+    next_check = 1
+    for step in range(1, maxiter + 1):
+        W = _finite(matvec(block))
+        width = block.shape[1]
+        basis = torch.cat([basis, block], 1)
+        H = basis.mT @ W
+        projected = torch.nn.functional.pad(projected, (0, width, 0, width))
+        projected[:, -width:] = H
+        projected[-width:, :] = H.mT
+        if basis.shape[1] >= size:
+            return _select(torch.linalg.eigvalsh((projected + projected.mT) / 2), which)[0][:k]
+        fresh = min(width, size - basis.shape[1])
+        block, R = _orthonormal(W - basis @ H, basis, generator)
+        full = basis.shape[1] + fresh > capacity
+        if full or step >= next_check or step == maxiter:
+            next_check = step + max(1, step // 8)
+            values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
+            values, order = _select(values, which)
+            vectors = vectors[:, order]
+            scale = values.abs().max()
+            residuals = (R @ vectors[-width:, :k]).norm(dim=0)
+            residual = float(residuals.max() / scale) if scale > 0 else 0.0
+            if len(values) >= k and residual <= tol:
+                return values[:k]
+            if full:
+                kept = min(len(values), k + (capacity - k) // 2)
+                basis = basis @ vectors[:, :kept]
+                projected = torch.diag(values[:kept])
+        block = block[:, :fresh]
+    raise RuntimeError(
+        f"Lanczos did not converge: {k} eigenvalue(s) of a {size} x {size} matrix have relative residual "
+        f"{residual:.1e} after {maxiter} products, above {tol:.1e}; raise maxiter or tol."
+    )
+
+
+def spectral_norm(
+    matvec: Product,
+    rmatvec: Product,
+    shape: tuple[int, int],
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+    tol: float | None = None,
+    maxiter: int = 1000,
+) -> float:
+    """Largest singular value of a matrix M that is known by its products, from Lanczos on the smaller of MᵀM and MMᵀ.
+
+    Args:
+        matvec: maps (cols, b) to (rows, b).
+        rmatvec: maps (rows, b) to (cols, b), the transpose.
+        shape: rows and columns.
+        dtype: precision of the vectors.
+        device: where the vectors live.
+        tol: relative tolerance as in `extreme_eigenvalues`, of the squared value.
+        maxiter: pairs of products before giving up.
+
+    Returns:
+        The spectral norm.
+
+    Raises:
+        RuntimeError: when not converged.
+    """
+    rows, cols = shape
+    if rows >= cols:
+        size, product = cols, lambda v: rmatvec(matvec(v))
+    else:
+        size, product = rows, lambda v: matvec(rmatvec(v))
+    largest = extreme_eigenvalues(product, size, 1, dtype=dtype, device=device, tol=tol, maxiter=maxiter)
+    return float(largest[0].clamp_min(0).sqrt())
+
+
+def cg(
+    matvec: Product,
+    b: Tensor,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    *,
+    preconditioner: Product | None = None,
+) -> Tensor:
+    """Solve M x = b for symmetric positive definite M by conjugate gradients, all columns of b at once.
+
+    Args:
+        matvec: maps (size, k) to (size, k).
+        b: (size,) or (size, k).
+        tol: residual ‖b − Mx‖ relative to ‖b‖, for every column; None: 1e-8 in float64, 1e-5 in float32.
+        maxiter: products before giving up; None: ten times the size, at most 10 000.
+        preconditioner: applies an approximate inverse of M to (size, k).
+
+    Returns:
+        x of b's shape.
+
+    Raises:
+        RuntimeError: when not converged, or when M shows a direction of no positive curvature.
+        ValueError: when products are not finite.
+    """
+    columns = b.unsqueeze(1) if b.ndim == 1 else b
+    tol = _default_tolerance(b.dtype) if tol is None else tol
+    maxiter = min(10 * len(b), 10_000) if maxiter is None else maxiter
+    x, r = torch.zeros_like(columns), columns.clone()
+    target = tol * columns.norm(dim=0)
+    z = r if preconditioner is None else preconditioner(r)
+    p, rz = z, (r * z).sum(0)
+    for step in range(maxiter + 1):
+        active = r.norm(dim=0) > target
+        if not bool(active.any()):
+            return x.reshape(b.shape)
+        if step == maxiter:
+            break
+        Mp = _finite(matvec(p))
+        curvature = (p * Mp).sum(0)
+        if bool((curvature[active] <= 0).any()):
+            raise RuntimeError(
+                f"conjugate gradients met curvature {float(curvature[active].min()):.3g} in step {step + 1}: the "
+                f"{len(b)} x {len(b)} matrix is not positive definite; add damping."
+            )
+        # Finished columns stand still: their step is 0, never 0/0.
+        alpha = torch.where(active, rz / curvature.where(active, torch.ones_like(rz)), torch.zeros_like(rz))
+        x = x + alpha * p
+        r = r - alpha * Mp
+        z = r if preconditioner is None else preconditioner(r)
+        rz_next = (r * z).sum(0)
+        beta = torch.where(active, rz_next / rz.where(active, torch.ones_like(rz)), torch.zeros_like(rz))
+        p, rz = z + beta * p, rz_next
+    worst = float((r.norm(dim=0) / columns.norm(dim=0).clamp_min(torch.finfo(b.dtype).tiny)).max())
+    raise RuntimeError(
+        f"conjugate gradients did not converge: relative residual {worst:.1e} after {maxiter} products with a "
+        f"{len(b)} x {len(b)} matrix, above {tol:.1e}; raise the damping, maxiter or tol."
+    )
+
+
+def _default_tolerance(dtype: torch.dtype) -> float:
+    return 1e-8 if dtype == torch.float64 else 1e-5
+
+
+def _select(values: Tensor, which: Which) -> tuple[Tensor, Tensor]:
+    key = values.abs() if which == "magnitude" else values
+    order = key.argsort(descending=which != "smallest")
+    return values[order], order
+
+
+def _finite(product: Tensor) -> Tensor:
+    if not bool(torch.isfinite(product).all()):
+        raise ValueError("a product with the matrix gave NaN or infinity; look at the data and the weights.")
+    return product
+
+
+def _normal(size: int, columns: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    # Drawn on the CPU in float64, so that every device and precision starts from the same vectors.
+    return torch.randn(size, columns, generator=generator, dtype=torch.float64).to(like)
+
+
+def _orthonormal(W: Tensor, basis: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Orthonormal Q with W ≈ Q R and basisᵀ Q = 0; directions that W lacks are drawn afresh, with zero rows in R."""
+    size, width = W.shape
+    W = W - basis @ (basis.mT @ W)
+    R = W.new_zeros(width, width)
+    known = basis
+    floor = torch.finfo(W.dtype).eps * size**0.5 * W.norm()
+    for column in range(width):
+        if known.shape[1] == size:
+            break
+        w = W[:, column]
+        start = basis.shape[1]
+        for _ in range(2):
+            overlap = known.mT @ w
+            w = w - known @ overlap
+            R[: known.shape[1] - start, column] += overlap[start:]
+        length = w.norm()
+        if length > floor:
+            R[column, column] = length
+        else:
+            w = _normal(size, 1, W, generator)[:, 0]
+            for _ in range(2):
+                w = w - known @ (known.mT @ w)
+            length = w.norm()
+        known = torch.cat([known, (w / length)[:, None]], 1)
+    return known[:, basis.shape[1] :], R

@@ -1,0 +1,342 @@
+"""Every operator × every operation against its dense matrix, in float64; the dense matrices are built here by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from fisherviz.damping import FactoredTikhonov, Tikhonov
+from fisherviz.operators import (
+    Dense,
+    Diagonal,
+    DirectSum,
+    Identity,
+    Kronecker,
+    KroneckerEigen,
+    KroneckerSum,
+    SingularMatrixError,
+    UnitBlocks,
+    Zero,
+    inner,
+)
+
+DA, DG = 4, 3
+P = DA * DG
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def spd(n, seed=0, dtype=torch.float64):
+    X = normal(n, 2 * n, seed=seed)
+    return (X @ X.T / n + 0.5 * torch.eye(n, dtype=torch.float64)).to(dtype)
+
+
+def orthogonal(n, seed):
+    return torch.linalg.qr(normal(n, n, seed=seed))[0]
+
+
+def kron(G, A):
+    return torch.from_numpy(np.kron(G.numpy(), A.numpy()))
+
+
+def square_cases(dtype=torch.float64):
+    """Pairs of an operator and its dense matrix, all P x P, symmetric positive definite."""
+    A, G = spd(DA, 1, dtype), spd(DG, 2, dtype)
+    A2, G2 = spd(DA, 3, dtype), spd(DG, 4, dtype)
+    d = spd(P, 5, dtype).diagonal().clone()
+    M = spd(P, 6, dtype)
+    B = torch.stack([spd(DA, 7 + o, dtype) for o in range(DG)])
+    QA, QG = orthogonal(DA, 11).to(dtype), orthogonal(DG, 12).to(dtype)
+    S = 0.2 + normal(DG, DA, seed=13, dtype=dtype).abs()
+    Q = kron(QG, QA)
+    first, second = spd(8, 14, dtype), spd(2, 15, dtype)
+    return {
+        "identity": (Identity(P, 2.5, dtype=dtype), 2.5 * torch.eye(P, dtype=dtype)),
+        "diagonal": (Diagonal(d), torch.diag(d)),
+        "dense": (Dense(M), M),
+        "units": (UnitBlocks(B), torch.block_diag(*B)),
+        "kronecker": (Kronecker(A, G), kron(G, A)),
+        "sum": (KroneckerSum([(A, G), (A2, G2)]), kron(G, A) + kron(G2, A2)),
+        "one-term": (KroneckerSum([(A, G)]), kron(G, A)),
+        "eigen": (KroneckerEigen(QA, QG, S), Q @ torch.diag(S.reshape(-1)) @ Q.T),
+        "direct": (
+            DirectSum([Dense(first), Kronecker(second, second)]),
+            torch.block_diag(first, kron(second, second)),
+        ),
+        "groups": (
+            DirectSum([Kronecker(A, G[:1, :1]), Kronecker(A2, G2[:2, :2])]),
+            torch.block_diag(kron(G[:1, :1], A), kron(G2[:2, :2], A2)),
+        ),
+    }
+
+
+def block_cases():
+    """Off-diagonal blocks: rectangular, or square without symmetry."""
+    A, G = normal(4, 2, seed=21), normal(3, 5, seed=22)
+    A2, G2 = normal(4, 2, seed=23), normal(3, 5, seed=24)
+    R, S = normal(12, 10, seed=25), normal(P, P, seed=26)
+    N, O = normal(DA, DA, seed=27), normal(DG, DG, seed=28)
+    W, V = normal(2, 4, seed=29), normal(6, 3, seed=30)
+    units = normal(DG, DA, DA, seed=31)
+    return {
+        "dense rectangular": (Dense(R), R),
+        "dense square": (Dense(S), S),
+        "kronecker rectangular": (Kronecker(A, G), kron(G, A)),
+        "kronecker square": (Kronecker(N, O), kron(O, N)),
+        "kronecker of rectangular factors, square": (Kronecker(W, V), kron(V, W)),
+        "sum rectangular": (KroneckerSum([(A, G), (A2, G2)]), kron(G, A) + kron(G2, A2)),
+        "zero rectangular": (Zero(12, 10, torch.float64), torch.zeros(12, 10, dtype=torch.float64)),
+        "zero": (Zero(P, P, torch.float64), torch.zeros(P, P, dtype=torch.float64)),
+        "direct rectangular": (
+            DirectSum([Dense(R), Kronecker(A, G)]),
+            torch.block_diag(R, kron(G, A)),
+        ),
+        "units without symmetry": (UnitBlocks(units), torch.block_diag(*units)),
+    }
+
+
+SQUARE, BLOCKS = square_cases(), block_cases()
+ALL = SQUARE | BLOCKS
+every = pytest.mark.parametrize(("operator", "dense"), ALL.values(), ids=ALL.keys())
+every_square = pytest.mark.parametrize(("operator", "dense"), SQUARE.values(), ids=SQUARE.keys())
+
+
+@every
+def test_shape_and_dense(operator, dense):
+    assert operator.shape == tuple(dense.shape)
+    assert operator.dtype == torch.float64
+    assert operator.device == torch.device("cpu")
+    assert operator.bytes == sum(t.numel() * 8 for t in operator.tensors)
+    assert f"{dense.shape[0]} x {dense.shape[1]}" in repr(operator)
+    torch.testing.assert_close(operator.to_dense(), dense)
+
+
+@every
+@pytest.mark.parametrize("columns", [None, 1, 4])
+def test_product(operator, dense, columns):
+    v = normal(dense.shape[1], *([] if columns is None else [columns]), seed=50)
+    torch.testing.assert_close(operator @ v, dense @ v)
+
+
+@every
+def test_transpose(operator, dense):
+    torch.testing.assert_close(operator.T.to_dense(), dense.T)
+    v = normal(dense.shape[0], seed=51)
+    torch.testing.assert_close(operator.T @ v, dense.T @ v)
+
+
+@every
+def test_frobenius_and_spectral_norm(operator, dense):
+    assert operator.norm("fro") == pytest.approx(float(dense.norm()), rel=1e-12)
+    assert operator.norm("spectral") == pytest.approx(float(torch.linalg.svdvals(dense)[0]), rel=1e-10)
+
+
+@every
+def test_diagonal_and_trace(operator, dense):
+    if dense.shape[0] != dense.shape[1]:
+        with pytest.raises(ValueError, match="square"):
+            operator.diagonal()
+        with pytest.raises(ValueError, match="square"):
+            operator.norm("trace")
+    else:
+        torch.testing.assert_close(operator.diagonal(), dense.diagonal())
+        assert operator.norm("trace") == pytest.approx(float(dense.trace()), rel=1e-12)
+
+
+@every
+def test_scale(operator, dense):
+    torch.testing.assert_close(operator.scale(-0.3).to_dense(), -0.3 * dense)
+
+
+@every_square
+@pytest.mark.parametrize("damping", [0.7, Tikhonov(0.7)])
+def test_damped_adds_the_identity(operator, dense, damping):
+    torch.testing.assert_close(
+        operator.damped(damping).to_dense(), dense + 0.7 * torch.eye(P, dtype=torch.float64)
+    )
+
+
+@every_square
+def test_no_damping_changes_nothing(operator, dense):
+    assert operator.damped(None) is operator
+    torch.testing.assert_close(operator.damped(0).to_dense(), dense)
+
+
+@every_square
+@pytest.mark.parametrize("damping", [None, 0.01, 3.0])
+def test_inverse_and_solve(operator, dense, damping):
+    operator = operator.damped(damping)
+    dense = dense + (damping or 0) * torch.eye(P, dtype=torch.float64)
+    torch.testing.assert_close(operator.inverse().to_dense(), torch.linalg.inv(dense), rtol=1e-9, atol=1e-10)
+    for v in (normal(P, seed=52), normal(P, 3, seed=53)):
+        torch.testing.assert_close(operator.solve(v), torch.linalg.solve(dense, v), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            operator.inverse() @ v, torch.linalg.solve(dense, v), rtol=1e-9, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize(("x", "y"), list(itertools.product(ALL, ALL)))
+def test_inner_product_of_every_pair(x, y):
+    (left, dense_left), (right, dense_right) = ALL[x], ALL[y]
+    if dense_left.shape != dense_right.shape:
+        with pytest.raises(ValueError, match="one shape"):
+            inner(left, right)
+    else:
+        assert inner(left, right) == pytest.approx(
+            float((dense_left * dense_right).sum()), rel=1e-10, abs=1e-10
+        )
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_float32_stays_float32(name):
+    operator, dense = square_cases(torch.float32)[name]
+    v = normal(P, 2, seed=54, dtype=torch.float32)
+    for result in (
+        operator @ v,
+        operator.to_dense(),
+        operator.diagonal(),
+        operator.solve(v),
+        operator.inverse().to_dense(),
+        operator.damped(0.1).to_dense(),
+        operator.scale(2.0).to_dense(),
+    ):
+        assert result.dtype == torch.float32
+    torch.testing.assert_close(operator @ v, dense @ v)
+    torch.testing.assert_close(operator.solve(v), torch.linalg.solve(dense, v), rtol=1e-4, atol=1e-4)
+    assert operator.norm("spectral") == pytest.approx(float(torch.linalg.svdvals(dense)[0]), rel=1e-5)
+
+
+def rank_deficient(n, seed, dtype=torch.float64):
+    X = normal(n, n - 1, seed=seed)
+    return (X @ X.T).to(dtype)
+
+
+def singular_cases(dtype):
+    low, full = rank_deficient(DA, 60, dtype), spd(DG, 61, dtype)
+    S = torch.ones(DG, DA, dtype=dtype)
+    S[1, 2] = 0
+    return {
+        "identity": Identity(P, 0.0, dtype=dtype),
+        "diagonal": Diagonal(torch.tensor([1.0, 0.0, 2.0], dtype=dtype)),
+        "indefinite diagonal": Diagonal(torch.tensor([1.0, -0.5, 2.0], dtype=dtype)),
+        "dense": Dense(rank_deficient(P, 62, dtype)),
+        "indefinite dense": Dense(torch.diag(torch.tensor([1.0, -0.5, 2.0], dtype=dtype))),
+        "units": UnitBlocks(torch.stack([spd(DA, 63, dtype), low])),
+        "kronecker": Kronecker(low, full),
+        "kronecker, G": Kronecker(full, low),
+        "sum": KroneckerSum([(low, full), (low, 2 * full)]),
+        "eigen": KroneckerEigen(torch.eye(DA, dtype=dtype), torch.eye(DG, dtype=dtype), S),
+        "zero": Zero(P, P, dtype),
+        "direct": DirectSum([Dense(full), Zero(2, 2, dtype)]),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", singular_cases(torch.float64))
+def test_singular_operators_name_the_damping_that_does(name, dtype):
+    operator = singular_cases(dtype)[name]
+    v = torch.ones(operator.shape[0], dtype=dtype)
+    with pytest.raises(SingularMatrixError, match=r"smallest eigenvalue is .*damping of at least"):
+        operator.solve(v)
+    with pytest.raises(SingularMatrixError) as error:
+        operator.inverse()
+    assert str(error.value.size) in str(error.value)
+    damped = operator.damped(error.value.damping)
+    assert torch.isfinite(damped.solve(v)).all()
+
+
+@pytest.mark.parametrize("n", [3, 20, 100])
+def test_rank_deficiency_is_seen_whatever_the_rounding(n):
+    for seed in range(10):
+        with pytest.raises(SingularMatrixError):
+            Dense(rank_deficient(n, seed)).inverse()
+
+
+def test_the_singular_unit_is_named():
+    with pytest.raises(SingularMatrixError, match="unit 1 "):
+        singular_cases(torch.float64)["units"].inverse()
+
+
+def test_the_singular_factor_is_named():
+    with pytest.raises(SingularMatrixError, match="A factor has the eigenvalue"):
+        singular_cases(torch.float64)["kronecker"].inverse()
+
+
+def test_one_eigendecomposition_serves_every_damping():
+    kronecker = SQUARE["kronecker"][0]
+    first, second = kronecker.damped(0.1), kronecker.damped(0.2)
+    assert first.QA is second.QA
+    assert first.QG is second.QG
+
+
+def test_kronecker_of_factored_damping_stays_kronecker():
+    kronecker = SQUARE["kronecker"][0]
+    damped = kronecker.damped(FactoredTikhonov(0.3))
+    assert isinstance(damped, Kronecker)
+    torch.testing.assert_close(damped.to_dense(), kron(damped.G, damped.A))
+
+
+def test_a_solve_leaves_its_right_hand_side_alone():
+    for operator, _ in SQUARE.values():
+        v = normal(P, 2, seed=70)
+        before = v.clone()
+        operator.solve(v)
+        assert torch.equal(v, before)
+
+
+def test_norms_of_a_huge_kronecker_product_form_nothing():
+    A, G = spd(400, 1), spd(400, 2)
+    kronecker = Kronecker(A, G)  # 25 GB per 1e5 columns if anything dense were made
+    assert kronecker.norm("fro") == pytest.approx(float(A.norm() * G.norm()))
+    assert kronecker.norm("trace") == pytest.approx(float(A.trace() * G.trace()))
+    assert kronecker.norm("spectral") == pytest.approx(
+        float(torch.linalg.eigvalsh(A)[-1] * torch.linalg.eigvalsh(G)[-1])
+    )
+    other = KroneckerEigen(torch.eye(400).double(), torch.eye(400).double(), torch.ones(400, 400).double())
+    assert inner(kronecker, other) == pytest.approx(kronecker.norm("trace"))
+
+
+def test_large_pairs_without_a_rule_are_refused_by_name():
+    big = KroneckerEigen(torch.eye(200), torch.eye(100), torch.ones(100, 200))
+    other = KroneckerEigen(torch.eye(100), torch.eye(200), torch.ones(200, 100))
+    with pytest.raises(MemoryError, match=r"KroneckerEigen and KroneckerEigen.*20000 x 20000"):
+        inner(big, other)
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "message"),
+    [
+        (lambda: SQUARE["kronecker"][0] @ torch.ones(P + 1).double(), ValueError, "takes"),
+        (lambda: SQUARE["kronecker"][0] @ torch.ones(P), TypeError, "float32"),
+        (lambda: SQUARE["dense"][0] @ 3.0, TypeError, "tensors"),
+        (lambda: BLOCKS["kronecker rectangular"][0].solve(torch.ones(12).double()), ValueError, "square"),
+        (lambda: BLOCKS["dense square"][0].inverse(), ValueError, "symmetric"),
+        (lambda: BLOCKS["kronecker square"][0].inverse(), ValueError, "symmetric"),
+        (lambda: BLOCKS["kronecker square"][0].damped(0.1), ValueError, "symmetric"),
+        (lambda: BLOCKS["dense rectangular"][0].damped(0.1), ValueError, "square"),
+        (lambda: SQUARE["dense"][0].damped(-1.0), ValueError, "at least 0"),
+        (lambda: SQUARE["dense"][0].norm("nuclear"), ValueError, "must be one of"),
+        (lambda: Dense(torch.full((2, 2), float("nan"))).inverse(), ValueError, "NaN"),
+        (lambda: Dense(torch.ones(2)), ValueError, "matrix"),
+        (lambda: Diagonal(torch.ones(2, 2)), ValueError, "vector"),
+        (lambda: UnitBlocks(torch.ones(2, 2)), ValueError, "d_out"),
+        (lambda: Kronecker(torch.ones(2), torch.ones(2, 2)), ValueError, "two matrices"),
+        (lambda: Kronecker(torch.ones(2, 2), torch.ones(2, 2).double()), TypeError, "bring them together"),
+        (lambda: KroneckerEigen(torch.eye(2), torch.eye(3), torch.ones(2, 3)), ValueError, "QA"),
+        (lambda: KroneckerSum([]), ValueError, "at least one"),
+        (
+            lambda: KroneckerSum([(torch.eye(2), torch.eye(2)), (torch.eye(3), torch.eye(2))]),
+            ValueError,
+            "one shape",
+        ),
+        (lambda: DirectSum([]), ValueError, "at least one"),
+        (lambda: DirectSum([Identity(2), Identity(2, dtype=torch.float64)]), TypeError, "one dtype"),
+        (lambda: Identity(2, torch.ones(2)), ValueError, "one number"),
+    ],
+)
+def test_bad_input_gets_one_sentence(action, kind, message):
+    with pytest.raises(kind, match=message):
+        action()
