@@ -1,0 +1,97 @@
+"""Files that are whole or absent: one file, or several that belong together.
+
+Contents go to a staging folder first; a single rename commits them all. What is killed before the rename
+leaves the old files, what is killed after it leaves the new ones: readers go through `resolve` to see them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+COMMITTED = ".commit"
+STAGED = ".staged-"
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Write one file so that nobody ever sees half of it.
+
+    Args:
+        path: the file; its directory is made if needed.
+        content: bytes, or text to be written as UTF-8.
+
+    Returns:
+        The path written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
+    try:
+        _fill(staged, content)
+        os.replace(staged, path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_together(directory: str | os.PathLike[str], contents: Mapping[str, bytes | str]) -> Path:
+    """Write several files of one directory so that readers see all of the old ones or all of the new ones.
+
+    Args:
+        directory: made if needed; other files in it are left alone.
+        contents: relative file name ("a.json", "pictures/b.png") to content.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: `directory` is a file, or a name leaves the directory.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file; give the path of a directory to write to.")
+    for name in contents:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"the file name {name!r} leaves the directory {directory}.")
+    directory.mkdir(parents=True, exist_ok=True)
+    finish(directory)
+    staged = directory / f"{STAGED}{secrets.token_hex(6)}"
+    for name, content in contents.items():
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        _fill(staged / name, content)
+    os.replace(staged, directory / COMMITTED)
+    finish(directory)
+    return directory
+
+
+def resolve(directory: str | os.PathLike[str], name: str) -> Path:
+    """Where the current content of a file written by `write_together` is, also after an interrupted write."""
+    directory = Path(directory)
+    for committed in (directory / COMMITTED / name, directory.parent / COMMITTED / directory.name / name):
+        if committed.exists():
+            return committed
+    return directory / name
+
+
+def finish(directory: Path) -> None:
+    """Move what an interrupted write had committed to its place, and drop what it had not."""
+    committed = directory / COMMITTED
+    if committed.is_dir():
+        for source in sorted(path for path in committed.rglob("*") if path.is_file()):
+            target = directory / source.relative_to(committed)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+        shutil.rmtree(committed)
+    for stray in directory.glob(f"{STAGED}*"):
+        shutil.rmtree(stray, ignore_errors=True)
+
+
+def _fill(path: Path, content: bytes | str) -> None:
+    with open(path, "xb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,27 @@
+"""Pictures of matrices and comparisons, reached as `fisherviz.plot`: numbers gathered first, drawn second.
+
+Every function accepts `ax=`, returns Axes or a Figure, never calls `show` and leaves global settings alone.
+`heatmap_info`, `pareto_info`, ... return what the picture shows without drawing it.
+"""
+
+from fisherviz.plotting.bars import comparison, comparison_info
+from fisherviz.plotting.fronts import pareto, pareto_info
+from fisherviz.plotting.heatmaps import heatmap, heatmap_info, shared_maximum, triptych, triptych_info
+from fisherviz.plotting.means import block_means, block_means_info
+from fisherviz.plotting.spectra import spectrum, spectrum_info
+
+__all__ = [
+    "block_means",
+    "block_means_info",
+    "comparison",
+    "comparison_info",
+    "heatmap",
+    "heatmap_info",
+    "pareto",
+    "pareto_info",
+    "shared_maximum",
+    "spectrum",
+    "spectrum_info",
+    "triptych",
+    "triptych_info",
+]

@@ -1,0 +1,152 @@
+"""One metric layer by layer: a row per method, a mark per layer, so that ten methods stay readable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+
+from fisherviz import glossary
+from fisherviz.plotting import style
+from fisherviz.results import Comparison
+
+NAMED = 10  # layers up to which each has a marker of its own in the legend
+MARKERS = "os^Dv<>Ph*"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A metric per method (rows, best first) and layer (columns), nan where it does not apply."""
+
+    metric: str
+    methods: tuple[str, ...]
+    layers: tuple[str, ...]
+    values: np.ndarray
+    whole: dict[str, float]
+
+
+def comparison_info(
+    source: Comparison, metric: str = "relative_frobenius", methods: Sequence[str] | None = None
+) -> Blocks:
+    """Gather what `comparison` draws; see there for the arguments.
+
+    Returns:
+        The metric's values, methods sorted by their median over the layers.
+
+    Raises:
+        ValueError: the comparison has no such metric per layer, or no such method.
+    """
+    rows = source.blocks(metric)
+    rows = rows[np.isfinite(rows["value"])]
+    if rows.empty:
+        held = [name for name in source.metrics if len(source.blocks(name))]
+        raise ValueError(f"no {metric!r} per layer in this comparison; it has {', '.join(held) or 'none'}.")
+    present = tuple(dict.fromkeys(rows["method"]))
+    if methods is not None:
+        absent = [name for name in methods if name not in present]
+        if absent:
+            raise ValueError(
+                f"no {metric!r} of the method {absent[0]!r}; it has those of {', '.join(present)}."
+            )
+        present = tuple(methods)
+    layers = tuple(name for name in source.layers if name in set(rows["row"]))
+    table = {(m, r): v for m, r, v in zip(rows["method"], rows["row"], rows["value"], strict=True)}
+    values = np.asarray([[table.get((m, r), np.nan) for r in layers] for m in present], dtype=float)
+    sign = -1.0 if glossary.metric(metric).best == "one" else 1.0
+    order = np.argsort(sign * np.nanmedian(values, axis=1), kind="stable")
+    names = tuple(present[k] for k in order)
+    whole = {m: v for m, v in source.whole(metric).items() if m in names and np.isfinite(v)}
+    return Blocks(metric, names, layers, values[order], whole)
+
+
+def comparison(
+    source: Comparison,
+    metric: str = "relative_frobenius",
+    *,
+    methods: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Draw one metric of every diagonal block: methods are rows (best first), layers are marks on them.
+
+    Args:
+        source: the comparison.
+        metric: its name, for example "relative_frobenius", "direction_cosine".
+        methods: which of them; all if None.
+        ax: axes to draw on; a new figure without them.
+        title: above the axes.
+
+    Returns:
+        The axes. A short vertical bar is the whole matrix's value where the comparison has one.
+
+    Raises:
+        ValueError: the comparison has no such metric per layer, or no such method.
+    """
+    info = comparison_info(source, metric, methods)
+    ax = ax or style.new_axes(6.4, 1.1 + 0.28 * len(info.methods))
+    colors = colormaps["viridis"](np.linspace(0.0, 0.88, len(info.layers)))
+    places = np.arange(len(info.methods))
+    spread = 0.5 / max(1, len(info.layers) - 1) if len(info.layers) > 1 else 0.0
+    positive = info.values[np.isfinite(info.values)]
+    logarithmic = glossary.metric(metric).best != "one" and bool(np.all(positive >= 0) and positive.any())
+    floor = _floor(positive) if logarithmic else -np.inf
+    shown = np.maximum(info.values, floor)
+    low, high = np.nanmin(shown, axis=1), np.nanmax(shown, axis=1)
+    ax.hlines(places, low, high, colors="#bdbdbd", linewidth=3, zorder=1)
+    named = len(info.layers) <= NAMED
+    handles = []
+    for k in range(len(info.layers)):
+        handles.append(
+            ax.scatter(
+                shown[:, k],
+                places + (k - (len(info.layers) - 1) / 2) * spread,
+                color=colors[k],
+                marker=MARKERS[k % len(MARKERS)] if named else "o",
+                s=22,
+                linewidths=0.4,
+                edgecolors="white",
+                zorder=3,
+            )
+        )
+    whole = np.maximum([info.whole.get(name, np.nan) for name in info.methods], floor)
+    if np.any(np.isfinite(whole)):
+        bar = ax.scatter(whole, places, marker="|", s=170, color=style.INK, linewidths=1.6, zorder=2)
+        handles.append(bar)
+    if logarithmic:
+        ax.set_xscale("log")
+        style.plain_decades(ax.xaxis, np.nanmax(shown) / np.nanmin(shown))
+        if np.any(info.values < floor):
+            ax.axvline(floor, color=style.FAINT, linewidth=0.8, linestyle=":")
+            ax.annotate("exact", (floor, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 2),
+                        textcoords="offset points", fontsize="small", color="#555555")  # fmt: skip
+    ax.set_yticks(places, [style.short(name, 24) for name in info.methods])
+    style.plain(ax.get_yticklabels())
+    ax.set_ylim(len(info.methods) - 0.5, -0.5)
+    ax.set_xlabel(glossary.metric(metric).axis_label)
+    style.tidy(ax)
+    _legend(ax, info, handles, named)
+    if title is not None:
+        ax.set_title(title, fontsize="medium", parse_math=False)
+    return ax
+
+
+def _floor(values: np.ndarray) -> float:
+    """Where exact blocks are put on a logarithmic axis: below every error that is more than rounding."""
+    real = values[values > 1e-6]
+    return float((real if real.size else values[values > 0]).min()) / 3
+
+
+def _legend(ax: Axes, info: Blocks, handles: list, named: bool) -> None:
+    labels = [style.legend_label(name) for name in info.layers]
+    if not named:  # too many to name: first, middle, last show which way the colours run
+        keep = [0, len(labels) // 2, len(labels) - 1]
+        rest = handles[len(labels) :]
+        handles, labels = [handles[k] for k in keep] + rest, [labels[k] for k in keep]
+    if len(handles) > len(labels):
+        labels.append("whole matrix")
+    legend = ax.legend(handles, labels, fontsize="small", frameon=False, loc="upper left",
+                       bbox_to_anchor=(1.0, 1.02), handletextpad=0.3)  # fmt: skip
+    style.plain(legend.get_texts())

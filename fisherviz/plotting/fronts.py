@@ -1,0 +1,187 @@
+"""Quality against cost: every method is a point, those that no other beats in both form the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from fisherviz import glossary
+from fisherviz.plotting import style
+from fisherviz.results import Comparison
+
+EXACT = 1e-6  # an error below this is rounding: drawn at the foot of a logarithmic axis and called exact
+
+
+@dataclass(frozen=True)
+class Front:
+    """Methods with their cost and error, cheapest first, and which of them lie on the front."""
+
+    metric: str
+    cost: str
+    methods: tuple[str, ...]
+    costs: np.ndarray
+    errors: np.ndarray
+    on_front: np.ndarray
+
+
+def pareto_info(
+    source: Comparison,
+    metric: str = "relative_frobenius",
+    cost: str = "passes",
+    methods: Sequence[str] | None = None,
+) -> Front:
+    """Gather what `pareto` draws; see there for the arguments.
+
+    Returns:
+        The points, cheapest first. A cosine or share c, best at 1, becomes the error |1 − c|.
+
+    Raises:
+        ValueError: the comparison has no method with both numbers.
+    """
+    errors, costs = source.whole(metric), source.whole(cost)
+    if glossary.metric(metric).best == "one":
+        errors = {name: abs(1.0 - value) for name, value in errors.items()}
+    names = [
+        name
+        for name in (source.methods if methods is None else methods)
+        if name in errors and name in costs and np.isfinite(errors[name]) and costs[name] > 0
+    ]
+    if not names:
+        raise ValueError(f"no method of this comparison has both {metric!r} and a positive {cost!r}.")
+    names.sort(key=lambda name: (costs[name], errors[name]))
+    cost_values = np.asarray([costs[name] for name in names], dtype=float)
+    error_values = np.asarray([errors[name] for name in names], dtype=float)
+    rounded = np.where(error_values < EXACT, 0.0, error_values)
+    best = np.concatenate([[np.inf], np.minimum.accumulate(rounded)[:-1]])
+    return Front(metric, cost, tuple(names), cost_values, error_values, rounded < best)
+
+
+def pareto(
+    source: Comparison,
+    metric: str = "relative_frobenius",
+    cost: str = "passes",
+    *,
+    methods: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Draw error against cost, both logarithmic, with the Pareto front and a label at every point.
+
+    Args:
+        source: the comparison.
+        metric: the error; of a metric that is best at 1, |1 − value| is drawn.
+        cost: "passes" (multiples of one forward and backward pass), "seconds" or "bytes".
+        methods: which of them; all if None.
+        ax: axes to draw on; a new figure without them.
+        title: above the axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: the comparison has no method with both numbers.
+    """
+    info = pareto_info(source, metric, cost, methods)
+    ax = ax or style.new_axes(6.4, 4.2)
+    real = info.errors[info.errors >= EXACT]
+    floor = float(real.min()) / 4 if real.size else EXACT
+    heights = np.where(info.errors < EXACT, floor, info.errors)
+    _draw_front(ax, info, heights)
+    looks = style.method_styles(info.methods)
+    for name, x, y in zip(info.methods, info.costs, heights, strict=True):
+        look = looks[name]
+        ax.scatter(x, y, marker=look.marker, color=look.color, s=52, edgecolors="white", zorder=4)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlim(info.costs.min() / 2.0, info.costs.max() * 2.6)
+    ax.set_ylim(floor / 1.6 if np.any(info.errors < EXACT) else floor * 4 / 1.6, heights.max() * 1.8)
+    if np.any(info.errors < EXACT):
+        ax.axhline(floor, color=style.FAINT, linewidth=0.8, linestyle=":", zorder=1)
+    entry = glossary.metric(metric)
+    ax.set_ylabel(f"|1 − {entry.label}|" if entry.best == "one" else entry.axis_label)
+    ax.set_xlabel(glossary.metric(cost).axis_label)
+    style.tidy(ax)
+    style.plain_decades(ax.xaxis, info.costs.max() / info.costs.min())
+    style.plain_decades(ax.yaxis, heights.max() / heights.min())
+    texts = [
+        f"{style.short(name, 24)}{' (exact)' if error < EXACT else ''}"
+        for name, error in zip(info.methods, info.errors, strict=True)
+    ]
+    _label_points(ax, info.costs, heights, texts, info.on_front)
+    if title is not None:
+        ax.set_title(title, fontsize="medium", parse_math=False)
+    return ax
+
+
+def _draw_front(ax: Axes, info: Front, heights: np.ndarray) -> None:
+    xs, ys = info.costs[info.on_front], heights[info.on_front]
+    right, top = info.costs.max() * 100, heights.max() * 100
+    stairs_x, stairs_y = [xs[0], *np.repeat(xs[1:], 2), right], [*np.repeat(ys, 2)]
+    ax.plot(stairs_x, stairs_y[: len(stairs_x)], color=style.INK, linewidth=1.0, zorder=2, label="front")
+    ax.fill_between([*stairs_x], stairs_y[: len(stairs_x)], top, color="#eef3f8", zorder=0, linewidth=0)
+    ax.scatter(xs, ys, s=150, facecolors="none", edgecolors=style.INK, linewidths=0.9, zorder=3)
+
+
+def _label_points(
+    ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str], bold: np.ndarray
+) -> list[Any]:
+    """Put one label beside each point, in the first place where it covers neither point nor label."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # constrained layout moves the axes; labels are placed where they end up
+    scale = figure.dpi / 72
+    points = ax.transData.transform(np.column_stack([xs, ys]))
+    frame = ax.get_window_extent()
+    taken: list[tuple[float, float, float, float]] = [
+        (x - 7 * scale, y - 7 * scale, x + 7 * scale, y + 7 * scale) for x, y in points
+    ]
+    labels = []
+    for index in np.argsort(-points[:, 1], kind="stable"):
+        label = ax.annotate(
+            texts[index], (xs[index], ys[index]), xytext=(0, 0), textcoords="offset points", fontsize=8.5,
+            fontweight="bold" if bold[index] else "normal", color=style.INK, zorder=5, ha="left", va="center",
+            parse_math=False, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+        )  # fmt: skip
+        extent = label.get_window_extent()
+        width, height = extent.width, extent.height
+        x, y = points[index]
+        best, least = None, np.inf
+        for dx, dy in _places(width, height, scale):
+            box = (x + dx, y + dy - height / 2, x + dx + width, y + dy + height / 2)
+            overlap = sum(_overlap(box, other) for k, other in enumerate(taken) if k != index)
+            outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
+            cost = overlap + (1e9 if outside else 0.0)
+            if cost < least:
+                best, least = (dx, dy, box), cost
+            if cost == 0:
+                break
+        assert best is not None
+        dx, dy, box = best
+        label.set_position((dx / scale, dy / scale))
+        taken.append(box)
+        labels.append(label)
+        if abs(dy) > 2.0 * height:
+            end = (dx / scale if dx > 0 else (dx + width) / scale, dy / scale)
+            ax.annotate("", (xs[index], ys[index]), xytext=end, textcoords="offset points", zorder=3,
+                        arrowprops={"arrowstyle": "-", "color": style.FAINT, "linewidth": 0.6})  # fmt: skip
+    return labels
+
+
+def _places(width: float, height: float, scale: float) -> list[tuple[float, float]]:
+    """Offsets of a label's left end and middle from its point, the preferred ones first."""
+    gap = 9 * scale
+    places = [(gap, 0.0), (-gap - width, 0.0)]
+    for ring in (1.1, 1.7, 2.4, 3.2, 4.0, 5.0):
+        for dy in (ring * height, -ring * height):
+            places += [(gap * 0.6, dy), (-width / 2, dy), (-gap * 0.6 - width, dy)]
+    return places
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0.0, width) * max(0.0, height)

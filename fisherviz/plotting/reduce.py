@@ -1,0 +1,198 @@
+"""From a matrix of any size to a few hundred cells per side: each cell is the largest |entry| that it covers.
+
+Dense matrices are reduced at once, objects that know only blocks one block at a time, so that no picture ever
+needs the P × P array. Boundaries of layers and units are returned in cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LIMIT = 600
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A matrix ready to be drawn.
+
+    Args:
+        values: (n, m) float32; |entries|, or with signs the entry of largest magnitude in each cell.
+        edges: boundaries of the layers in cells, from 0 to n.
+        unit_edges: boundaries of the units in cells; empty if unknown.
+        labels: names of the layers, one per interval of `edges`; empty if unknown.
+        factor: matrix entries per cell and side.
+        signed: whether `values` has signs.
+    """
+
+    values: np.ndarray
+    edges: np.ndarray
+    unit_edges: np.ndarray
+    labels: tuple[str, ...]
+    factor: int
+    signed: bool = False
+
+
+def reduce_matrix(matrix: np.ndarray, factor: int, signed: bool = False) -> np.ndarray:
+    """Cells of `factor` × `factor` entries, each holding the entry of largest magnitude.
+
+    Args:
+        matrix: (rows, cols).
+        factor: entries per cell and side; the last cell may cover fewer.
+        signed: keep the sign of that entry instead of its magnitude.
+
+    Returns:
+        (ceil(rows / factor), ceil(cols / factor)) float32.
+    """
+    rows = np.arange(0, matrix.shape[0], factor)
+    cols = np.arange(0, matrix.shape[1], factor)
+
+    def by(operation: np.ufunc, values: np.ndarray) -> np.ndarray:
+        return operation.reduceat(operation.reduceat(values, rows, axis=0), cols, axis=1)
+
+    if not signed:
+        return by(np.maximum, np.abs(matrix)).astype(np.float32)
+    high, low = by(np.maximum, matrix), by(np.minimum, matrix)
+    return np.where(high >= -low, high, low).astype(np.float32)
+
+
+def cells_of_matrix(
+    matrix: Any,
+    *,
+    edges: Sequence[float] | None = None,
+    unit_edges: Sequence[float] | None = None,
+    labels: Sequence[str] | None = None,
+    signed: bool = False,
+    limit: int = LIMIT,
+) -> Cells:
+    """Reduce a matrix that is held in memory.
+
+    Args:
+        matrix: (rows, cols) array or tensor.
+        edges: boundaries of its layers in entries, from 0 to the side.
+        unit_edges: boundaries of its units in entries.
+        labels: names of its layers, one fewer than `edges`.
+        signed: keep signs.
+        limit: most cells per side.
+
+    Returns:
+        The `Cells`.
+
+    Raises:
+        ValueError: not a matrix, or edges and labels that do not fit it.
+    """
+    array = to_array(matrix)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"a heatmap needs a matrix, this array has the shape {array.shape}.")
+    side = max(array.shape)
+    bounds = np.asarray([0, side] if edges is None else edges, dtype=float)
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != side or np.any(np.diff(bounds) < 0):
+        raise ValueError(f"edges must rise from 0 to the matrix's side {side}; they are {bounds.tolist()}.")
+    names = tuple(labels or ())
+    if names and len(names) != len(bounds) - 1:
+        raise ValueError(f"{len(names)} layer names do not fit {len(bounds) - 1} intervals of edges.")
+    factor = -(-side // limit)
+    units = np.asarray([] if unit_edges is None else unit_edges, dtype=float)
+    values = reduce_matrix(array, factor, signed)
+    return Cells(values, bounds / factor, units / factor, names, factor, signed)
+
+
+def cells_of_operator(
+    operator: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    order: str | None = None,
+    signed: bool = False,
+    limit: int = LIMIT,
+) -> Cells:
+    """Reduce a Fisher or an approximation block by block, through its `layers` and `block(row, col)`.
+
+    Args:
+        operator: has `layers` (LayerInfo) and `block(row, col)` in torch order.
+        layers: names of the layers to show; all of them if None.
+        order: "torch", "unit" or "input"; None takes the order of the operator's own paper.
+        signed: keep signs.
+        limit: most cells per side.
+
+    Returns:
+        The `Cells`.
+
+    Raises:
+        ValueError: an unknown layer or order.
+    """
+    infos = list(operator.layers)
+    if layers is not None:
+        known = {info.name: info for info in infos}
+        unknown = [name for name in layers if name not in known]
+        if unknown:
+            raise ValueError(f"no layer {unknown[0]!r} here; the layers are {list(known)}.")
+        infos = [known[name] for name in layers]
+    order = order or getattr(operator, "plot_order", None) or "unit"
+    if order not in ("torch", "unit", "input"):
+        raise ValueError(f'order must be one of "torch", "unit", "input", not {order!r}.')
+    sizes = [info.num_parameters for info in infos]
+    edges = np.concatenate([[0], np.cumsum(sizes)])
+    side = int(edges[-1])
+    factor = -(-side // limit)
+    values = np.zeros((-(-side // factor), -(-side // factor)), np.float32)
+    orders = [layer_order(info, order) for info in infos]
+    for i, row in enumerate(infos):
+        for j, col in enumerate(infos):
+            block = to_array(operator.block(row.name, col.name))[np.ix_(orders[i], orders[j])]
+            _paste(values, block, int(edges[i]), int(edges[j]), factor, signed)
+    units = unit_boundaries(infos, edges, order)
+    labels = tuple(info.name for info in infos)
+    return Cells(values, edges / factor, units / factor, labels, factor, signed)
+
+
+def _paste(values: np.ndarray, block: np.ndarray, top: int, left: int, factor: int, signed: bool) -> None:
+    """Reduce one block into the cells it touches; cells at its rim are shared with its neighbours."""
+    rim = ((top % factor, 0), (left % factor, 0))
+    part = reduce_matrix(np.pad(block, rim), factor, signed)
+    i, j = top // factor, left // factor
+    seen = values[i : i + part.shape[0], j : j + part.shape[1]]
+    seen[...] = np.where(np.abs(part) > np.abs(seen), part, seen)
+
+
+def layer_order(info: Any, order: str) -> np.ndarray:
+    """Positions in torch order (weight row by row, then bias) of a layer's entries in another order.
+
+    Args:
+        info: the layer's LayerInfo.
+        order: "torch", "unit" (output unit by output unit, bias last) or "input" (input by input).
+
+    Returns:
+        (num_parameters,) integers.
+    """
+    size, units = info.num_parameters, info.out_features
+    if order == "torch" or info.path != "structured" or size != units * (info.in_features + int(info.bias)):
+        return np.arange(size)
+    weight = np.arange(units * info.in_features).reshape(units, info.in_features)
+    matrix = np.hstack([weight, np.arange(units * info.in_features, size).reshape(units, -1)])
+    return (matrix if order == "unit" else matrix.T).reshape(-1)
+
+
+def unit_boundaries(infos: Sequence[Any], edges: np.ndarray, order: str) -> np.ndarray:
+    """Boundaries inside the layers: of output units in unit order, of inputs in input order."""
+    bounds: list[float] = []
+    for info, start in zip(infos, edges, strict=False):
+        if order == "torch" or info.path != "structured":
+            continue
+        fan_in = info.in_features + int(info.bias)
+        width, count = (fan_in, info.out_features) if order == "unit" else (info.out_features, fan_in)
+        bounds.extend(start + width * k for k in range(1, count))
+    return np.asarray(bounds, dtype=float)
+
+
+def to_array(matrix: Any) -> np.ndarray:
+    """A tensor, operator block or array-like as a float numpy array on the CPU."""
+    if hasattr(matrix, "to_dense") and not hasattr(matrix, "detach"):
+        matrix = matrix.to_dense()
+    if hasattr(matrix, "detach"):
+        matrix = matrix.detach().cpu()
+        matrix = matrix.to_dense() if matrix.is_sparse else matrix
+        matrix = (matrix.float() if matrix.element_size() < 4 else matrix).numpy()
+    return np.asarray(matrix, dtype=np.result_type(matrix, np.float32))
