@@ -128,8 +128,8 @@ class FactoredTikhonov:
         if isinstance(operator, DirectSum):
             return operator.damped(self)
         raise TypeError(
-            f"FactoredTikhonov damps the two factors of a Kronecker product, and {type(operator).__name__} has none; "
-            f"use Tikhonov({self.gamma**2:.3g}), which is γ² times the identity."
+            f"FactoredTikhonov damps the two factors of a Kronecker product, and {type(operator).__name__} "
+            f"has none; use Tikhonov({self.gamma**2:.3g}), which is γ² times the identity."
         )
 
 

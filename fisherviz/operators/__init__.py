@@ -1,7 +1,7 @@
 """A small algebra of structured operators on flat layer vectors in unit order.
 
-One short file per family; `inner` and the damping rules dispatch on the classes, so that a third party's class
-can join without changes here. Nothing in this package knows of networks or data.
+One short file per family; `inner` and the damping rules dispatch on the classes, so that a third party's
+class can join without changes here. Nothing in this package knows of networks or data.
 """
 
 from fisherviz.operators.base import Operator

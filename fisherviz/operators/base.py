@@ -1,7 +1,7 @@
 """The abstract operator: a real matrix on flat layer vectors in unit order (W̄ of (d_out, d_a), row-major).
 
-Subclasses are final and supply `_matmul`, `to_dense`, `diagonal`, `T`, `scale` and, where they are square and
-symmetric, `shifted`, `inverse` and `_solve`; shape checks and vectors against matrices are settled here, once.
+Subclasses are final and supply the abstract methods below; checks of shapes and dtypes, and vectors against
+matrices of columns, are settled here, once.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ class Operator(ABC):
             )
         if v.ndim not in (1, 2) or v.shape[0] != length:
             raise ValueError(
-                f"a {self.shape[0]} x {self.shape[1]} {type(self).__name__} takes ({length},) or ({length}, k), "
-                f"not {tuple(v.shape)}."
+                f"a {self.shape[0]} x {self.shape[1]} {type(self).__name__} takes ({length},) or "
+                f"({length}, k), not {tuple(v.shape)}."
             )
         if v.dtype != self.dtype:
             raise TypeError(f"the operator is {self.dtype} and the vector {v.dtype}; cast one with .to().")
@@ -196,4 +196,5 @@ class Operator(ABC):
 
     def __repr__(self) -> str:
         """One line: structure, size, precision."""
-        return f"{type(self).__name__}({self.shape[0]} x {self.shape[1]}, {str(self.dtype).removeprefix('torch.')})"
+        rows, cols = self.shape
+        return f"{type(self).__name__}({rows} x {cols}, {str(self.dtype).removeprefix('torch.')})"

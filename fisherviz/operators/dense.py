@@ -163,7 +163,7 @@ class UnitBlocks(Operator):
 
 
 def spectral_norm_of(matrix: Tensor) -> float:
-    """Largest singular value of a matrix or of a batch of them; by eigenvalues, which cost less, if symmetric.
+    """Largest singular value of a matrix or of a batch; by eigenvalues, which cost less, if symmetric.
 
     Args:
         matrix: (..., n, m).

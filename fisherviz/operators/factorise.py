@@ -36,10 +36,10 @@ class SingularMatrixError(RuntimeError):
 
 
 def rounding_floor(largest: float, dtype: torch.dtype) -> float:
-    """Eigenvalues at or below this are rounding noise of a matrix whose largest entry or eigenvalue is `largest`.
+    """Eigenvalues at or below this are rounding noise of a matrix whose scale is `largest`.
 
     Args:
-        largest: the scale of the matrix.
+        largest: its largest diagonal entry or eigenvalue.
         dtype: the precision that the matrix came in.
 
     Returns:
@@ -80,7 +80,7 @@ def is_symmetric(matrix: Tensor) -> bool:
     return bool((matrix - matrix.mT).abs().max() <= slack)
 
 
-def cholesky(matrix: Tensor, what: str) -> Tensor:
+def cholesky(matrix: Tensor, what: str, precision: torch.dtype | None = None) -> Tensor:
     """Lower Cholesky factor of one symmetric positive definite matrix or of a batch of them.
 
     A float32 matrix that breaks down is tried again in float64 before it is called singular.
@@ -88,9 +88,11 @@ def cholesky(matrix: Tensor, what: str) -> Tensor:
     Args:
         matrix: (..., n, n).
         what: the matrix in words, for the error.
+        precision: dtype of the work and of the result; None: the matrix's own. What counts as singular always
+            follows from the matrix's own, which is what its entries are good to.
 
     Returns:
-        L of the same shape and dtype, L Lᵀ = matrix.
+        L of the same shape, L Lᵀ = matrix.
 
     Raises:
         SingularMatrixError: when the smallest eigenvalue is not above the rounding of the matrix.
@@ -98,12 +100,13 @@ def cholesky(matrix: Tensor, what: str) -> Tensor:
     """
     _require_symmetric(matrix, what)
     if matrix.numel() == 0:
-        return matrix
+        return matrix.to(precision)
     floor = rounding_floor(1.0, matrix.dtype) * matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
-    for precision in dict.fromkeys((matrix.dtype, torch.float64)):
-        factor, info = torch.linalg.cholesky_ex(matrix.to(precision))
+    precision = matrix.dtype if precision is None else precision
+    for attempt in dict.fromkeys((precision, torch.float64)):
+        factor, info = torch.linalg.cholesky_ex(matrix.to(attempt))
         if not bool(info.any()) and bool((_smallest_eigenvalue(factor) > floor).all()):
-            return factor.to(matrix.dtype)
+            return factor.to(precision)
     raise _singular(matrix, what)
 
 
@@ -153,8 +156,8 @@ def require_dense(rows: int, cols: int, what: str) -> None:
     """
     if rows * cols > DENSE_LIMIT:
         raise MemoryError(
-            f"{what} needs a dense {rows} x {cols} array ({rows * cols * 8 / 2**30:.1f} GiB in float64), more than "
-            f"{DENSE_LIMIT:.0e} entries; take one layer at a time or a structured approximation."
+            f"{what} needs a dense {rows} x {cols} array ({rows * cols * 8 / 2**30:.1f} GiB in float64), "
+            f"more than {DENSE_LIMIT:.0e} entries; take one layer at a time or a structured approximation."
         )
 
 

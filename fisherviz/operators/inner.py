@@ -1,7 +1,7 @@
 """The Frobenius inner product ⟨X, Y⟩ = Σ X_ij Y_ij of two operators, from their structures.
 
-One rule per pair of classes, registered in either order with `rule`; a third party's class joins by registering
-its own. Pairs without a rule are multiplied densely if they are small and refused if they are not.
+One rule per pair of classes, registered in either order with `rule`; a third party's class joins by
+registering its own. Pairs without a rule are multiplied densely if they are small, and refused otherwise.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def rule(left: type[Operator], right: type[Operator]) -> Callable[[Rule], Rule]:
 
 
 def inner(x: Operator, y: Operator) -> float:
-    """Frobenius inner product of two operators of one shape, without a dense array where the structures allow.
+    """Frobenius inner product of two operators, without a dense array where their structures allow.
 
     Args:
         x: an operator.

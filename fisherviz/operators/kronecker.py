@@ -1,7 +1,7 @@
 """One Kronecker product, plain and in its eigenbasis.
 
-`Kronecker(A, G)` maps V (d_g', d_a') to G V Aᵀ; as a matrix in unit order it is kron(G, A), which the KFAC paper
-writes A ⊗ G in its input order. `KroneckerEigen` is Q diag(S) Qᵀ, Q = Q_G ⊗ Q_A: EKFAC, or a product plus λI.
+`Kronecker(A, G)` maps V (d_g', d_a') to G V Aᵀ; as a matrix in unit order it is kron(G, A), which the KFAC
+paper writes A ⊗ G in its input order. `KroneckerEigen` is Q diag(S) Qᵀ, Q = Q_G ⊗ Q_A: EKFAC, or A ⊗ G + λI.
 """
 
 from __future__ import annotations

@@ -35,11 +35,11 @@ def extreme_eigenvalues(
         matvec: maps (size, b) to (size, b), symmetric.
         size: rows of the matrix.
         k: how many.
-        which: "largest" and "smallest" are algebraic; "magnitude" takes the largest |eigenvalues|, with their sign.
+        which: "largest" and "smallest" are algebraic; "magnitude" goes by |eigenvalue| and keeps the sign.
         dtype: precision of the vectors.
         device: where the vectors live.
-        tol: residual norm, relative to the largest |eigenvalue|, at which a value counts as found (it bounds the
-            value's error); None: 1e-8 in float64, 1e-5 in float32.
+        tol: residual norm, relative to the largest |eigenvalue|, at which a value counts as found (it bounds
+            the value's error); None: 1e-8 in float64, 1e-5 in float32.
         maxiter: products with blocks before giving up.
 
     Returns:
@@ -109,7 +109,7 @@ def spectral_norm(
     tol: float | None = None,
     maxiter: int = 1000,
 ) -> float:
-    """Largest singular value of a matrix M that is known by its products, from Lanczos on the smaller of MᵀM and MMᵀ.
+    """Largest singular value of a matrix M known by its products, from Lanczos on MᵀM or MMᵀ.
 
     Args:
         matvec: maps (cols, b) to (rows, b).
@@ -176,8 +176,8 @@ def cg(
         curvature = (p * Mp).sum(0)
         if bool((curvature[active] <= 0).any()):
             raise RuntimeError(
-                f"conjugate gradients met curvature {float(curvature[active].min()):.3g} in step {step + 1}: the "
-                f"{len(b)} x {len(b)} matrix is not positive definite; add damping."
+                f"conjugate gradients met curvature {float(curvature[active].min()):.3g} in step {step + 1}: "
+                f"the {len(b)} x {len(b)} matrix is not positive definite; add damping."
             )
         # Finished columns stand still: their step is 0, never 0/0.
         alpha = torch.where(active, rz / curvature.where(active, torch.ones_like(rz)), torch.zeros_like(rz))
@@ -189,8 +189,8 @@ def cg(
         p, rz = z + beta * p, rz_next
     worst = float((r.norm(dim=0) / columns.norm(dim=0).clamp_min(torch.finfo(b.dtype).tiny)).max())
     raise RuntimeError(
-        f"conjugate gradients did not converge: relative residual {worst:.1e} after {maxiter} products with a "
-        f"{len(b)} x {len(b)} matrix, above {tol:.1e}; raise the damping, maxiter or tol."
+        f"conjugate gradients did not converge: relative residual {worst:.1e} after {maxiter} products with "
+        f"a {len(b)} x {len(b)} matrix, above {tol:.1e}; raise the damping, maxiter or tol."
     )
 
 
@@ -216,7 +216,7 @@ def _normal(size: int, columns: int, like: Tensor, generator: torch.Generator) -
 
 
 def _orthonormal(W: Tensor, basis: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Orthonormal Q with W ≈ Q R and basisᵀ Q = 0; directions that W lacks are drawn afresh, with zero rows in R."""
+    """Orthonormal Q with W ≈ Q R and basisᵀ Q = 0; where W lacks rank, Q is drawn and R's row is 0."""
     size, width = W.shape
     W = W - basis @ (basis.mT @ W)
     R = W.new_zeros(width, width)

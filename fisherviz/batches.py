@@ -1,0 +1,157 @@
+"""The user's data as a re-iterable of batches: one-shot iterators refused, every pass checked to show the same examples.
+
+Relied on by the Probe and the Fisher, which make several passes over the same data (DESIGN section 4, "Data").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
+
+Inputs = Any
+"""A tensor, or a tuple, list or dictionary of tensors: what the model is called with."""
+
+
+class Batches:
+    """Data given as a tensor, a tuple (inputs, targets) or a re-iterable of batches.
+
+    Args:
+        data: inputs (a tensor or dictionary), a tuple (inputs, targets), or a list or DataLoader of such batches.
+        targets: targets of all examples, when `data` is inputs alone.
+
+    Raises:
+        TypeError: the data is a one-shot iterator, a Dataset, or nothing that can be iterated.
+    """
+
+    def __init__(self, data: Any, targets: Tensor | None = None) -> None:
+        if isinstance(data, Iterator):
+            raise TypeError(
+                f"the data is a one-shot iterator ({type(data).__name__}), and several passes see the same examples; "
+                "pass a list of batches or a DataLoader."
+            )
+        if isinstance(data, Dataset):
+            raise TypeError(
+                f"the data is a Dataset ({type(data).__name__}) of single examples; "
+                "wrap it: DataLoader(dataset, batch_size=256)."
+            )
+        whole = isinstance(data, Tensor | tuple | Mapping)
+        if targets is not None and not (whole and not _is_pair(data)):
+            raise TypeError(
+                "targets= goes with a tensor of inputs; batches carry their own targets as tuples (inputs, targets)."
+            )
+        if not whole and not isinstance(data, Iterable):
+            raise TypeError(f"data must be a tensor, a tuple (inputs, targets) or batches, got {type(data).__name__}.")
+        if isinstance(data, Sequence) and len(data) == 0:
+            raise ValueError("the data set is empty; pass at least one example.")
+        self._source: Iterable[Any] = [(data, targets) if targets is not None else data] if whole else data
+        self._seen: list[tuple[float, ...]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor | None]]:
+        """Yield (inputs, targets) batches; RuntimeError if they differ from the first pass's."""
+        seen: list[tuple[float, ...]] = []
+        for batch in self._source:
+            inputs, targets = split_batch(batch)
+            mark = _mark(inputs, targets)
+            if self._seen is not None and (len(seen) >= len(self._seen) or self._seen[len(seen)] != mark):
+                self._complain()
+            seen.append(mark)
+            yield inputs, targets
+        if not seen:
+            raise ValueError("the data set is empty; pass at least one example.")
+        if self._seen is not None and len(seen) != len(self._seen):
+            self._complain()
+        self._seen = seen
+
+    @property
+    def certainly_without_targets(self) -> bool:
+        """Whether it is known without iterating that no batch has targets."""
+        if isinstance(self._source, list) and self._source:
+            return all(split_batch(batch)[1] is None for batch in self._source)
+        return False
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of the examples of the first pass, "" before it."""
+        import hashlib
+
+        return hashlib.sha256(repr(self._seen).encode()).hexdigest()[:16] if self._seen else ""
+
+    @staticmethod
+    def _complain() -> None:
+        raise RuntimeError(
+            "a pass over the data saw other examples than the first one (shuffling, augmentation, or changed tensors); "
+            "pass a DataLoader with shuffle=False and without random transforms, or a fixed list of batches."
+        )
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, tuple | list) and len(batch) == 2
+
+
+def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
+    """A batch's inputs and targets; a pair is (inputs, targets), anything else inputs alone."""
+    if _is_pair(batch):
+        inputs, targets = batch
+        if targets is not None and not isinstance(targets, Tensor):
+            targets = torch.as_tensor(targets)
+    elif isinstance(batch, tuple | list) and len(batch) == 1:
+        inputs, targets = batch[0], None
+    else:
+        inputs, targets = batch, None
+    n = count_examples(inputs)
+    if targets is not None and len(targets) != n:
+        raise ValueError(f"a batch has {n} inputs but {len(targets)} targets; their first dimensions must agree.")
+    return inputs, targets
+
+
+def count_examples(inputs: Inputs) -> int:
+    """Number of examples in a batch's inputs: the first dimension of its first tensor."""
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if not leaves:
+        raise TypeError(f"a batch's inputs must be tensors, got {type(inputs).__name__}.")
+    if leaves[0].dim() == 0:
+        raise ValueError("a batch's inputs need a first dimension that counts examples, got a scalar.")
+    if len(leaves[0]) == 0:
+        raise ValueError("a batch is empty; pass at least one example in each batch.")
+    return len(leaves[0])
+
+
+def select(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """Examples start..stop of a batch's inputs."""
+    n = count_examples(inputs)
+
+    def cut(leaf: Any) -> Any:
+        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf
+
+    return pytree.tree_map(cut, inputs)
+
+
+def move(inputs: Inputs, device: torch.device) -> Inputs:
+    """A batch's inputs on a device, as ordinary tensors also when made under inference mode."""
+
+    def put(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.to(device)
+        return leaf.clone() if leaf.is_inference() else leaf.detach()
+
+    return pytree.tree_map(put, inputs)
+
+
+def _mark(inputs: Inputs, targets: Tensor | None) -> tuple[float, ...]:
+    """Numbers that change when examples change or trade places: sizes, sums and position-weighted sums."""
+    marks: list[float] = []
+    for leaf in [*pytree.tree_leaves(inputs), targets]:
+        if not isinstance(leaf, Tensor) or not leaf.numel():
+            continue
+        rows = leaf.detach().reshape(len(leaf), -1) if leaf.dim() else leaf.detach().reshape(1, 1)
+        sums = rows.sum(1, dtype=torch.float64 if rows.device.type != "mps" else torch.float32)
+        weights = torch.arange(1, len(sums) + 1, device=sums.device, dtype=sums.dtype)
+        # not finite data is named by the probe; here it must compare equal to itself
+        marks += [float(len(rows)), *torch.nan_to_num(torch.stack([sums.sum(), sums @ weights.sqrt()])).tolist()]
+    return tuple(marks)

@@ -1,0 +1,144 @@
+"""What one batch shows at one layer: inputs a with the homogeneous coordinate, pseudo-gradients g at its output.
+
+The per-example gradient of vector k is ∇_nk = Σ_t g_nkt a_ntᵀ (DESIGN section 2); statistics read nothing else.
+Shapes: a (N, T, da), g (K, N, T, dg); grouped convolutions a (N, T, groups, da), g (K, N, T, groups, dg).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """Inputs and pseudo-gradients of a structured layer for one batch.
+
+    Attributes:
+        a: inputs with the 1 appended, (N, T, da) or (N, T, groups, da).
+        g: pseudo-gradients of K backpropagated vectors, (K, N, T, dg) or (K, N, T, groups, dg).
+    """
+
+    a: Tensor
+    g: Tensor
+
+    @property
+    def examples(self) -> int:
+        """Number N of examples."""
+        return self.a.shape[0]
+
+    @property
+    def vectors(self) -> int:
+        """Number K of backpropagated vectors per example."""
+        return self.g.shape[0]
+
+    @property
+    def positions(self) -> int:
+        """Number T of weight-sharing positions."""
+        return self.a.shape[1]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the layer is a grouped convolution."""
+        return self.a.dim() == 4
+
+    @property
+    def factored(self) -> bool:
+        """Whether every per-example gradient is a single outer product g aᵀ."""
+        return self.positions == 1 and not self.grouped
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        groups = self.a.shape[2] if self.grouped else 1
+        return groups * self.g.shape[-1] * self.a.shape[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by a and g."""
+        return self.a.numel() * self.a.element_size() + self.g.numel() * self.g.element_size()
+
+    @property
+    def gradients(self) -> Tensor:
+        """Per-example gradients in unit order, (K, N, P)."""
+        k, n = self.g.shape[:2]
+        if self.factored:
+            return (self.g[:, :, 0, :, None] * self.a[:, 0, None, :]).reshape(k, n, -1)
+        if self.grouped:
+            return torch.einsum("kntho,nthi->knhoi", self.g, self.a).reshape(k, n, -1)
+        # one (K dg x T)(T x da) product per example
+        stacked = self.g.permute(1, 0, 3, 2).reshape(n, -1, self.positions)
+        return torch.bmm(stacked, self.a).reshape(n, k, -1).transpose(0, 1)
+
+    def select(self, start: int, stop: int) -> Capture:
+        """Examples start..stop."""
+        return Capture(self.a[start:stop], self.g[:, start:stop])
+
+
+@dataclass(frozen=True, eq=False)
+class GenericCapture:
+    """Per-example gradients of a layer without structure, (K, N, P)."""
+
+    gradients: Tensor
+
+    @property
+    def examples(self) -> int:
+        """Number N of examples."""
+        return self.gradients.shape[1]
+
+    @property
+    def vectors(self) -> int:
+        """Number K of backpropagated vectors per example."""
+        return self.gradients.shape[0]
+
+    @property
+    def factored(self) -> bool:
+        """Whether every per-example gradient is a single outer product: never."""
+        return False
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return self.gradients.shape[2]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the gradients."""
+        return self.gradients.numel() * self.gradients.element_size()
+
+    def select(self, start: int, stop: int) -> GenericCapture:
+        """Examples start..stop."""
+        return GenericCapture(self.gradients[:, start:stop])
+
+
+AnyCapture = Capture | GenericCapture
+
+
+def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
+    """One capture of all examples of several captures of the same layer."""
+    if len(captures) == 1:
+        return captures[0]
+    structured = [c for c in captures if isinstance(c, Capture)]
+    if len(structured) == len(captures):
+        return Capture(torch.cat([c.a for c in structured]), torch.cat([c.g for c in structured], 1))
+    return GenericCapture(torch.cat([c.gradients for c in captures], 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Captures of one batch by layer name, with its number of examples.
+
+    `first` is the position of the batch's first example in the data.
+    """
+
+    captures: dict[str, AnyCapture]
+    examples: int
+    first: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by all captures."""
+        return sum(c.bytes for c in self.captures.values())

@@ -1,0 +1,382 @@
+"""Predictive distributions r(y|z) of a network's output z: losses, samples, output Fishers and their factors.
+
+The loss of one example is -log r(y|z); the output Fisher is F_R(z) = E_y[score scoreᵀ] = S Sᵀ (DESIGN section 5).
+Everything above relies on `vectors`: the columns of S, ready to be backpropagated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Likelihood(ABC):
+    """A predictive distribution r(y|z) whose negative logarithm is the loss of one example.
+
+    Outputs z have shape (N, D), (N,) which means (N, 1), or (N, C, positions...) for `Categorical`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def nll(self, z: Tensor, y: Tensor) -> Tensor:
+        """Negative log-likelihood of each example, shape (N,), up to a constant that z does not enter."""
+
+    @abstractmethod
+    def score(self, z: Tensor, y: Tensor) -> Tensor:
+        """Derivative of the negative log-likelihood with respect to z, shape of z."""
+
+    @abstractmethod
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One label per example drawn from r(y|z)."""
+
+    @abstractmethod
+    def num_vectors(self, z: Tensor) -> int:
+        """Number K of columns of the factor S."""
+
+    @abstractmethod
+    def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Columns start..stop of the factor S with S Sᵀ = F_R(z), shape (stop - start, *z.shape)."""
+
+    @abstractmethod
+    def product(self, z: Tensor, t: Tensor) -> Tensor:
+        """Product F_R(z) t for each example, shape of z."""
+
+    @abstractmethod
+    def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
+        """Return the targets in the shape that `nll` takes; ValueError or TypeError if they cannot belong to z."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """How the likelihood prints, with its scale."""
+
+    def factor(self, z: Tensor) -> Tensor:
+        """Factor S of the output Fisher, shape (N, D, K), with S Sᵀ = F_R(z)."""
+        z = _at_least_matrix(z)
+        return self.vectors(z).flatten(2).permute(1, 2, 0)
+
+    def fisher(self, z: Tensor) -> Tensor:
+        """Output Fisher F_R(z) of each example, shape (N, D, D)."""
+        factor = self.factor(z)
+        return factor @ factor.transpose(1, 2)
+
+    def check_output(self, z: Tensor) -> None:
+        """Raise ValueError if z cannot parameterise this distribution."""
+        if z.dim() == 0:
+            raise ValueError(f"the model's output is a scalar; a {self.name} likelihood needs one row per example.")
+
+    def __repr__(self) -> str:
+        return self.describe()
+
+
+class Categorical(Likelihood):
+    """Softmax distribution over C classes: z (N, C), labels (N,); positions after the class dimension sum up.
+
+    The factor diag(√p) - p √pᵀ annihilates √p, so a Householder reflection that maps √p to the first axis
+    leaves C - 1 columns: one backpropagation fewer than classes.
+    """
+
+    name = "categorical"
+
+    def nll(self, z: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of each example, shape (N,), summed over positions."""
+        loss = nn.functional.cross_entropy(z, self.check_targets(z, y), reduction="none")
+        return loss.reshape(len(z), -1).sum(1)
+
+    def score(self, z: Tensor, y: Tensor) -> Tensor:
+        """Softmax minus one-hot label, shape of z."""
+        p = torch.softmax(z, 1)
+        return p.scatter_add(1, y.unsqueeze(1), -torch.ones_like(p[:, :1]))
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Class indices (N,) or (N, positions...) drawn from softmax(z)."""
+        p = torch.softmax(z.movedim(1, -1).float(), -1)
+        drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator)
+        return drawn.reshape(p.shape[:-1])
+
+    def num_vectors(self, z: Tensor) -> int:
+        """Positions times C - 1."""
+        return (z.shape[1] - 1) * math.prod(z.shape[2:])
+
+    def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Columns of S H without the zero one, S = diag(√p) - p √pᵀ and H the Householder reflection of √p."""
+        classes, positions = z.shape[1], math.prod(z.shape[2:])
+        stop = self.num_vectors(z) if stop is None else stop
+        p = torch.softmax(z, 1).reshape(len(z), classes, positions)
+        if positions == 1:
+            return _reflected_columns(p[..., 0], start, stop).reshape(-1, *z.shape)
+        out = z.new_zeros(stop - start, len(z), classes, positions)
+        for position in range(start // (classes - 1), -(-stop // (classes - 1))):
+            first = position * (classes - 1)
+            low, high = max(start, first), min(stop, first + classes - 1)
+            out[low - start : high - start, :, :, position] = _reflected_columns(
+                p[..., position], low - first, high - first
+            )
+        return out.reshape(-1, *z.shape)
+
+    def product(self, z: Tensor, t: Tensor) -> Tensor:
+        """p∘t - p (pᵀt) for each example and position."""
+        p = torch.softmax(z, 1)
+        return p * (t - (p * t).sum(1, keepdim=True))
+
+    def check_output(self, z: Tensor) -> None:
+        """Refuse outputs without a class dimension of at least two."""
+        super().check_output(z)
+        if z.dim() < 2 or z.shape[1] < 2:
+            raise ValueError(
+                f"a categorical likelihood needs outputs (N, C) with C >= 2 logits, got {tuple(z.shape)}; "
+                "use 'bernoulli' for one logit."
+            )
+
+    def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
+        """Integer labels (N,) or (N, positions...) in 0..C-1."""
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            raise TypeError(
+                f"categorical targets must be class indices of an integer type, got {y.dtype}; "
+                "convert them with targets.long() (class probabilities are not supported)."
+            )
+        expected = (z.shape[0], *z.shape[2:])
+        if tuple(y.shape) != expected:
+            raise ValueError(f"categorical targets must have shape {expected}, got {tuple(y.shape)}.")
+        y = y.to(device=z.device, dtype=torch.long)
+        if y.numel():
+            low, high = int(y.min()), int(y.max())
+            if low < 0 or high >= z.shape[1]:
+                raise ValueError(
+                    f"targets out of range: the model has {z.shape[1]} classes, 0..{z.shape[1] - 1}, "
+                    f"but the targets span {low}..{high}; drop or relabel the others."
+                )
+        return y
+
+    def describe(self) -> str:
+        """Name of the distribution."""
+        return "Categorical()"
+
+
+class Bernoulli(Likelihood):
+    """Independent Bernoulli outputs with logits z (N, D); targets in [0, 1] of the same shape."""
+
+    name = "bernoulli"
+
+    def nll(self, z: Tensor, y: Tensor) -> Tensor:
+        """Binary cross-entropy summed over the outputs, shape (N,)."""
+        y = self.check_targets(z, y)
+        loss = nn.functional.binary_cross_entropy_with_logits(z, y, reduction="none")
+        return loss.reshape(len(z), -1).sum(1)
+
+    def score(self, z: Tensor, y: Tensor) -> Tensor:
+        """Logistic of z minus y."""
+        return torch.sigmoid(z) - y
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Zeros and ones of the shape of z."""
+        return torch.bernoulli(torch.sigmoid(z), generator=generator)
+
+    def num_vectors(self, z: Tensor) -> int:
+        """One per output."""
+        return math.prod(z.shape[1:])
+
+    def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Columns of diag √(σ(z) σ(-z))."""
+        # σ(z) σ(-z) rather than σ (1 - σ): the latter is 0 in float32 from z = 17 on
+        return _diagonal_columns((torch.sigmoid(z) * torch.sigmoid(-z)).sqrt(), start, stop)
+
+    def product(self, z: Tensor, t: Tensor) -> Tensor:
+        """σ(z) σ(-z) t."""
+        return torch.sigmoid(z) * torch.sigmoid(-z) * t
+
+    def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
+        """Targets of the shape of z with values in [0, 1]."""
+        y = _same_shape(self.name, z, y)
+        if y.numel() and (float(y.min()) < 0 or float(y.max()) > 1):
+            raise ValueError(
+                f"targets out of range: bernoulli targets lie in [0, 1], but these span "
+                f"{float(y.min()):.4g}..{float(y.max()):.4g}; rescale them."
+            )
+        return y
+
+    def describe(self) -> str:
+        """Name of the distribution."""
+        return "Bernoulli()"
+
+
+class Gaussian(Likelihood):
+    """Gaussian around z (N, D) with a fixed variance; the loss is ‖y - z‖² / (2 variance)."""
+
+    name = "gaussian"
+
+    def __init__(self, variance: float = 1.0) -> None:
+        if not (math.isfinite(variance) and variance > 0):
+            raise ValueError(f"the variance of a Gaussian likelihood must be positive and finite, got {variance}.")
+        self._variance = float(variance)
+
+    def variance(self, z: Tensor) -> float:
+        """Variance of each output."""
+        return self._variance
+
+    def nll(self, z: Tensor, y: Tensor) -> Tensor:
+        """Half the squared error over the variance, shape (N,)."""
+        y = self.check_targets(z, y)
+        return (z - y).reshape(len(z), -1).square().sum(1) / (2 * self.variance(z))
+
+    def score(self, z: Tensor, y: Tensor) -> Tensor:
+        """(z - y) / variance."""
+        return (z - y) / self.variance(z)
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normal around z, shape of z."""
+        noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
+        return z + noise * self.variance(z) ** 0.5
+
+    def num_vectors(self, z: Tensor) -> int:
+        """One per output."""
+        return math.prod(z.shape[1:])
+
+    def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Columns of I / σ."""
+        return _diagonal_columns(torch.full_like(z, self.variance(z) ** -0.5), start, stop)
+
+    def product(self, z: Tensor, t: Tensor) -> Tensor:
+        """Vector t over the variance."""
+        return t / self.variance(z)
+
+    def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
+        """Targets of the shape of z."""
+        y = _same_shape(self.name, z, y)
+        if not bool(torch.isfinite(y.sum())):
+            raise ValueError("gaussian targets contain NaN or infinity; clean the data first.")
+        return y
+
+    def describe(self) -> str:
+        """Name of the distribution with its variance."""
+        return f"Gaussian(variance={self._variance:g})"
+
+
+class _MeanSquaredError(Gaussian):
+    """`nn.MSELoss(reduction="mean")`: averaging over D outputs is a Gaussian of variance D / 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def variance(self, z: Tensor) -> float:
+        """Half the number of outputs of one example."""
+        return math.prod(z.shape[1:]) / 2
+
+    def describe(self) -> str:
+        """Name of the distribution with its variance."""
+        return "Gaussian(variance=D/2)  # MSELoss averages over the D outputs"
+
+
+class _MeanBinaryCrossEntropy(Bernoulli):
+    """`nn.BCEWithLogitsLoss(reduction="mean")`: a negative log-likelihood for one output only."""
+
+    def check_output(self, z: Tensor) -> None:
+        """Refuse more than one output: the mean over outputs is no negative log-likelihood."""
+        super().check_output(z)
+        if math.prod(z.shape[1:]) > 1:
+            raise ValueError(
+                f"BCEWithLogitsLoss(reduction='mean') averages over the {math.prod(z.shape[1:])} outputs, and the mean "
+                "of log-likelihoods is the log-likelihood of no distribution; pass fv.Bernoulli() (the sum) instead."
+            )
+
+
+class _MeanCrossEntropy(Categorical):
+    """`nn.CrossEntropyLoss(reduction="mean")`: a negative log-likelihood where there are no further positions."""
+
+    def check_output(self, z: Tensor) -> None:
+        """Refuse positions after the class dimension: their mean is no negative log-likelihood."""
+        super().check_output(z)
+        if math.prod(z.shape[2:]) > 1:
+            raise ValueError(
+                f"CrossEntropyLoss(reduction='mean') averages over the {math.prod(z.shape[2:])} positions of an example, "
+                "and the mean of log-likelihoods is the log-likelihood of no distribution; pass fv.Categorical() (the sum)."
+            )
+
+
+_BY_NAME: dict[str, type[Likelihood]] = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}
+
+
+def resolve(likelihood: str | Likelihood | nn.Module) -> Likelihood:
+    """Return the likelihood that a name, an instance or an `nn` loss stands for, with the loss's own scale.
+
+    Args:
+        likelihood: "categorical", "bernoulli", "gaussian", a `Likelihood`, or an unweighted `nn.CrossEntropyLoss`,
+            `nn.BCEWithLogitsLoss` or `nn.MSELoss`.
+
+    Returns:
+        The likelihood.
+
+    Raises:
+        ValueError: the name is unknown or the loss is weighted, smoothed or masked.
+        TypeError: the loss is not on the list.
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if isinstance(likelihood, str):
+        if likelihood not in _BY_NAME:
+            near = difflib.get_close_matches(likelihood, _BY_NAME, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"likelihood must be one of {', '.join(_BY_NAME)}, got {likelihood!r}{hint}")
+        return _BY_NAME[likelihood]()
+    if type(likelihood) is nn.CrossEntropyLoss:
+        _refuse(likelihood.weight is not None, "class weights", "fv.Categorical()")
+        _refuse(likelihood.label_smoothing != 0, "label smoothing", "fv.Categorical()")
+        _refuse(likelihood.ignore_index != -100, "ignore_index", "fv.Categorical() and drop those examples")
+        return _MeanCrossEntropy() if likelihood.reduction == "mean" else Categorical()
+    if type(likelihood) is nn.BCEWithLogitsLoss:
+        _refuse(likelihood.weight is not None, "weights", "fv.Bernoulli()")
+        _refuse(likelihood.pos_weight is not None, "pos_weight", "fv.Bernoulli()")
+        return _MeanBinaryCrossEntropy() if likelihood.reduction == "mean" else Bernoulli()
+    if type(likelihood) is nn.MSELoss:
+        return _MeanSquaredError() if likelihood.reduction == "mean" else Gaussian(variance=0.5)
+    if isinstance(likelihood, type) and issubclass(likelihood, Likelihood):
+        return likelihood()
+    raise TypeError(
+        f"cannot tell the predictive distribution of {type(likelihood).__name__}; pass 'categorical', 'bernoulli', "
+        "'gaussian', fv.Gaussian(variance=...), nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss() or nn.MSELoss()."
+    )
+
+
+def _refuse(condition: bool, what: str, instead: str) -> None:
+    if condition:
+        raise ValueError(
+            f"a loss with {what} is not the negative log-likelihood of a predictive distribution; "
+            f"its Fisher is not defined: pass {instead}."
+        )
+
+
+def _at_least_matrix(z: Tensor) -> Tensor:
+    return z.unsqueeze(1) if z.dim() == 1 else z
+
+
+def _same_shape(name: str, z: Tensor, y: Tensor) -> Tensor:
+    if y.numel() != z.numel() or len(y) != len(z):
+        raise ValueError(f"{name} targets must have the outputs' shape {tuple(z.shape)}, got {tuple(y.shape)}.")
+    return y.reshape(z.shape).to(device=z.device, dtype=z.dtype)
+
+
+def _reflected_columns(p: Tensor, start: int, stop: int) -> Tensor:
+    """Columns start + 1..stop + 1 of (diag(√p) - p √pᵀ) H, shape (stop - start, N, C); column 0 is zero."""
+    root = p.sqrt()
+    v = root.clone()
+    v[:, 0] += 1.0  # H = I - v vᵀ / (1 + √p₀) reflects √p to -e₀; the denominator never vanishes
+    image = root * v - p * (root * v).sum(1, keepdim=True)
+    index = torch.arange(start, stop, device=p.device)
+    weight = (v / (1.0 + root[:, :1]))[:, index + 1].T.unsqueeze(-1)
+    columns = -(p * root[:, index + 1].T.unsqueeze(-1)) - image * weight
+    columns[index - start, :, index + 1] += root[:, index + 1].T
+    return columns
+
+
+def _diagonal_columns(diagonal: Tensor, start: int, stop: int | None) -> Tensor:
+    """Columns start..stop of diag(diagonal), shape (stop - start, *diagonal.shape)."""
+    flat = diagonal.reshape(len(diagonal), -1)
+    stop = flat.shape[1] if stop is None else stop
+    out = flat.new_zeros(stop - start, *flat.shape)
+    index = torch.arange(start, stop, device=flat.device)
+    out[index - start, :, index] = flat[:, start:stop].T
+    return out.reshape(stop - start, *diagonal.shape)

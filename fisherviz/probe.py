@@ -1,0 +1,469 @@
+"""Probe: attach to a trained network, and capture what each batch shows at each layer.
+
+The Probe owns the hooks, the checks on the model and the backpropagation of a likelihood's vectors (DESIGN sections 2
+and 5, "Exact Fisher"). What is computed from the captures lives above, in `statistics` and `fisher`.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fisherviz.attach import find_layers
+from fisherviz.batches import Inputs, count_examples, move, select
+from fisherviz.captures import AnyCapture, Batch, GenericCapture
+from fisherviz.generic import per_example_gradients
+from fisherviz.guest import as_guest, check_modes
+from fisherviz.layers import Layer, LayerInfo, ParameterSpace
+from fisherviz.likelihoods import Likelihood, resolve
+from fisherviz.recorder import Call, Recorder, capture_calls
+
+if TYPE_CHECKING:
+    from fisherviz.fisher import Fisher
+
+CAPTURE_BYTES = 512 * 2**20
+"""A batch is cut so that the captures of one piece stay below this."""
+_BATCHED_BACKWARD_ENTRIES = 2**17
+"""Above this many entries per vector and layer one backward pass per vector is faster than a batched one."""
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
+
+
+class VectorSource(Protocol):
+    """The vectors that are backpropagated from an output: what the kind of a Fisher comes down to."""
+
+    def count(self, z: Tensor) -> int:
+        """Number K of vectors per example."""
+
+    def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
+        """The vectors (K, N, ...), scaled so that the sum of their outer products is the output Fisher."""
+
+
+class Probe:
+    """A view of a network's parameters through which its Fisher is computed.
+
+    Args:
+        model: any `nn.Module`; it is left exactly as it was found.
+        likelihood: "categorical", "bernoulli", "gaussian", a `Likelihood`, or an unweighted `nn.CrossEntropyLoss`,
+            `nn.BCEWithLogitsLoss` or `nn.MSELoss`.
+        layers: names or modules to probe; None: every module that owns trainable parameters.
+        output: picks the output tensor from what the model returns, for models that return tuples or dictionaries.
+
+    Raises:
+        ValueError: a layer is unknown or nothing trainable is left.
+        TypeError: the model is no module, or the likelihood cannot be told.
+
+    As a context manager, hooks stay on the model until exit; otherwise each call attaches and detaches its own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module,
+        *,
+        layers: Sequence[str | nn.Module] | str | nn.Module | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
+        self.model = model
+        self.likelihood = resolve(likelihood)
+        self.output = output
+        self._layers, self.left_out = find_layers(model, layers)
+        self.space = ParameterSpace(self._layers)
+        self._recorder = Recorder(self._layers)
+        self._held = False
+        self._checked = False
+        self._example_output: Tensor | None = None
+        self._example_bytes = (1, 1)
+        self.chain: tuple[str, ...] = ()
+        """Layer names in execution order, known after the first pass; a module called twice stands once."""
+        self.chain_pairs: tuple[tuple[str, str], ...] = ()
+        """Layers that are adjacent in execution (KFAC's chain), known after the first pass."""
+
+    # ---- what was attached -----------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """What was attached, in torch order."""
+        return tuple(layer.info() for layer in self._layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first probed parameter."""
+        return next(iter(self._layers[0].parameters.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first probed parameter."""
+        return next(iter(self._layers[0].parameters.values())).dtype
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = []
+        for info in self.layers:
+            shape = f"{info.out_features} x {info.in_features}{' + 1' if info.bias else ''}" if info.out_features else ""
+            path = info.path + (f": {info.note}" if info.note else "")
+            rows.append((info.name or "(root)", info.kind, f"{info.num_parameters:,}", shape, path))
+        rows += [(name, "", "", "", f"left out: {why}") for name, why in self.left_out]
+        return rows
+
+    def __repr__(self) -> str:
+        header = ("layer", "kind", "parameters", "out x in", "path")
+        rows = [header, *self._rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+        title = f"Probe of {type(self.model).__name__}: {self.likelihood!r}, {self.space.size:,} parameters"
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([title, *lines])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{h}</th>" for h in ("layer", "kind", "parameters", "out × in", "path"))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows()
+        )
+        title = html.escape(
+            f"Probe of {type(self.model).__name__}: {self.likelihood!r}, {self.space.size:,} parameters"
+        )
+        return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    # ---- hooks -----------------------------------------------------------------------------------------------------
+
+    def attach(self) -> Probe:
+        """Put the hooks on the model until `detach`."""
+        self._recorder.attach()
+        self._held = True
+        return self
+
+    def detach(self) -> None:
+        """Take the hooks off the model."""
+        self._recorder.detach()
+        self._held = False
+
+    def __enter__(self) -> Probe:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    # ---- the Fisher ------------------------------------------------------------------------------------------------
+
+    def fisher(
+        self,
+        data: Any,
+        targets: Tensor | None = None,
+        *,
+        kind: str = "exact",
+        samples: int = 1,
+        reduction: str = "mean",
+        generator: torch.Generator | None = None,
+    ) -> Fisher:
+        """The Fisher information matrix of the probed parameters over data.
+
+        Args:
+            data: a tensor of inputs (N, ...), a tuple (inputs, targets), or a re-iterable of batches.
+            targets: targets (N, ...) when `data` is inputs alone.
+            kind: "exact" (expectation over the model's labels, analytic), "mc" (labels sampled from the model) or
+                "empirical" (the data's labels).
+            samples: sampled labels per example, for kind "mc".
+            reduction: "mean" over examples (1/N) or "sum".
+            generator: source of the sampled labels; None: a private one seeded from `torch.initial_seed()`.
+
+        Returns:
+            A `Fisher`; nothing is computed before it is asked for.
+
+        Raises:
+            ValueError: an option is unknown, or kind "empirical" comes without targets.
+            TypeError: the data is a one-shot iterator or nothing that can be iterated.
+        """
+        from fisherviz.fisher import Fisher
+
+        return Fisher(self, data, targets, kind=kind, samples=samples, reduction=reduction, generator=generator)
+
+    # ---- forward and backward --------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """The model's output for a batch, (N, ...) with at least two dimensions."""
+        return self.call(self.model, inputs)
+
+    def call(self, function: Callable[..., Any], inputs: Inputs) -> Tensor:
+        """The output of a function with the model's signature, (N, ...) with at least two dimensions."""
+        if isinstance(inputs, Tensor):
+            out = function(inputs)
+        elif isinstance(inputs, dict):
+            out = function(**inputs)
+        else:
+            out = function(*inputs)
+        z = self.output(out) if self.output is not None else out
+        if not isinstance(z, Tensor):
+            raise TypeError(
+                f"the model returned {type(z).__name__}, not a tensor; "
+                "pick the output with fv.Probe(model, likelihood, output=lambda out: ...)."
+            )
+        n = count_examples(inputs)
+        if z.dim() == 0 or len(z) != n:
+            raise ValueError(
+                f"the model's output has shape {tuple(z.shape)} for a batch of {n} examples; "
+                "its first dimension must count them: pick or reshape it with output=."
+            )
+        return z.unsqueeze(1) if z.dim() == 1 else z
+
+    def loss_gradient(self, inputs: Inputs, targets: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Gradients of a batch's mean loss by one forward+backward pass; without targets, of the output's mean."""
+        check_modes(self.model)
+        inputs = move(inputs, self.device)
+        with as_guest(self.model):
+            z = self.forward(inputs)
+            self.likelihood.check_output(z)
+            loss = z.mean() if targets is None else self.likelihood.nll(z, targets).mean()
+            return torch.autograd.grad(loss, list(self.parameters().values()), allow_unused=True)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The probed parameters by name, in torch order."""
+        return {name: p for layer in self._layers for name, p in layer.parameters.items()}
+
+    def capture(
+        self,
+        inputs: Inputs,
+        targets: Tensor | None,
+        vectors: VectorSource,
+        consume: Callable[[Batch], None],
+        first: int = 0,
+    ) -> int:
+        """Hand a batch's captures to a consumer, in pieces that fit the memory meant for them.
+
+        Args:
+            inputs: the batch's inputs.
+            targets: its targets, if `vectors` needs them.
+            vectors: the vectors to backpropagate.
+            consume: called with each `Batch`.
+            first: position of the batch's first example in the data.
+
+        Returns:
+            The number of examples.
+
+        Raises:
+            ValueError: the model is in a mode without a Fisher, or an activation is not finite.
+            RuntimeError: examples are coupled or the model is random.
+        """
+        check_modes(self.model)
+        inputs = move(inputs, self.device)
+        n = count_examples(inputs)
+        own = not self._recorder.attached
+        try:
+            with as_guest(self.model):
+                if not self._checked:
+                    self._check_paths(inputs)
+                self._recorder.attach()
+                step = self._piece(vectors)
+                for start in range(0, n, step):
+                    part = None if targets is None else targets[start : start + step]
+                    consume(self._capture_piece(select(inputs, start, start + step), part, vectors, first + start))
+        finally:
+            self._recorder.active = False
+            self._recorder.calls.clear()
+            if own and not self._held:
+                self._recorder.detach()
+        return n
+
+    def _capture_piece(
+        self,
+        inputs: Inputs,
+        targets: Tensor | None,
+        vectors: VectorSource,
+        first: int,
+    ) -> Batch:
+        z, calls = self._record(inputs)
+        n = len(z)
+        self.likelihood.check_output(z)
+        self._check_finite(z, calls, first)
+        v = vectors(z.detach(), targets, first)
+        captures: dict[str, AnyCapture] = {}
+        structured = {name: made for name, made in calls.items() if made}
+        for name, gradients in self._backward(z, structured, v).items():
+            captures[name] = capture_calls(structured[name], gradients)
+        generic = [layer for layer in self._layers if not layer.structured]
+        if generic:
+            captures |= self._generic(generic, inputs, v)
+        for layer in self._layers:
+            if layer.name not in captures:
+                captures[layer.name] = GenericCapture(z.new_zeros(len(v), n, layer.size))
+        return Batch({layer.name: captures[layer.name] for layer in self._layers}, n, first)
+
+    def _record(self, inputs: Inputs) -> tuple[Tensor, dict[str, list[Call]]]:
+        """Run the model forward with the recorder on."""
+        recorder = self._recorder
+        for _ in range(2):
+            recorder.calls.clear()
+            recorder.active = True
+            try:
+                z = self.forward(inputs)
+            finally:
+                recorder.active = False
+            changed = {call.layer.name: call.layer for call in recorder.calls if not call.intact}
+            if not changed:
+                break
+            for layer in changed.values():  # its input is overwritten later in the forward pass
+                layer.clone_input = True
+        calls = recorder.by_layer()
+        recorder.calls.clear()
+        return z, calls
+
+    def _backward(
+        self, z: Tensor, calls: dict[str, list[Call]], vectors: Tensor
+    ) -> dict[str, list[Tensor]]:
+        """Gradients (K, N, ...) of each vector's product with z at each call's output."""
+        flat = [call for made in calls.values() for call in made]
+        if not flat or not z.requires_grad:
+            return {name: [z.new_zeros(len(vectors), *c.shape) for c in made] for name, made in calls.items()}
+        edges = [call.edge for call in flat]
+        out: list[Tensor | None] | None = None
+        widest = max(call.shape.numel() for call in flat)
+        if len(vectors) > 1 and widest <= _BATCHED_BACKWARD_ENTRIES:
+            try:
+                out = list(
+                    torch.autograd.grad(z, edges, vectors, is_grads_batched=True, allow_unused=True, retain_graph=True)
+                )
+            except RuntimeError:
+                out = None  # an operation without a batching rule: one vector at a time gives the same numbers
+        if out is None:
+            stacked = [z.new_empty(len(vectors), *call.shape) for call in flat]
+            for k, vector in enumerate(vectors):
+                keep = k + 1 < len(vectors)
+                gradients = torch.autograd.grad(z, edges, vector, retain_graph=keep, allow_unused=True)
+                for whole, gradient in zip(stacked, gradients, strict=True):
+                    if gradient is None:
+                        whole[k].zero_()
+                    else:
+                        whole[k] = gradient
+            out = list(stacked)
+        filled = iter(
+            z.new_zeros(len(vectors), *call.shape) if g is None else g.detach()
+            for g, call in zip(out, flat, strict=True)
+        )
+        return {name: [next(filled) for _ in made] for name, made in calls.items()}
+
+    def _generic(self, layers: Sequence[Layer], inputs: Inputs, vectors: Tensor) -> dict[str, AnyCapture]:
+        n = count_examples(inputs)
+        in_dims = pytree.tree_map(
+            lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else None, inputs
+        )
+        parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
+        gradients = per_example_gradients(self.model, self.call, parameters, inputs, vectors, in_dims)
+        return {
+            layer.name: GenericCapture(
+                torch.cat([gradients[name].detach().flatten(2) for name in layer.parameters], 2)
+            )
+            for layer in layers
+        }
+
+    # ---- checks ----------------------------------------------------------------------------------------------------
+
+    def _check_paths(self, inputs: Inputs) -> None:
+        """Compare the captured gradients of two examples with autograd's own, each example on its own.
+
+        A layer whose weights also act outside its forward, or whose first dimension is not the batch, goes the
+        generic way; outputs that differ between the batch and the single example are an error.
+        """
+        self._recorder.attach()
+        few = select(inputs, 0, 2)
+        z, calls = self._record(few)
+        self.likelihood.check_output(z)
+        self._note_chain(calls)
+        for layer in self._layers:
+            if layer.structured and layer.name not in calls:
+                layer.make_generic("its forward did not run")
+        private = torch.Generator(device=z.device).manual_seed(0)
+        v = torch.randn(z.shape, generator=private, device=z.device, dtype=torch.float32).to(z.dtype)
+        suspects = {name: made for name, made in calls.items() if made}
+        for name, made in list(suspects.items()):
+            if any(call.x.shape[:1] != z.shape[:1] or call.shape[:1] != z.shape[:1] for call in made):
+                made[0].layer.make_generic("the first dimension of its input does not count examples")
+                del suspects[name]
+        gradients = self._backward(z, suspects, v.unsqueeze(0))
+        captured = {name: capture_calls(suspects[name], g).gradients[0] for name, g in gradients.items()}
+        tolerance = _TOLERANCE.get(z.dtype, 0.1)
+        for n in range(len(z)):
+            alone = self._alone(inputs, n)
+            if not torch.allclose(alone[0], z[n], rtol=tolerance, atol=tolerance * (1 + float(z.detach().abs().max()))) and bool(
+                torch.isfinite(z).all()
+            ):
+                raise RuntimeError(
+                    f"the model's output for example {n} changes with the other examples of the batch, or at random; "
+                    "a Fisher needs independent examples: call model.eval(), or remove what couples them."
+                )
+            for layer in [suspects[name][0].layer for name in captured if suspects[name][0].layer.structured]:
+                truth = torch.autograd.grad(
+                    alone[0], list(layer.parameters.values()), v[n], retain_graph=True, allow_unused=True
+                )
+                parts = [
+                    p.new_zeros(p.numel()) if t is None else t.reshape(-1)
+                    for t, p in zip(truth, layer.parameters.values(), strict=True)
+                ]
+                expected = torch.cat(parts)
+                found = captured[layer.name][n][layer.torch_from_unit.to(expected.device)]
+                gap = torch.linalg.vector_norm(found - expected)
+                if bool(torch.isfinite(expected).all()) and bool(gap > tolerance * torch.linalg.vector_norm(expected) + 1e-30):
+                    layer.make_generic("its parameters also act outside its forward, or its batch is not the first dimension")
+        self._recorder.detach()  # layers that became generic keep no hook
+        self._example_output = z[:1].detach()
+        item = z.element_size()
+        widths = [(call.x[:1].numel(), call.shape[1:].numel()) for made in calls.values() for call in made]
+        generic = sum(layer.size for layer in self._layers if not layer.structured)
+        kernel = max([1, *(math.prod(getattr(layer.module, "kernel_size", (1,))) for layer in self._layers)])
+        self._example_bytes = (
+            item * (1 + kernel * sum(a for a, _ in widths)),
+            item * (1 + generic + sum(g for _, g in widths)),
+        )
+        self._checked = True
+
+    def _alone(self, inputs: Inputs, n: int) -> Tensor:
+        """Output of one example on its own; twice the example for models that cannot take a batch of one."""
+        single = select(inputs, n, n + 1)
+        try:
+            return self.forward(single)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            double = pytree.tree_map(
+                lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == 1 else leaf,
+                single,
+            )
+            return self.forward(double)
+
+    def _note_chain(self, calls: dict[str, list[Call]]) -> None:
+        """Which structured layer feeds which: adjacency in execution; a module called twice breaks the chain."""
+        order = [name for name, made in calls.items() if len(made) == 1]
+        self.chain = tuple(calls)
+        pairs = []
+        names = list(calls)
+        for before, after in zip(names, names[1:], strict=False):
+            if before in order and after in order:
+                pairs.append((before, after))
+        self.chain_pairs = tuple(pairs)
+
+    def _check_finite(self, z: Tensor, calls: dict[str, list[Call]], first: int) -> None:
+        flat = z.detach().reshape(len(z), -1)
+        if bool(torch.isfinite(flat.sum())) and all(bool(torch.isfinite(c.x.sum())) for m in calls.values() for c in m):
+            return
+        where = "the output"
+        for name, made in calls.items():
+            if any(not bool(torch.isfinite(call.x).all()) for call in made):
+                where = f"the input of layer {name!r}"
+                break
+        else:
+            if bool(torch.isfinite(flat).all()):
+                return  # only the sum overflowed
+        bad = (~torch.isfinite(flat).all(1)).nonzero()
+        example = f" (first at example {first + int(bad[0])})" if len(bad) else ""
+        raise ValueError(f"{where} is NaN or infinite{example}; check the data and the weights before probing.")
+
+    def _piece(self, vectors: VectorSource) -> int:
+        """Examples per piece, so that the captures of a piece stay below CAPTURE_BYTES."""
+        assert self._example_output is not None
+        inputs, per_vector = self._example_bytes
+        return max(1, CAPTURE_BYTES // (inputs + per_vector * vectors.count(self._example_output)))

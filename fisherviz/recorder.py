@@ -1,0 +1,93 @@
+"""Forward hooks that note what structured modules receive, and where their outputs stand in the autograd graph.
+
+Used by the Probe (which owns forward and backward) and by the optimizers (which watch the user's). Outputs are kept as
+gradient edges, not tensors, so that in-place activations after a layer do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from fisherviz.captures import Capture
+from fisherviz.layers import Layer
+
+
+@dataclass(eq=False)
+class Call:
+    """One forward call of a structured module."""
+
+    layer: Layer
+    x: Tensor
+    version: int
+    edge: GradientEdge
+    shape: torch.Size
+
+    @property
+    def intact(self) -> bool:
+        """Whether the input still holds what the layer saw."""
+        return self.x._version == self.version
+
+
+class Recorder:
+    """Records the calls of structured layers while `active`; owns its hooks."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = tuple(layers)
+        self.calls: list[Call] = []
+        self.active = False
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def attached(self) -> bool:
+        """Whether hooks are on the model."""
+        return bool(self._handles)
+
+    def attach(self) -> None:
+        """Put one forward hook on each structured module."""
+        if self._handles:
+            return
+        for layer in self.layers:
+            if layer.structured:
+                self._handles.append(layer.module.register_forward_hook(self._hook(layer), with_kwargs=True))
+
+    def detach(self) -> None:
+        """Take every hook off and forget what was recorded."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.calls.clear()
+
+    def _hook(self, layer: Layer) -> Any:
+        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if not self.active or not output.requires_grad:
+                return
+            x = args[0] if args else next(iter(kwargs.values()))
+            x = x.detach().clone() if layer.clone_input else x.detach()
+            self.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape))
+
+        return record
+
+    def by_layer(self) -> dict[str, list[Call]]:
+        """Recorded calls of each layer, in execution order; layers that did not run are absent."""
+        grouped: dict[str, list[Call]] = {}
+        for call in self.calls:
+            grouped.setdefault(call.layer.name, []).append(call)
+        return grouped
+
+
+def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture:
+    """The capture of one layer from its calls and the gradients (K, N, ...) at their outputs.
+
+    Several calls of one module are weight-sharing positions: they are put side by side along T.
+    """
+    layer = calls[0].layer
+    a = [layer.inputs(call.x) for call in calls]
+    g = [layer.output_gradients(gradient) for gradient in gradients]
+    return Capture(torch.cat(a, 1) if len(a) > 1 else a[0], torch.cat(g, 2) if len(g) > 1 else g[0])
