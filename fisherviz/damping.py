@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.base import Operator
-from fisherviz.operators.direct_sum import DirectSum
-from fisherviz.operators.kronecker import Kronecker
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,10 @@ class FactoredTikhonov:
         return _add_to_diagonal(A, pi * self.gamma), _add_to_diagonal(G, self.gamma / pi)
 
     def applied_to(self, operator: Operator) -> Operator:
-        """Return the Kronecker product of the damped factors, for each Kronecker product in a direct sum.
+        """Damp the factors of the Kronecker product, or of each one that the operator consists of.
 
         Args:
-            operator: a `Kronecker`, or a `DirectSum` of them.
+            operator: a `Kronecker`, a `DirectSum` of them, a `BlockTridiagonal`.
 
         Returns:
             An operator of the same structure.
@@ -123,14 +121,7 @@ class FactoredTikhonov:
         Raises:
             TypeError: when the operator has no two factors.
         """
-        if isinstance(operator, Kronecker):
-            return Kronecker(*self.factors(operator.A, operator.G))
-        if isinstance(operator, DirectSum):
-            return operator.damped(self)
-        raise TypeError(
-            f"FactoredTikhonov damps the two factors of a Kronecker product, and {type(operator).__name__} "
-            f"has none; use Tikhonov({self.gamma**2:.3g}), which is γ² times the identity."
-        )
+        return operator.map_factors(self.factors)
 
 
 Damping: TypeAlias = Tikhonov | FactoredTikhonov

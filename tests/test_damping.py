@@ -77,7 +77,7 @@ def test_a_direct_sum_is_damped_group_by_group():
     ids=lambda operator: type(operator).__name__,
 )
 def test_what_has_no_two_factors_refuses_factored_damping(operator):
-    with pytest.raises(TypeError, match=r"use Tikhonov\(0.01\)"):
+    with pytest.raises(TypeError, match="has none; use Tikhonov"):
         operator.damped(FactoredTikhonov(0.1))
 
 

@@ -1,4 +1,4 @@
-"""Every operator × every operation against its dense matrix, in float64; the dense matrices are built here by hand."""
+"""Every operator × every operation against its dense matrix, built here by hand, in float64."""
 
 import itertools
 

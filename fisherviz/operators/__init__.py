@@ -10,16 +10,20 @@ from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.factorise import SingularMatrixError
 from fisherviz.operators.inner import inner
 from fisherviz.operators.kronecker import Kronecker, KroneckerEigen
+from fisherviz.operators.kronecker_difference import KroneckerDifferenceInverse
 from fisherviz.operators.kronecker_sum import KroneckerSum
 from fisherviz.operators.lanczos import cg, extreme_eigenvalues, spectral_norm
 from fisherviz.operators.simple import Diagonal, Identity, Zero
+from fisherviz.operators.tridiagonal import BlockTridiagonal
 
 __all__ = [
+    "BlockTridiagonal",
     "Dense",
     "Diagonal",
     "DirectSum",
     "Identity",
     "Kronecker",
+    "KroneckerDifferenceInverse",
     "KroneckerEigen",
     "KroneckerSum",
     "Operator",

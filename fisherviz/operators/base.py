@@ -7,6 +7,7 @@ matrices of columns, are settled here, once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -164,6 +165,23 @@ class Operator(ABC):
                 raise ValueError(f"damping must be a finite number of at least 0, not {damping}.")
             return self.shifted(float(damping))
         return damping.applied_to(self)
+
+    def map_factors(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Operator:
+        """Change the two factors of every Kronecker product; what has no factors refuses.
+
+        Args:
+            function: maps (A, G) to the new pair.
+
+        Returns:
+            An operator of the same structure.
+
+        Raises:
+            TypeError: when the operator is not made of Kronecker products.
+        """
+        raise TypeError(
+            f"factored damping acts on the two factors of a Kronecker product, and {type(self).__name__} "
+            f"has none; use Tikhonov(λ) with λ = γ²."
+        )
 
     def require_square(self, action: str) -> None:
         """Refuse an action that has no meaning for a rectangular block.

@@ -6,12 +6,12 @@ segment, so that each keeps its own structure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import AppliesTo, NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Operator
 
 
 class DirectSum(Operator):
@@ -73,16 +73,9 @@ class DirectSum(Operator):
         """Add a multiple of the identity."""
         return DirectSum([op.shifted(value) for op in self.operators])
 
-    def damped(self, damping: float | AppliesTo | None) -> Operator:
-        """Add damping to each block by its own rule, so that factored damping sees each pair of factors.
-
-        Args:
-            damping: as for every operator.
-
-        Returns:
-            The direct sum of the damped blocks.
-        """
-        return self if damping is None else DirectSum([op.damped(damping) for op in self.operators])
+    def map_factors(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> DirectSum:
+        """Change the factors of each block by themselves."""
+        return DirectSum([op.map_factors(function) for op in self.operators])
 
     def _norm(self, order: NormOrder) -> float:
         norms = [op.norm(order) for op in self.operators]

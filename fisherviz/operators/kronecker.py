@@ -6,6 +6,7 @@ paper writes A ⊗ G in its input order. `KroneckerEigen` is Q diag(S) Qᵀ, Q =
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -89,6 +90,10 @@ class Kronecker(Operator):
     def scale(self, factor: float) -> Kronecker:
         """Multiply by a number (it goes into G)."""
         return Kronecker(self.A, self.G * factor)
+
+    def map_factors(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Kronecker:
+        """Return the product of the changed factors."""
+        return Kronecker(*function(self.A, self.G))
 
     def shifted(self, value: float) -> KroneckerEigen:
         """Add a multiple of the identity in the eigenbasis, which is computed once for all values."""
