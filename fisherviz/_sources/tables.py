@@ -145,7 +145,7 @@ def weather(progress: bool) -> Raw:
     )
     test = np.arange(len(frame)) >= len(frame) - len(frame) // 5
     notes = (
-        f"Left out: {duplicates} exact duplicates, {missing.sum()} rows with pressure or humidity 0 (missing).",
+        f"Left out: {duplicates} exact duplicates, {missing.sum()} rows with pressure or humidity 0.",
         "Left out: the apparent temperature (computed from the target), the texts, the constant Loud Cover.",
         "A null precipitation is neither rain nor snow; bearings, days, hours (UTC) are points on a circle.",
         "Rows are sorted by time and the last fifth is the test set.",
