@@ -190,6 +190,17 @@ def test_inner_product_of_every_pair(x, y):
         )
 
 
+def test_inner_product_of_two_eigenbases():
+    """Same structure, different factors: the overlap of the bases must enter the right way round."""
+    operators = []
+    for seed in (80, 90):
+        QA, QG = orthogonal(DA, seed), orthogonal(DG, seed + 1)
+        operators.append(KroneckerEigen(QA, QG, normal(DG, DA, seed=seed + 2)))
+    first, second = operators
+    dense = [kron(op.QG, op.QA) @ torch.diag(op.S.reshape(-1)) @ kron(op.QG, op.QA).T for op in operators]
+    assert inner(first, second) == pytest.approx(float((dense[0] * dense[1]).sum()), rel=1e-10)
+
+
 @pytest.mark.parametrize("name", SQUARE)
 def test_float32_stays_float32(name):
     operator, dense = square_cases(torch.float32)[name]
@@ -256,8 +267,9 @@ def test_rank_deficiency_is_seen_whatever_the_rounding(n):
 
 
 def test_the_singular_unit_is_named():
-    with pytest.raises(SingularMatrixError, match="unit 1 "):
+    with pytest.raises(SingularMatrixError, match="unit 1 ") as error:
         singular_cases(torch.float64)["units"].inverse()
+    assert abs(error.value.smallest) < 1e-12
 
 
 def test_the_singular_factor_is_named():
