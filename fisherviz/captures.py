@@ -73,6 +73,17 @@ class Capture:
         stacked = self.g.permute(1, 0, 3, 2).reshape(n, -1, self.positions)
         return torch.bmm(stacked, self.a).reshape(n, k, -1).transpose(0, 1)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors held."""
+        return (self.a, self.g)
+
+    def square_sum(self) -> Tensor:
+        """Sum over examples and vectors of each gradient entry's square, (P,) in unit order."""
+        if self.factored:
+            return (self.g[:, :, 0].square().sum(0).T @ self.a[:, 0].square()).reshape(-1)
+        return self.gradients.square().sum((0, 1))
+
     def select(self, start: int, stop: int) -> Capture:
         """Examples start..stop."""
         return Capture(self.a[start:stop], self.g[:, start:stop])
@@ -108,6 +119,15 @@ class GenericCapture:
     def bytes(self) -> int:
         """Memory held by the gradients."""
         return self.gradients.numel() * self.gradients.element_size()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors held."""
+        return (self.gradients,)
+
+    def square_sum(self) -> Tensor:
+        """Sum over examples and vectors of each gradient entry's square, (P,)."""
+        return self.gradients.square().sum((0, 1))
 
     def select(self, start: int, stop: int) -> GenericCapture:
         """Examples start..stop."""

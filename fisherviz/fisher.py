@@ -89,8 +89,7 @@ class Fisher:
     @property
     def examples(self) -> int:
         """Number N of examples; counting them may take a pass."""
-        if self._examples is None:
-            self._pass(lambda batch: None)
+        self.look()
         assert self._examples is not None
         return self._examples
 
@@ -150,6 +149,11 @@ class Fisher:
             self._captures = {
                 name: concatenate([batch.captures[name] for batch in kept]) for name in self.layers
             }
+
+    def look(self) -> None:
+        """Make sure that the first pass has been: examples counted, layers' paths and positions known."""
+        if self._examples is None or not self.probe.positions:
+            self._pass(lambda batch: None)
 
     def collect(self, statistics: Iterable[Statistic]) -> list[Statistic]:
         """Feed statistics by one pass over the data; those already known are not computed again.

@@ -82,6 +82,8 @@ class Probe:
         self._checked = False
         self._example_output: Tensor | None = None
         self._example_bytes = (1, 1)
+        self.positions: dict[str, int] = {}
+        """Weight-sharing positions T of each structured layer, known after the first pass."""
         self.chain: tuple[str, ...] = ()
         """Layer names in execution order, known after the first pass; a module called twice stands once."""
         self.chain_pairs: tuple[tuple[str, str], ...] = ()
@@ -387,7 +389,9 @@ class Probe:
                 made[0].layer.make_generic("the first dimension of its input does not count examples")
                 del suspects[name]
         gradients = self._backward(z, suspects, v.unsqueeze(0))
-        captured = {name: capture_calls(suspects[name], g).gradients[0] for name, g in gradients.items()}
+        made_captures = {name: capture_calls(suspects[name], g) for name, g in gradients.items()}
+        self.positions = {name: capture.positions for name, capture in made_captures.items()}
+        captured = {name: capture.gradients[0] for name, capture in made_captures.items()}
         tolerance = _TOLERANCE.get(z.dtype, 0.1)
         for n in range(len(z)):
             alone = self._alone(inputs, n)

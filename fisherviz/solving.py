@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fisherviz.operators import SingularMatrixError
+from fisherviz.operators.factorise import SingularMatrixError, sufficient_damping
 
 _REFINE_ABOVE = 1e4
 """Condition numbers above which a float32 Woodbury solve is refined by its residual."""
@@ -30,10 +30,8 @@ class DampedCholesky:
         ) and damping == 0
         if rank_lost:
             eigenvalues = torch.linalg.eigvalsh(damped)
-            raise SingularMatrixError(
-                f"{what} of size {len(matrix)} is singular with damping {damping:g} (smallest eigenvalue "
-                f"{float(eigenvalues[0]):.3g}); a damping of {float(eigenvalues[-1]) * 1e-6:.2g} would do."
-            )
+            smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
+            raise SingularMatrixError(what, len(matrix), smallest, sufficient_damping(smallest, largest, matrix.dtype))
         self.factor = factor
 
     def solve(self, v: Tensor) -> Tensor:

@@ -208,11 +208,7 @@ class Diagonal(Statistic):
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
-        capture = captures[0]
-        if isinstance(capture, Capture) and capture.factored:
-            weights = capture.g[:, :, 0].square().sum(0)
-            return (weights.T @ capture.a[:, 0].square()).reshape(-1)
-        return capture.gradients.square().sum((0, 1))
+        return captures[0].square_sum()
 
 
 class Block(Statistic):

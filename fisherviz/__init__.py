@@ -1,0 +1,27 @@
+"""fisherviz: how far is each approximation of the Fisher information matrix from the exact one, and what does it do to training?
+
+Attach a `Probe` to a trained network, ask for its exact `Fisher`, `approximate` it, `compare` the approximations.
+"""
+
+from fisherviz.approximations import Approximation, approximate, approximations, register
+from fisherviz.damping import FactoredTikhonov, Tikhonov
+from fisherviz.fisher import Fisher
+from fisherviz.layers import LayerInfo
+from fisherviz.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from fisherviz.probe import Probe
+
+__all__ = [
+    "Approximation",
+    "Bernoulli",
+    "Categorical",
+    "FactoredTikhonov",
+    "Fisher",
+    "Gaussian",
+    "LayerInfo",
+    "Likelihood",
+    "Probe",
+    "Tikhonov",
+    "approximate",
+    "approximations",
+    "register",
+]

@@ -1,0 +1,43 @@
+"""Approximations of the Fisher, one file per family, and the registry that `fv.approximate` and the optimizers use."""
+
+from fisherviz.approximations.base import Approximation, Values
+from fisherviz.approximations.cw_ngd import CWNGD
+from fisherviz.approximations.kfac_full import KFACFull, KFACTridiagonal
+from fisherviz.approximations.kronecker import EKFAC, FOOF, KFAC
+from fisherviz.approximations.layer import LayerWise
+from fisherviz.approximations.nearest import NearestKronecker
+from fisherviz.approximations.registry import approximate, approximations, make, register
+from fisherviz.approximations.simple import Diagonal, Identity
+
+for _name, _cls in {
+    "identity": Identity,
+    "diagonal": Diagonal,
+    "layer": LayerWise,
+    "cw-ngd": CWNGD,
+    "kfac-full": KFACFull,
+    "kfac": KFAC,
+    "kfac-tridiagonal": KFACTridiagonal,
+    "ekfac": EKFAC,
+    "foof": FOOF,
+    "nearest-kronecker": NearestKronecker,
+}.items():
+    register(_name, _cls)
+
+__all__ = [
+    "CWNGD",
+    "EKFAC",
+    "FOOF",
+    "KFAC",
+    "Approximation",
+    "Diagonal",
+    "Identity",
+    "KFACFull",
+    "KFACTridiagonal",
+    "LayerWise",
+    "NearestKronecker",
+    "Values",
+    "approximate",
+    "approximations",
+    "make",
+    "register",
+]

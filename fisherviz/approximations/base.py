@@ -1,0 +1,218 @@
+"""Approximation: names the statistics that it needs and returns one operator per layer, or per pair of layers.
+
+Subclass it, register it, and it is in `compare`, the report, the plots and the optimizers: they all run this code
+(DESIGN section 3). What depends on a first pass is asked for by `refine`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fisherviz.damping import Damping
+from fisherviz.layered import BlockDiagonal, LayeredMatrix
+from fisherviz.layers import Layer, Order, ParameterSpace
+from fisherviz.operators import Diagonal as DiagonalOperator
+from fisherviz.operators import Operator
+from fisherviz.statistics import Diagonal, Statistic
+
+if TYPE_CHECKING:
+    from fisherviz.fisher import Fisher
+
+Values = Mapping[str, Any]
+"""Means over examples, by the names that `statistics` and `refine` gave; `"capture"` where it was asked for."""
+
+
+class Approximation(LayeredMatrix):
+    """An approximation of the Fisher, built from statistics alone.
+
+    A subclass gives `statistics(layer)` and `operator_for(layer, values)`. Options are keyword arguments of its
+    constructor; `fit` builds the matrix, which then behaves like any structured matrix.
+    """
+
+    name: ClassVar[str] = "approximation"
+    order: ClassVar[Order] = "torch"
+    """The order of the paper that it comes from, for plots."""
+    handles_generic: ClassVar[bool] = False
+    """Whether `operator_for` takes layers of the generic path; otherwise they get the exact diagonal."""
+    follows_scale: ClassVar[bool] = True
+    """Whether the operators scale with the Fisher's `reduction`; FOOF and the identity do not depend on it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """Seconds of the statistics and operators, once fitted."""
+
+    # ---- what a subclass gives -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def statistics(self, layer: Layer) -> dict[str, Statistic]:
+        """The statistics that a layer's operator needs, by any names."""
+
+    @abstractmethod
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """The layer's operator in unit order, from the means of its statistics."""
+
+    def refine(self, layer: Layer, values: Values) -> dict[str, Statistic]:
+        """Further statistics that depend on the first ones; they take a pass of their own. None by default."""
+        return {}
+
+    def wants_capture(self, layer: Layer) -> bool:
+        """Whether `operator_for` reads the layer's capture itself, as `values["capture"]`. False by default."""
+        return False
+
+    def prepare(self, layers: Sequence[Layer], positions: Mapping[str, int]) -> None:
+        """Look at the layers and their numbers of weight-sharing positions first. Nothing by default."""
+
+    def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+        """Pairs of layer positions (row, col) that are coupled; none by default.
+
+        Args:
+            layers: the probed layers.
+            adjacent: names of structured layers that are neighbours in execution.
+        """
+        return []
+
+    def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
+        """The statistics that a pair's coupling needs."""
+        return {}
+
+    def assemble(
+        self, space: ParameterSpace, operators: Sequence[Operator], couplings: Mapping[tuple[int, int], Values]
+    ) -> LayeredMatrix:
+        """The whole matrix from the layers' operators and the means of the pairs; block-diagonal by default."""
+        return BlockDiagonal(space, operators)
+
+    # ---- building --------------------------------------------------------------------------------------------------
+
+    def _handles(self, layer: Layer) -> bool:
+        return layer.structured or self.handles_generic
+
+    def needs(self, layer: Layer) -> dict[str, Statistic]:
+        """The statistics for a layer, the exact diagonal where it has no structure."""
+        return self.statistics(layer) if self._handles(layer) else {"diagonal": Diagonal(layer.name)}
+
+    def build(
+        self, space: ParameterSpace, values: Sequence[Values], couplings: Mapping[tuple[int, int], Values]
+    ) -> LayeredMatrix:
+        """The matrix from the means of the layers' and the pairs' statistics, wherever these come from.
+
+        Args:
+            space: the probed parameters.
+            values: per layer, the means of what `needs` and `refine` named.
+            couplings: per pair, the means of what `pair_statistics` named.
+
+        Returns:
+            The structured matrix (of the mean Fisher).
+        """
+        operators = [
+            self.operator_for(layer, v) if self._handles(layer) else DiagonalOperator(v["diagonal"])
+            for layer, v in zip(space.layers, values, strict=True)
+        ]
+        return self.assemble(space, operators, couplings)
+
+    def fit(self, fisher: Fisher) -> Approximation:
+        """Collect the statistics over the Fisher's data and build the operators.
+
+        Args:
+            fisher: the exact Fisher whose data, kind and reduction are used.
+
+        Returns:
+            self.
+        """
+        start = time.perf_counter()
+        self.space = fisher.space
+        self.kind, self.reduction = fisher.kind, fisher.reduction
+        layers = fisher.space.layers
+        fisher.look()
+        self.prepare(layers, fisher.probe.positions)
+        generic = [layer.name for layer in layers if not layer.structured and not self.handles_generic]
+        if generic:
+            warnings.warn(
+                f"{self.name} has no structure for layers {', '.join(map(repr, generic))}; "
+                "it takes the exact diagonal there.",
+                stacklevel=3,
+            )
+        pairs = self.pairs(layers, fisher.probe.chain_pairs)
+        wanted = [self.needs(layer) for layer in layers]
+        wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
+        means = collect_means(fisher, wanted)
+        values, couplings = means[: len(layers)], dict(zip(pairs, means[len(layers) :], strict=True))
+        for layer, named in zip(layers, values, strict=True):
+            if self.wants_capture(layer):
+                named["capture"] = fisher.example_space()[layer.name]
+        further = [self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)]
+        if any(further):
+            values = [v | more for v, more in zip(values, collect_means(fisher, further), strict=True)]
+        self.matrix = self.build(fisher.space, values, couplings)
+        if fisher.reduction == "sum" and self.follows_scale:
+            self.matrix = self.matrix.scale(fisher.examples)
+        if fisher.probe.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - start
+        return self
+
+    # ---- the fitted matrix -----------------------------------------------------------------------------------------
+
+    def _fitted(self) -> LayeredMatrix:
+        if "matrix" not in self.__dict__:
+            raise RuntimeError(f"{self.name} has not been fitted; use fv.approximate(fisher, {self.name!r}).")
+        return self.matrix
+
+    def operator(self, i: int, j: int) -> Operator:
+        """The operator between the layers at two positions, in unit order."""
+        return self._fitted().operator(i, j)
+
+    def _product(self, pieces: list[Tensor]) -> list[Tensor]:
+        return self._fitted()._product(pieces)
+
+    def _solved(self, pieces: list[Tensor]) -> list[Tensor]:
+        return self._fitted()._solved(pieces)
+
+    def damped(self, damping: float | Damping | None) -> LayeredMatrix:
+        """The matrix with damping added."""
+        return self._fitted().damped(damping)
+
+    def scale(self, factor: float) -> LayeredMatrix:
+        """The matrix times a positive number."""
+        return self._fitted().scale(factor)
+
+    def inverse(self, damping: float | Damping | None = None) -> LayeredMatrix:
+        """The inverse of the damped matrix."""
+        return self._fitted().inverse(damping)
+
+    def norm(self, ord: str = "fro") -> float:
+        """Norm "fro", "spectral" or "trace"."""
+        return self._fitted().norm(ord)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the operators hold."""
+        return self._fitted().bytes
+
+    def __repr__(self) -> str:
+        if "matrix" not in self.__dict__:
+            return f"{type(self).__name__}(not fitted)"
+        return (
+            f"{self.name} approximation, {self.space.size:,} x {self.space.size:,} "
+            f"({self.kind}, {self.reduction}, {len(self.space.layers)} layers, {self.bytes / 2**20:.2f} MiB)"
+        )
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f"<p>{html.escape(repr(self))}</p>"
+
+
+def collect_means(fisher: Fisher, wanted: Sequence[Mapping[str, Statistic]]) -> list[dict[str, Any]]:
+    """Means of the statistics of every layer, fed by one pass."""
+    flat = [statistic for named in wanted for statistic in named.values()]
+    found = iter(fisher.collect(flat) if flat else [])
+    return [{key: next(found).mean for key in named} for named in wanted]
+
+

@@ -1,0 +1,38 @@
+"""CW-NGD: the blocks of one output unit (dense) or one output channel (convolution) with its bias; all else is zero.
+
+Sang et al. 2022, eqs. 1-7 and algorithm 1; the paper puts the bias first, here it is last.
+"""
+
+from __future__ import annotations
+
+from fisherviz.approximations.base import Approximation, Values
+from fisherviz.layers import Layer
+from fisherviz.operators import Diagonal as DiagonalOperator
+from fisherviz.operators import Operator
+from fisherviz.operators import UnitBlocks as UnitBlocksOperator
+from fisherviz.statistics import Diagonal as DiagonalStatistic
+from fisherviz.statistics import Statistic, UnitBlocks
+
+
+class CWNGD(Approximation):
+    """Component-wise: one exact block per output unit or channel, its bias included (Sang et al. 2022).
+
+    Args:
+        entrywise: keep the diagonal alone (the paper's special case).
+    """
+
+    order = "unit"
+
+    def __init__(self, entrywise: bool = False) -> None:
+        super().__init__()
+        self.entrywise = entrywise
+
+    def statistics(self, layer: Layer) -> dict[str, Statistic]:
+        """Unit blocks, or the diagonal."""
+        if self.entrywise:
+            return {"diagonal": DiagonalStatistic(layer.name)}
+        return {"units": UnitBlocks(layer.name)}
+
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """E[g_o² ā āᵀ] for each unit o."""
+        return DiagonalOperator(values["diagonal"]) if self.entrywise else UnitBlocksOperator(values["units"])

@@ -1,0 +1,130 @@
+"""KFAC across layers: F̃ with a Kronecker product for every pair, and F̂ with a block-tridiagonal inverse.
+
+Martens & Grosse 2015, sections 3 and 4.3, appendix B. All factors come from the same examples with the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fisherviz.approximations.base import Approximation, Values
+from fisherviz.approximations.kronecker import check_kfac_setting
+from fisherviz.layered import FullMatrix, LayeredMatrix, TridiagonalInverse
+from fisherviz.layers import Layer, ParameterSpace
+from fisherviz.operators import BlockTridiagonal, Kronecker, Operator
+from fisherviz.statistics import (
+    CrossInputFactor,
+    CrossOutputFactor,
+    InputFactor,
+    OutputFactor,
+    Setting,
+    Statistic,
+)
+
+
+class KFACFull(Approximation):
+    """Khatri-Rao: F̃_ij = A_{i-1,j-1} ⊗ G_ij for every pair of layers.
+
+    Args:
+        setting: "expand", "reduce", or None: "expand" where all layers share equally many positions, "reduce" for the
+            whole matrix otherwise.
+    """
+
+    order = "input"
+
+    def __init__(self, setting: Setting | None = None) -> None:
+        super().__init__()
+        self.setting = None if setting is None else check_kfac_setting(setting)
+        self.used_setting: Setting = self.setting or "expand"
+
+    def prepare(self, layers: Sequence[Layer], positions: Mapping[str, int]) -> None:
+        """Choose one setting for the whole matrix; refuse grouped convolutions, which have no cross factors."""
+        for layer in layers:
+            if layer.structured and layer.groups > 1:
+                raise NotImplementedError(
+                    f"{self.name} has no cross factors for the grouped convolution {layer.name!r}; use 'kfac'."
+                )
+        structured = [layer.name for layer in layers if layer.structured]
+        equal = len({positions.get(name, 1) for name in structured}) <= 1
+        if self.setting is None:
+            self.used_setting = "expand" if equal else "reduce"
+        elif self.setting == "expand" and not equal:
+            raise ValueError(
+                f"{self.name} with setting='expand' needs equally many positions in all layers, got "
+                f"{ {name: positions.get(name, 1) for name in structured} }; use setting='reduce'."
+            )
+
+    def statistics(self, layer: Layer) -> dict[str, Statistic]:
+        """A and G."""
+        return {"A": InputFactor(layer.name, self.used_setting), "G": OutputFactor(layer.name, self.used_setting)}
+
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """A ⊗ G."""
+        return Kronecker(values["A"], values["G"])
+
+    def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+        """Every pair of structured layers."""
+        n = len(layers)
+        return [
+            (i, j) for i in range(n) for j in range(i + 1, n) if layers[i].structured and layers[j].structured
+        ]
+
+    def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
+        """Cross factors."""
+        return {
+            "A": CrossInputFactor(row.name, col.name, self.used_setting),
+            "G": CrossOutputFactor(row.name, col.name, self.used_setting),
+        }
+
+    def assemble(
+        self, space: ParameterSpace, operators: Sequence[Operator], couplings: Mapping[tuple[int, int], Values]
+    ) -> LayeredMatrix:
+        """F̃ over all pairs."""
+        blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
+        blocks |= {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()}
+        return FullMatrix(space, blocks)
+
+
+class KFACTridiagonal(KFACFull):
+    """F̂: equal to F̃ on the tridiagonal blocks, with a block-tridiagonal inverse.
+
+    Args:
+        setting: as for "kfac-full".
+    """
+
+    def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+        """Layers that are neighbours in execution."""
+        names = [layer.name for layer in layers]
+        structured = {layer.name for layer in layers if layer.structured}
+        return [
+            (names.index(row), names.index(col)) for row, col in adjacent if row in structured and col in structured
+        ]
+
+    def assemble(
+        self, space: ParameterSpace, operators: Sequence[Operator], couplings: Mapping[tuple[int, int], Values]
+    ) -> LayeredMatrix:
+        """F̂ over the chain of layers; layers without structure keep their own operator."""
+        chain = _chain([i for i, op in enumerate(operators) if isinstance(op, Kronecker)], list(couplings))
+        kroneckers = [op for op in (operators[i] for i in chain) if isinstance(op, Kronecker)]
+        crosses = [couplings.get(pair) for pair in zip(chain, chain[1:], strict=False)]
+        tridiagonal = BlockTridiagonal(
+            [op.A for op in kroneckers],
+            [op.G for op in kroneckers],
+            [None if v is None else v["A"] for v in crosses],
+            [None if v is None else v["G"] for v in crosses],
+        )
+        rest = {i: op for i, op in enumerate(operators) if i not in chain}
+        return TridiagonalInverse(space, chain, tridiagonal, rest)
+
+
+def _chain(positions: list[int], pairs: list[tuple[int, int]]) -> list[int]:
+    """All positions, ordered so that coupled ones stand side by side."""
+    following = dict(pairs)
+    starts = [i for i in positions if i not in following.values()]
+    order: list[int] = []
+    for start in starts:
+        current: int | None = start
+        while current is not None and current not in order:
+            order.append(current)
+            current = following.get(current)
+    return order

@@ -1,0 +1,94 @@
+"""Kronecker-factored approximations of single layers: KFAC, EKFAC and FOOF.
+
+KFAC: A ⊗ G (Martens & Grosse 2015, eq. 1; Grosse & Martens 2016 for convolutions). EKFAC: the exact second moment in
+KFAC's eigenbasis (George et al. 2018). FOOF: A ⊗ I (Benzing 2021). Grouped convolutions have one pair per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fisherviz.approximations.base import Approximation, Values
+from fisherviz.layers import Layer
+from fisherviz.operators import DirectSum, Kronecker, KroneckerEigen, Operator
+from fisherviz.statistics import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
+
+
+def per_group(build: Callable[..., Operator], *factors: Tensor) -> Operator:
+    """One operator from factors (d, d), or a direct sum over groups from factors (groups, d, d)."""
+    if factors[0].dim() == 2:
+        return build(*factors)
+    return DirectSum([build(*parts) for parts in zip(*(f.unbind(0) for f in factors), strict=True)])
+
+
+def check_kfac_setting(setting: str) -> Setting:
+    """Refuse settings that KFAC does not have."""
+    if setting not in ("expand", "reduce"):
+        raise ValueError(f"setting must be 'expand' or 'reduce', got {setting!r}.")
+    return setting  # type: ignore[return-value]
+
+
+class KFAC(Approximation):
+    """Block-diagonal Kronecker factors A ⊗ G, one pair per layer.
+
+    Args:
+        setting: "expand" (weight-sharing positions as examples) or "reduce" (averaged first).
+    """
+
+    order = "input"
+
+    def __init__(self, setting: Setting = "expand") -> None:
+        super().__init__()
+        self.setting = check_kfac_setting(setting)
+
+    def statistics(self, layer: Layer) -> dict[str, Statistic]:
+        """A and G."""
+        return {"A": InputFactor(layer.name, self.setting), "G": OutputFactor(layer.name, self.setting)}
+
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """A ⊗ G."""
+        return per_group(Kronecker, values["A"], values["G"])
+
+
+class EKFAC(KFAC):
+    """KFAC's eigenbasis with the exact second moment of the gradient in it as eigenvalues.
+
+    Args:
+        setting: as for KFAC; it sets the basis.
+    """
+
+    def __init__(self, setting: Setting = "expand") -> None:
+        super().__init__(setting)
+        self.bases: dict[str, tuple[Tensor, Tensor]] = {}
+        """Eigenvectors (Q_A, Q_G) of each layer's factors, set by `refine`."""
+
+    def refine(self, layer: Layer, values: Values) -> dict[str, Statistic]:
+        """The second moment in the eigenbasis: a second pass."""
+        qa, qg = (torch.linalg.eigh(values[key].double())[1].to(values[key].dtype) for key in ("A", "G"))
+        self.bases[layer.name] = (qa, qg)
+        return {"S": EigenMoment(layer.name, qa, qg)}
+
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """Q diag(S) Qᵀ with Q = Q_G ⊗ Q_A."""
+        return per_group(KroneckerEigen, *self.bases[layer.name], values["S"])
+
+
+class FOOF(Approximation):
+    """A ⊗ I per layer: inputs alone, no labels; its scale is not the Fisher's."""
+
+    order = "input"
+    follows_scale = False
+
+    def statistics(self, layer: Layer) -> dict[str, Statistic]:
+        """A, summed over weight-sharing positions."""
+        return {"A": InputFactor(layer.name, "sum")}
+
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """A ⊗ I."""
+        A = values["A"]
+        dg = layer.d_out // layer.groups
+        eye = torch.eye(dg, dtype=A.dtype, device=A.device)
+        return per_group(Kronecker, A, eye if A.dim() == 2 else eye.expand(len(A), dg, dg))
