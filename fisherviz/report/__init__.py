@@ -1,0 +1,10 @@
+"""The page a researcher would show a colleague: what `fisherviz report` and `Comparison.to_html` write.
+
+Everything on it is drawn from saved comparisons; this package sits above results and plots and knows nothing
+of models, data or hooks.
+"""
+
+from fisherviz.report.page import Section, write_page, write_report
+from fisherviz.report.words import paragraph, verdict
+
+__all__ = ["Section", "paragraph", "verdict", "write_page", "write_report"]

@@ -1,0 +1,236 @@
+"""The page and the folder around it: one HTML file that needs nothing else, and the files it was made from.
+
+`write_page` makes the file alone, `write_report` the folder that `fisherviz report` leaves. Both are drawn
+from saved comparisons only; every name in them is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fisherviz import files, glossary
+from fisherviz._version import __version__
+from fisherviz.report import tables
+from fisherviz.report.pictures import Picture, pictures
+from fisherviz.report.words import Sentence, paragraph, verdict
+from fisherviz.results import Comparison
+
+TITLE = "How good is each approximation of the Fisher information?"
+PAPER_SETTING = "kfac-figure-2"  # meta["settings"]["setting"] of the K-FAC paper's example network
+PAPER_SUMS = {"error": 2894.4, "bound": 4134.6}  # Martens & Grosse 2015, end of section 3.1
+_GROUPS = (
+    ("front", "Quality against cost", ""),
+    ("matrix", "The matrices",
+     "Each row: the exact Fisher, the approximation, |difference|; closest method first. Bright is large, "
+     "up to a maximum that is the same in all three; dashes separate layers."),
+    ("inverse", "Their damped inverses",
+     "What an optimizer applies to the gradient. The error of the natural gradient is at most the gradient's "
+     "length times the spectral norm of the difference."),
+    ("means", "Which layers interact",
+     "If the inverse is close to block-tridiagonal, a layer matters to its neighbours only."),
+    ("spectra", "Spectra", ""),
+    ("layers", "Layer by layer", ""),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Section:
+    """One comparison of the page under a heading of its own.
+
+    Args:
+        title: the heading.
+        comparison: what it shows.
+        intro: a sentence below the heading.
+        slug: folder of its files inside the report, "" for the report's own.
+    """
+
+    title: str
+    comparison: Comparison
+    intro: str = ""
+    slug: str = ""
+
+
+def write_page(
+    path: str | os.PathLike[str], source: Comparison | Sequence[Section], *, title: str = TITLE
+) -> Path:
+    """Write one self-contained HTML file.
+
+    Args:
+        path: the file.
+        source: a comparison, or several under headings.
+        title: of the page.
+
+    Returns:
+        The file.
+    """
+    text, _ = _render(_sections(source), title, alone=True)
+    return files.write_whole(path, text)
+
+
+def write_report(
+    directory: str | os.PathLike[str],
+    source: Comparison | Sequence[Section],
+    *,
+    title: str = TITLE,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the page, the data behind it, report.json and the pictures into one folder.
+
+    Args:
+        directory: made if needed; an earlier report in it is replaced, other files are left alone.
+        source: a comparison, or several; the first lies in the directory itself, for `load_comparison`.
+        title: of the page.
+        progress: called with a word for each picture drawn.
+
+    Returns:
+        The directory. After an interruption all the old files are there.
+    """
+    sections = _sections(source)
+    text, drawn = _render(sections, title, progress)
+    contents: dict[str, bytes | str] = {"index.html": text}
+    for section in sections:
+        folder = f"{section.slug}/" if section.slug else ""
+        contents.update({folder + name: data for name, data in section.comparison.to_files().items()})
+    for picture in drawn:
+        contents.update({f"pictures/{name}": data for name, data in picture.files().items()})
+    facts = {
+        "title": title,
+        "fisherviz": __version__,
+        "sections": [_facts(section) for section in sections],
+        "files": sorted([*contents, "report.json"]),
+    }
+    contents["report.json"] = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    directory = Path(directory)
+    stale = _earlier_files(directory) - set(contents)
+    files.write_together(directory, contents)
+    for name in sorted(stale):
+        (directory / name).unlink(missing_ok=True)
+    return directory
+
+
+def _sections(source: Comparison | Sequence[Section]) -> list[Section]:
+    return [Section("", source)] if isinstance(source, Comparison) else list(source)
+
+
+def _facts(section: Section) -> dict[str, Any]:
+    comparison = section.comparison
+    wholes = {metric: comparison.whole(metric) for metric in comparison.metrics}
+    summary = {
+        method: {metric: values[method] for metric, values in wholes.items() if method in values}
+        for method in comparison.methods
+    }
+    return {
+        "title": section.title,
+        "folder": section.slug or ".",
+        "verdict": paragraph(verdict(comparison)),
+        "summary": _finite(summary),
+        "meta": comparison.meta,
+    }
+
+
+def _finite(summary: dict[str, dict[str, float]]) -> dict[str, dict[str, float | str]]:
+    """JSON has no infinity: it becomes a word."""
+    return {
+        method: {k: v if abs(v) != float("inf") else str(v) for k, v in values.items()}
+        for method, values in summary.items()
+    }
+
+
+def _earlier_files(directory: Path) -> set[str]:
+    """Files of the report that stood here before, by its own list."""
+    try:
+        listed = json.loads(files.resolve(directory, "report.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    paths = [Path(str(name)) for name in listed]
+    return {str(path) for path in paths if ".." not in path.parts and not path.is_absolute()}
+
+
+def _render(
+    sections: Sequence[Section],
+    title: str,
+    progress: Callable[[str], None] | None = None,
+    alone: bool = False,
+) -> tuple[str, list[Picture]]:
+    drawn: list[Picture] = []
+    context = []
+    for number, section in enumerate(sections):
+        mine = []
+        for picture in pictures(section.comparison, f"{section.slug}-" if section.slug else ""):
+            mine.append(picture)
+            if progress:
+                progress(picture.name)
+        drawn += mine
+        context.append(_section_context(section, mine, number))
+    environment = Environment(
+        loader=PackageLoader("fisherviz.report", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    used = {name for section in sections for name in section.comparison.metrics}
+    text = environment.get_template("page.html.j2").render(
+        title=title,
+        sections=context,
+        definitions=[entry for name, entry in glossary.METRICS.items() if name in used],
+        version=__version__,
+        alone=alone,
+    )
+    return text, drawn
+
+
+def _section_context(section: Section, drawn: Sequence[Picture], number: int) -> dict[str, Any]:
+    comparison = section.comparison
+    groups = []
+    for group, heading, intro in _GROUPS:
+        shown = [
+            {"html": Markup(picture.inline()), "caption": picture.caption}
+            for picture in drawn
+            if picture.group == group
+        ]
+        if shown:
+            groups.append({"name": group, "heading": heading, "intro": intro, "pictures": shown})
+    return {
+        "id": f"section-{number + 1}",
+        "title": section.title,
+        "intro": section.intro,
+        "verdict": [_emphasised(sentence) for sentence in verdict(comparison)],
+        "summary": tables.summary_table(comparison),
+        "groups": groups,
+        "layer_tables": tables.layer_tables(comparison),
+        "probed": tables.probed_table(comparison),
+        "left_out": tables.left_out_table(comparison),
+        "facts": tables.facts(comparison),
+        "notes": [str(note) for note in comparison.meta.get("notes") or []],
+        "cumulants": _cumulants(comparison),
+    }
+
+
+def _emphasised(sentence: Sentence) -> Markup:
+    return Markup(sentence.template).format(*(Markup("<b>{}</b>").format(name) for name in sentence.names))
+
+
+def _cumulants(comparison: Comparison) -> dict[str, Any] | None:
+    sums = comparison.meta.get("cumulants")
+    if not sums:
+        return None
+    error, bound = float(sums["error"]), float(sums["bound"])
+    rows = [
+        (
+            "measured here",
+            f"{error:,.1f}",
+            f"{bound:,.1f}",
+            f"{error / bound:.3f}" if bound else tables.MISSING,
+        )
+    ]
+    if (comparison.meta.get("settings") or {}).get("setting") == PAPER_SETTING:
+        paper_error, paper_bound = PAPER_SUMS["error"], PAPER_SUMS["bound"]
+        ratio = f"{paper_error / paper_bound:.3f}"
+        rows.append(("Martens & Grosse 2015, MNIST", f"{paper_error:,.1f}", f"{paper_bound:,.1f}", ratio))
+    return {"rows": rows}

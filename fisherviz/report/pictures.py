@@ -1,0 +1,254 @@
+"""The pictures of a page: drawn once, kept as files, and as text that stands inside the page.
+
+Charts become inline SVG, heatmaps PNG below a size that keeps the page light. Nothing is looked up but the
+saved comparison, and the style is matplotlib's default whatever the user's is.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.style import context as style_context
+from PIL import Image
+
+from fisherviz import glossary, plotting
+from fisherviz.plotting import style
+from fisherviz.results import Comparison
+
+LARGEST = 300_000  # bytes of one PNG inside the page
+DPI = 120
+_LOOK = {
+    "font.size": 9.0, "axes.labelsize": 9.0, "axes.linewidth": 0.7, "svg.fonttype": "path",
+    "svg.hashsalt": "fisherviz", "savefig.facecolor": "white",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the page.
+
+    Args:
+        name: of its files, without the extension.
+        group: "front", "matrix", "inverse", "means", "spectra" or "layers": where it stands.
+        caption: below it.
+        description: what a reader who cannot see it should know.
+        svg: the chart as SVG text, or "" for a heatmap.
+        png: the picture as PNG.
+    """
+
+    name: str
+    group: str
+    caption: str
+    description: str
+    svg: str
+    png: bytes
+
+    def inline(self) -> str:
+        """HTML that needs no other file."""
+        label = html.escape(self.description, quote=True)
+        if self.svg:
+            return inline_svg(self.svg, self.name, label)
+        data = base64.b64encode(self.png).decode()
+        return f'<img src="data:image/png;base64,{data}" alt="{label}">'
+
+    def files(self) -> dict[str, bytes | str]:
+        """File name to content."""
+        found: dict[str, bytes | str] = {f"{self.name}.png": self.png}
+        return {**found, f"{self.name}.svg": self.svg} if self.svg else found
+
+
+def pictures(comparison: Comparison, prefix: str = "") -> Iterator[Picture]:
+    """Draw everything that a saved comparison has numbers for.
+
+    Args:
+        comparison: what to draw.
+        prefix: of the files' names.
+
+    Yields:
+        Pictures in the order of the page.
+    """
+    yield from _fronts(comparison, prefix)
+    yield from _matrices(comparison, prefix)
+    yield from _means(comparison, prefix)
+    yield from _spectra(comparison, prefix)
+    yield from _layers(comparison, prefix)
+
+
+def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+    cost = "passes" if comparison.whole("passes") else "seconds"
+    for metric in ("relative_frobenius", "direction_error"):
+        try:
+            info = plotting.pareto_info(comparison, metric, cost)
+        except ValueError:
+            continue
+        entry = glossary.metric(metric)
+        front = [name for name, on in zip(info.methods, info.on_front, strict=True) if on]
+        yield _chart(
+            f"{prefix}front-{metric}", "front", 5.6, 3.9,
+            lambda ax, metric=metric: plotting.pareto(comparison, metric, cost, ax=ax),
+            f"{entry.title} against the cost of building the approximation, both logarithmic. "
+            "Ringed and bold: the front. Whatever lies in the shaded area is beaten in both by a ringed one.",
+            f"Scatter plot of {entry.label} against cost for {len(info.methods)} methods. On the front, from "
+            f"cheap to close: {', '.join(front)}.",
+        )  # fmt: skip
+
+
+def _matrices(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+    for inverse, group in ((False, "matrix"), (True, "inverse")):
+        errors = comparison.whole("inverse_frobenius" if inverse else "relative_frobenius")
+        ranked = sorted(comparison.methods, key=lambda name: errors.get(name, float("inf")))
+        what = "damped inverse of the Fisher" if inverse else "Fisher"
+        for method, png in _triptychs(comparison, ranked, inverse):
+            found = method in errors
+            error = f": relative Frobenius error {glossary.show_number(errors[method])}" if found else ""
+            yield Picture(
+                f"{prefix}{group}-{_file_name(method)}", group, f"{method}{error}",
+                f"Three heatmaps of absolute entries on one scale: exact {what}, its approximation {method}, "
+                f"and their absolute difference{error}.", "", png,
+            )  # fmt: skip
+
+
+def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) -> Iterator[tuple[str, bytes]]:
+    """One triptych per method that has the arrays: laid out once, then only the images and a title change."""
+    kind, away = ("inverse", "inverse-difference") if inverse else ("heatmap", "difference")
+    needed = {name: {f"{kind}/exact", f"{kind}/{name}", f"{away}/{name}"} for name in methods}
+    methods = [name for name in methods if needed[name] <= set(comparison.arrays)]
+    if not methods:
+        return
+    figure = Figure(figsize=(9.6, 3.35), layout="constrained")
+    with _look():
+        axes = list(figure.subplots(1, 3))
+        plotting.triptych(comparison, methods[0], inverse=inverse, ax=axes)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for method in methods:
+            cells = plotting.triptych_info(comparison, method, inverse=inverse)
+            for ax, info in zip(axes, cells, strict=True):
+                ax.images[0].set_data(info.values)
+            axes[1].set_title(style.short(method, 24), fontsize="medium", parse_math=False)
+            yield method, _small_png(figure)
+
+
+def _means(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+    for inverse, what in ((False, "F"), (True, "the damped inverse of F")):
+        if f"{'block_means_inverse' if inverse else 'block_means'}/exact" not in comparison.arrays:
+            continue
+        yield _chart(
+            f"{prefix}means{'-inverse' if inverse else ''}", "means", 3.5, 3.1,
+            lambda ax, inverse=inverse: plotting.block_means(comparison, inverse=inverse, ax=ax, title=""),
+            f"Mean |entry| of each block of {what}.",
+            f"Heatmap of the mean absolute entry of each pair of layers in {what}.",
+        )  # fmt: skip
+
+
+def _spectra(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+    if any(name.startswith("spectrum/") for name in comparison.arrays):
+        yield _chart(
+            f"{prefix}spectra", "spectra", 7.0, 3.6, lambda ax: plotting.spectrum(comparison, ax=ax),
+            "Eigenvalues, largest first. Where a line leaves the black one, steps are stretched or shrunk.",
+            "Line plot of the eigenvalues of the exact Fisher and of each approximation, logarithmic.",
+        )  # fmt: skip
+
+
+def _layers(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+    for metric in ("relative_frobenius", "direction_cosine"):
+        rows = comparison.blocks(metric)
+        if rows.empty or len(set(rows["row"])) < 2:
+            continue
+        entry = glossary.metric(metric)
+        yield _chart(
+            f"{prefix}layers-{metric}", "layers", 6.6, 1.0 + 0.27 * len(set(rows["method"])),
+            lambda ax, metric=metric: plotting.comparison(comparison, metric, ax=ax),
+            f"{entry.title} of each layer's own block, one mark per layer, best method first.",
+            f"Dot plot of {entry.label} per layer for each method; the numbers are in the table below.",
+        )  # fmt: skip
+
+
+def _chart(
+    name: str,
+    group: str,
+    width: float,
+    height: float,
+    draw: Callable[..., Any],
+    caption: str,
+    description: str,
+) -> Picture:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    with _look():
+        draw(figure.subplots())
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        text, png = io.StringIO(), io.BytesIO()
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
+        _drawn(figure, DPI).save(png, format="PNG")
+    return Picture(name, group, caption, description, text.getvalue(), png.getvalue())
+
+
+def _drawn(figure: Figure, dpi: int) -> Image.Image:
+    """The figure's pixels from one drawing; `savefig` would draw everything twice."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _look() -> Any:
+    return style_context(["default", _LOOK])
+
+
+def _small_png(figure: Figure) -> bytes:
+    """A heatmap as PNG, coarser until it is small enough for the page."""
+    dpi = DPI
+    while True:
+        png = _encoded(_drawn(figure, dpi))
+        if len(png) <= LARGEST or dpi <= 40:
+            return png
+        dpi = int(dpi * max(0.5, 0.95 * (LARGEST / len(png)) ** 0.5))
+
+
+def _encoded(image: Image.Image) -> bytes:
+    """PNG in the colour map's own colours and greys: a third of the size of one with all colours."""
+    colors = colormaps[style.SEQUENTIAL](np.linspace(0, 1, 224))[:, :3]
+    greys = np.repeat(np.linspace(0, 1, 32)[:, None], 3, axis=1)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((255 * np.vstack([colors, greys])).round().astype(np.uint8).tobytes())
+    stream = io.BytesIO()
+    image.quantize(palette=palette, dither=Image.Dither.NONE).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def inline_svg(text: str, name: str, label: str) -> str:
+    """SVG from a file as an element of a page: no prologue, no names of other places, ids of its own.
+
+    Args:
+        text: what matplotlib wrote.
+        name: makes the ids unique in the page.
+        label: escaped description.
+
+    Returns:
+        The element.
+    """
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", body)
+    body = body.replace("xlink:href", "href")
+    key = re.sub(r"\W", "-", name)
+    body = re.sub(r'\bid="', f'id="{key}-', body)
+    body = re.sub(r'href="#', f'href="#{key}-', body)
+    body = re.sub(r"url\(#", f"url(#{key}-", body)
+    return body.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
+def _file_name(method: str) -> str:
+    return re.sub(r"[^\w.-]", "_", method) or "method"

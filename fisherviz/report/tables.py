@@ -1,0 +1,187 @@
+"""The page's tables as plain rows: heads, cells as text, and which cell is the best of its column.
+
+Whole-matrix summary in groups of columns, one metric per layer, what was probed, and the facts of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fisherviz import glossary
+from fisherviz.results import Comparison
+
+GROUPS = (
+    ("relative error of F̂, and cosine with F",
+     ("relative_frobenius", "relative_spectral", "relative_nuclear", "relative_max", "frobenius_cosine")),
+    ("what an optimizer feels (damped)",
+     ("inverse_frobenius", "direction_cosine", "direction_error", "model_decrease", "kl")),
+    ("cost", ("passes", "seconds", "bytes")),
+)  # fmt: skip
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, and whether it is the best of its column."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads and rows; each row begins with its own head.
+
+    Args:
+        caption: what the table shows.
+        corner: head of the column of row heads.
+        heads: of the other columns.
+        rows: head of the row and its cells.
+        groups: title and width of neighbouring columns that belong together.
+        titles: longer explanation of each head.
+    """
+
+    caption: str
+    corner: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, list[Cell]]]
+    groups: list[tuple[str, int]] = field(default_factory=list)
+    titles: tuple[str, ...] = ()
+
+
+def summary_table(comparison: Comparison) -> Table | None:
+    """The metrics of the whole matrix, one row per method, closest first."""
+    summary = comparison.summary()
+    listed = {name for _, names in GROUPS for name in names}
+    others = tuple(name for name in summary if name not in listed)
+    groups = [(title, [name for name in names if name in summary]) for title, names in GROUPS]
+    groups = [(title, names) for title, names in [*groups, ("also measured", list(others))] if names]
+    columns = [name for _, names in groups for name in names]
+    if not columns:
+        return None
+    best = {name: _best(name, summary[name]) for name in columns}
+    rows = [
+        (str(method), [_cell(name, summary.loc[method, name], str(method) in best[name]) for name in columns])
+        for method in summary.index
+    ]
+    return Table(
+        "Whole matrix, closest first; the best of each column is bold.", "method",
+        tuple(glossary.metric(name).short for name in columns), rows,
+        [(title, len(names)) for title, names in groups],
+        tuple(f"{glossary.metric(name).label}: {glossary.metric(name).formula}" for name in columns),
+    )  # fmt: skip
+
+
+def layer_tables(comparison: Comparison) -> list[Table]:
+    """One table per metric that was measured layer by layer: methods are rows, layers columns."""
+    tables = []
+    for name in comparison.metrics:
+        rows = comparison.blocks(name)
+        if rows.empty or name in ("seconds", "bytes", "passes"):
+            continue
+        grid = rows.pivot_table(index="method", columns="row", values="value", sort=False)
+        layers = [layer for layer in comparison.layers if layer in grid]
+        grid = grid[layers]
+        best = {layer: _best(name, grid[layer]) for layer in layers}
+        body = [
+            (
+                str(method),
+                [_cell(name, grid.loc[method, layer], str(method) in best[layer]) for layer in layers],
+            )
+            for method in grid.index
+        ]
+        entry = glossary.metric(name)
+        formula = f" ({entry.formula})" if entry.formula else ""
+        tables.append(Table(f"{entry.title}{formula}, per layer.", "method", tuple(layers), body))
+    return tables
+
+
+def probed_table(comparison: Comparison) -> Table | None:
+    """Which layers were attached, by which path, with which parameters."""
+    layers: Sequence[dict[str, Any]] = comparison.meta.get("layers") or []
+    if not layers:
+        return None
+    rows = []
+    for layer in layers:
+        fan = f"{layer.get('in_features', 0)} → {layer.get('out_features', 0)}"
+        texts = (
+            str(layer.get("kind", "")),
+            str(layer.get("path", "")) + (f": {layer['note']}" if layer.get("note") else ""),
+            fan if layer.get("out_features") else MISSING,
+            "yes" if layer.get("bias") else "no",
+            f"{layer.get('num_parameters', 0):,}",
+            ", ".join(layer.get("parameters", [])),
+        )
+        rows.append((str(layer["name"]) or "(root)", [Cell(text) for text in texts]))
+    heads = ("kind", "path", "fan-in → units", "bias", "parameters", "their names")
+    return Table("What was attached, and by which path.", "layer", heads, rows)
+
+
+def left_out_table(comparison: Comparison) -> Table | None:
+    """What was not probed, and why."""
+    rows = [(str(item["name"]), [Cell(str(item["why"]))]) for item in comparison.meta.get("left_out") or []]
+    rows += [
+        (str(layer["name"]), [Cell(str(layer["skipped_reason"]))])
+        for layer in comparison.meta.get("layers") or []
+        if layer.get("skipped_reason")
+    ]
+    return Table("What was left out, and why.", "name", ("why",), rows) if rows else None
+
+
+def facts(comparison: Comparison) -> list[tuple[str, str]]:
+    """Settings, versions and fingerprints as pairs of texts."""
+    meta = comparison.meta
+    pairs = []
+    words = {
+        "likelihood": "likelihood", "kind": "kind of Fisher", "samples": "sampled labels per example",
+        "reduction": "over examples", "damping": "damping λ", "examples": "examples",
+        "parameters": "parameters compared",
+    }  # fmt: skip
+    for key, label in words.items():
+        if meta.get(key) is None or (key == "samples" and meta.get("kind") != "mc"):
+            continue
+        pairs.append((label, _plain(meta[key])))
+    if meta.get("forward_backward_seconds"):
+        seconds = glossary.show("seconds", float(meta["forward_backward_seconds"]))
+        pairs.append(("one forward and backward pass", seconds))
+    pairs += [(str(key), _plain(value)) for key, value in (meta.get("settings") or {}).items()]
+    pairs += [
+        (f"fingerprint of the {key}", str(value)) for key, value in (meta.get("fingerprints") or {}).items()
+    ]
+    pairs += [(key, str(meta[key])) for key in ("created", "fisherviz", "torch") if meta.get(key)]
+    return pairs
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return glossary.show_number(value)
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    return str(value)
+
+
+def _cell(name: str, value: Any, best: bool) -> Cell:
+    if pd.isna(value):
+        return Cell(MISSING)
+    return Cell(glossary.show(name, float(value)), best)
+
+
+def _best(name: str, column: pd.Series) -> set[str]:
+    """Methods whose value is the best of a column, to the digits shown."""
+    kind = glossary.metric(name).best
+    values = column.dropna().astype(float)
+    values = values[np.isfinite(values)]
+    if kind == "none" or len(values) < 2:
+        return set()
+    distance = (values - 1.0).abs() if kind == "one" else values.abs()
+    winner = glossary.show(name, float(values[distance.idxmin()]))
+    return {str(method) for method, value in values.items() if glossary.show(name, float(value)) == winner}

@@ -1,0 +1,140 @@
+"""The comparison in plain words: which approximation is closest, in which sense, and at which cost.
+
+Sentences are templates with names to fill in, so that the page can escape and emphasise what users named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fisherviz import glossary
+from fisherviz.plotting.fronts import EXACT, pareto_info
+from fisherviz.results import Comparison
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A template with `{}` where names go, and the names."""
+
+    template: str
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.template.format(*self.names)
+
+
+def verdict(comparison: Comparison) -> list[Sentence]:
+    """One paragraph about the whole matrix, or about the layers one by one where there is no whole.
+
+    Args:
+        comparison: what to judge.
+
+    Returns:
+        Its sentences; empty if nothing was measured.
+    """
+    errors = _values(comparison, "relative_frobenius")
+    if not errors:
+        return []
+    alone = not comparison.whole("relative_frobenius")
+    sentences = [_closest(errors, "in the median over the layers" if alone else "", _setting(comparison))]
+    cosines = _values(comparison, "direction_cosine")
+    if cosines:
+        sentences.append(_direction(cosines, comparison))
+    sentences += _cost(comparison)
+    return sentences
+
+
+def paragraph(sentences: list[Sentence]) -> str:
+    """The sentences as plain text."""
+    return " ".join(str(sentence) for sentence in sentences)
+
+
+def _values(comparison: Comparison, metric: str) -> dict[str, float]:
+    """The whole matrix's values, or the medians over the layers where there are none."""
+    whole = {name: value for name, value in comparison.whole(metric).items() if np.isfinite(value)}
+    if whole:
+        return whole
+    blocks = comparison.blocks(metric)
+    blocks = blocks[np.isfinite(blocks["value"])]
+    return {str(k): float(v) for k, v in blocks.groupby("method", sort=False)["value"].median().items()}
+
+
+def _setting(comparison: Comparison) -> str:
+    kind = {"mc": "sampled", "empirical": "empirical"}.get(str(comparison.meta.get("kind")), "exact")
+    return f"the {kind} Fisher"
+
+
+def _closest(errors: Mapping[str, float], where: str, fisher: str) -> Sentence:
+    ranked = sorted(errors, key=lambda name: errors[name])
+    exact = [name for name in ranked if errors[name] < EXACT]
+    rest = [name for name in ranked if errors[name] >= EXACT]
+    where = f", {where}" if where else ""
+    if exact and not rest:
+        return Sentence(f"Every approximation equals {fisher} to rounding{where}.")
+    best, worst = rest[0], rest[-1]
+    head, names = "", tuple(exact)
+    if exact:
+        listed = " and ".join([", ".join(["{}"] * (len(exact) - 1)), "{}"]) if len(exact) > 1 else "{}"
+        head = f"{listed} equal{'s' if len(exact) == 1 else ''} {fisher} to rounding. Of the others, "
+    template = (
+        f"{head}{{}} is closest to {fisher}: its relative Frobenius error is "
+        f"{glossary.show_number(errors[best])}{where}"
+    )
+    if worst != best:
+        template += f"; {{}} is furthest, at {glossary.show_number(errors[worst])}"
+        names = (*names, best, worst)
+    else:
+        names = (*names, best)
+    return Sentence(template + ".", names)
+
+
+def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence:
+    best = max(cosines, key=lambda name: cosines[name])
+    near = [name for name in cosines if name != best and cosines[best] - cosines[name] < 0.01]
+    damping = comparison.meta.get("damping")
+    strength = f" at damping {_damping(damping)}" if damping is not None else ""
+    template = (
+        f"What an optimizer would feel is the direction of the step{strength}: there {{}} agrees best with "
+        f"the exact natural gradient (cosine {glossary.show_number(cosines[best])})"
+    )
+    if near:
+        listed = ", ".join(["{}"] * len(near[:3]))
+        more = f" and {len(near) - 3} more" if len(near) > 3 else ""
+        template += f", with {listed}{more} within 0.01 of it"
+    plain = cosines.get("identity")
+    if plain is not None and best != "identity":
+        template += f"; the plain gradient has {glossary.show_number(plain)}"
+    return Sentence(template + ".", (best, *near[:3]))
+
+
+def _damping(value: object) -> str:
+    if isinstance(value, int | float):
+        return glossary.show_number(float(value))
+    return re.sub(r"[^\w.=(), -]", "", str(value))  # a sentence's template holds no braces and no markup
+
+
+def _cost(comparison: Comparison) -> list[Sentence]:
+    try:
+        front = pareto_info(comparison)
+    except ValueError:
+        return []
+    members = [
+        (name, cost)
+        for name, cost, on_front in zip(front.methods, front.costs, front.on_front, strict=True)
+        if on_front
+    ]
+    spent = ", ".join(f"{{}} ({glossary.show_number(cost)})" for _, cost in members)
+    unit = "forward and backward passes over the same data"
+    if len(members) == 1:
+        cost = glossary.show_number(members[0][1])
+        template = f"Nothing that costs more is closer than {{}}, which takes {cost} {unit}."
+    else:
+        template = (
+            f"In {unit}, the worthwhile trade-offs of error against cost are {spent}: "
+            "for every other method one of these is both cheaper and closer."
+        )
+    return [Sentence(template, tuple(name for name, _ in members))]
