@@ -1,7 +1,7 @@
 """Dense matrices of the Kronecker family, in unit order, from explicit moments.
 
 A block is kron(G, A): W is flattened row by row, so the output index is the slow one. Damped and inverted by
-dense linear algebra, never by structure. Martens & Grosse 2015, sections 3 and 4; George et al. 2018; Benzing 2021.
+dense linear algebra, never by structure: Martens & Grosse 2015, George et al. 2018, Benzing 2021.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Predictive distributions r(y|z) of one example, by definition.
 
 `labels(z)` gives weighted labels whose first and second score moments are exactly those of r(y|z): all labels
-for the discrete laws, one point per output and sign for the Gaussian. `output_fisher(z)` is F_R(z) in closed form.
+for the discrete laws, one point per output and sign for the Gaussian. `output_fisher(z)` is the closed form.
 """
 
 from dataclasses import dataclass

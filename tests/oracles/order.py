@@ -1,4 +1,4 @@
-"""Where a weight stands: torch order, unit order (rows of W with their bias last), input order (columns of it).
+"""Where a weight stands: torch order, unit order (rows of W, their bias last), input order (columns of it).
 
 A layer is (d_out, fan_in, bias) when it is a matrix, or the number of its parameters when it is not.
 """

@@ -1,7 +1,7 @@
 """What a convolution sees at each of its output positions, found index by index.
 
-No unfolding, no padding function: for every output position and kernel offset the input coordinate is computed,
-and a coordinate outside is mapped as `padding_mode` says.
+No unfolding, no padding function: the input coordinate of every output position and kernel offset is
+computed, and one that lies outside is mapped as `padding_mode` says.
 """
 
 from itertools import product

@@ -1,0 +1,276 @@
+"""The model is a guest: after any call, and after any exception in it, nothing of it has changed."""
+
+import random
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fisherviz as fv
+from tests.oracles import laws, nets
+
+HOOKS = [
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+]
+
+
+class Failing(nn.Module):
+    """Raises on the calls that it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.fails_at = 0, None
+
+    def forward(self, x):
+        self.calls += 1
+        if self.fails_at is not None and self.calls >= self.fails_at:
+            raise ZeroDivisionError("the model's own trouble")
+        return x
+
+
+class Drawing(nn.Module):
+    """Draws from the global generator in its forward, as some models do."""
+
+    def forward(self, x):
+        torch.rand(2)
+        return x
+
+
+def model():
+    """Structured, generic, frozen and stateful parts, mixed modes, a user's hooks and gradient."""
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Dropout(0.5), Failing(),
+        nn.LayerNorm(4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2),
+    )  # fmt: skip
+    net = nets.randomised(net)
+    net[0].train()
+    net[7].train()
+    net[6].bias.requires_grad_(False)
+    net[0].register_forward_hook(lambda *_: None)
+    net[8].weight.register_hook(lambda g: g)
+    net[0].weight.grad = torch.randn_like(net[0].weight)
+    return net
+
+
+def tensor_state(t):
+    return None if t is None else (id(t), t._version, t.detach().clone())
+
+
+def same(before, after):
+    if isinstance(before, tuple) and len(before) == 3 and isinstance(before[2], torch.Tensor):
+        return before[:2] == after[:2] and torch.equal(before[2], after[2])
+    return before == after
+
+
+def snapshot(net):
+    state = {}
+    for name, module in net.named_modules():
+        state[name, "training"] = module.training
+        state[name, "attributes"] = sorted(set(module.__dict__))
+        for kind in HOOKS:
+            state[name, kind] = list(getattr(module, kind, {}).items()) if hasattr(module, kind) else None
+    for name, p in net.named_parameters():
+        state[name, "value"] = tensor_state(p)
+        state[name, "grad"] = tensor_state(p.grad)
+        state[name, "requires_grad"] = p.requires_grad
+        state[name, "hooks"] = len(p._backward_hooks or {})
+        state[name, "after hooks"] = len(getattr(p, "_post_accumulate_grad_hooks", None) or {})
+    for name, buffer in net.named_buffers():
+        state[name, "buffer"] = tensor_state(buffer)
+    state["global", "torch"] = torch.get_rng_state().tolist()
+    state["global", "numpy"] = np.random.get_state()[1].tolist()  # noqa: NPY002
+    state["global", "python"] = random.getstate()
+    state["global", "gradients on"] = torch.is_grad_enabled()
+    state["global", "dtype"] = torch.get_default_dtype()
+    state["global", "deterministic"] = torch.are_deterministic_algorithms_enabled()
+    state["global", "threads"] = torch.get_num_threads()
+    return state
+
+
+def assert_untouched(before, net):
+    after = snapshot(net)
+    assert set(before) == set(after)
+    assert not [key for key in before if not same(before[key], after[key])]
+
+
+def vector(fisher, k=None):
+    """Some vector (P,) or matrix (P, k) that takes nothing from the random state."""
+    v = torch.linspace(-1, 1, fisher.shape[0] * (k or 1), dtype=torch.float64)
+    return v if k is None else v.reshape(-1, k)
+
+
+CALLS = {
+    "to_dense": lambda f: f.to_dense(),
+    "block": lambda f: f.block("0", "6"),
+    "generic block": lambda f: f.block("5"),
+    "units": lambda f: f.units("0"),
+    "diagonal": lambda f: f.diagonal(),
+    "product": lambda f: f @ vector(f),
+    "product with a matrix": lambda f: f @ vector(f, 2),
+    "quadratic": lambda f: f.quadratic(vector(f)),
+    "solve": lambda f: f.solve(vector(f), 0.1),
+    "fro": lambda f: f.norm("fro"),
+    "spectral": lambda f: f.norm("spectral"),
+    "trace": lambda f: f.norm("trace"),
+    "spectrum": lambda f: f.spectrum(),
+    "leading eigenvalue": lambda f: f.spectrum(1),
+    "posterior samples": lambda f: f.sample(1.0, 2),
+    **{method: (lambda f, m=method: fv.approximate(f, m).to_dense()) for method in (
+        "identity", "diagonal", "layer", "cw-ngd", "kfac-full", "kfac", "kfac-tridiagonal", "ekfac", "foof",
+    )},
+}  # fmt: skip
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+
+
+def batches(N=6):
+    x = nets.vectors(N, 3)
+    return [x[: N // 2], x[N // 2 :]]
+
+
+@every_call
+@pytest.mark.parametrize("kind", ["exact", "mc"])
+def test_nothing_changes_after_a_call(call, kind):
+    net, data = model(), batches()
+    before = snapshot(net)
+    fisher = fv.Probe(net, "categorical").fisher(data, kind=kind)
+    assert_untouched(before, net)
+    call(fisher)
+    assert_untouched(before, net)
+
+
+@pytest.mark.parametrize(
+    "name", ["to_dense", "quadratic", "kfac", "ekfac", "posterior samples", "leading eigenvalue"]
+)
+def test_global_random_state_is_not_consumed_even_by_a_model_that_draws(name):
+    net, data = nets.randomised(nn.Sequential(nn.Linear(3, 2), Drawing())), batches()
+    before = torch.get_rng_state()
+    CALLS[name](fv.Probe(net, "categorical").fisher(data, kind="mc"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4, 5])
+@every_call
+def test_nothing_changes_after_an_exception_in_the_model(call, fails_at):
+    net, data = model(), batches()
+    net[4].fails_at = fails_at
+    before = snapshot(net)
+    with suppress(ZeroDivisionError):
+        call(fv.Probe(net, "categorical").fisher(data))
+    assert_untouched(before, net)
+
+
+def test_the_models_own_exception_reaches_the_user():
+    net = model()
+    net[4].fails_at = 1
+    with pytest.raises(ZeroDivisionError, match="own trouble"):
+        fv.Probe(net, "categorical").fisher(batches()).to_dense()
+
+
+def test_an_exception_in_the_data_leaves_the_model_alone():
+    class Broken:
+        def __iter__(self):
+            yield torch.ones(2, 3, dtype=torch.float64)
+            raise OSError("disk gone")
+
+    net = model()
+    before = snapshot(net)
+    with pytest.raises(OSError, match="disk gone"):
+        fv.Probe(net, "categorical").fisher(Broken()).to_dense()
+    assert_untouched(before, net)
+
+
+def test_hooks_live_until_the_context_ends():
+    net, x = model(), nets.vectors(3, 3)
+    before = snapshot(net)
+    with fv.Probe(net, "categorical") as probe:
+        assert any(len(module._forward_hooks) > (name == "0") for name, module in net.named_modules())
+        probe.fisher(x).to_dense()
+    assert_untouched(before, net)
+
+
+def test_hooks_end_with_the_context_after_an_exception():
+    net = model()
+    before = snapshot(net)
+    with pytest.raises(KeyboardInterrupt), fv.Probe(net, "categorical"):
+        raise KeyboardInterrupt
+    assert_untouched(before, net)
+
+
+def test_attach_and_detach_by_hand():
+    net = model()
+    before = snapshot(net)
+    probe = fv.Probe(net, "categorical")
+    probe.attach()
+    probe.detach()
+    probe.detach()
+    assert_untouched(before, net)
+
+
+def test_making_a_probe_and_reading_its_layers_touches_nothing():
+    net = model()
+    before = snapshot(net)
+    probe = fv.Probe(net, "categorical")
+    assert probe.layers
+    assert str(probe)
+    assert_untouched(before, net)
+
+
+def test_two_probes_do_not_disturb_each_other():
+    net, x = nets.mlp(3, 4, 2), nets.vectors(4, 3)
+    alone = fv.Probe(net, "categorical").fisher(x).to_dense()
+    with fv.Probe(net, "categorical") as one, fv.Probe(net, "gaussian", layers=["0"]) as two:
+        together = one.fisher(x).to_dense()
+        two.fisher(x).to_dense()
+        again = one.fisher(x).to_dense()
+    assert torch.equal(alone, together)
+    assert torch.equal(alone, again)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_user_gradients_flow_through_an_attached_model_as_before():
+    net, x, y = nets.mlp(3, 4, 2), nets.vectors(4, 3), laws.Categorical().draw(4, 2)
+    loss = nn.CrossEntropyLoss()
+    expected = torch.autograd.grad(loss(net(x), y), list(net.parameters()))
+    with fv.Probe(net, "categorical") as probe:
+        actual = torch.autograd.grad(loss(net(x), y), list(net.parameters()))
+        probe.fisher(x)
+        again = torch.autograd.grad(loss(net(x), y), list(net.parameters()))
+    assert all(
+        torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(expected, actual, again, strict=True)
+    )
+
+
+def test_data_are_not_changed():
+    net, x = model(), nets.vectors(4, 3)
+    kept = x.clone()
+    fisher = fv.Probe(net, "categorical").fisher(x)
+    fisher.to_dense()
+    assert torch.equal(x, kept)
+    assert x._version == 0
+
+
+def test_results_do_not_share_memory_with_what_the_fisher_keeps():
+    net, x = nets.mlp(3, 2), nets.vectors(4, 3)
+    fisher = fv.Probe(net, "categorical").fisher(x)
+    for call in (fisher.to_dense, fisher.diagonal, lambda: fisher.block(0), lambda: fisher.units(0)):
+        first = call()
+        kept = first.clone()
+        first.zero_()
+        assert torch.equal(call(), kept)
+
+
+def test_a_model_in_a_data_parallel_wrapper_or_a_submodule_is_still_a_guest():
+    net, x = nets.mlp(3, 4, 2), nets.vectors(4, 3)
+    wrapper = nn.Sequential(net)
+    assert tuple(fv.Probe(wrapper, "categorical").fisher(x).layers) == ("0.0", "0.2")
+    assert not any(module._forward_hooks for module in wrapper.modules())

@@ -1,0 +1,174 @@
+"""The predictive distributions: densities, samples and output Fishers against their definitions."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import fisherviz as fv
+from tests.oracles import laws, nets
+from tests.oracles.checks import assert_matches
+
+PAIRS = {
+    "categorical": (fv.Categorical(), laws.Categorical()),
+    "bernoulli": (fv.Bernoulli(), laws.Bernoulli()),
+    "gaussian": (fv.Gaussian(), laws.Gaussian(1.0)),
+    "gaussian of variance 0.3": (fv.Gaussian(variance=0.3), laws.Gaussian(0.3)),
+}
+pairs = pytest.mark.parametrize(("likelihood", "law"), PAIRS.values(), ids=PAIRS.keys())
+
+
+@pairs
+def test_nll_is_minus_the_log_density_up_to_a_constant(likelihood, law):
+    z, y = nets.vectors(5, 3), law.draw(5, 3)
+    expected = -torch.stack([law.log_density(z[n], y[n]) for n in range(5)])
+    assert likelihood.nll(z, y).shape == (5,)
+    assert_matches(likelihood.nll(z, y), expected, 1e-12)
+
+
+@pairs
+def test_nll_gradient_is_the_score(likelihood, law):
+    z, y = nets.vectors(5, 3).requires_grad_(), law.draw(5, 3)
+    (actual,) = torch.autograd.grad(likelihood.nll(z, y).sum(), z)
+    (expected,) = torch.autograd.grad(-sum(law.log_density(z[n], y[n]) for n in range(5)), z)
+    assert_matches(actual, expected, 1e-12)
+
+
+@pairs
+def test_output_fisher_is_the_second_moment_of_the_score(likelihood, law):
+    z = nets.vectors(4, 3)
+    expected = torch.stack([law.output_fisher(row) for row in z])
+    assert_matches(likelihood.fisher(z), expected, 1e-12)
+
+
+@pairs
+def test_factor_is_a_square_root_of_the_output_fisher(likelihood, law):
+    z = nets.vectors(4, 3)
+    S = likelihood.factor(z)
+    assert S.shape[:2] == (4, 3)
+    assert_matches(S @ S.mT, torch.stack([law.output_fisher(row) for row in z]), 1e-12)
+
+
+def test_categorical_factor_spends_no_column_on_the_direction_that_leaves_the_softmax_alone():
+    S = fv.Categorical().factor(nets.vectors(4, 5))
+    assert S.shape[2] <= 5
+    assert (torch.linalg.matrix_rank(S) == 4).all()
+
+
+@pytest.mark.parametrize("z", [40.0, -40.0, 700.0])
+def test_confident_bernoulli_keeps_its_tiny_variance(z):
+    actual = fv.Bernoulli().fisher(torch.tensor([[z]], dtype=torch.float64))
+    assert float(actual) == pytest.approx(math.exp(-abs(z)), rel=1e-10)
+
+
+def test_confident_categorical_stays_finite():
+    z = torch.tensor([[800.0, 0.0, -800.0]], dtype=torch.float64)
+    assert torch.isfinite(fv.Categorical().factor(z)).all()
+    assert torch.isfinite(fv.Categorical().nll(z, torch.tensor([2]))).all()
+
+
+def standardised(counts_mean, expected, deviation):
+    return ((counts_mean - expected).abs() / deviation).max()
+
+
+def test_categorical_samples_follow_the_softmax():
+    z = torch.tensor([[0.3, -1.0, 1.2]], dtype=torch.float64).repeat(20000, 1)
+    y = fv.Categorical().sample(z, torch.Generator().manual_seed(0))
+    p = z[0].softmax(0)
+    frequency = torch.bincount(y, minlength=3) / 20000
+    assert y.shape == (20000,)
+    assert standardised(frequency, p, (p * (1 - p) / 20000).sqrt()) < 4.5
+
+
+def test_bernoulli_samples_follow_the_logistic_and_are_independent():
+    z = torch.tensor([[0.3, -1.0]], dtype=torch.float64).repeat(20000, 1)
+    y = fv.Bernoulli().sample(z, torch.Generator().manual_seed(0)).double()
+    p = z[0].sigmoid()
+    assert y.shape == z.shape
+    assert standardised(y.mean(0), p, (p * (1 - p) / 20000).sqrt()) < 4.5
+    both, q = (y[:, 0] * y[:, 1]).mean(), p[0] * p[1]
+    assert standardised(both, q, (q * (1 - q) / 20000).sqrt()) < 4.5
+
+
+def test_gaussian_samples_have_the_mean_and_the_variance():
+    z = torch.tensor([[0.3, -1.0]], dtype=torch.float64).repeat(20000, 1)
+    y = fv.Gaussian(variance=0.3).sample(z, torch.Generator().manual_seed(0))
+    assert y.shape == z.shape
+    assert standardised(y.mean(0), z[0], (0.3 / 20000) ** 0.5) < 4.5
+    assert standardised(y.var(0), torch.tensor(0.3), 0.3 * (2 / 20000) ** 0.5) < 4.5
+
+
+@pairs
+def test_samples_come_from_the_given_generator_alone(likelihood, law):
+    z = nets.vectors(50, 3)
+    before = torch.get_rng_state()
+    first = likelihood.sample(z, torch.Generator().manual_seed(3))
+    assert torch.equal(first, likelihood.sample(z, torch.Generator().manual_seed(3)))
+    assert not torch.equal(first, likelihood.sample(z, torch.Generator().manual_seed(4)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("y", [[0, 1, 3], [0, -1, 2], [0, -100, 2]])
+def test_categorical_refuses_labels_out_of_range(y):
+    with pytest.raises(ValueError, match="range"):
+        fv.Categorical().nll(nets.vectors(3, 3), torch.tensor(y))
+
+
+def test_categorical_refuses_floating_labels():
+    with pytest.raises((TypeError, ValueError), match=r"integer|long|class"):
+        fv.Categorical().nll(nets.vectors(3, 3), torch.rand(3))
+
+
+def test_bernoulli_refuses_targets_outside_zero_and_one():
+    with pytest.raises(ValueError, match="range"):
+        fv.Bernoulli().nll(nets.vectors(2, 1), torch.tensor([[0.0], [2.0]]))
+
+
+def test_gaussian_refuses_targets_of_another_shape():
+    with pytest.raises(ValueError, match="shape"):
+        fv.Gaussian().nll(nets.vectors(2, 3), nets.vectors(2, 2))
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, math.nan, math.inf])
+def test_gaussian_refuses_a_variance_that_is_not_positive(variance):
+    with pytest.raises(ValueError, match="variance"):
+        fv.Gaussian(variance=variance)
+
+
+REFUSED = {
+    "class weights": (nn.CrossEntropyLoss(weight=torch.ones(3)), "weight"),
+    "label smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1), "smoothing"),
+    "ignore_index": (nn.CrossEntropyLoss(ignore_index=0), "ignore_index"),
+    "binary weights": (nn.BCEWithLogitsLoss(weight=torch.ones(3)), "weight"),
+    "pos_weight": (nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)), "pos_weight"),
+}
+
+
+@pytest.mark.parametrize(("loss", "word"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_reweighted_loss_is_refused_with_the_way_out(loss, word):
+    with pytest.raises((ValueError, NotImplementedError), match=rf"(?s){word}.*fv\.(Categorical|Bernoulli)"):
+        fv.Probe(nets.mlp(2, 3), loss)
+
+
+UNKNOWN = [nn.L1Loss(), nn.HuberLoss(), nn.NLLLoss(), nn.BCELoss(), nn.functional.mse_loss]
+
+
+@pytest.mark.parametrize("loss", UNKNOWN, ids=str)
+def test_an_unknown_loss_is_refused(loss):
+    with pytest.raises((TypeError, ValueError, NotImplementedError), match=r"categorical.*gaussian"):
+        fv.Probe(nets.mlp(2, 3), loss)
+
+
+def test_a_subclass_of_a_known_loss_is_not_taken_for_it():
+    class Focal(nn.CrossEntropyLoss):
+        def forward(self, z, y):
+            return (1 - z.softmax(1).gather(1, y[:, None])).square().mean() * super().forward(z, y)
+
+    with pytest.raises((TypeError, ValueError, NotImplementedError)):
+        fv.Probe(nets.mlp(2, 3), Focal())
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one():
+    with pytest.raises(ValueError, match="categorical"):
+        fv.Probe(nets.mlp(2, 3), "categorial")
