@@ -277,7 +277,9 @@ def test_fetched_tables_and_faces_are_cached(monkeypatch, bare):
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"short"), gzip.compress(b"\0\0\x08\x01\0\0\0\x09one")]
+    "content",
+    [b"no gzip", gzip.compress(b"short"), gzip.compress(b"\0\0\x08\x01\0\0\0\x09one")],
+    ids=["no gzip", "no header", "too short"],
 )
 def test_a_damaged_image_file_is_named(monkeypatch, bare, content):
     (bare / "mnist").mkdir()
