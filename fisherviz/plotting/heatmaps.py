@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fisherviz.plotting import style
-from fisherviz.plotting.reduce import LIMIT, Cells, cells_of_matrix, cells_of_operator, to_array
+from fisherviz.plotting.reduce import Cells, cells_of_matrix, cells_of_operator, to_array
+from fisherviz.reduction import LIMIT
 from fisherviz.results import Comparison
 
 CLIPPED = 0.995  # share of the non-zero cells below the default maximum of the scale
@@ -53,7 +54,7 @@ def heatmap_info(
         units = source.arrays.get("heatmap_unit_edges", np.asarray([]))
         factor = max(1, round(source.meta.get("parameters", max(values.shape)) / max(values.shape)))
         return Cells(values, bounds, units, names, factor)
-    if hasattr(source, "block") and hasattr(source, "layers"):
+    if hasattr(source, "block") and hasattr(source, "space"):
         return cells_of_operator(source, layers=layers, order=order, signed=signed, limit=limit)
     if hasattr(source, "shape") or isinstance(source, list | tuple):
         return cells_of_matrix(
@@ -245,7 +246,7 @@ def triptych_info(
             "approx.inverse(damping).to_dense()."
         )
     if hasattr(exact, "block") and hasattr(approximation, "block"):
-        order = order or getattr(approximation, "plot_order", None) or "unit"
+        order = order or getattr(approximation, "plot_order", None) or "torch"
         first = heatmap_info(exact, layers=layers, order=order)
         second = heatmap_info(approximation, layers=layers, order=order)
         gap = cells_of_operator(_Difference(exact, approximation), layers=layers, order=order)
@@ -261,10 +262,13 @@ class _Difference:
     """Two objects with blocks, subtracted block by block."""
 
     def __init__(self, exact: Any, approximation: Any) -> None:
-        self.exact, self.approximation, self.layers = exact, approximation, exact.layers
+        self.exact, self.approximation, self.space = exact, approximation, exact.space
 
     def block(self, row: str, col: str) -> np.ndarray:
         return to_array(self.exact.block(row, col)) - to_array(self.approximation.block(row, col))
+
+    def to_dense(self, order: str) -> np.ndarray:
+        return to_array(self.exact.to_dense(order)) - to_array(self.approximation.to_dense(order))
 
 
 def triptych(
@@ -327,5 +331,5 @@ def _titles(exact: Any, approximation: Any, inverse: bool) -> tuple[str, str, st
     suffix = ", damped inverse" if inverse else ""
     if isinstance(exact, Comparison):
         return f"exact Fisher{suffix}", f"{style.short(approximation, 20)}{suffix}", "|difference|"
-    left = getattr(exact, "name", None) or ("exact Fisher" if hasattr(exact, "block") else "exact")
+    left = getattr(exact, "name", None) or "exact Fisher"
     return str(left), str(getattr(approximation, "name", None) or "approximation"), "|difference|"

@@ -51,8 +51,8 @@ def block_means_info(
             held = sorted(key for key in source.arrays if key.startswith("block_means"))
             raise ValueError(f"no {name!r} in this comparison; it has {', '.join(held) or 'no block means'}.")
         return BlockMeans(source.arrays[name], source.layers)
-    if hasattr(source, "block") and hasattr(source, "layers"):
-        names = tuple(info.name for info in source.layers)
+    if hasattr(source, "block") and hasattr(source, "space"):
+        names = tuple(source.space.names)
         rows = [[np.abs(to_array(source.block(row, col))).mean() for col in names] for row in names]
         return BlockMeans(np.asarray(rows), names)
     if edges is None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-LIMIT = 600
+from fisherviz.reduction import LIMIT, reduce_matrix
+
+DENSE = 3000  # side up to which the dense matrix costs less than its blocks one by one
 
 
 @dataclass(frozen=True)
@@ -34,29 +36,6 @@ class Cells:
     labels: tuple[str, ...]
     factor: int
     signed: bool = False
-
-
-def reduce_matrix(matrix: np.ndarray, factor: int, signed: bool = False) -> np.ndarray:
-    """Cells of `factor` × `factor` entries, each holding the entry of largest magnitude.
-
-    Args:
-        matrix: (rows, cols).
-        factor: entries per cell and side; the last cell may cover fewer.
-        signed: keep the sign of that entry instead of its magnitude.
-
-    Returns:
-        (ceil(rows / factor), ceil(cols / factor)) float32.
-    """
-    rows = np.arange(0, matrix.shape[0], factor)
-    cols = np.arange(0, matrix.shape[1], factor)
-
-    def by(operation: np.ufunc, values: np.ndarray) -> np.ndarray:
-        return operation.reduceat(operation.reduceat(values, rows, axis=0), cols, axis=1)
-
-    if not signed:
-        return by(np.maximum, np.abs(matrix)).astype(np.float32)
-    high, low = by(np.maximum, matrix), by(np.minimum, matrix)
-    return np.where(high >= -low, high, low).astype(np.float32)
 
 
 def cells_of_matrix(
@@ -108,12 +87,12 @@ def cells_of_operator(
     signed: bool = False,
     limit: int = LIMIT,
 ) -> Cells:
-    """Reduce a Fisher or an approximation block by block, through its `layers` and `block(row, col)`.
+    """Reduce a Fisher or an approximation block by block, through `block(row, col)`.
 
     Args:
-        operator: has `layers` (LayerInfo) and `block(row, col)` in torch order.
+        operator: has `space` (whose layers have an `info()`) and `block(row, col)` in torch order.
         layers: names of the layers to show; all of them if None.
-        order: "torch", "unit" or "input"; None takes the order of the operator's own paper.
+        order: "torch", "unit" or "input"; None takes the operator's own (its paper's), or torch order.
         signed: keep signs.
         limit: most cells per side.
 
@@ -123,26 +102,29 @@ def cells_of_operator(
     Raises:
         ValueError: an unknown layer or order.
     """
-    infos = list(operator.layers)
+    infos = [layer.info() for layer in operator.space.layers]
     if layers is not None:
         known = {info.name: info for info in infos}
         unknown = [name for name in layers if name not in known]
         if unknown:
             raise ValueError(f"no layer {unknown[0]!r} here; the layers are {list(known)}.")
         infos = [known[name] for name in layers]
-    order = order or getattr(operator, "plot_order", None) or "unit"
+    order = order or getattr(operator, "plot_order", None) or "torch"
     if order not in ("torch", "unit", "input"):
         raise ValueError(f'order must be one of "torch", "unit", "input", not {order!r}.')
     sizes = [info.num_parameters for info in infos]
     edges = np.concatenate([[0], np.cumsum(sizes)])
     side = int(edges[-1])
     factor = -(-side // limit)
-    values = np.zeros((-(-side // factor), -(-side // factor)), np.float32)
-    orders = [layer_order(info, order) for info in infos]
-    for i, row in enumerate(infos):
-        for j, col in enumerate(infos):
-            block = to_array(operator.block(row.name, col.name))[np.ix_(orders[i], orders[j])]
-            _paste(values, block, int(edges[i]), int(edges[j]), factor, signed)
+    if len(infos) == len(operator.space.layers) and side <= DENSE:
+        values = reduce_matrix(to_array(operator.to_dense(order)), factor, signed)
+    else:
+        values = np.zeros((-(-side // factor), -(-side // factor)), np.float32)
+        orders = [layer_order(info, order) for info in infos]
+        for i, row in enumerate(infos):
+            for j, col in enumerate(infos):
+                block = to_array(operator.block(row.name, col.name))[np.ix_(orders[i], orders[j])]
+                _paste(values, block, int(edges[i]), int(edges[j]), factor, signed)
     units = unit_boundaries(infos, edges, order)
     labels = tuple(info.name for info in infos)
     return Cells(values, edges / factor, units / factor, labels, factor, signed)
@@ -195,4 +177,5 @@ def to_array(matrix: Any) -> np.ndarray:
         matrix = matrix.detach().cpu()
         matrix = matrix.to_dense() if matrix.is_sparse else matrix
         matrix = (matrix.float() if matrix.element_size() < 4 else matrix).numpy()
-    return np.asarray(matrix, dtype=np.result_type(matrix, np.float32))
+    array = np.asarray(matrix)
+    return array.astype(np.result_type(array.dtype, np.float32), copy=False)

@@ -111,7 +111,7 @@ def probed_table(comparison: Comparison) -> Table | None:
         fan = f"{layer.get('in_features', 0)} → {layer.get('out_features', 0)}"
         texts = (
             str(layer.get("kind", "")),
-            str(layer.get("path", "")) + (f": {layer['note']}" if layer.get("note") else ""),
+            str(layer.get("path", "")) + (f": {layer['skipped_reason']}" if layer.get("skipped_reason") else ""),
             fan if layer.get("out_features") else MISSING,
             "yes" if layer.get("bias") else "no",
             f"{layer.get('num_parameters', 0):,}",
@@ -125,11 +125,6 @@ def probed_table(comparison: Comparison) -> Table | None:
 def left_out_table(comparison: Comparison) -> Table | None:
     """What was not probed, and why."""
     rows = [(str(item["name"]), [Cell(str(item["why"]))]) for item in comparison.meta.get("left_out") or []]
-    rows += [
-        (str(layer["name"]), [Cell(str(layer["skipped_reason"]))])
-        for layer in comparison.meta.get("layers") or []
-        if layer.get("skipped_reason")
-    ]
     return Table("What was left out, and why.", "name", ("why",), rows) if rows else None
 
 
