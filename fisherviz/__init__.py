@@ -4,16 +4,19 @@ Attach a `Probe` to a trained network, ask for its exact `Fisher`, `approximate`
 """
 
 from fisherviz.approximations import Approximation, approximate, approximations, register
+from fisherviz.comparison import compare
 from fisherviz.damping import FactoredTikhonov, Tikhonov
 from fisherviz.fisher import Fisher
 from fisherviz.layers import LayerInfo
 from fisherviz.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from fisherviz.probe import Probe
+from fisherviz.results import Comparison, load_comparison
 
 __all__ = [
     "Approximation",
     "Bernoulli",
     "Categorical",
+    "Comparison",
     "FactoredTikhonov",
     "Fisher",
     "Gaussian",
@@ -23,5 +26,7 @@ __all__ = [
     "Tikhonov",
     "approximate",
     "approximations",
+    "compare",
+    "load_comparison",
     "register",
 ]

@@ -138,13 +138,32 @@ AnyCapture = Capture | GenericCapture
 
 
 def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
-    """One capture of all examples of several captures of the same layer."""
+    """One capture of all examples of several captures of the same layer.
+
+    Captures with different numbers of positions are padded with positions of zeros, which leave every gradient alone;
+    averages over positions must not be taken from the result (see `ragged`).
+    """
     if len(captures) == 1:
         return captures[0]
     structured = [c for c in captures if isinstance(c, Capture)]
-    if len(structured) == len(captures):
-        return Capture(torch.cat([c.a for c in structured]), torch.cat([c.g for c in structured], 1))
-    return GenericCapture(torch.cat([c.gradients for c in captures], 1))
+    if len(structured) < len(captures):
+        return GenericCapture(torch.cat([c.gradients for c in captures], 1))
+    widest = max(c.positions for c in structured)
+    padded = [c if c.positions == widest else _pad(c, widest) for c in structured]
+    return Capture(torch.cat([c.a for c in padded]), torch.cat([c.g for c in padded], 1))
+
+
+def ragged(captures: Sequence[AnyCapture]) -> bool:
+    """Whether captures of the same layer differ in their numbers of positions, or in kind."""
+    return len({c.positions if isinstance(c, Capture) else -1 for c in captures}) > 1
+
+
+def _pad(capture: Capture, positions: int) -> Capture:
+    extra = positions - capture.positions
+    a, g = capture.a, capture.g
+    more_a = a.new_zeros(a.shape[0], extra, *a.shape[2:])
+    more_g = g.new_zeros(*g.shape[:2], extra, *g.shape[3:])
+    return Capture(torch.cat([a, more_a], 1), torch.cat([g, more_g], 2))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ statistics and example-space products (DESIGN sections 3 and 5). Approximations 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, overload
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from fisherviz import guest
 from fisherviz.batches import Batches
-from fisherviz.captures import AnyCapture, Batch, concatenate
+from fisherviz.captures import AnyCapture, Batch, concatenate, ragged
 from fisherviz.examplespace import block_square_norm, columns_product, gram_tiles, rows_product
 from fisherviz.forward_mode import fisher_product, output_tangent
 from fisherviz.joint import JointBlocks
-from fisherviz.kinds import EmpiricalVectors, make_vectors
-from fisherviz.layers import ORDERS, Order
+from fisherviz.kinds import EmpiricalVectors, NoVectors, make_vectors
+from fisherviz.layers import ORDERS, LayerInfo, Order
 from fisherviz.memory import human, keep_limit, require
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.posterior import sample_posterior
@@ -70,6 +71,8 @@ class Fisher:
         self._examples: int | None = None
         self._statistics: dict[Hashable, Statistic] = {}
         self._captures: dict[str, AnyCapture] | None = None
+        self._ragged = False
+        self._looked = False
         self._dense: Tensor | None = None  # torch order
         self._factors: dict[tuple[str, float], DampedCholesky] = {}
         self._largest: float | None = None
@@ -82,9 +85,9 @@ class Fisher:
         return (self.space.size, self.space.size)
 
     @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the probed layers, in torch order."""
-        return self.space.names
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """What the probed layers are, in torch order."""
+        return self.probe.layers
 
     @property
     def examples(self) -> int:
@@ -126,13 +129,14 @@ class Fisher:
                 "make a new one with probe.fisher(...)."
             )
 
-    def _pass(self, consume: Callable[[Batch], None], *, keep: bool = True) -> None:
+    def _pass(self, consume: Callable[[Batch], None], *, gradients: bool = True) -> None:
         """One pass over the data; captures stay in memory where they fit."""
         self.check_unchanged()
-        if self._captures is not None:
+        if self._captures is not None and not self._ragged:
             consume(Batch(self._captures, self.examples))
             return
-        kept: list[Batch] | None = [] if keep else None
+        kept: list[Batch] | None = [] if gradients else None
+        vectors = self.vectors if gradients else NoVectors()
         held, limit, first = 0, keep_limit(self.probe.device), 0
 
         def take(batch: Batch) -> None:
@@ -143,17 +147,24 @@ class Fisher:
                 kept = [*kept, batch] if held <= limit else None
 
         for inputs, targets in self.data:
-            first += self.probe.capture(inputs, targets, self.vectors, take, first)
+            first += self.probe.capture(inputs, targets, vectors, take, first)
         self._examples = first
-        if kept:
-            self._captures = {
-                name: concatenate([batch.captures[name] for batch in kept]) for name in self.layers
-            }
+        self._looked = True
+        if kept and self._captures is None:
+            made = {name: [batch.captures[name] for batch in kept] for name in self.space.names}
+            self._ragged = any(ragged(captures) for captures in made.values())
+            self._captures = {name: concatenate(captures) for name, captures in made.items()}
 
     def look(self) -> None:
         """Make sure that the first pass has been: examples counted, layers' paths and positions known."""
-        if self._examples is None or not self.probe.positions:
-            self._pass(lambda batch: None)
+        if not self._looked:
+            self._pass(lambda batch: None, gradients=False)
+
+    def fresh(self) -> Fisher:
+        """The same Fisher with nothing computed yet, for timings that pay for their own passes."""
+        other = copy.copy(self)
+        other._statistics, other._captures, other._dense, other._factors = {}, None, None, {}
+        return other
 
     def collect(self, statistics: Iterable[Statistic]) -> list[Statistic]:
         """Feed statistics by one pass over the data; those already known are not computed again.
@@ -167,7 +178,8 @@ class Fisher:
         wanted = list(statistics)
         fresh = {s.key: s for s in wanted if s.key not in self._statistics}
         if fresh:
-            self._pass(lambda batch: update_all(fresh.values(), batch))
+            gradients = any(s.needs_gradients for s in fresh.values())
+            self._pass(lambda batch: update_all(fresh.values(), batch), gradients=gradients)
             self._statistics |= fresh
         else:
             self.check_unchanged()
@@ -223,8 +235,8 @@ class Fisher:
             part = self._dense[self._range(i), self._range(j)]
             rows, cols = (self.space.layers[k].unit_from_torch.to(part.device) for k in (i, j))
             return part[rows][:, cols]
-        self._plan(self.space.sizes[i] * self.space.sizes[j], f"block {self.layers[i]!r}, {self.layers[j]!r}")
-        (statistic,) = self.collect([Block(self.layers[i], self.layers[j])])
+        self._plan(self.space.sizes[i] * self.space.sizes[j], f"block {self.space.names[i]!r}, {self.space.names[j]!r}")
+        (statistic,) = self.collect([Block(self.space.names[i], self.space.names[j])])
         if statistic.total is not None and statistic.total.numel() > _FULL_SPECTRUM**2:
             del self._statistics[statistic.key]  # too large to keep beside what the caller holds
         assert statistic.total is not None
@@ -248,13 +260,13 @@ class Fisher:
         Raises:
             NotImplementedError: the layer takes the generic path and has no units.
         """
-        (statistic,) = self.collect([UnitBlocks(self.layers[self.space.position(layer)])])
+        (statistic,) = self.collect([UnitBlocks(self.space.names[self.space.position(layer)])])
         assert statistic.total is not None
         return statistic.total * self.scale
 
     def diagonal(self) -> Tensor:
         """Diagonal of the matrix, flat in torch order, (P,)."""
-        found = self.collect([Diagonal(name) for name in self.layers])
+        found = self.collect([Diagonal(name) for name in self.space.names])
         return self.space.join([s.total for s in found if s.total is not None]) * self.scale
 
     def to_dense(self, order: Order = "torch") -> Tensor:
@@ -278,6 +290,10 @@ class Fisher:
             self.check_unchanged()
         return self._dense.clone() if order == "torch" else self.space.reorder_dense(self._dense, order)
 
+    def has_targets(self) -> bool:
+        """Whether every batch of the data carries targets; looks at one batch after the other until one has none."""
+        return all(targets is not None for _, targets in self.data)
+
     def gradient(self) -> Tensor:
         """Gradient of the data's mean (or summed) negative log-likelihood, flat in torch order, (P,).
 
@@ -285,7 +301,7 @@ class Fisher:
             ValueError: the data has no targets.
         """
         self.check_unchanged()
-        sums = [GradientSum(name) for name in self.layers]
+        sums = [GradientSum(name) for name in self.space.names]
         score, first = EmpiricalVectors(self.probe.likelihood), 0
         for inputs, targets in self.data:
             if targets is None:
@@ -412,8 +428,8 @@ class Fisher:
         v = self._check_vector(v)
         if isinstance(damping, bool) or not isinstance(damping, int | float):
             raise TypeError(f"the exact Fisher takes a number as Tikhonov damping, got {type(damping).__name__}.")
-        if not damping >= 0:
-            raise ValueError(f"damping must be at least 0, got {damping}.")
+        if not 0 <= damping < float("inf"):
+            raise ValueError(f"damping must be a finite number of at least 0, got {damping}.")
         right = v.unsqueeze(1) if v.dim() == 1 else v
         dense = self._dense is not None or damping == 0 or self.space.size <= self.columns
         out = self._solve_dense(right, damping) if dense else self._solve_woodbury(right, damping)
@@ -486,14 +502,14 @@ class Fisher:
     def _trace(self, pair: tuple[int, int] | None) -> float:
         if pair is not None and pair[0] != pair[1]:
             raise ValueError("an off-diagonal block has no trace; ask for the block (i, i).")
-        names = self.layers if pair is None else (self.layers[pair[0]],)
+        names = self.space.names if pair is None else (self.space.names[pair[0]],)
         found = self.collect([Diagonal(name) for name in names])
         return self.scale * sum(float(s.total.sum(dtype=torch.float64)) for s in found if s.total is not None)
 
     def _frobenius(self, pair: tuple[int, int] | None) -> float:
         captures = self.example_space()
         if pair is not None:
-            row, col = (captures[self.layers[i]] for i in pair)
+            row, col = (captures[self.space.names[i]] for i in pair)
             return self.scale * block_square_norm(row, col) ** 0.5
         total = 0.0
         for tiles in gram_tiles(list(captures.values())):
@@ -505,7 +521,7 @@ class Fisher:
     def _spectral(self, pair: tuple[int, int] | None) -> float:
         if pair is None:
             return float(self.spectrum(1)[0])
-        row, col = (self.example_space()[self.layers[i]] for i in pair)
+        row, col = (self.example_space()[self.space.names[i]] for i in pair)
         scale, size = self.scale, self.space.sizes[pair[0]]
 
         def squared(x: Tensor) -> Tensor:  # F_ij F_ijᵀ x
@@ -516,13 +532,13 @@ class Fisher:
         return max(float(top[0]), 0.0) ** 0.5
 
     def spectrum(self, k: int | None = None) -> Tensor:
-        """Eigenvalues in descending order: the k largest, or all that can be non-zero, min(P, K N).
+        """Eigenvalues in descending order: the k largest, or all the non-zero ones.
 
         Args:
-            k: how many; None: all.
+            k: how many; None: all above rounding.
 
         Returns:
-            Eigenvalues (k,) in float64, clamped at 0.
+            Eigenvalues in float64, clamped at 0.
         """
         rank = self.space.size if self._dense is not None else min(self.space.size, self.columns)
         if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
@@ -536,7 +552,12 @@ class Fisher:
             values = torch.linalg.eigvalsh(self.to_dense().double()).flip(0)
         else:
             values = torch.linalg.eigvalsh(self.example_gram().double()).flip(0) * self.scale
-        return values.double().clamp(min=0)[:k]
+        values = values.double().clamp(min=0)
+        if k is not None:
+            return values[:k]
+        # what rounding leaves of a zero eigenvalue is no eigenvalue
+        floor = torch.finfo(self.probe.dtype).eps * max(self.shape[0], len(values)) * float(values[0])
+        return values[values > floor]
 
     # ---- posterior -------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ def per_example_gradients(
     inputs: Inputs,
     vectors: Tensor,
     in_dims: Any,
+    one_at_a_time: bool = False,
 ) -> dict[str, Tensor]:
     """Gradients of each vector's product with the output, for each example.
 
@@ -32,10 +33,13 @@ def per_example_gradients(
         inputs: a batch's inputs.
         vectors: (K, N, ...) like the output.
         in_dims: which leaves of the inputs carry examples (0 or None).
+        one_at_a_time: loop over examples and vectors instead of batching them with `vmap`.
 
     Returns:
         For each name a tensor (K, N, *shape).
     """
+    if one_at_a_time:
+        return _one_at_a_time(model, call, parameters, inputs, vectors)
     frozen = {name: p.detach() for name, p in parameters.items()}
 
     def one_example(x: Inputs, v: Tensor) -> dict[str, Tensor]:

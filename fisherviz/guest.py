@@ -38,10 +38,10 @@ def check_modes(model: nn.Module) -> None:
                     f"{where} normalises with the statistics of the batch, which couples the examples: no Fisher of single "
                     "examples exists; call model.eval() first (and use track_running_stats=True)."
                 )
-        active = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        active = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
         active = active or (isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0)
         if active and module.training:
-            raise ValueError(f"{where} applies active Dropout, so that every pass sees another network; call model.eval() first.")
+            raise ValueError(f"{where} draws at random in training mode (active Dropout), so that every pass sees another network; call model.eval() first.")
 
 
 def fingerprint(model: nn.Module) -> tuple[float, ...]:
@@ -60,9 +60,18 @@ def digest(marks: tuple[float, ...]) -> str:
 
 
 def _sums(t: Tensor) -> Tensor:
+    """An exact sum of the bits, which no single change escapes, and a position-weighted sum, which sees exchanges."""
     flat = t.detach().reshape(-1)
-    if not flat.is_floating_point():
-        flat = flat.to(torch.float64)
-    ramp = torch.linspace(1, 2, min(flat.numel(), 1024), device=flat.device, dtype=flat.dtype)
-    head = flat[: ramp.numel()] @ ramp if flat.numel() else flat.sum()
-    return torch.nan_to_num(torch.stack([flat.sum(), torch.linalg.vector_norm(flat), head]).double())
+    if not flat.numel():
+        return torch.zeros(2, dtype=torch.float64, device=t.device)
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[1 if t.is_complex() else flat.element_size()]
+    bits = torch.view_as_real(flat).reshape(-1).view(torch.int32) if t.is_complex() else flat.view(width)
+    exact = bits.sum(dtype=torch.int64) % (2**52)
+    numbers = torch.view_as_real(flat).reshape(-1) if t.is_complex() else flat
+    numbers = numbers if numbers.is_floating_point() else numbers.to(torch.float64)
+    side = max(1, int(numbers.numel() ** 0.5))
+    whole = numbers[: side * (numbers.numel() // side)].reshape(-1, side)
+    columns = torch.linspace(1, 2, side, device=flat.device, dtype=whole.dtype)
+    rows = torch.linspace(1, 3, len(whole), device=flat.device, dtype=whole.dtype)
+    weighted = rows @ (whole @ columns) + numbers[whole.numel() :].sum()
+    return torch.nan_to_num(torch.stack([exact.double(), weighted.double()]))

@@ -92,6 +92,18 @@ class EmpiricalVectors:
         return _outer_product(self(z, targets, first), t)
 
 
+class NoVectors:
+    """Nothing to backpropagate: a pass for inputs alone."""
+
+    def count(self, z: Tensor) -> int:
+        """Zero."""
+        return 0
+
+    def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
+        """An empty stack (0, N, ...)."""
+        return z.new_empty(0, *z.shape)
+
+
 AnyVectors = ExactVectors | SampledVectors | EmpiricalVectors
 
 

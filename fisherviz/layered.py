@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.layers import ORDERS, Order, ParameterSpace
+from fisherviz.layers import ORDERS, LayerInfo, Order, ParameterSpace
 from fisherviz.memory import require
 from fisherviz.operators import BlockTridiagonal, Dense, DirectSum, Kronecker, Operator, Zero, cg, extreme_eigenvalues
 
@@ -67,9 +67,9 @@ class LayeredMatrix(ABC):
         return (self.space.size, self.space.size)
 
     @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers, in torch order."""
-        return self.space.names
+    def layers(self) -> tuple[LayerInfo, ...]:
+        """What the layers are, in torch order."""
+        return tuple(layer.info() for layer in self.space.layers)
 
     @cached_property
     def _like(self) -> Tensor:
@@ -181,7 +181,7 @@ class BlockDiagonal(LayeredMatrix):
         try:
             return action()
         except RuntimeError as error:
-            raise RuntimeError(f"layer {self.layers[i]!r}: {error}") from error
+            raise RuntimeError(f"layer {self.space.names[i]!r}: {error}") from error
 
     def damped(self, damping: float | Damping | None) -> BlockDiagonal:
         """Every layer's operator damped; layers without Kronecker factors take λ = γ² under `FactoredTikhonov`."""

@@ -137,7 +137,7 @@ class Layer:
     def output_gradients(self, g: Tensor) -> Tensor:
         """Gradients (K, N, ...) at the module's output as (K, N, T, dg) or (K, N, T, groups, dg)."""
         if self.kind == "linear":
-            return g.reshape(*g.shape[:2], -1, g.shape[-1])
+            return g.reshape(*g.shape[:2], math.prod(g.shape[2:-1]), g.shape[-1])
         g = g.flatten(3).transpose(2, 3)
         return g.unflatten(3, (self.groups, -1)) if self.groups > 1 else g
 

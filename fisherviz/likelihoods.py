@@ -74,7 +74,11 @@ class Likelihood(ABC):
 
 
 class Categorical(Likelihood):
-    """Softmax distribution over C classes: z (N, C), labels (N,); positions after the class dimension sum up.
+    """Softmax distribution over C classes: z (N, C), labels (N,); further positions of an example sum up.
+
+    Args:
+        class_axis: where the classes are in outputs with positions: -1, (N, positions..., C), or 1,
+            (N, C, positions...) as in `nn.CrossEntropyLoss`.
 
     The factor diag(√p) - p √pᵀ annihilates √p, so a Householder reflection that maps √p to the first axis
     leaves C - 1 columns: one backpropagation fewer than classes.
@@ -82,51 +86,75 @@ class Categorical(Likelihood):
 
     name = "categorical"
 
+    def __init__(self, class_axis: int = -1) -> None:
+        if class_axis not in (-1, 1):
+            raise ValueError(f"class_axis must be -1 or 1, got {class_axis!r}.")
+        self.class_axis = class_axis
+
+    def _rows(self, z: Tensor) -> Tensor:
+        """Logits as (N, C, positions)."""
+        return z.movedim(self.class_axis, 1).flatten(2) if z.dim() > 2 else z.unsqueeze(2)
+
+    def _back(self, rows: Tensor, z: Tensor) -> Tensor:
+        """(..., N, C, positions) in the shape (..., *z.shape)."""
+        if z.dim() == 2:
+            return rows.squeeze(-1)
+        lead = rows.dim() - 3
+        shape = z.movedim(self.class_axis, 1).shape
+        out = rows.reshape(*rows.shape[:lead], *shape)
+        return out.movedim(lead + 1, -1) if self.class_axis == -1 else out
+
     def nll(self, z: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of each example, shape (N,), summed over positions."""
-        loss = nn.functional.cross_entropy(z, self.check_targets(z, y), reduction="none")
-        return loss.reshape(len(z), -1).sum(1)
+        y = self.check_targets(z, y)
+        loss = nn.functional.cross_entropy(self._rows(z), y.reshape(len(z), -1), reduction="none")
+        return loss.sum(1)
 
     def score(self, z: Tensor, y: Tensor) -> Tensor:
         """Softmax minus one-hot label, shape of z."""
-        p = torch.softmax(z, 1)
-        return p.scatter_add(1, y.unsqueeze(1), -torch.ones_like(p[:, :1]))
+        p = torch.softmax(self._rows(z), 1)
+        p = p.scatter_add(1, y.reshape(len(z), 1, -1), -torch.ones_like(p[:, :1]))
+        return self._back(p, z)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Class indices (N,) or (N, positions...) drawn from softmax(z)."""
-        p = torch.softmax(z.movedim(1, -1).float(), -1)
+        """Class indices (N,) or (N, positions...) drawn from the softmax."""
+        p = torch.softmax(self._rows(z).transpose(1, 2).float(), -1)
         drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator)
-        return drawn.reshape(p.shape[:-1])
+        return drawn.reshape(self._label_shape(z))
+
+    def _label_shape(self, z: Tensor) -> torch.Size:
+        return z.movedim(self.class_axis, -1).shape[:-1]
 
     def num_vectors(self, z: Tensor) -> int:
         """Positions times C - 1."""
-        return (z.shape[1] - 1) * math.prod(z.shape[2:])
+        classes = z.shape[self.class_axis]
+        return (classes - 1) * (math.prod(z.shape[1:]) // classes)
 
     def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Columns of S H without the zero one, S = diag(√p) - p √pᵀ and H the Householder reflection of √p."""
-        classes, positions = z.shape[1], math.prod(z.shape[2:])
         stop = self.num_vectors(z) if stop is None else stop
-        p = torch.softmax(z, 1).reshape(len(z), classes, positions)
+        p = torch.softmax(self._rows(z), 1)
+        n, classes, positions = p.shape
         if positions == 1:
-            return _reflected_columns(p[..., 0], start, stop).reshape(-1, *z.shape)
-        out = z.new_zeros(stop - start, len(z), classes, positions)
+            return self._back(_reflected_columns(p[..., 0], start, stop).unsqueeze(-1), z)
+        out = z.new_zeros(stop - start, n, classes, positions)
         for position in range(start // (classes - 1), -(-stop // (classes - 1))):
             first = position * (classes - 1)
             low, high = max(start, first), min(stop, first + classes - 1)
             out[low - start : high - start, :, :, position] = _reflected_columns(
                 p[..., position], low - first, high - first
             )
-        return out.reshape(-1, *z.shape)
+        return self._back(out, z)
 
     def product(self, z: Tensor, t: Tensor) -> Tensor:
         """p∘t - p (pᵀt) for each example and position."""
-        p = torch.softmax(z, 1)
-        return p * (t - (p * t).sum(1, keepdim=True))
+        p, rows = torch.softmax(self._rows(z), 1), self._rows(t)
+        return self._back(p * (rows - (p * rows).sum(1, keepdim=True)), z)
 
     def check_output(self, z: Tensor) -> None:
         """Refuse outputs without a class dimension of at least two."""
         super().check_output(z)
-        if z.dim() < 2 or z.shape[1] < 2:
+        if z.dim() < 2 or z.shape[self.class_axis] < 2:
             raise ValueError(
                 f"a categorical likelihood needs outputs (N, C) with C >= 2 logits, got {tuple(z.shape)}; "
                 "use 'bernoulli' for one logit."
@@ -139,22 +167,22 @@ class Categorical(Likelihood):
                 f"categorical targets must be class indices of an integer type, got {y.dtype}; "
                 "convert them with targets.long() (class probabilities are not supported)."
             )
-        expected = (z.shape[0], *z.shape[2:])
+        expected = tuple(self._label_shape(z))
         if tuple(y.shape) != expected:
             raise ValueError(f"categorical targets must have shape {expected}, got {tuple(y.shape)}.")
         y = y.to(device=z.device, dtype=torch.long)
         if y.numel():
-            low, high = int(y.min()), int(y.max())
-            if low < 0 or high >= z.shape[1]:
+            classes, low, high = z.shape[self.class_axis], int(y.min()), int(y.max())
+            if low < 0 or high >= classes:
                 raise ValueError(
-                    f"targets out of range: the model has {z.shape[1]} classes, 0..{z.shape[1] - 1}, "
+                    f"targets out of range: the model has {classes} classes, 0..{classes - 1}, "
                     f"but the targets span {low}..{high}; drop or relabel the others."
                 )
         return y
 
     def describe(self) -> str:
         """Name of the distribution."""
-        return "Categorical()"
+        return "Categorical()" if self.class_axis == -1 else "Categorical(class_axis=1)"
 
 
 class Bernoulli(Likelihood):
@@ -287,6 +315,13 @@ class _MeanBinaryCrossEntropy(Bernoulli):
 class _MeanCrossEntropy(Categorical):
     """`nn.CrossEntropyLoss(reduction="mean")`: a negative log-likelihood where there are no further positions."""
 
+    def __init__(self) -> None:
+        super().__init__(class_axis=1)
+
+    def describe(self) -> str:
+        """Name of the distribution; where the classes are matters only with positions, which are refused."""
+        return "Categorical()"
+
     def check_output(self, z: Tensor) -> None:
         """Refuse positions after the class dimension: their mean is no negative log-likelihood."""
         super().check_output(z)
@@ -326,7 +361,7 @@ def resolve(likelihood: str | Likelihood | nn.Module) -> Likelihood:
         _refuse(likelihood.weight is not None, "class weights", "fv.Categorical()")
         _refuse(likelihood.label_smoothing != 0, "label smoothing", "fv.Categorical()")
         _refuse(likelihood.ignore_index != -100, "ignore_index", "fv.Categorical() and drop those examples")
-        return _MeanCrossEntropy() if likelihood.reduction == "mean" else Categorical()
+        return _MeanCrossEntropy() if likelihood.reduction == "mean" else Categorical(class_axis=1)
     if type(likelihood) is nn.BCEWithLogitsLoss:
         _refuse(likelihood.weight is not None, "weights", "fv.Bernoulli()")
         _refuse(likelihood.pos_weight is not None, "pos_weight", "fv.Bernoulli()")

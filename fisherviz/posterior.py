@@ -26,8 +26,8 @@ def sample_posterior(
         raise ValueError(
             f"prior_precision must be a number or a vector of {space.size} entries, got shape {tuple(prior.shape)}."
         )
-    if not bool((prior > 0).all()):
-        raise ValueError("prior_precision must be positive.")
+    if not bool(((prior > 0) & torch.isfinite(prior)).all()):
+        raise ValueError("prior_precision must be positive and finite.")
     precision = prior.expand(space.size)
     if generator is None:
         generator = torch.Generator(device=probe.device).manual_seed(torch.initial_seed())

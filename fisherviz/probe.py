@@ -7,7 +7,6 @@ and 5, "Exact Fisher"). What is computed from the captures lives above, in `stat
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +22,7 @@ from fisherviz.generic import per_example_gradients
 from fisherviz.guest import as_guest, check_modes
 from fisherviz.layers import Layer, LayerInfo, ParameterSpace
 from fisherviz.likelihoods import Likelihood, resolve
+from fisherviz.path_check import check_paths
 from fisherviz.recorder import Call, Recorder, capture_calls
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ CAPTURE_BYTES = 512 * 2**20
 """A batch is cut so that the captures of one piece stay below this."""
 _BATCHED_BACKWARD_ENTRIES = 2**17
 """Above this many entries per vector and layer one backward pass per vector is faster than a batched one."""
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
 
 
 class VectorSource(Protocol):
@@ -80,12 +79,12 @@ class Probe:
         self._recorder = Recorder(self._layers)
         self._held = False
         self._checked = False
+        self.one_at_a_time = False
+        """Whether per-example gradients loop over examples, because `vmap` was found wrong for this model."""
         self._example_output: Tensor | None = None
         self._example_bytes = (1, 1)
         self.positions: dict[str, int] = {}
         """Weight-sharing positions T of each structured layer, known after the first pass."""
-        self.chain: tuple[str, ...] = ()
-        """Layer names in execution order, known after the first pass; a module called twice stands once."""
         self.chain_pairs: tuple[tuple[str, str], ...] = ()
         """Layers that are adjacent in execution (KFAC's chain), known after the first pass."""
 
@@ -261,7 +260,7 @@ class Probe:
         try:
             with as_guest(self.model):
                 if not self._checked:
-                    self._check_paths(inputs)
+                    self._look(inputs)
                 self._recorder.attach()
                 step = self._piece(vectors)
                 for start in range(0, n, step):
@@ -274,6 +273,15 @@ class Probe:
                 self._recorder.detach()
         return n
 
+    def _look(self, inputs: Inputs) -> None:
+        """Before the first pass: which path each layer takes, what an example's captures weigh, who feeds whom."""
+        self._recorder.attach()
+        found = check_paths(self, inputs)
+        self._recorder.detach()  # layers that became generic keep no hook
+        self._example_output, self._example_bytes = found.output, found.bytes
+        self.positions, self.chain_pairs = found.positions, found.chain_pairs
+        self._checked = True
+
     def _capture_piece(
         self,
         inputs: Inputs,
@@ -281,24 +289,24 @@ class Probe:
         vectors: VectorSource,
         first: int,
     ) -> Batch:
-        z, calls = self._record(inputs)
+        z, calls = self.record(inputs)
         n = len(z)
         self.likelihood.check_output(z)
-        self._check_finite(z, calls, first)
+        self.check_finite(z, calls, first)
         v = vectors(z.detach(), targets, first)
         captures: dict[str, AnyCapture] = {}
         structured = {name: made for name, made in calls.items() if made}
-        for name, gradients in self._backward(z, structured, v).items():
+        for name, gradients in self.backward(z, structured, v).items():
             captures[name] = capture_calls(structured[name], gradients)
         generic = [layer for layer in self._layers if not layer.structured]
-        if generic:
-            captures |= self._generic(generic, inputs, v)
+        if generic and len(v):
+            captures |= self.generic_captures(generic, inputs, v)
         for layer in self._layers:
             if layer.name not in captures:
                 captures[layer.name] = GenericCapture(z.new_zeros(len(v), n, layer.size))
         return Batch({layer.name: captures[layer.name] for layer in self._layers}, n, first)
 
-    def _record(self, inputs: Inputs) -> tuple[Tensor, dict[str, list[Call]]]:
+    def record(self, inputs: Inputs) -> tuple[Tensor, dict[str, list[Call]]]:
         """Run the model forward with the recorder on."""
         recorder = self._recorder
         for _ in range(2):
@@ -317,12 +325,12 @@ class Probe:
         recorder.calls.clear()
         return z, calls
 
-    def _backward(
+    def backward(
         self, z: Tensor, calls: dict[str, list[Call]], vectors: Tensor
     ) -> dict[str, list[Tensor]]:
         """Gradients (K, N, ...) of each vector's product with z at each call's output."""
         flat = [call for made in calls.values() for call in made]
-        if not flat or not z.requires_grad:
+        if not flat or not z.requires_grad or not len(vectors):
             return {name: [z.new_zeros(len(vectors), *c.shape) for c in made] for name, made in calls.items()}
         edges = [call.edge for call in flat]
         out: list[Tensor | None] | None = None
@@ -351,13 +359,16 @@ class Probe:
         )
         return {name: [next(filled) for _ in made] for name, made in calls.items()}
 
-    def _generic(self, layers: Sequence[Layer], inputs: Inputs, vectors: Tensor) -> dict[str, AnyCapture]:
+    def generic_captures(self, layers: Sequence[Layer], inputs: Inputs, vectors: Tensor) -> dict[str, AnyCapture]:
+        """Per-example gradients of layers without structure, by layer name."""
         n = count_examples(inputs)
         in_dims = pytree.tree_map(
             lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else None, inputs
         )
         parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
-        gradients = per_example_gradients(self.model, self.call, parameters, inputs, vectors, in_dims)
+        gradients = per_example_gradients(
+            self.model, self.call, parameters, inputs, vectors, in_dims, self.one_at_a_time
+        )
         return {
             layer.name: GenericCapture(
                 torch.cat([gradients[name].detach().flatten(2) for name in layer.parameters], 2)
@@ -365,92 +376,8 @@ class Probe:
             for layer in layers
         }
 
-    # ---- checks ----------------------------------------------------------------------------------------------------
-
-    def _check_paths(self, inputs: Inputs) -> None:
-        """Compare the captured gradients of two examples with autograd's own, each example on its own.
-
-        A layer whose weights also act outside its forward, or whose first dimension is not the batch, goes the
-        generic way; outputs that differ between the batch and the single example are an error.
-        """
-        self._recorder.attach()
-        few = select(inputs, 0, 2)
-        z, calls = self._record(few)
-        self.likelihood.check_output(z)
-        self._note_chain(calls)
-        for layer in self._layers:
-            if layer.structured and layer.name not in calls:
-                layer.make_generic("its forward did not run")
-        private = torch.Generator(device=z.device).manual_seed(0)
-        v = torch.randn(z.shape, generator=private, device=z.device, dtype=torch.float32).to(z.dtype)
-        suspects = {name: made for name, made in calls.items() if made}
-        for name, made in list(suspects.items()):
-            if any(call.x.shape[:1] != z.shape[:1] or call.shape[:1] != z.shape[:1] for call in made):
-                made[0].layer.make_generic("the first dimension of its input does not count examples")
-                del suspects[name]
-        gradients = self._backward(z, suspects, v.unsqueeze(0))
-        made_captures = {name: capture_calls(suspects[name], g) for name, g in gradients.items()}
-        self.positions = {name: capture.positions for name, capture in made_captures.items()}
-        captured = {name: capture.gradients[0] for name, capture in made_captures.items()}
-        tolerance = _TOLERANCE.get(z.dtype, 0.1)
-        for n in range(len(z)):
-            alone = self._alone(inputs, n)
-            if not torch.allclose(alone[0], z[n], rtol=tolerance, atol=tolerance * (1 + float(z.detach().abs().max()))) and bool(
-                torch.isfinite(z).all()
-            ):
-                raise RuntimeError(
-                    f"the model's output for example {n} changes with the other examples of the batch, or at random; "
-                    "a Fisher needs independent examples: call model.eval(), or remove what couples them."
-                )
-            for layer in [suspects[name][0].layer for name in captured if suspects[name][0].layer.structured]:
-                truth = torch.autograd.grad(
-                    alone[0], list(layer.parameters.values()), v[n], retain_graph=True, allow_unused=True
-                )
-                parts = [
-                    p.new_zeros(p.numel()) if t is None else t.reshape(-1)
-                    for t, p in zip(truth, layer.parameters.values(), strict=True)
-                ]
-                expected = torch.cat(parts)
-                found = captured[layer.name][n][layer.torch_from_unit.to(expected.device)]
-                gap = torch.linalg.vector_norm(found - expected)
-                if bool(torch.isfinite(expected).all()) and bool(gap > tolerance * torch.linalg.vector_norm(expected) + 1e-30):
-                    layer.make_generic("its parameters also act outside its forward, or its batch is not the first dimension")
-        self._recorder.detach()  # layers that became generic keep no hook
-        self._example_output = z[:1].detach()
-        item = z.element_size()
-        widths = [(call.x[:1].numel(), call.shape[1:].numel()) for made in calls.values() for call in made]
-        generic = sum(layer.size for layer in self._layers if not layer.structured)
-        kernel = max([1, *(math.prod(getattr(layer.module, "kernel_size", (1,))) for layer in self._layers)])
-        self._example_bytes = (
-            item * (1 + kernel * sum(a for a, _ in widths)),
-            item * (1 + generic + sum(g for _, g in widths)),
-        )
-        self._checked = True
-
-    def _alone(self, inputs: Inputs, n: int) -> Tensor:
-        """Output of one example on its own; twice the example for models that cannot take a batch of one."""
-        single = select(inputs, n, n + 1)
-        try:
-            return self.forward(single)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            double = pytree.tree_map(
-                lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == 1 else leaf,
-                single,
-            )
-            return self.forward(double)
-
-    def _note_chain(self, calls: dict[str, list[Call]]) -> None:
-        """Which structured layer feeds which: adjacency in execution; a module called twice breaks the chain."""
-        order = [name for name, made in calls.items() if len(made) == 1]
-        self.chain = tuple(calls)
-        pairs = []
-        names = list(calls)
-        for before, after in zip(names, names[1:], strict=False):
-            if before in order and after in order:
-                pairs.append((before, after))
-        self.chain_pairs = tuple(pairs)
-
-    def _check_finite(self, z: Tensor, calls: dict[str, list[Call]], first: int) -> None:
+    def check_finite(self, z: Tensor, calls: dict[str, list[Call]], first: int) -> None:
+        """Raise ValueError where an output or a layer's input is not finite."""
         flat = z.detach().reshape(len(z), -1)
         if bool(torch.isfinite(flat.sum())) and all(bool(torch.isfinite(c.x.sum())) for m in calls.values() for c in m):
             return

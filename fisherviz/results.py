@@ -160,7 +160,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         table = self.summary()
-        head = "".join(f"<th scope='col'>{html.escape(glossary.metric(name).label)}</th>" for name in table)
+        head = "".join(f"<th scope='col'>{html.escape(glossary.metric(name).short)}</th>" for name in table)
         rows = ""
         for method, row in table.iterrows():
             cells = "".join(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class Statistic(ABC):
         total: the running sum, None before the first update.
         count: the number of examples in it.
     """
+
+    needs_gradients: ClassVar[bool] = True
+    """Whether it reads pseudo-gradients; a pass for statistics that do not skips the backward half."""
 
     def __init__(self, *layers: str) -> None:
         self.layers = layers
@@ -96,6 +99,8 @@ class InputFactor(Statistic):
     "sum" adds over positions (FOOF).
     """
 
+    needs_gradients = False
+
     def __init__(self, layer: str, setting: Setting = "expand") -> None:
         super().__init__(layer)
         self.setting = _check_setting(setting)
@@ -138,6 +143,8 @@ class OutputFactor(Statistic):
 
 class CrossInputFactor(Statistic):
     """Cross moment of two layers' inputs, (da_row, da_col)."""
+
+    needs_gradients = False
 
     def __init__(self, row: str, col: str, setting: Setting = "expand") -> None:
         super().__init__(row, col)

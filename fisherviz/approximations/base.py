@@ -37,7 +37,7 @@ class Approximation(LayeredMatrix):
     """
 
     name: ClassVar[str] = "approximation"
-    order: ClassVar[Order] = "torch"
+    plot_order: ClassVar[Order] = "torch"
     """The order of the paper that it comes from, for plots."""
     handles_generic: ClassVar[bool] = False
     """Whether `operator_for` takes layers of the generic path; otherwise they get the exact diagonal."""

@@ -21,7 +21,7 @@ class CWNGD(Approximation):
         entrywise: keep the diagonal alone (the paper's special case).
     """
 
-    order = "unit"
+    plot_order = "unit"
 
     def __init__(self, entrywise: bool = False) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ class KFACFull(Approximation):
             whole matrix otherwise.
     """
 
-    order = "input"
+    plot_order = "input"
 
     def __init__(self, setting: Setting | None = None) -> None:
         super().__init__()

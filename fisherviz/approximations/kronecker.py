@@ -38,7 +38,7 @@ class KFAC(Approximation):
         setting: "expand" (weight-sharing positions as examples) or "reduce" (averaged first).
     """
 
-    order = "input"
+    plot_order = "input"
 
     def __init__(self, setting: Setting = "expand") -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class EKFAC(KFAC):
 class FOOF(Approximation):
     """A ⊗ I per layer: inputs alone, no labels; its scale is not the Fisher's."""
 
-    order = "input"
+    plot_order = "input"
     follows_scale = False
 
     def statistics(self, layer: Layer) -> dict[str, Statistic]:

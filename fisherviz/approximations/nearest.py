@@ -30,7 +30,7 @@ class NearestKronecker(Approximation):
     Layers of the generic path are refused: they have no rearrangement.
     """
 
-    order = "input"
+    plot_order = "input"
 
     def __init__(self, rank: int = 1, tolerance: float | None = None) -> None:
         super().__init__()
@@ -79,14 +79,17 @@ def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None)
         RuntimeError: block power iteration has not converged.
     """
     da, dg = capture.a.shape[-1], capture.g.shape[-1]
-    rank = min(rank, da * (da + 1) // 2, dg * (dg + 1) // 2)
-    width = min(rank + 4, da * (da + 1) // 2, dg * (dg + 1) // 2)
+    # for one position R maps everything to symmetric matrices; with weight sharing it has antisymmetric pairs too
+    symmetric = capture.factored
+    most = min(da * (da + 1) // 2, dg * (dg + 1) // 2) if symmetric else min(da * da, dg * dg)
+    rank = min(rank, most)
+    width = min(rank + 4, most)
     dtype, device = capture.a.dtype, capture.a.device
     tolerance = 50 * torch.finfo(dtype).eps if tolerance is None else tolerance
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(width, dg, dg, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
     start[0] = torch.eye(dg, dtype=dtype, device=device)  # KFAC's own direction: A = R vec(I)
-    Y = _orthonormal((start + start.mT).flatten(1))
+    Y = _orthonormal((start + start.mT if symmetric else start).flatten(1))
     captured = 0.0
     for _ in range(_ITERATIONS):
         X = _orthonormal(to_inputs(capture, Y.reshape(width, dg, dg)).flatten(1))
@@ -105,7 +108,8 @@ def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None)
     U, s, Vh = torch.linalg.svd(image.double(), full_matrices=False)
     left = (U.T.to(dtype) @ X)[:rank].reshape(rank, da, da)
     right = Vh[:rank].to(dtype).reshape(rank, dg, dg)
-    left, right = (left + left.mT) / 2, (right + right.mT) / 2
+    if symmetric:
+        left, right = (left + left.mT) / 2, (right + right.mT) / 2
     sign = torch.sign(torch.einsum("kii->k", right))
     sign = torch.where(sign == 0, torch.ones_like(sign), sign).reshape(-1, 1, 1)
     root = s[:rank].sqrt().to(dtype).reshape(-1, 1, 1)
@@ -113,7 +117,7 @@ def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None)
 
 
 def to_inputs(capture: Capture, Y: Tensor) -> Tensor:
-    """1/N Σ_nk ∇ᵀ Y ∇ for each symmetric Y (r, dg, dg): (r, da, da)."""
+    """1/N Σ_nk ∇ᵀ Y ∇ for each Y (r, dg, dg): (r, da, da)."""
     n = capture.examples
     if capture.factored:
         a, g = capture.a[:, 0], capture.g[:, :, 0]
@@ -123,7 +127,7 @@ def to_inputs(capture: Capture, Y: Tensor) -> Tensor:
 
 
 def to_outputs(capture: Capture, X: Tensor) -> Tensor:
-    """1/N Σ_nk ∇ X ∇ᵀ for each symmetric X (r, da, da): (r, dg, dg)."""
+    """1/N Σ_nk ∇ X ∇ᵀ for each X (r, da, da): (r, dg, dg)."""
     n = capture.examples
     if capture.factored:
         a, g = capture.a[:, 0], capture.g[:, :, 0]

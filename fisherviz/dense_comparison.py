@@ -1,0 +1,131 @@
+"""Comparison of matrices small enough to be dense: every metric, in float64, whole and block by block.
+
+Also gathers the arrays that pictures need: heatmaps reduced to a few hundred cells, block means and spectra.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fisherviz.approximations import Approximation
+from fisherviz.damping import Damping
+from fisherviz.fisher import Fisher
+from fisherviz.measures import DenseExact, damped_measures, error_measures
+from fisherviz.reduction import LIMIT, reduce_matrix
+from fisherviz.results import WHOLE
+
+Row = tuple[str, str, str, float]
+_MAX_PAIRS = 400
+"""Off-diagonal blocks have rows of their own while there are at most this many."""
+
+
+class DenseComparison:
+    """Measures approximations of one Fisher, all matrices dense in unit order."""
+
+    def __init__(
+        self,
+        fisher: Fisher,
+        rule: Damping,
+        strength: float,
+        gradient: Tensor | None,
+        wanted: set[str],
+        explicit: bool,
+    ) -> None:
+        self.rule, self.wanted = rule, wanted
+        self.space = fisher.space
+        self.notes: list[str] = []
+        self.arrays: dict[str, np.ndarray] = {}
+        matrix = symmetrised(fisher.to_dense("unit").double())
+        slope = None if gradient is None else gradient.double()[self.space.index("unit").to(gradient.device)]
+        self.exact = DenseExact(matrix, strength, slope)
+        n = len(self.space.layers)
+        self.pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]
+        if n * n > _MAX_PAIRS:
+            self.notes.append(f"blocks between layers have no rows of their own: {n * n} of them.")
+        self.blocks = {pair: self._exact_block(*pair, slope, strength) for pair in self.pairs}
+        self._gather("exact", matrix, self.exact.inverse)
+        edges = np.array(self.space.offsets, dtype=np.float64)
+        factor = -(-self.space.size // LIMIT)
+        self.arrays["heatmap_edges"] = edges / factor
+        self.arrays["heatmap_unit_edges"] = self._unit_edges() / factor
+
+    def _range(self, i: int) -> slice:
+        return slice(self.space.offsets[i], self.space.offsets[i + 1])
+
+    def _exact_block(self, i: int, j: int, gradient: Tensor | None, damping: float) -> DenseExact:
+        part = self.exact.matrix[self._range(i), self._range(j)]
+        if i != j:
+            return DenseExact(part)
+        return DenseExact(part, damping, None if gradient is None else gradient[self._range(i)])
+
+    def _unit_edges(self) -> np.ndarray:
+        edges: list[float] = []
+        for layer, start in zip(self.space.layers, self.space.offsets, strict=False):
+            if layer.structured:
+                edges += [start + k * layer.da for k in range(1, layer.d_out)]
+        return np.array(edges, dtype=np.float64)
+
+    def rows(self, label: str, approximation: Approximation) -> list[Row]:
+        """All rows (row, col, metric, value) of a fitted approximation."""
+        matrix = approximation.to_dense("unit").double()
+        out: list[Row] = [
+            (WHOLE, WHOLE, name, value) for name, value in error_measures(self.exact, matrix, self.wanted).items()
+        ]
+        inverse: Tensor | None = None
+        try:
+            damped = symmetrised(approximation.damped(self.rule).to_dense("unit").double())
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            self.notes.append(f"damped metrics of {label} are left out: {error}")
+        else:
+            found, inverse = damped_measures(self.exact, damped, self.wanted)
+            out += [(WHOLE, WHOLE, name, value) for name, value in found.items()]
+            if inverse is None:
+                self.notes.append(
+                    f"damped metrics of {label} are left out: with this damping it is not positive definite."
+                )
+            out += self._block_rows(damped)
+        for (i, j), exact in self.blocks.items():
+            part = matrix[self._range(i), self._range(j)]
+            names = (self.space.names[i], self.space.names[j])
+            out += [(*names, name, value) for name, value in error_measures(exact, part, self.wanted).items()]
+        self._gather(label, matrix, inverse)
+        return out
+
+    def _block_rows(self, damped: Tensor) -> list[Row]:
+        """Damped measures of each layer's own block."""
+        out: list[Row] = []
+        for (i, j), exact in self.blocks.items():
+            if i == j and exact.frobenius > 0:
+                found, _ = damped_measures(exact, damped[self._range(i), self._range(i)], self.wanted)
+                out += [(self.space.names[i], self.space.names[i], name, value) for name, value in found.items()]
+        return out
+
+    def _gather(self, label: str, matrix: Tensor, inverse: Tensor | None) -> None:
+        factor = -(-self.space.size // LIMIT)
+
+        def reduced(x: Tensor) -> np.ndarray:
+            return reduce_matrix(x.cpu().numpy(), factor)
+
+        self.arrays[f"heatmap/{label}"] = reduced(matrix)
+        self.arrays[f"block_means/{label}"] = self._means(matrix)
+        if label != "exact":
+            self.arrays[f"difference/{label}"] = reduced(self.exact.matrix - matrix)
+        self.arrays[f"spectrum/{label}"] = torch.linalg.eigvalsh(symmetrised(matrix)).flip(0).cpu().numpy()
+        if inverse is None:
+            return
+        self.arrays[f"inverse/{label}"] = reduced(inverse)
+        self.arrays[f"block_means_inverse/{label}"] = self._means(inverse)
+        if label != "exact" and self.exact.inverse is not None:
+            self.arrays[f"inverse-difference/{label}"] = reduced(self.exact.inverse - inverse)
+
+    def _means(self, matrix: Tensor) -> np.ndarray:
+        n = len(self.space.layers)
+        rows = [[float(matrix[self._range(i), self._range(j)].abs().mean()) for j in range(n)] for i in range(n)]
+        return np.array(rows)
+
+
+def symmetrised(matrix: Tensor) -> Tensor:
+    """The symmetric part."""
+    return (matrix + matrix.T) / 2
