@@ -51,7 +51,12 @@ ORDER = (
     "approximations",
     "cumulants",
     # from matrices to what people look at
+    "exact_inner",
+    "measures",
+    "reduction",
     "results",
+    "dense_comparison",
+    "structured_comparison",
     "comparison",
     "plotting",
     "report",
