@@ -157,4 +157,6 @@ def _non_negative(value: object, name: str) -> float:
 
 
 def _add_to_diagonal(M: Tensor, value: float) -> Tensor:
-    return M + value * torch.eye(len(M), dtype=M.dtype, device=M.device)
+    M = M.clone()
+    M.diagonal().add_(value)
+    return M

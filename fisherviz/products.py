@@ -20,7 +20,7 @@ _LEAF = 192
 def gram(x: Tensor) -> Tensor:
     """X Xᵀ-style second moment: xᵀ x of rows (R, d), or (..., R, d), computing one triangle."""
     d = x.shape[-1]
-    if d <= 2 * _LEAF:
+    if d <= 2 * _LEAF or x.shape[-2] < d // 2:  # few rows: reflecting the triangle costs more than it saves
         return x.mT @ x
     out = x.new_empty(*x.shape[:-2], d, d)
     _gram_into(out, x, 0, d)

@@ -6,7 +6,7 @@ gradient edges, not tensors, so that in-place activations after a layer do no ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,39 @@ class Call:
         return self.x._version == self.version
 
 
+def no_hook(*args: Any, **kwargs: Any) -> None:
+    """What a hook of ours becomes in a copied or unpickled model: nothing."""
+
+
+def _dropped() -> Callable[..., None]:
+    return no_hook
+
+
+class RecordHook:
+    """The forward hook of one layer; a copy or a pickle of the model carries `no_hook` in its place."""
+
+    def __init__(self, recorder: Recorder, layer: Layer) -> None:
+        self.recorder, self.layer = recorder, layer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return no_hook
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_dropped, ())
+
+    @torch.compiler.disable
+    def __call__(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        """Note the input and where the output stands in the graph."""
+        recorder, layer = self.recorder, self.layer
+        if not recorder.active or not output.requires_grad:
+            return
+        x = args[0] if args else next(iter(kwargs.values()))
+        x = x.detach().clone() if layer.clone_input else x.detach()
+        recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape))
+
+
 class Recorder:
     """Records the calls of structured layers while `active`; owns its hooks."""
 
@@ -55,7 +88,7 @@ class Recorder:
             return
         for layer in self.layers:
             if layer.structured:
-                self._handles.append(layer.module.register_forward_hook(self._hook(layer), with_kwargs=True))
+                self._handles.append(layer.module.register_forward_hook(RecordHook(self, layer), with_kwargs=True))
 
     def detach(self) -> None:
         """Take every hook off and forget what was recorded."""
@@ -63,16 +96,6 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self.calls.clear()
-
-    def _hook(self, layer: Layer) -> Any:
-        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            if not self.active or not output.requires_grad:
-                return
-            x = args[0] if args else next(iter(kwargs.values()))
-            x = x.detach().clone() if layer.clone_input else x.detach()
-            self.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape))
-
-        return record
 
     def by_layer(self) -> dict[str, list[Call]]:
         """Recorded calls of each layer, in execution order; layers that did not run are absent."""

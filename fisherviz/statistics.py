@@ -51,7 +51,7 @@ class Statistic(ABC):
         """The sum over the count; RuntimeError before the first update."""
         if self.total is None:
             raise RuntimeError(f"{self.key} has seen no example yet; update it first.")
-        return self.total / self.count
+        return self.total if self.count == 1 else self.total / self.count
 
     def update(self, batch: Batch) -> None:
         """Add a batch."""
@@ -76,10 +76,15 @@ class Statistic(ABC):
 
     def blend(self, other: Statistic, decay: float) -> None:
         """Exponential moving average of means: decay * self + (1 - decay) * other; starts as `other`."""
+        if other.total is None:
+            raise RuntimeError(f"{other.key} has seen no example yet; update it first.")
         if self.total is None:
-            self.total, self.count = other.mean.clone(), 1.0
-        else:
-            self.total, self.count = self.mean.mul_(decay).add_(other.mean, alpha=1 - decay), 1.0
+            self.total = other.total / other.count
+        else:  # in place: a moving average is the optimizers' every step
+            if self.count != 1:
+                self.total.div_(self.count)
+            self.total.mul_(decay).add_(other.total, alpha=(1 - decay) / other.count)
+        self.count = 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """Total and count."""
@@ -116,7 +121,7 @@ class InputFactor(Statistic):
         if self.setting == "reduce":
             return gram(_by_group(capture.a.mean(1, keepdim=True), capture.grouped))
         total = gram(_by_group(capture.a, capture.grouped))
-        return total / capture.positions if self.setting == "expand" else total
+        return total.div_(capture.positions) if self.setting == "expand" and capture.positions > 1 else total
 
 
 class OutputFactor(Statistic):

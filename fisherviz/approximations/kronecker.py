@@ -90,5 +90,4 @@ class FOOF(Approximation):
         """A ⊗ I."""
         A = values["A"]
         dg = layer.d_out // layer.groups
-        eye = torch.eye(dg, dtype=A.dtype, device=A.device)
-        return per_group(Kronecker, A, eye if A.dim() == 2 else eye.expand(len(A), dg, dg))
+        return per_group(lambda factor: Kronecker.over_units(factor, dg), A)

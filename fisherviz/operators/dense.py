@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
-from fisherviz.operators.factorise import cholesky, is_symmetric
+from fisherviz.operators.factorise import cholesky, is_symmetric, trusted_cholesky
 
 
 class Dense(Operator):
@@ -27,6 +27,7 @@ class Dense(Operator):
         if M.ndim != 2:
             raise ValueError(f"Dense takes a matrix, not a tensor of shape {tuple(M.shape)}.")
         self.M = M
+        self._trusted = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -73,9 +74,14 @@ class Dense(Operator):
             return float(self.M.diagonal().sum(dtype=torch.float64))
         return spectral_norm_of(self.M)
 
+    def trust(self) -> Dense:
+        """Take the matrix for a damped second moment, symmetric and positive definite."""
+        self._trusted = True
+        return self
+
     @cached_property
     def _cholesky(self) -> Tensor:
-        return cholesky(self.M, "the dense matrix")
+        return (trusted_cholesky if self._trusted else cholesky)(self.M, "the dense matrix")
 
     def inverse(self) -> Dense:
         """Return the inverse, by Cholesky."""
@@ -98,6 +104,7 @@ class UnitBlocks(Operator):
         if B.ndim != 3 or B.shape[1] != B.shape[2]:
             raise ValueError(f"UnitBlocks takes blocks of shape (d_out, d_a, d_a), not {tuple(B.shape)}.")
         self.B = B
+        self._trusted = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -150,9 +157,14 @@ class UnitBlocks(Operator):
             return float(self.diagonal().sum(dtype=torch.float64))
         return spectral_norm_of(self.B)
 
+    def trust(self) -> UnitBlocks:
+        """Take the matrix for a damped second moment, symmetric and positive definite."""
+        self._trusted = True
+        return self
+
     @cached_property
     def _cholesky(self) -> Tensor:
-        return cholesky(self.B, "the block of unit")
+        return (trusted_cholesky if self._trusted else cholesky)(self.B, "the block of unit")
 
     def inverse(self) -> UnitBlocks:
         """Return the blocks' inverses, by one batched Cholesky."""

@@ -77,6 +77,12 @@ class DirectSum(Operator):
         """Change the factors of each block by themselves."""
         return DirectSum([op.map_factors(function) for op in self.operators])
 
+    def trust(self) -> DirectSum:
+        """Trust every block."""
+        for op in self.operators:
+            op.trust()
+        return self
+
     def _norm(self, order: NormOrder) -> float:
         norms = [op.norm(order) for op in self.operators]
         if order == "fro":

@@ -110,6 +110,38 @@ def cholesky(matrix: Tensor, what: str, precision: torch.dtype | None = None) ->
     raise _singular(matrix, what)
 
 
+def trusted_cholesky(matrix: Tensor, what: str) -> Tensor:
+    """Lower Cholesky factor of a damped second moment; only a breakdown asks for the checks of `cholesky`.
+
+    Args:
+        matrix: (..., n, n), symmetric by construction.
+        what: the matrix in words, for the error.
+
+    Returns:
+        L of the same shape.
+
+    Raises:
+        SingularMatrixError: when it is not positive definite after all.
+        ValueError: when it holds NaN.
+    """
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return cholesky(matrix, what) if bool(info.any()) else factor
+
+
+def solve_rows(factor: Tensor, rows: Tensor) -> Tensor:
+    """Rows times the inverse of L Lᵀ, without turning the rows into columns.
+
+    Args:
+        factor: (n, n) lower Cholesky factor L.
+        rows: (R, n).
+
+    Returns:
+        (R, n), rows (L Lᵀ)⁻¹.
+    """
+    half = torch.linalg.solve_triangular(factor.mT, rows, upper=True, left=False)
+    return torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+
+
 def _smallest_eigenvalue(factor: Tensor) -> Tensor:
     """Estimate λ_min of L Lᵀ from above, by inverse iteration; sharp just where it matters, near singularity.
 

@@ -19,7 +19,9 @@ from fisherviz.operators.factorise import (
     cholesky,
     eigh,
     rounding_floor,
+    solve_rows,
     sufficient_damping,
+    trusted_cholesky,
 )
 
 
@@ -56,25 +58,53 @@ class Kronecker(Operator):
             raise TypeError(
                 f"A is {A.dtype} on {A.device} and G {G.dtype} on {G.device}; bring them together first."
             )
-        self.A, self.G = A, G
+        self.A, self._G, self._outputs = A, G, (G.shape[0], G.shape[1])
+        self._trusted = False
+
+    @classmethod
+    def over_units(cls, A: Tensor, units: int) -> Kronecker:
+        """A ⊗ I with an identity that is written down only if somebody asks for G (FOOF).
+
+        Args:
+            A: (d_a, d_a') input factor.
+            units: d_g, the number of output units that share it.
+
+        Returns:
+            The product; solves and Tikhonov damping touch A alone.
+        """
+        made = cls(A, A.new_empty(0, 0))
+        made._G, made._outputs = None, (units, units)
+        return made
+
+    @property
+    def G(self) -> Tensor:
+        """The (d_g, d_g') output factor."""
+        if self._G is None:
+            return torch.eye(self._outputs[0], dtype=self.A.dtype, device=self.A.device)
+        return self._G
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self.G.shape[0] * self.A.shape[0], self.G.shape[1] * self.A.shape[1]
+        return self._outputs[0] * self.A.shape[0], self._outputs[1] * self.A.shape[1]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The two factors."""
-        return self.A, self.G
+        """The factors that are held."""
+        return (self.A,) if self._G is None else (self.A, self._G)
 
     @property
     def T(self) -> Kronecker:
         """The transpose."""
-        return Kronecker(self.A.mT, self.G.mT)
+        if self._G is None:
+            return Kronecker.over_units(self.A.mT, self._outputs[0])
+        return Kronecker(self.A.mT, self._G.mT)
 
     def _matmul(self, v: Tensor) -> Tensor:
-        return act(self.A, self.G, v)
+        if self._G is None:
+            V = v.mT.reshape(v.shape[1] * self._outputs[0], self.A.shape[1])
+            return (V @ self.A.mT).reshape(v.shape[1], self.shape[0]).mT
+        return act(self.A, self._G, v)
 
     def to_dense(self) -> Tensor:
         """Return kron(G, A)."""
@@ -88,16 +118,25 @@ class Kronecker(Operator):
         return G[entry // d_a, entry // d_a_] * A[entry % d_a, entry % d_a_]
 
     def scale(self, factor: float) -> Kronecker:
-        """Multiply by a number (it goes into G)."""
-        return Kronecker(self.A, self.G * factor)
+        """Multiply by a number (it goes into G, or into A where G is the identity)."""
+        if self._G is None:
+            return Kronecker.over_units(self.A * factor, self._outputs[0])
+        return Kronecker(self.A, self._G * factor)
 
     def map_factors(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Kronecker:
         """Return the product of the changed factors."""
         return Kronecker(*function(self.A, self.G))
 
-    def shifted(self, value: float) -> KroneckerEigen:
-        """Add a multiple of the identity in the eigenbasis, which is computed once for all values."""
-        return self.eigen.shifted(value)
+    def shifted(self, value: float) -> KroneckerEigen | Kronecker:
+        """Add a multiple of the identity in the eigenbasis, which is computed once for all values.
+
+        A ⊗ I keeps its form: it becomes (A + value I) ⊗ I.
+        """
+        if self._G is not None:
+            return self.eigen.shifted(value)
+        A = self.A.clone()
+        A.diagonal().add_(value)
+        return Kronecker.over_units(A, self._outputs[0])
 
     @cached_property
     def eigen(self) -> KroneckerEigen:
@@ -116,10 +155,17 @@ class Kronecker(Operator):
             return float(A.trace() * G.trace())
         return float(self.diagonal().sum(dtype=torch.float64))
 
+    def trust(self) -> Kronecker:
+        """Take both factors for damped second moments: symmetric and positive definite without being checked first."""
+        self._trusted = True
+        return self
+
     @cached_property
-    def _choleskys(self) -> tuple[Tensor, Tensor]:
+    def _choleskys(self) -> tuple[Tensor, Tensor | None]:
+        factorise = trusted_cholesky if self._trusted else cholesky
         try:
-            return cholesky(self.A, "the A factor"), cholesky(self.G, "the G factor")
+            L_a = factorise(self.A, "the A factor")
+            return L_a, None if self._G is None else factorise(self._G, "the G factor")
         except SingularMatrixError as error:
             # The damping that helps is added to the product, so its eigenvalues decide how much.
             S = self.eigen.S
@@ -132,18 +178,29 @@ class Kronecker(Operator):
     def inverse(self) -> Kronecker:
         """Return the product of the factors' inverses."""
         L_a, L_g = self._choleskys
+        if L_g is None:
+            return Kronecker.over_units(torch.cholesky_inverse(L_a), self._outputs[0])
         return Kronecker(torch.cholesky_inverse(L_a), torch.cholesky_inverse(L_g))
 
     def _solve(self, v: Tensor) -> Tensor:
         L_a, L_g = self._choleskys
-        d_g, d_a, k = L_g.shape[0], L_a.shape[0], v.shape[1]
-        half = torch.cholesky_solve(v.reshape(d_g, d_a * k), L_g).reshape(d_g, d_a, k)
-        return (
-            torch.cholesky_solve(half.transpose(0, 1).reshape(d_a, d_g * k), L_a)
-            .reshape(d_a, d_g, k)
-            .transpose(0, 1)
-            .reshape(d_g * d_a, k)
-        )
+        d_g, d_a, k = self._outputs[0], L_a.shape[0], v.shape[1]
+        half = v if L_g is None else torch.cholesky_solve(v.reshape(d_g, d_a * k), L_g)
+        if k == 1:
+            return solve_rows(L_a, half.reshape(d_g, d_a)).reshape(d_g * d_a, 1)
+        rows = half.reshape(d_g, d_a, k).transpose(1, 2).reshape(d_g * k, d_a)
+        return solve_rows(L_a, rows).reshape(d_g, k, d_a).transpose(1, 2).reshape(d_g * d_a, k)
+
+    def outer(self, a: Tensor, g: Tensor) -> Tensor:
+        """Return (g Gᵀ)ᵀ (a Aᵀ), low rank (Martens & Grosse 2015, end of section 8)."""
+        left = g if self._G is None else g @ self._G.mT
+        return left.mT @ (a @ self.A.mT)
+
+    def solve_outer(self, a: Tensor, g: Tensor) -> Tensor:
+        """Return (g G⁻¹)ᵀ (a A⁻¹), low rank (Martens & Grosse 2015, end of section 8)."""
+        L_a, L_g = self._choleskys
+        left = g if L_g is None else solve_rows(L_g, g)
+        return left.mT @ solve_rows(L_a, a)
 
 
 class KroneckerEigen(Operator):
