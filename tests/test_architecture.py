@@ -35,6 +35,7 @@ ORDER = (
     "generic",
     "attach",
     "recorder",
+    "path_check",
     "probe",
     # from captures to matrices
     "products",
