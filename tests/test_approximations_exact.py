@@ -1,5 +1,7 @@
 """Every approximation against its definition by dense matrices, and the places where it must be exact."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -58,8 +60,11 @@ every_method = pytest.mark.parametrize("method", METHODS)
 every_law = pytest.mark.parametrize("likelihood", laws.ALL)
 
 
-@every_method
-@every_law
+WELL_POSED = [(m, law) for m in METHODS for law in laws.ALL if (m, law) != ("ekfac", "gaussian")]
+"""A squared loss gives the last layer G = I, whose eigenbasis is anybody's choice."""
+
+
+@pytest.mark.parametrize(("method", "likelihood"), WELL_POSED)
 def test_of_a_multilayer_perceptron(method, likelihood):
     law, net, x = laws.ALL[likelihood], nets.mlp(2, 3, 3, 2), nets.vectors(12, 2)
     tolerance = 1e-7 if method == "kfac-tridiagonal" else 1e-9  # two inverses of ill-conditioned factors
@@ -77,7 +82,9 @@ def test_of_the_empirical_fisher(method):
 @every_method
 def test_of_a_network_without_biases(method):
     net, x = nets.mlp(3, 4, 2, bias=False), nets.vectors(9, 3)
-    assert_matches(unit_dense(method, net, x, "gaussian"), definition(method, net, x, laws.Gaussian()), 1e-8)
+    assert_matches(
+        unit_dense(method, net, x, "bernoulli"), definition(method, net, x, laws.Bernoulli()), 1e-8
+    )
 
 
 @every_method
@@ -96,7 +103,7 @@ def test_of_a_sampled_fisher_uses_the_labels_of_its_fisher(method):
     assert_matches(actual, definition(method, net, x, law, likelihood.drawn), 1e-8)
 
 
-SCALED = [method for method in METHODS if method != "identity"]
+SCALED = [method for method in METHODS if method not in ("identity", "foof")]
 
 
 @pytest.mark.parametrize("method", SCALED)
@@ -106,6 +113,14 @@ def test_of_a_summed_fisher_is_the_number_of_examples_larger(method):
     mean = fv.approximate(probe.fisher(x), method).to_dense()
     total = fv.approximate(probe.fisher(x, reduction="sum"), method).to_dense()
     assert_matches(total, 8 * mean, 1e-9)
+
+
+@pytest.mark.parametrize("method", ["identity", "foof"])
+def test_what_does_not_approximate_the_scale_is_the_same_for_a_summed_fisher(method):
+    net, x = nets.mlp(2, 3, 2), nets.vectors(8, 2)
+    probe = fv.Probe(net, "gaussian")
+    mean = fv.approximate(probe.fisher(x), method).to_dense()
+    assert_matches(fv.approximate(probe.fisher(x, reduction="sum"), method).to_dense(), mean, 1e-12)
 
 
 SHARED = ["diagonal", "layer", "cw-ngd", "kfac", "ekfac", "foof", "nearest-kronecker"]
@@ -123,7 +138,7 @@ SHARING = {
         nets.conv_net(
             nn.Conv2d(1, 3, 3, padding=1, padding_mode="circular", bias=False), nn.Conv2d(3, 2, 1, bias=False)
         ),
-        torch.randn(4, 1, 3, 3, dtype=torch.float64),
+        torch.randn(4, 1, 4, 5, dtype=torch.float64),
     ),
     "three dimensions": lambda: (
         nets.conv_net(nn.Conv3d(1, 2, 2), nn.Conv3d(2, 2, 1)),
@@ -140,15 +155,23 @@ SHARING = {
 @pytest.mark.parametrize("build", SHARING.values(), ids=SHARING.keys())
 def test_of_shared_weights(method, build):
     net, x = build()
-    assert_matches(unit_dense(method, net, x, "gaussian"), definition(method, net, x, laws.Gaussian()), 1e-8)
+    assert_matches(
+        unit_dense(method, net, x, "bernoulli"), definition(method, net, x, laws.Bernoulli()), 1e-8
+    )
 
 
-@pytest.mark.parametrize("method", ["kfac", "kfac-full", "ekfac"])
+@pytest.mark.parametrize("method", ["kfac", "kfac-full"])
 @pytest.mark.parametrize("build", SHARING.values(), ids=SHARING.keys())
 def test_reduce_setting_of_shared_weights(method, build):
     net, x = build()
     actual = unit_dense(method, net, x, "gaussian", setting="reduce")
     assert_matches(actual, definition(method, net, x, laws.Gaussian(), setting="reduce"))
+
+
+def test_ekfac_in_the_basis_of_the_reduce_setting():
+    net, x = nets.tokens_net(), torch.randn(9, 4, 3, dtype=torch.float64)
+    actual = unit_dense("ekfac", net, x, "bernoulli", setting="reduce")
+    assert_matches(actual, definition("ekfac", net, x, laws.Bernoulli(), setting="reduce"))
 
 
 def test_cross_layer_factors_expand_over_aligned_positions():
@@ -169,7 +192,7 @@ def test_unequal_positions_reduce_the_whole_matrix():
 @pytest.mark.parametrize("bias", [True, False])
 def test_groups_of_a_convolution_have_a_pair_of_factors_each(method, bias):
     net = nets.conv_net(nn.Conv2d(4, 4, 2, groups=2, bias=bias), nn.Conv2d(4, 2, 1))
-    x, law = torch.randn(4, 4, 3, 2, dtype=torch.float64), laws.Gaussian()
+    x, law = torch.randn(4, 4, 3, 2, dtype=torch.float64), laws.Bernoulli()
     moments = trace.moments(net, x, law)
     A, G = kronecker.factors(moments, "expand")
     expected = {
@@ -177,7 +200,7 @@ def test_groups_of_a_convolution_have_a_pair_of_factors_each(method, bias):
         "ekfac": lambda: kronecker.ekfac(moments, A, G),
         "foof": lambda: kronecker.foof(moments),
     }[method]()
-    assert_matches(unit_dense(method, net, x, "gaussian"), expected)
+    assert_matches(unit_dense(method, net, x, "bernoulli"), expected)
 
 
 @pytest.mark.parametrize("entrywise", [False, True])
@@ -209,12 +232,12 @@ def test_of_layers_that_are_called_twice_or_have_no_structure(method, name):
     else:
         net = nets.randomised(nn.Sequential(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(4, 2)))
         x = torch.randint(4, (4, 2))
-    F = exact.fisher(net, x, laws.Gaussian())
-    approximation = fv.approximate(fv.Probe(net, "gaussian").fisher(x), method)
+    F = exact.fisher(net, x, laws.Bernoulli())
+    approximation = fv.approximate(fv.Probe(net, "bernoulli").fisher(x), method)
     if name == "twice":
         parts = trace.walk(net, x)[0]
         moments = []
-        for weight, a, g in trace.moments(net, x, laws.Gaussian()):
+        for weight, a, g in trace.moments(net, x, laws.Bernoulli()):
             moments.append((weight, [np.concatenate(a)], [np.concatenate(g)]))
         assert len(parts) == 2
         A, G = kronecker.factors(moments)
@@ -304,6 +327,10 @@ def test_ekfac_has_the_trace_of_the_exact_blocks(likelihood):
         assert float(ekfac.block(i, i).trace()) == pytest.approx(float(fisher.block(i).trace()), rel=1e-10)
 
 
+ROUNDING = 1e-10
+"""Two methods that are both exact differ by rounding, amplified by an iteration or an eigenbasis."""
+
+
 def relative_errors(fisher, method, **options):
     approximation = fv.approximate(fisher, method, **options)
     return [
@@ -328,7 +355,7 @@ def test_ekfac_is_at_least_as_close_as_kfac(build, likelihood):
     net, x = build()
     fisher = fv.Probe(net, likelihood).fisher(x)
     for better, worse in zip(relative_errors(fisher, "ekfac"), relative_errors(fisher, "kfac"), strict=True):
-        assert better <= worse * (1 + 1e-12)
+        assert better <= worse + ROUNDING
 
 
 @every_law
@@ -339,7 +366,7 @@ def test_nearest_kronecker_is_the_floor_under_kfac_and_foof(build, likelihood):
     floor = relative_errors(fisher, "nearest-kronecker")
     for other in ("kfac", "foof"):
         for better, worse in zip(floor, relative_errors(fisher, other), strict=True):
-            assert better <= worse * (1 + 1e-9)
+            assert better <= worse + ROUNDING
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -434,22 +461,68 @@ def test_undamped_tridiagonal_inverse_of_a_singular_fisher_is_refused():
         fv.approximate(fisher, "kfac-tridiagonal").solve(nets.vectors(17, 1)[:, 0])
 
 
+def test_tridiagonal_of_convolutions_with_equal_positions_expands():
+    net = nets.conv_net(*(nn.Conv1d(2, 2, 3, padding="same") for _ in range(3)))
+    x = torch.randn(5, 2, 5, dtype=torch.float64)
+    actual = unit_dense("kfac-tridiagonal", net, x, "bernoulli")
+    assert_matches(actual, definition("kfac-tridiagonal", net, x, laws.Bernoulli()), 1e-7)
+
+
+def test_tridiagonal_of_unequal_positions_reduces():
+    net = nets.randomised(
+        nn.Sequential(
+            nn.Conv1d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 2)
+        )
+    )
+    x, gamma = torch.randn(14, 1, 4, dtype=torch.float64), 0.1
+    A, G = kronecker.damp(*kronecker.factors(trace.moments(net, x, laws.Bernoulli()), "reduce"), gamma)
+    approximation = fv.approximate(fv.Probe(net, "bernoulli").fisher(x), "kfac-tridiagonal")
+    expected = order.to_torch(kronecker.tridiagonal_inverse(A, G), trace.layers_of(net))
+    assert_matches(approximation.inverse(fv.FactoredTikhonov(gamma)).to_dense(), expected, 1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:.*diagonal")
+def test_layer_without_factors_stays_out_of_the_tridiagonal_chain():
+    """Linear, LayerNorm, Linear: the two Linear layers are neighbours, the norm keeps its exact diagonal."""
+    net, x = (
+        nets.randomised(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2))),
+        nets.vectors(14, 2),
+    )
+    fisher = fv.Probe(net, "bernoulli").fisher(x)
+    hat = fv.approximate(fisher, "kfac-tridiagonal")
+    full = fv.approximate(fv.Probe(net, "bernoulli", layers=["0", "2"]).fisher(x), "kfac-full").to_dense()
+    dense = hat.to_dense().numpy()
+    linear = np.r_[0:9, 15:23]
+    assert_matches(dense[np.ix_(linear, linear)], full, 1e-9)
+    assert_matches(dense[9:15, 9:15], np.diag(np.diag(exact.fisher(net, x, laws.Bernoulli()))[9:15]))
+    assert_matches(dense[9:15, linear], np.zeros((6, 17)))
+
+
+class Branching(nn.Module):
+    """Two layers side by side on the same input, then one on their sum: no chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.last = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.left(x)) + torch.tanh(self.right(x)))
+
+
+def test_network_that_is_no_chain_takes_neighbours_in_execution_and_says_so():
+    net, x = nets.randomised(Branching()), nets.vectors(14, 2)
+    fisher = fv.Probe(net, "bernoulli").fisher(x)
+    with pytest.warns(UserWarning, match="chain"):
+        hat = fv.approximate(fisher, "kfac-tridiagonal")
+    full = fv.approximate(fisher, "kfac-full")
+    for i, j in ((0, 1), (1, 2)):
+        assert_matches(hat.block(i, j), full.block(i, j), 1e-9)
+
+
 # ---- damping, products and solves ----------------------------------------------------------------
 
-TIKHONOV = [
-    "identity",
-    "diagonal",
-    "layer",
-    "cw-ngd",
-    "kfac-full",
-    "kfac",
-    "ekfac",
-    "foof",
-    "nearest-kronecker",
-]
 
-
-@pytest.mark.parametrize("method", TIKHONOV)
+@every_method
 def test_tikhonov_damping_adds_a_multiple_of_the_identity(method):
     net, x = nets.mlp(3, 4, 2), nets.vectors(6, 3)
     approximation = fv.approximate(fv.Probe(net, "categorical").fisher(x), method)
@@ -497,10 +570,11 @@ def test_factored_damping_of_a_dead_layer_takes_equal_parts():
 
 
 @pytest.mark.parametrize("method", ["diagonal", "layer", "cw-ngd"])
-def test_factored_damping_outside_the_kronecker_family_is_refused(method):
+def test_factored_damping_of_a_matrix_without_factors_adds_gamma_squared(method):
+    """The product of the two added identities, (pi gamma) (gamma / pi): what is left without factors."""
     approximation = fv.approximate(fv.Probe(nets.mlp(3, 2), "gaussian").fisher(nets.vectors(4, 3)), method)
-    with pytest.raises((TypeError, ValueError), match=r"(?i)factored"):
-        approximation.damped(fv.FactoredTikhonov(0.1)).to_dense()
+    damped = approximation.damped(fv.FactoredTikhonov(0.1)).to_dense()
+    assert_matches(damped, approximation.to_dense() + 0.01 * torch.eye(8, dtype=torch.float64), 1e-12)
 
 
 @every_method
@@ -527,22 +601,23 @@ def test_products_blocks_diagonal_and_norms_agree_with_the_dense_matrix(method):
 @every_method
 def test_float32_approximations(method):
     net, x = nets.mlp(2, 3, 2), nets.vectors(12, 2)
-    expected = definition(method, net, x, laws.Gaussian())
-    fisher = fv.Probe(net.float(), "gaussian").fisher(x.float())
+    expected = definition(method, net, x, laws.Bernoulli())
+    fisher = fv.Probe(net.float(), "bernoulli").fisher(x.float())
     dense = fv.approximate(fisher, method).to_dense(order="unit")
     assert dense.dtype == torch.float32
     assert_matches(dense, expected, 1e-4)
 
 
-def test_undamped_solve_of_singular_factors_names_the_layer_and_a_damping():
+@pytest.mark.parametrize("method", ["kfac", "ekfac", "foof", "cw-ngd", "layer", "nearest-kronecker"])
+def test_undamped_solve_of_singular_factors_names_the_layer_and_the_damping_that_would_do(method):
     net, x = nets.mlp(3, 4, 2), nets.vectors(2, 3)
-    fisher = fv.Probe(net, "categorical").fisher(x)
-    for method in ("kfac", "ekfac", "foof", "cw-ngd", "layer", "diagonal"):
-        approximation = fv.approximate(fisher, method)
-        if method == "diagonal":
-            continue
-        with pytest.raises((ValueError, RuntimeError), match=r"(?s)(?=.*damping)(?=.*['\"]?0['\"]?)"):
-            approximation.solve(nets.vectors(26, 1)[:, 0])
+    approximation = fv.approximate(fv.Probe(net, "categorical").fisher(x), method)
+    v = nets.vectors(26, 1)[:, 0]
+    sentence = r"layer '0'.*smallest eigenvalue.*damping of at least ([\d.e+-]+\d)"
+    with pytest.raises((ValueError, RuntimeError), match=sentence) as error:
+        approximation.solve(v)
+    enough = float(re.search(sentence, str(error.value)).group(1))
+    assert torch.isfinite(approximation.solve(v, enough)).all()
 
 
 def test_undamped_solve_of_regular_factors():
@@ -554,6 +629,27 @@ def test_undamped_solve_of_regular_factors():
 
 def test_ten_methods_are_registered():
     assert set(METHODS) <= set(fv.approximations)
+
+
+def test_an_approximation_of_ones_own_is_registered_in_a_few_lines(monkeypatch):
+    class Doubled(fv.Approximation):
+        """Twice the identity."""
+
+        def statistics(self, layer):
+            return {}
+
+        def operator_for(self, layer, values):
+            return fv.approximate(small, "identity").operator(0, 0).scale(2.0)
+
+    net, x = nets.mlp(3, 2), nets.vectors(4, 3)
+    small = fv.Probe(net, "gaussian").fisher(x)
+    monkeypatch.setattr(fv.approximations, "_classes", dict(fv.approximations))
+    fv.register("doubled", Doubled)
+    assert "doubled" in fv.approximations
+    assert_matches(fv.approximate(small, "doubled").to_dense(), 2 * np.eye(8))
+    assert_matches(fv.approximate(small, Doubled).to_dense(), 2 * np.eye(8))
+    with pytest.raises((ValueError, TypeError), match="kfac"):
+        fv.register("kfac", Doubled)
 
 
 def test_order_of_layers_in_the_chain_is_that_of_execution():

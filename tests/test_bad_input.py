@@ -46,17 +46,17 @@ def test_batch_norm_left_out_of_the_probed_layers_still_couples_the_examples():
 
 
 ACTIVE = {
-    "dropout": nn.Dropout(0.5),
-    "alpha dropout": nn.AlphaDropout(0.5),
-    "randomised relu": nn.RReLU(),
+    "dropout": (nn.Dropout(0.5), "dropout.*eval"),
+    "alpha dropout": (nn.AlphaDropout(0.5), "dropout.*eval"),
+    "randomised relu": (nn.RReLU(), "(random|rrelu).*eval"),
 }
 
 
-@pytest.mark.parametrize("module", ACTIVE.values(), ids=ACTIVE.keys())
-def test_active_dropout(module):
+@pytest.mark.parametrize(("module", "word"), ACTIVE.values(), ids=ACTIVE.keys())
+def test_active_dropout(module, word):
     net = net_with(module)
     net.train()
-    with raises(r"(dropout|rrelu).*eval"):
+    with raises(word):
         fv.Probe(net, "categorical").fisher(nets.vectors(4, 3)).to_dense()
 
 
@@ -294,9 +294,15 @@ def test_a_number_of_samples_that_is_none(samples):
         fv.Probe(nets.mlp(3, 2), "categorical").fisher(nets.vectors(4, 3), kind="mc", samples=samples)
 
 
-@pytest.mark.parametrize("method", ["k-fac", "KFAC2", "", 3, None])
-def test_an_unknown_method(method):
+@pytest.mark.parametrize("method", ["k-fac", "KFAC2", ""])
+def test_an_unknown_method_is_refused_with_the_known_ones(method):
     with raises("kfac"):
+        fv.approximate(small_fisher(), method)
+
+
+@pytest.mark.parametrize("method", [3, None, int, fv.Probe], ids=str)
+def test_a_method_that_is_no_name_and_no_approximation(method):
+    with raises(r"name|approximation"):
         fv.approximate(small_fisher(), method)
 
 
@@ -396,12 +402,23 @@ def test_running_statistics_changed_since():
 
 
 def test_modes_changed_since():
+    """The numbers of the evaluated network, or a sentence; never those of one with active dropout."""
     net, x = net_with(nn.Dropout(0.5)), nets.vectors(4, 3)
+    F = exact.fisher(net, x, laws.Categorical())
+    v = nets.vectors(len(F), 1)[:, 0]
     fisher = fv.Probe(net, "categorical").fisher(x)
     fisher.diagonal()
     net.train()
-    with raises(r"dropout|changed"):
-        fisher @ nets.vectors(fisher.shape[0], 1)[:, 0]
+    for call, expected in (
+        (lambda: fisher @ v, F @ v.numpy()),
+        (lambda: fisher.quadratic(v), v.numpy() @ F @ v.numpy()),
+    ):
+        try:
+            actual = call()
+        except KINDS_OF_ERROR as error:
+            assert "Dropout" in str(error)  # noqa: PT017
+        else:
+            assert_matches(actual, expected)
 
 
 def test_an_approximation_keeps_the_numbers_of_the_weights_it_was_made_with():

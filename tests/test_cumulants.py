@@ -41,7 +41,7 @@ def test_table_has_one_row_per_pair_of_layers():
 
 def test_a_choice_of_layers_is_taken_jointly():
     law = laws.Categorical()
-    net, x = nets.mlp(2, 2, 2, 2), nets.vectors(5, 2)
+    net, x = nets.mlp(1, 2, 1, 2), nets.vectors(5, 1)
     error, bound = cumulants.table(trace.moments(net, x, law))
     result = fv.cumulants(fv.Probe(net, "categorical").fisher(x), layers=["2", "4"])
     chosen = [(i, j) for i in (1, 2) for j in (1, 2)]

@@ -269,8 +269,10 @@ def test_results_do_not_share_memory_with_what_the_fisher_keeps():
         assert torch.equal(call(), kept)
 
 
-def test_a_model_in_a_data_parallel_wrapper_or_a_submodule_is_still_a_guest():
+def test_nested_layers_have_dotted_names_and_keep_no_hooks():
     net, x = nets.mlp(3, 4, 2), nets.vectors(4, 3)
     wrapper = nn.Sequential(net)
-    assert tuple(fv.Probe(wrapper, "categorical").fisher(x).layers) == ("0.0", "0.2")
+    fisher = fv.Probe(wrapper, "categorical").fisher(x)
+    fisher.to_dense()
+    assert [layer.name for layer in fisher.layers] == ["0.0", "0.2"]
     assert not any(module._forward_hooks for module in wrapper.modules())

@@ -7,7 +7,7 @@ import torch
 import fisherviz as fv
 from tests.oracles import exact, laws, nets
 
-DRAWS = 20000
+DRAWS = 5000
 
 
 def centre(net):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import fisherviz as fv
 from tests.oracles import exact, laws, nets
@@ -223,6 +224,29 @@ class Unsqueezed(nn.Module):
         return torch.stack([self.layer(row) for row in x])
 
 
+class LastToken(nn.Module):
+    """A sequence model read off at its last position."""
+
+    def __init__(self, sequence_model, last):
+        super().__init__()
+        self.model, self.last = sequence_model, last
+
+    def forward(self, x):
+        out = self.model(x)
+        return self.last((out[0] if isinstance(out, tuple) else out)[:, -1])
+
+
+class Checkpointed(nn.Module):
+    """A layer that is run a second time during the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(checkpoint(lambda h: torch.tanh(self.inner(h)), x, use_reentrant=False))
+
+
 def sequence(*modules):
     """A builder of networks that share nothing: modules are copied, classes called."""
     return lambda: nn.Sequential(*[m() if isinstance(m, type) else deepcopy(m) for m in modules])
@@ -346,6 +370,22 @@ GENERIC = {
     "layer that is never called": (Unused, lambda: images(3)),
     "layer whose result is discarded": (Discarded, lambda: images(3)),
     "features under no_grad": (PartlyFrozenByNoGrad, lambda: images(3)),
+    "lstm": (lambda: LastToken(nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)), lambda: images(3, 2)),
+    "transformer layer": (
+        lambda: LastToken(
+            nn.TransformerEncoderLayer(4, 2, 4, dropout=0.1, batch_first=True), nn.Linear(4, 2)
+        ),
+        lambda: images(2, 4, N=2),
+    ),
+    "max pooling": (
+        sequence(nn.Conv2d(1, 2, 2), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)),
+        lambda: images(1, 5, 5),
+    ),
+    "spectral norm": (
+        lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 3)), nn.Linear(3, 2)),
+        lambda: images(3),
+    ),
+    "checkpointed": (Checkpointed, lambda: images(3)),
     "bilinear root": (lambda: SelfBilinear(), lambda: images(3)),
 }
 

@@ -114,10 +114,59 @@ def test_float32_sums_over_many_batches_do_not_drift():
     net = nets.mlp(2, 2)
     x = nets.vectors(3, 2)
     F = exact.fisher(net, x, laws.Gaussian())
-    many = [x.float()] * 300
+    many = [x.float()] * 100
     fisher = fv.Probe(net.float(), "gaussian").fisher(many)
     assert_matches(fisher.to_dense(), F, 5e-6)
     assert_matches(fv.approximate(fisher, "kfac").to_dense(), F, 5e-6)
+
+
+@pytest.mark.parametrize("kind", ["exact", "mc", "empirical"])
+def test_batches_that_are_cut_to_fit_the_memory(monkeypatch, kind):
+    """Pieces of one example each: the same numbers, and every label stays with its example."""
+    net, x, y = setting()
+    whole = fv.Probe(net, "categorical").fisher(x, y, kind=kind)
+    expected = (whole.to_dense(), whole.diagonal(), whole.units(0))
+    monkeypatch.setattr("fisherviz.probe.CAPTURE_BYTES", 1)
+    cut = fv.Probe(net, "categorical").fisher(x, y, kind=kind)
+    for a, b in zip((cut.to_dense(), cut.diagonal(), cut.units(0)), expected, strict=True):
+        assert_matches(a, b, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["exact", "mc"])
+def test_captures_that_do_not_fit_are_computed_again(monkeypatch, kind):
+    net, x, _ = setting()
+    v = nets.vectors(26, 1)[:, 0]
+    whole = fv.Probe(net, "categorical").fisher([x[:4], x[4:]], kind=kind)
+    expected = whole.to_dense()
+    monkeypatch.setattr("fisherviz.fisher.keep_limit", lambda device: 0)
+    fisher = fv.Probe(net, "categorical").fisher([x[:4], x[4:]], kind=kind)
+    assert_matches(fisher.diagonal(), expected.diagonal())
+    assert_matches(fisher @ v, expected @ v)
+    assert_matches(fisher.block(1, 0), expected[16:, :16])
+    assert float(fisher.quadratic(v)) == pytest.approx(float(v @ expected @ v), rel=1e-9)
+    assert float(fisher.norm("trace")) == pytest.approx(float(expected.trace()), rel=1e-9)
+    assert_matches(fv.approximate(fisher, "ekfac").to_dense(), fv.approximate(whole, "ekfac").to_dense())
+    assert_matches(fisher.to_dense(), expected)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_a_larger_network_against_jacobians_by_torch_func(likelihood):
+    """Several hundred parameters, so that products are cut into tiles and halves."""
+    net, x = nets.mlp(20, 17, 11, 6), nets.vectors(90, 20)
+    parameters = dict(net.named_parameters())
+    J = torch.func.jacrev(lambda p: torch.func.functional_call(net, p, (x,)))(parameters)
+    J = torch.cat([J[name].reshape(90, 6, -1) for name in parameters], dim=2)
+    FR = torch.stack([laws.ALL[likelihood].output_fisher(z) for z in net(x).detach()])
+    F = torch.einsum("ndp,nde,neq->pq", J, FR, J).div(90).detach()
+    fisher = fv.Probe(net, likelihood).fisher(DataLoader(TensorDataset(x), batch_size=32))
+    v = nets.vectors(len(F), 1)[:, 0]
+    assert_matches(fisher.to_dense(), F)
+    assert_matches(fisher.block(0), F[:357, :357])
+    assert_matches(fisher.block(0, 2), F[:357, -72:])
+    assert_matches(fisher @ v, F @ v)
+    assert float(fisher.norm("fro")) == pytest.approx(float(torch.linalg.matrix_norm(F)), rel=1e-9)
+    assert_matches(fisher.solve(v, 0.01), torch.linalg.solve(F + 0.01 * torch.eye(len(F)).double(), v), 1e-8)
+    assert_matches(fisher.spectrum(4), torch.linalg.eigvalsh(F).flip(0)[:4], 1e-8)
 
 
 def test_requests_in_any_order_give_the_same_numbers():

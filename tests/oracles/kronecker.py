@@ -59,10 +59,19 @@ def foof(moments):
     return block_diagonal(blocks)
 
 
+def assert_basis_is_unique(M):
+    """Equal eigenvalues leave the eigenbasis open, unless they are zero and nothing points there."""
+    values = np.linalg.eigvalsh(M)
+    distinct = np.diff(values) > 1e-6 * values[-1]
+    assert (distinct | (values[1:] < 1e-10 * values[-1])).all(), "choose a setting with distinct eigenvalues"
+
+
 def ekfac(moments, A, G):
-    """Q diag(second moment of the per-example gradient in the eigenbases) Q^T."""
+    """Q diag(second moment of the per-example gradient in the eigenbases) Q^T, for distinct eigenvalues."""
     blocks = []
     for i in range(len(moments[0][1])):
+        assert_basis_is_unique(A[i, i])
+        assert_basis_is_unique(G[i, i])
         Q = np.kron(np.linalg.eigh(G[i, i])[1], np.linalg.eigh(A[i, i])[1])
         second = sum(weight * (Q.T @ (g[i].T @ a[i]).reshape(-1)) ** 2 for weight, a, g in moments)
         blocks.append(Q @ np.diag(second) @ Q.T)
