@@ -5,6 +5,7 @@ Attach a `Probe` to a trained network, ask for its exact `Fisher`, `approximate`
 
 from fisherviz.approximations import Approximation, approximate, approximations, register
 from fisherviz.comparison import compare
+from fisherviz.cumulants import CumulantBound, cumulants
 from fisherviz.damping import FactoredTikhonov, Tikhonov
 from fisherviz.fisher import Fisher
 from fisherviz.layers import LayerInfo
@@ -17,6 +18,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Comparison",
+    "CumulantBound",
     "FactoredTikhonov",
     "Fisher",
     "Gaussian",
@@ -27,6 +29,7 @@ __all__ = [
     "approximate",
     "approximations",
     "compare",
+    "cumulants",
     "load_comparison",
     "register",
 ]

@@ -73,10 +73,9 @@ _METRICS = (
            "M(δ̂) / M(δ),  M(δ) = ½ δᵀ(F + λI)δ + ∇hᵀδ",
            "How much of the best decrease of the quadratic model the approximate step takes. 1 is all of it; "
            "below 0 the step makes the model worse.", "one"),
-    Metric("model_decrease_rescaled", "share of the possible decrease at the best step length", "decrease, rescaled",
+    Metric("model_decrease_rescaled", "share of the decrease, best step length", "decrease, rescaled",
            "min_c M(c δ̂) / M(δ)",
-           "The same with the best multiple of the approximate step, as K-FAC chooses it (section 6.4): scale-free.",
-           "one"),
+           "The same with the best multiple of the approximate step (K-FAC, section 6.4).", "one"),
     Metric("kl", "divergence of the posteriors", "KL, nats",
            "KL(N(0, (F + λI)⁻¹) ‖ N(0, (F̂ + λI)⁻¹))",
            "How different the two Gaussian (Laplace) posteriors with these precisions are.", "zero", "nats"),

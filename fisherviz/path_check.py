@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fisherviz.batches import Inputs, select
 from fisherviz.layers import Layer
-from fisherviz.recorder import Call, capture_calls
+from fisherviz.recorder import Call, capture_calls, feeders
 
 if TYPE_CHECKING:
     from fisherviz.probe import Probe
@@ -35,12 +35,14 @@ class Findings:
         bytes: memory of one example's captures: fixed, and per backpropagated vector.
         positions: weight-sharing positions of each structured layer.
         chain_pairs: names of structured layers that are neighbours in execution.
+        is_chain: whether each layer is fed by its predecessor alone.
     """
 
     output: Tensor
     bytes: tuple[int, int]
     positions: dict[str, int]
     chain_pairs: tuple[tuple[str, str], ...]
+    is_chain: bool
 
 
 def check_paths(probe: Probe, inputs: Inputs) -> Findings:
@@ -62,6 +64,7 @@ def check_paths(probe: Probe, inputs: Inputs) -> Findings:
     z, calls = probe.record(few)
     probe.likelihood.check_output(z)
     probe.check_finite(z, calls, 0)
+    is_chain = _is_chain(z, calls)
     for layer in layers:
         if layer.structured and layer.name not in calls:
             layer.make_generic("its forward did not run")
@@ -85,6 +88,7 @@ def check_paths(probe: Probe, inputs: Inputs) -> Findings:
         bytes=_bytes(layers, structured, z.element_size()),
         positions={name: capture.positions for name, capture in captures.items()},
         chain_pairs=_neighbours(calls),
+        is_chain=is_chain,
     )
 
 
@@ -149,6 +153,16 @@ def _neighbours(calls: Mapping[str, list[Call]]) -> tuple[tuple[str, str], ...]:
     single = {name for name, made in calls.items() if len(made) == 1 and made[0].layer.structured}
     names = list(calls)
     return tuple((a, b) for a, b in zip(names, names[1:], strict=False) if a in single and b in single)
+
+
+def _is_chain(z: Tensor, calls: Mapping[str, list[Call]]) -> bool:
+    """Whether every layer is fed by the one before it alone, and the output by the last."""
+    flat = [call for made in calls.values() for call in made]
+    if not flat or any(len(made) > 1 for made in calls.values()):
+        return False
+    expected: list[set[str]] = [set(), *({call.layer.name} for call in flat)]
+    sources = [*(call.source for call in flat), z.grad_fn]
+    return all(feeders(source, flat) == names for source, names in zip(sources, expected, strict=True))
 
 
 def _bytes(layers: tuple[Layer, ...], calls: Mapping[str, list[Call]], item: int) -> tuple[int, int]:

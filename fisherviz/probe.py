@@ -87,6 +87,8 @@ class Probe:
         """Weight-sharing positions T of each structured layer, known after the first pass."""
         self.chain_pairs: tuple[tuple[str, str], ...] = ()
         """Layers that are adjacent in execution (KFAC's chain), known after the first pass."""
+        self.is_chain = True
+        """Whether each layer is fed by the one before it alone, known after the first pass."""
 
     # ---- what was attached -----------------------------------------------------------------------------------------
 
@@ -279,7 +281,7 @@ class Probe:
         found = check_paths(self, inputs)
         self._recorder.detach()  # layers that became generic keep no hook
         self._example_output, self._example_bytes = found.output, found.bytes
-        self.positions, self.chain_pairs = found.positions, found.chain_pairs
+        self.positions, self.chain_pairs, self.is_chain = found.positions, found.chain_pairs, found.is_chain
         self._checked = True
 
     def _capture_piece(

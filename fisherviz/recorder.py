@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.captures import Capture
@@ -28,6 +28,8 @@ class Call:
     version: int
     edge: GradientEdge
     shape: torch.Size
+    source: Node | None = None
+    """Where the input stands in the graph; None for data."""
 
     @property
     def intact(self) -> bool:
@@ -65,7 +67,7 @@ class RecordHook:
             return
         x = args[0] if args else next(iter(kwargs.values()))
         x = x.detach().clone() if layer.clone_input else x.detach()
-        recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape))
+        recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
 
 
 class Recorder:
@@ -114,3 +116,19 @@ def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture
     a = [layer.inputs(call.x) for call in calls]
     g = [layer.output_gradients(gradient) for gradient in gradients]
     return Capture(torch.cat(a, 1) if len(a) > 1 else a[0], torch.cat(g, 2) if len(g) > 1 else g[0])
+
+
+def feeders(source: Node | None, calls: Sequence[Call]) -> set[str]:
+    """Names of the layers whose outputs a place in the graph depends on directly, through no other layer."""
+    names = {call.edge.node: call.layer.name for call in calls}
+    found: set[str] = set()
+    seen: set[Node] = set()
+    pending = [] if source is None else [source]
+    while pending:
+        node = pending.pop()
+        if node in names:
+            found.add(names[node])
+        elif node not in seen:
+            seen.add(node)
+            pending += [following for following, _ in node.next_functions if following is not None]
+    return found

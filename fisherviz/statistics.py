@@ -246,7 +246,11 @@ class EigenMoment(Statistic):
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
         capture = _structured(captures[0], self)
-        turned = Capture(capture.a @ self.qa, capture.g @ self.qg)
+        if capture.grouped:
+            a = torch.einsum("nthi,hij->nthj", capture.a, self.qa)
+            turned = Capture(a, torch.einsum("knthi,hij->knthj", capture.g, self.qg))
+        else:
+            turned = Capture(capture.a @ self.qa, capture.g @ self.qg)
         if turned.factored:
             weights = turned.g[:, :, 0].square().sum(0)
             return weights.T @ turned.a[:, 0].square()

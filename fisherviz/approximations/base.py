@@ -41,6 +41,8 @@ class Approximation(LayeredMatrix):
     """The order of the paper that it comes from, for plots."""
     handles_generic: ClassVar[bool] = False
     """Whether `operator_for` takes layers of the generic path; otherwise they get the exact diagonal."""
+    needs_chain: ClassVar[bool] = False
+    """Whether it is meant for networks whose layers form a chain."""
     follows_scale: ClassVar[bool] = True
     """Whether the operators scale with the Fisher's `reduction`; FOOF and the identity do not depend on it."""
 
@@ -136,6 +138,12 @@ class Approximation(LayeredMatrix):
             warnings.warn(
                 f"{self.name} has no structure for layers {', '.join(map(repr, generic))}; "
                 "it takes the exact diagonal there.",
+                stacklevel=3,
+            )
+        if self.needs_chain and not fisher.probe.is_chain:
+            warnings.warn(
+                f"the network is no chain of layers; {self.name} couples the layers that are neighbours in execution: "
+                f"{', '.join(f'{a!r}-{b!r}' for a, b in fisher.probe.chain_pairs) or 'none'}.",
                 stacklevel=3,
             )
         pairs = self.pairs(layers, fisher.probe.chain_pairs)

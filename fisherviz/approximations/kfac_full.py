@@ -92,6 +92,8 @@ class KFACTridiagonal(KFACFull):
         setting: as for "kfac-full".
     """
 
+    needs_chain = True
+
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Layers that are neighbours in execution."""
         names = [layer.name for layer in layers]

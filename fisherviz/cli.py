@@ -1,0 +1,165 @@
+"""The command `fisherviz`: one function per subcommand, each with an example in its help.
+
+What goes wrong is told in one sentence that names the option to change: exit code 2 for an option, else 1.
+Heavy imports wait until a command runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from fisherviz._version import __version__
+
+if TYPE_CHECKING:
+    from fisherviz.report.page import Section
+
+app = typer.Typer(
+    name="fisherviz",
+    help="How good is each approximation of the Fisher information matrix on your trained network? Exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fisherviz {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """How good is each approximation of the Fisher information matrix on your trained network? Exactly."""
+
+
+@app.command(
+    epilog="Example: fisherviz report --model nets.mine:build --weights net.safetensors --data mnist:16 "
+    "--methods kfac,ekfac,foof --out report"
+)
+def report(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="pkg.mod:factory that builds the network; without it the K-FAC paper's is trained."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The network's weights, .safetensors or a saved state_dict.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A data set (digits, mnist, ...; mnist:16 scales to 16 x 16) or pkg.mod:loader.",
+            show_default="digits:16",
+        ),
+    ] = None,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(help="categorical, bernoulli or gaussian.", show_default="the data set's own"),
+    ] = None,
+    kind: Annotated[
+        str,
+        typer.Option(help="exact (expectation over labels), mc (sampled) or empirical (the data's labels)."),
+    ] = "exact",
+    methods: Annotated[
+        str | None, typer.Option(help="Approximations, separated by commas.", show_default="all")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Names of layers, separated by commas.", show_default="all")
+    ] = None,
+    damping: Annotated[
+        float | None,
+        typer.Option(help="Damping of inverses.", show_default="a hundredth of the mean eigenvalue"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of initial weights and sampled labels.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for page, data and pictures.")] = Path("report"),
+    examples: Annotated[
+        int | None,
+        typer.Option(help="How many of the first training examples to take.", show_default="at most 2000"),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no table.")] = False,
+) -> None:
+    """Compare every approximation of the Fisher with the exact one, and write a page about it."""
+    try:
+        from fisherviz.report.job import Job, run
+
+        job = Job(
+            model, weights, data, likelihood, kind, _names("--methods", methods), _names("--layers", layers),
+            damping, seed, device, out, examples, quiet,
+        )  # fmt: skip
+        sections = run(job, say=(lambda line: None) if quiet else typer.echo)
+        if not quiet:
+            _show(sections)
+        typer.echo(f"Wrote {out / 'index.html'}")
+    except (ValueError, TypeError, RuntimeError, MemoryError, OSError, ImportError) as error:
+        _fail(error)
+
+
+def _names(option: str, text: str | None) -> tuple[str, ...] | None:
+    """The names in a comma-separated option."""
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise typer.BadParameter("give at least one name.", param_hint=option)
+    return names
+
+
+def _fail(error: BaseException) -> NoReturn:
+    """Tell in one sentence what went wrong, and leave with 2 if an option is to blame, with 1 otherwise."""
+    from fisherviz.report.inputs import OptionError, one_sentence
+
+    if os.environ.get("FISHERVIZ_TRACEBACK"):
+        raise error
+    told = one_sentence(str(error)) or type(error).__name__
+    blamed = isinstance(error, OptionError)
+    hint = "" if blamed else " (--data, --examples, --layers and --damping change what is computed.)"
+    typer.echo(f"fisherviz: {told}{hint}", err=True)
+    raise typer.Exit(2 if blamed else 1) from None
+
+
+def _show(sections: list[Section]) -> None:
+    """Verdict and summary of each section in the terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fisherviz.report import paragraph, verdict
+    from fisherviz.report.tables import summary_table
+
+    console = Console()
+    for section in sections:
+        summary = summary_table(section.comparison)
+        if summary is not None:
+            table = Table(title=section.title or None, title_justify="left", caption_justify="left")
+            table.add_column(summary.corner, no_wrap=True)
+            for head in summary.heads:
+                table.add_column(head, justify="right")
+            for name, cells in summary.rows:
+                texts = (f"[bold]{escape(c.text)}[/]" if c.best else escape(c.text) for c in cells)
+                table.add_row(escape(name), *texts)
+            console.print(table)
+        words = paragraph(verdict(section.comparison))
+        console.print(words, markup=False, highlight=False, soft_wrap=False)
+        console.print()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
