@@ -66,8 +66,11 @@ class RecordHook:
         if not recorder.active or not output.requires_grad:
             return
         x = args[0] if args else next(iter(kwargs.values()))
+        source = x.grad_fn
         x = x.detach().clone() if layer.clone_input else x.detach()
-        recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
+        recorder.calls.append(
+            Call(layer, x, x._version, get_gradient_edge(output), output.shape, source)
+        )
 
 
 class Recorder:
