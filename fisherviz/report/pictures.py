@@ -87,7 +87,7 @@ def pictures(comparison: Comparison, prefix: str = "") -> Iterator[Picture]:
 
 def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
     cost = "passes" if comparison.whole("passes") else "seconds"
-    for metric in ("relative_frobenius", "direction_error"):
+    for metric in ("relative_frobenius", "direction_cosine"):
         try:
             info = plotting.pareto_info(comparison, metric, cost)
         except ValueError:
@@ -97,11 +97,15 @@ def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
         yield _chart(
             f"{prefix}front-{metric}", "front", 5.6, 3.9,
             lambda ax, metric=metric: plotting.pareto(comparison, metric, cost, ax=ax),
-            f"{entry.title} against the cost of building the approximation, both logarithmic. "
+            f"{_error_name(entry)} against the cost of building the approximation, both logarithmic. "
             "Ringed and bold: the front. Whatever lies in the shaded area is beaten in both by a ringed one.",
-            f"Scatter plot of {entry.label} against cost for {len(info.methods)} methods. On the front, from "
-            f"cheap to close: {', '.join(front)}.",
+            f"Scatter plot of the {entry.label} against cost, {len(info.methods)} methods. On the front, "
+            f"from cheap to close: {', '.join(front)}.",
         )  # fmt: skip
+
+
+def _error_name(entry: glossary.Metric) -> str:
+    return f"1 − {entry.label}" if entry.best == "one" else entry.title
 
 
 def _matrices(comparison: Comparison, prefix: str) -> Iterator[Picture]:

@@ -18,9 +18,10 @@ from fisherviz.results import Comparison
 GROUPS = (
     ("relative error of F̂, and cosine with F",
      ("relative_frobenius", "relative_spectral", "relative_nuclear", "relative_max", "frobenius_cosine")),
-    ("what an optimizer feels (damped)",
-     ("inverse_frobenius", "direction_cosine", "direction_error", "model_decrease", "kl")),
-    ("cost", ("passes", "seconds", "bytes")),
+    ("what an optimizer feels",
+     ("inverse_frobenius", "direction_cosine", "direction_error", "model_decrease",
+      "model_decrease_rescaled", "kl")),
+    ("cost", ("passes", "bytes")),
 )  # fmt: skip
 MISSING = "–"
 
@@ -54,10 +55,21 @@ class Table:
     titles: tuple[str, ...] = ()
 
 
-def summary_table(comparison: Comparison) -> Table | None:
-    """The metrics of the whole matrix, one row per method, closest first."""
+def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> Table | None:
+    """The metrics of the whole matrix, one row per method, closest first.
+
+    Args:
+        comparison: where they are.
+        only: names of the metrics to show; None: all.
+
+    Returns:
+        The table, or None if there are no such metrics.
+    """
     summary = comparison.summary()
-    listed = {name for _, names in GROUPS for name in names}
+    summary = summary[[name for name in summary if only is None or name in only]]
+    listed = {name for _, names in GROUPS for name in names} | {
+        "seconds"
+    }  # passes tell it without the machine
     others = tuple(name for name in summary if name not in listed)
     groups = [(title, [name for name in names if name in summary]) for title, names in GROUPS]
     groups = [(title, names) for title, names in [*groups, ("also measured", list(others))] if names]
@@ -72,9 +84,16 @@ def summary_table(comparison: Comparison) -> Table | None:
     return Table(
         "Whole matrix, closest first; the best of each column is bold.", "method",
         tuple(glossary.metric(name).short for name in columns), rows,
-        [(title, len(names)) for title, names in groups],
+        [(_with_damping(title, comparison), len(names)) for title, names in groups],
         tuple(f"{glossary.metric(name).label}: {glossary.metric(name).formula}" for name in columns),
     )  # fmt: skip
+
+
+def _with_damping(title: str, comparison: Comparison) -> str:
+    damping = comparison.meta.get("damping")
+    if title != GROUPS[1][0] or not isinstance(damping, int | float):
+        return title
+    return f"{title}, damping {glossary.show_number(float(damping))}"
 
 
 def layer_tables(comparison: Comparison) -> list[Table]:
@@ -86,7 +105,8 @@ def layer_tables(comparison: Comparison) -> list[Table]:
             continue
         grid = rows.pivot_table(index="method", columns="row", values="value", sort=False)
         layers = [layer for layer in comparison.layers if layer in grid]
-        grid = grid[layers]
+        far = (1.0 - grid).abs() if glossary.metric(name).best == "one" else grid
+        grid = grid.loc[far.median(axis=1).sort_values(kind="stable").index, layers]
         best = {layer: _best(name, grid[layer]) for layer in layers}
         body = [
             (
@@ -111,7 +131,7 @@ def probed_table(comparison: Comparison) -> Table | None:
         fan = f"{layer.get('in_features', 0)} → {layer.get('out_features', 0)}"
         texts = (
             str(layer.get("kind", "")),
-            str(layer.get("path", "")) + (f": {layer['skipped_reason']}" if layer.get("skipped_reason") else ""),
+            ": ".join(str(layer[key]) for key in ("path", "skipped_reason") if layer.get(key)),
             fan if layer.get("out_features") else MISSING,
             "yes" if layer.get("bias") else "no",
             f"{layer.get('num_parameters', 0):,}",

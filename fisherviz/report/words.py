@@ -40,7 +40,9 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     if not errors:
         return []
     alone = not comparison.whole("relative_frobenius")
-    sentences = [_closest(errors, "in the median over the layers" if alone else "", _setting(comparison))]
+    shapes = _values(comparison, "frobenius_cosine")
+    where = "in the median over the layers" if alone else ""
+    sentences = [_closest(errors, shapes, where, _setting(comparison))]
     cosines = _values(comparison, "direction_cosine")
     if cosines:
         sentences.append(_direction(cosines, comparison))
@@ -68,28 +70,31 @@ def _setting(comparison: Comparison) -> str:
     return f"the {kind} Fisher"
 
 
-def _closest(errors: Mapping[str, float], where: str, fisher: str) -> Sentence:
+def _closest(errors: Mapping[str, float], cosines: Mapping[str, float], where: str, fisher: str) -> Sentence:
     ranked = sorted(errors, key=lambda name: errors[name])
     exact = [name for name in ranked if errors[name] < EXACT]
     rest = [name for name in ranked if errors[name] >= EXACT]
-    where = f", {where}" if where else ""
     if exact and not rest:
-        return Sentence(f"Every approximation equals {fisher} to rounding{where}.")
-    best, worst = rest[0], rest[-1]
-    head, names = "", tuple(exact)
+        return Sentence(f"Every approximation equals {fisher} to rounding.")
+    best, head = rest[0], ""
     if exact:
-        listed = " and ".join([", ".join(["{}"] * (len(exact) - 1)), "{}"]) if len(exact) > 1 else "{}"
+        listed = " and ".join(["{}"] * len(exact))
         head = f"{listed} equal{'s' if len(exact) == 1 else ''} {fisher} to rounding. Of the others, "
     template = (
         f"{head}{{}} is closest to {fisher}: its relative Frobenius error is "
-        f"{glossary.show_number(errors[best])}{where}"
+        f"{glossary.show_number(errors[best])}{', ' if where else ''}{where}"
     )
-    if worst != best:
-        template += f"; {{}} is furthest, at {glossary.show_number(errors[worst])}"
-        names = (*names, best, worst)
-    else:
-        names = (*names, best)
-    return Sentence(template + ".", names)
+    names = [*exact, best]
+    shapes = {name: cosines[name] for name in rest if name in cosines}
+    if best in shapes:
+        similar = max(shapes, key=lambda name: shapes[name])
+        template += f", its cosine with it {glossary.show_number(shapes[best])}"
+        if shapes[similar] - shapes[best] > 0.01:
+            template += (
+                f"; closer in shape, whatever the scale, is {{}} ({glossary.show_number(shapes[similar])})"
+            )
+            names.append(similar)
+    return Sentence(template + ".", tuple(names))
 
 
 def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence:
