@@ -3,6 +3,7 @@
 Attach a `Probe` to a trained network, ask for its exact `Fisher`, `approximate` it, `compare` the approximations.
 """
 
+from fisherviz import optim
 from fisherviz.approximations import Approximation, approximate, approximations, register
 from fisherviz.comparison import compare
 from fisherviz.cumulants import CumulantBound, cumulants
@@ -31,5 +32,6 @@ __all__ = [
     "compare",
     "cumulants",
     "load_comparison",
+    "optim",
     "register",
 ]

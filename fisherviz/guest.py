@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+
+_visits = threading.local()
+
+
+def visiting() -> bool:
+    """Whether a pass of our own is running, which no optimizer takes for training."""
+    return getattr(_visits, "depth", 0) > 0
 
 
 @contextmanager
@@ -17,9 +26,11 @@ def as_guest(model: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in model.modules()]
     devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+        _visits.depth = getattr(_visits, "depth", 0) + 1
         try:
             yield
         finally:
+            _visits.depth -= 1
             with torch.no_grad():
                 for buffer, version, saved in buffers:
                     if buffer._version != version:

@@ -1,0 +1,194 @@
+"""Two approximations that only optimizers use: the dense exact Fisher, and unit blocks of one batch in the smaller space.
+
+`ExactFisher` couples all layers (small networks). `BatchUnits` is CW-NGD's algorithm 1, solved per unit over its fan-in
+or over the examples, whichever is smaller (Sang et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fisherviz.approximations import CWNGD as UnitApproximation
+from fisherviz.approximations import Approximation, Values
+from fisherviz.captures import Capture
+from fisherviz.layered import FullMatrix, LayeredMatrix
+from fisherviz.layers import Layer, ParameterSpace
+from fisherviz.operators import Dense, Operator, UnitBlocks
+from fisherviz.operators.base import NormOrder
+from fisherviz.statistics import Block, Statistic
+from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
+
+DENSE_PARAMETERS = 6000
+
+
+class ExactFisher(Approximation):
+    """The exact Fisher of all layers together, dense."""
+
+    name = "exact"
+    handles_generic = True
+
+    def prepare(self, layers: Sequence[Layer], positions: Mapping[str, int]) -> None:
+        """Refuse networks whose Fisher is better not written down."""
+        size = sum(layer.size for layer in layers)
+        if size > DENSE_PARAMETERS:
+            raise MemoryError(
+                f"the dense Fisher of {size:,} parameters takes a {size:,} x {size:,} Cholesky factorisation every step; "
+                "use SubsampledNaturalGradient, which works in the space of the examples."
+            )
+
+    def statistics(self, layer: Layer) -> dict[str, Statistic]:
+        """The layer's own block."""
+        return {"block": Block(layer.name, layer.name)}
+
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """F_ii."""
+        return Dense(values["block"])
+
+    def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+        """Every pair."""
+        return [(i, j) for i in range(len(layers)) for j in range(i + 1, len(layers))]
+
+    def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
+        """F_ij."""
+        return {"block": Block(row.name, col.name)}
+
+    def assemble(
+        self,
+        space: ParameterSpace,
+        operators: Sequence[Operator],
+        couplings: Mapping[tuple[int, int], Values],
+    ) -> LayeredMatrix:
+        """F."""
+        blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
+        return FullMatrix(space, blocks | {pair: Dense(v["block"]) for pair, v in couplings.items()})
+
+
+class BatchUnits(UnitApproximation):
+    """CW-NGD's unit blocks of one batch, over fan-in or over examples."""
+
+    name = "cw-ngd"
+
+    def wants_capture(self, layer: Layer) -> bool:
+        """The space is chosen from the capture's size."""
+        return layer.structured
+
+    def statistics(self, layer: Layer) -> dict[str, Statistic]:
+        """None beside the capture."""
+        return {}
+
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """E[g_o² ā āᵀ] for each unit o."""
+        capture = values["capture"]
+        if capture.examples * capture.vectors < layer.da:
+            return UnitExamples(capture, 1.0 / capture.examples)
+        blocks = UnitBlocksStatistic(layer.name).contribution(capture)
+        return UnitBlocks(blocks / capture.examples)
+
+
+class UnitExamples(Operator):
+    """Unit blocks s V_oᵀ V_o + shift I known by V_o (R, da), one row per example and vector; solved by Woodbury.
+
+    Args:
+        capture: inputs and pseudo-gradients of one layer.
+        factor: s.
+        shift: damping that has been added.
+    """
+
+    def __init__(self, capture: Capture, factor: float, shift: float = 0.0) -> None:
+        self.capture, self.factor, self.shift = capture, factor, shift
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P)."""
+        return self.capture.size, self.capture.size
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The capture's tensors."""
+        return self.capture.tensors
+
+    @property
+    def T(self) -> UnitExamples:
+        """Itself."""
+        return self
+
+    def _rows(self) -> tuple[Tensor, Tensor] | Tensor:
+        """A (R, da) and g (R, d_out) where V_o is g_o ∘ a; V (d_out, R, da) otherwise. In float64."""
+        c = self.capture
+        if c.factored:
+            a = c.a[:, 0].double().repeat(c.vectors, 1)
+            return a, c.g[:, :, 0].flatten(0, 1).double()
+        return c.gradients.unflatten(2, (-1, c.a.shape[-1])).flatten(0, 1).transpose(0, 1).double()
+
+    def _times(self, rows: tuple[Tensor, Tensor] | Tensor, v: Tensor) -> Tensor:
+        """V_o v_o: (d_out, R) from (d_out, da)."""
+        if isinstance(rows, tuple):
+            return (rows[0] @ v.mT * rows[1]).mT
+        return (rows @ v.unsqueeze(2)).squeeze(2)
+
+    def _back(self, rows: tuple[Tensor, Tensor] | Tensor, w: Tensor) -> Tensor:
+        """V_oᵀ w_o: (d_out, da) from (d_out, R)."""
+        if isinstance(rows, tuple):
+            return (rows[1].mT * w) @ rows[0]
+        return (w.unsqueeze(1) @ rows).squeeze(1)
+
+    def _gram(self, rows: tuple[Tensor, Tensor] | Tensor) -> Tensor:
+        """V_o V_oᵀ: (d_out, R, R)."""
+        if isinstance(rows, tuple):
+            a, g = rows
+            return (a @ a.mT) * (g.mT.unsqueeze(2) * g.mT.unsqueeze(1))
+        return rows @ rows.mT
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        rows, da = self._rows(), self.capture.a.shape[-1]
+        columns = [
+            self._back(rows, self._times(rows, column.reshape(-1, da).double())).reshape(-1)
+            for column in v.unbind(1)
+        ]
+        return (self.factor * torch.stack(columns, 1)).to(v.dtype) + self.shift * v
+
+    def _solve(self, v: Tensor) -> Tensor:
+        if self.shift <= 0:
+            self.blocks()._solve(v)  # says what is wrong
+        rows, da = self._rows(), self.capture.a.shape[-1]
+        gram = self._gram(rows)
+        gram.diagonal(dim1=1, dim2=2).add_(self.shift / self.factor)
+        factor = torch.linalg.cholesky(gram)
+        columns = []
+        for column in v.unbind(1):
+            u = column.reshape(-1, da).double()
+            w = torch.cholesky_solve(self._times(rows, u).unsqueeze(2), factor).squeeze(2)
+            columns.append(((u - self._back(rows, w)) / self.shift).reshape(-1))
+        return torch.stack(columns, 1).to(v.dtype)
+
+    def blocks(self) -> UnitBlocks:
+        """The same matrix with its blocks written down."""
+        B = UnitBlocksStatistic("").contribution(self.capture) * self.factor
+        B.diagonal(dim1=1, dim2=2).add_(self.shift)
+        return UnitBlocks(B)
+
+    def to_dense(self) -> Tensor:
+        """The matrix."""
+        return self.blocks().to_dense()
+
+    def diagonal(self) -> Tensor:
+        """Its diagonal."""
+        return self.capture.square_sum() * self.factor + self.shift
+
+    def scale(self, factor: float) -> UnitExamples:
+        """Times a number."""
+        return UnitExamples(self.capture, self.factor * factor, self.shift * factor)
+
+    def shifted(self, value: float) -> UnitExamples:
+        """Plus a multiple of the identity."""
+        return UnitExamples(self.capture, self.factor, self.shift + value)
+
+    def _norm(self, order: NormOrder) -> float:
+        return self.blocks()._norm(order)
+
+    def inverse(self) -> UnitBlocks:
+        """The blocks' inverses."""
+        return self.blocks().inverse()

@@ -1,0 +1,316 @@
+"""Moving averages of an approximation's statistics, fed by the passes between two steps.
+
+The same `Statistic`s and the same `build` as in the analysis: fresh sums over the passes since the last step are blended
+into the averages, and every T steps a snapshot of their means becomes the matrix (DESIGN sections 2 and 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherviz.approximations import Approximation
+from fisherviz.captures import AnyCapture, Batch, Capture, GenericCapture, concatenate
+from fisherviz.layered import LayeredMatrix
+from fisherviz.layers import Layer, ParameterSpace
+from fisherviz.recorder import Call
+from fisherviz.statistics import Statistic
+
+Named = dict[str, Statistic]
+
+
+class Moments:
+    """Fresh and averaged statistics of all layers and pairs of layers.
+
+    Args:
+        approximation: says which statistics are needed and builds the matrix.
+        layers: the preconditioned layers, structured or not for good.
+        positions: weight-sharing positions of each structured layer.
+        adjacent: names of structured layers that are neighbours in execution.
+    """
+
+    def __init__(
+        self,
+        approximation: Approximation,
+        layers: Sequence[Layer],
+        positions: Mapping[str, int],
+        adjacent: Sequence[tuple[str, str]],
+    ) -> None:
+        self.approximation, self.space = approximation, ParameterSpace(layers)
+        self.positions, self.adjacent = dict(positions), tuple((a, b) for a, b in adjacent)
+        approximation.prepare(self.space.layers, self.positions)
+        self.pairs = approximation.pairs(self.space.layers, self.adjacent)
+        self.average, self.fresh = self._new(), self._new()
+        self.refined: list[Named] = [{} for _ in self.space.layers]
+        self.window: list[dict[str, AnyCapture]] = []
+        self.examples = 0
+        """Examples since the last step."""
+        self.values: list[dict[str, Any]] | None = None
+        """Snapshot: per layer, then per pair, what the matrix is built from."""
+        self.snapshot_examples = 1
+
+    def _new(self) -> list[Named]:
+        layers = self.space.layers
+        own = [self.approximation.needs(layer) for layer in layers]
+        return own + [self.approximation.pair_statistics(layers[i], layers[j]) for i, j in self.pairs]
+
+    @property
+    def keeps_captures(self) -> bool:
+        """Whether captures are needed until the step."""
+        return any(self._wants(layer) or self.refines for layer in self.space.layers)
+
+    @property
+    def refines(self) -> bool:
+        """Whether the operators change with every step, by statistics in the snapshot's bases (EKFAC)."""
+        return type(self.approximation).refine is not Approximation.refine
+
+    def _wants(self, layer: Layer) -> bool:
+        return self.approximation.wants_capture(layer)
+
+    # ---- a pass ----------------------------------------------------------------------------------------------------
+
+    def collect(self, captures: dict[str, AnyCapture], examples: int) -> None:
+        """Add a pass; layers that it did not run are left out."""
+        batch = Batch(captures, examples)
+        for named in self.fresh:
+            for statistic in named.values():
+                if all(name in captures for name in statistic.layers):
+                    statistic.update(batch)
+        self.examples += examples
+        self.window.append(captures if self.keeps_captures else dict.fromkeys(captures, _SEEN))
+
+    def saw(self, layer: Layer) -> bool:
+        """Whether a pass since the last step ran the layer."""
+        return any(layer.name in captures for captures in self.window)
+
+    def capture(self, name: str) -> AnyCapture | None:
+        """All examples of a layer since the last step."""
+        parts = [captures[name] for captures in self.window if name in captures]
+        return concatenate(parts) if parts else None
+
+    def forget(self) -> None:
+        """Start the next window."""
+        self.window, self.examples = [], 0
+        for named in self.fresh:
+            for statistic in named.values():
+                statistic.total, statistic.count = None, 0.0
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def advance(self, decay: float, refresh: bool, keep: bool) -> None:
+        """Blend the window into the averages; on a refresh take the snapshot that the matrix is built from.
+
+        Args:
+            decay: weight of the past, 0 for none.
+            refresh: whether to take a snapshot.
+            keep: whether the snapshot outlives the averages' next change, and is copied.
+        """
+        self._reduce(self.fresh)
+        for average, fresh in zip(self.average, self.fresh, strict=True):
+            for key, statistic in fresh.items():
+                if statistic.total is not None:
+                    if decay == 0:
+                        average[key].total, average[key].count = None, 0.0
+                    average[key].blend(statistic, decay)
+        if refresh or self.values is None:
+            self.snapshot(keep)
+        elif self.refines:
+            self._refine(decay, renew=False)
+
+    def snapshot(self, keep: bool) -> None:
+        """Take what the matrix is built from, copied if it outlives the averages' next change."""
+        self.values = []
+        self.snapshot_examples = self.examples
+        for i, named in enumerate(self.average):
+            values: dict[str, Any] = {
+                key: s.mean.clone() if keep else s.mean for key, s in named.items() if s.total is not None
+            }
+            if i < len(self.space.layers) and self._wants(layer := self.space.layers[i]):
+                if (capture := self.capture(layer.name)) is not None:
+                    values["capture"] = capture
+            self.values.append(values)
+        self._refine(0.0, renew=True)
+
+    def _refine(self, decay: float, renew: bool) -> None:
+        assert self.values is not None
+        for i, layer in enumerate(self.space.layers):
+            if not self.refines or not self.approximation._handles(layer):
+                continue
+            if renew and self.values[i]:
+                self.refined[i] = self.approximation.refine(layer, self.values[i])
+            capture = self.capture(layer.name)
+            if capture is None:
+                continue
+            for statistic in self.refined[i].values():
+                new = statistic.contribution(capture) / capture.examples
+                if statistic.total is None:
+                    statistic.total, statistic.count = new, 1.0
+                else:
+                    statistic.total.mul_(decay).add_(new, alpha=1 - decay)
+
+    def build(self) -> LayeredMatrix:
+        """The matrix from the snapshot, over the layers that have run so far."""
+        assert self.values is not None
+        n, layers = len(self.space.layers), self.space.layers
+        own = [
+            v | {k: s.mean for k, s in more.items()}
+            for v, more in zip(self.values[:n], self.refined, strict=True)
+        ]
+        there = [i for i in range(n) if self._complete(layers[i], own[i])]
+        space = self.space if len(there) == n else ParameterSpace([layers[i] for i in there])
+        couplings = {
+            (there.index(i), there.index(j)): v
+            for (i, j), v in zip(self.pairs, self.values[n:], strict=True)
+            if v and i in there and j in there
+        }
+        return self.approximation.build(space, [own[i] for i in there], couplings)
+
+    def _complete(self, layer: Layer, values: Mapping[str, Any]) -> bool:
+        return set(self.approximation.needs(layer)) <= set(values) and (
+            not self._wants(layer) or "capture" in values
+        )
+
+    # ---- several processes -----------------------------------------------------------------------------------------
+
+    def _reduce(self, statistics: Sequence[Named]) -> None:
+        """Sum totals and counts over the processes of a distributed run."""
+        if not distributed():
+            return
+        if self.keeps_captures:
+            raise NotImplementedError(
+                f"{self.approximation.name} works on the examples themselves, which other processes do not see; "
+                "under torch.distributed use a method made of averages (foof, kfac, cw-ngd)."
+            )
+        for named in statistics:
+            for statistic in named.values():
+                if statistic.total is None:
+                    continue
+                count = torch.tensor([statistic.count], dtype=torch.float64, device=statistic.total.device)
+                statistic.total = statistic.total.contiguous()
+                torch.distributed.all_reduce(statistic.total)
+                torch.distributed.all_reduce(count)
+                statistic.count = float(count)
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, snapshot and layout."""
+        return {
+            "layers": {layer.name: layer.note if not layer.structured else "" for layer in self.space.layers},
+            "positions": dict(self.positions),
+            "adjacent": [list(pair) for pair in self.adjacent],
+            "average": [{k: s.state_dict() for k, s in named.items()} for named in self.average],
+            "refined": [{k: s.state_dict() for k, s in named.items()} for named in self.refined],
+            "values": None if self.values is None else [_pack(v) for v in self.values],
+            "snapshot_examples": self.snapshot_examples,
+        }
+
+    @classmethod
+    def from_state(
+        cls, approximation: Approximation, layers: Sequence[Layer], state: Mapping[str, Any]
+    ) -> Moments:
+        """Restore what `state_dict` gave.
+
+        Args:
+            approximation: as at the time of saving.
+            layers: the optimizer's layers.
+            state: what was saved.
+
+        Returns:
+            The moments.
+
+        Raises:
+            ValueError: the state belongs to another network or method.
+        """
+        names = [layer.name for layer in layers]
+        unknown = [name for name in state["layers"] if name not in names]
+        if unknown:
+            raise ValueError(
+                f"the saved statistics have a layer {unknown[0]!r} that this model lacks; load the state of this model."
+            )
+        kept = [layer for layer in layers if layer.name in state["layers"]]
+        for layer in kept:
+            if layer.structured and state["layers"][layer.name]:
+                layer.make_generic(state["layers"][layer.name])
+        made = cls(approximation, kept, state["positions"], [(a, b) for a, b in state["adjacent"]])
+        if [set(named) for named in made.average] != [set(named) for named in state["average"]]:
+            raise ValueError("the saved statistics are those of another method; load the state of this one.")
+        device = next(iter(kept[0].parameters.values())).device if kept else torch.device("cpu")
+        for named, saved in zip(made.average, state["average"], strict=True):
+            _load(named, saved, device)
+        made.snapshot_examples = state["snapshot_examples"]
+        if state["values"] is None:
+            return made
+        made.values = [_unpack(v, device) for v in state["values"]]
+        for i, layer in enumerate(kept):
+            if state["refined"][i]:
+                made.refined[i] = approximation.refine(layer, made.values[i])
+                _load(made.refined[i], state["refined"][i], device)
+        return made
+
+
+def distributed() -> bool:
+    """Whether several processes train together."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
+def positions_and_neighbours(
+    calls: Mapping[str, Sequence[Call]],
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Weight-sharing positions of each layer, and layers that are neighbours in execution.
+
+    A module that is called twice breaks the chain.
+    """
+    positions = {name: sum(_positions(call) for call in made) for name, made in calls.items()}
+    names = list(calls)
+    pairs = [
+        (a, b) for a, b in zip(names, names[1:], strict=False) if len(calls[a]) == 1 and len(calls[b]) == 1
+    ]
+    return positions, pairs
+
+
+def _positions(call: Call) -> int:
+    per_example = call.shape[1:].numel()
+    return per_example // call.layer.d_out if call.layer.d_out else 1
+
+
+def _pack(values: Mapping[str, Any]) -> dict[str, Any]:
+    packed: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Capture):
+            packed[key] = {"a": value.a, "g": value.g}
+        elif isinstance(value, GenericCapture):
+            packed[key] = {"gradients": value.gradients}
+        else:
+            packed[key] = value.clone()
+    return packed
+
+
+def _unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            out[key] = value.to(device, copy=True)
+        elif "a" in value:
+            out[key] = Capture(value["a"].to(device), value["g"].to(device))
+        else:
+            out[key] = GenericCapture(value["gradients"].to(device))
+    return out
+
+
+def _load(named: Named, saved: Mapping[str, Any], device: torch.device) -> None:
+    for key, statistic in named.items():
+        statistic.load_state_dict(saved[key])
+        if statistic.total is not None:
+            statistic.total = statistic.total.to(device)
+
+
+_SEEN = GenericCapture(torch.empty(0, 0, 0))
+"""Stands in a window for captures that need not be kept."""

@@ -1,0 +1,444 @@
+"""NaturalGradient: any approximation, any damping, one step rule, in a plain training loop.
+
+θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning. Statistics come from the user's own forwards and
+backwards (`watch`), averages from `moments`, solves from `preconditioner`; the presets only set defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherviz.approximations import Approximation
+from fisherviz.approximations.registry import make
+from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
+from fisherviz.guest import check_modes
+from fisherviz.kinds import KINDS
+from fisherviz.layers import Layer
+from fisherviz.likelihoods import Likelihood, resolve
+from fisherviz.optim.exact import ExactFisher
+from fisherviz.optim.moments import Moments, distributed, positions_and_neighbours
+from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
+from fisherviz.optim.selection import (
+    choose_layers,
+    gradient_matrix,
+    rows_explain,
+    say_once,
+    split_matrix,
+    unwrap,
+)
+from fisherviz.optim.watch import Pass, Source, Wanted, Watcher
+from fisherviz.recorder import Call
+
+Directions = dict[nn.Parameter, Tensor]
+
+
+class NaturalGradient(torch.optim.Optimizer):
+    """Preconditions the gradient with a damped approximation of the Fisher.
+
+    Args:
+        model: the model that is trained; its forwards in training mode are watched.
+        likelihood: as for `fv.Probe`; the criterion is its mean nll over the batch unless `loss_scale` says otherwise.
+        method: "exact" (dense, small networks), any name in `fv.approximations`, or an `Approximation`.
+        params: torch parameter groups, None for all; a group with approximation="none" is left to plain SGD.
+        lr: learning rate.
+        damping: λ, added to the matrix, or a `Tikhonov` or `FactoredTikhonov`; a group may have its own.
+        momentum: of the preconditioned gradient.
+        weight_decay: ℓ₂ coefficient, added to the gradient before it is preconditioned.
+        T: steps between factorisations.
+        decay: weight of the past in the moving averages; 0 for the statistics of the step's own passes.
+        ramp: whether the decay starts as min(1 − 1/k, decay), as in the K-FAC paper.
+        kind: "exact", "mc" or "empirical"; None: "exact" for method "exact", otherwise "mc".
+        samples: sampled labels per example for kind "mc".
+        reduction: whether the Fisher is the "mean" or the "sum" over the step's examples.
+        loss_scale: c where the loss is c times the sum of the examples' nll, for kind "empirical"; None: 1/N.
+        output: picks the output tensor from what the model returns.
+        **options: of the approximation, such as setting="reduce".
+
+    Raises:
+        ValueError: an option is out of range or unknown.
+        TypeError: the model is no module or the likelihood cannot be told.
+        RuntimeError: the model is compiled already.
+
+    Example:
+        >>> import torch, fisherviz as fv
+        >>> model = torch.nn.Linear(3, 2)
+        >>> opt = fv.optim.NaturalGradient(model, "categorical", "kfac", lr=0.1, damping=1e-2)
+        >>> x, y = torch.randn(8, 3), torch.randint(2, (8,))
+        >>> torch.nn.functional.cross_entropy(model(x), y).backward()
+        >>> opt.step(); opt.zero_grad()
+    """
+
+    _needs_inputs = False
+    _captures = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module,
+        method: str | type[Approximation] | Approximation = "exact",
+        *,
+        params: Iterable[Any] | None = None,
+        lr: float,
+        damping: float | Damping,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        T: int = 1,
+        decay: float = 0.95,
+        ramp: bool = False,
+        kind: str | None = None,
+        samples: int = 1,
+        reduction: str = "mean",
+        loss_scale: float | None = None,
+        output: Callable[[Any], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
+        model = unwrap(model)
+        self.likelihood = resolve(likelihood)
+        self.approximation = ExactFisher(**options) if method == "exact" else make(method, **options)
+        self.kind = kind or ("exact" if method == "exact" else "mc")
+        _check("lr", lr, 0.0, math.inf)
+        _check("momentum", momentum, 0.0, 1.0)
+        _check("weight_decay", weight_decay, 0.0, math.inf)
+        _check("decay", decay, 0.0, 1.0)
+        for name, value, allowed in (("kind", self.kind, KINDS), ("reduction", reduction, ("mean", "sum"))):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+        for name, number in (("T", T), ("samples", samples)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {number!r}.")
+        if loss_scale is not None and not loss_scale > 0:
+            raise ValueError(f"loss_scale must be positive, got {loss_scale!r}.")
+        as_damping(damping)
+        self.T, self.decay, self.ramp, self.reduction, self.samples = T, decay, ramp, reduction, samples
+        self.k = 0
+        """Steps taken."""
+        defaults = {
+            "lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay, "approximation": None,
+        }  # fmt: skip
+        super().__init__(list(model.parameters()) if params is None else params, defaults)
+        for group in self.param_groups:
+            if group["approximation"] not in (None, "none"):
+                raise ValueError(
+                    f"a group's approximation must be 'none' or left out, got {group['approximation']!r}."
+                )
+        self.model = model
+        self.layers = choose_layers(model, self.param_groups)
+        self._known = {p for layer in self.layers for p in layer.parameters.values()}
+        device = next(iter(self._known)).device if self._known else torch.device("cpu")
+        self.generator = torch.Generator(device=device).manual_seed(torch.initial_seed())
+        self.moments: Moments | None = None
+        self._passes: list[Pass] = []
+        self._preconditioner: tuple[tuple[Any, ...], Preconditioner] | None = None
+        self._watcher: Watcher | None = None
+        if self.layers:
+            wanted = self._wanted(loss_scale)
+            self._watcher = Watcher(model, self.layers, output, wanted, self._collect, self._describe)
+
+    # ---- what passes show ------------------------------------------------------------------------------------------
+
+    def _wanted(self, loss_scale: float | None) -> Wanted:
+        labels = self._reads_labels()
+        return Wanted(
+            source=self._source() if labels and self.kind != "empirical" else None,
+            scores=labels and self.kind == "empirical",
+            loss_scale=loss_scale,
+            local=self.approximation.name in ("kfac", "foof"),
+            inputs=self._needs_inputs,
+            captures=self._captures,
+        )
+
+    def _reads_labels(self) -> bool:
+        structured = [layer for layer in self.layers if layer.structured]
+        return not structured or any(
+            self.approximation.wants_capture(layer)
+            or any(s.needs_gradients for s in self.approximation.statistics(layer).values())
+            for layer in structured
+        )
+
+    def _source(self) -> Source:
+        likelihood, generator, samples = self.likelihood, self.generator, self.samples
+
+        def exact(z: Tensor) -> Tensor:
+            likelihood.check_output(z)
+            return likelihood.vectors(z)
+
+        def sampled(z: Tensor) -> Tensor:
+            likelihood.check_output(z)
+            scores = [likelihood.score(z, likelihood.sample(z, generator)) for _ in range(samples)]
+            return torch.stack(scores) / samples**0.5
+
+        return exact if self.kind == "exact" else sampled
+
+    def _describe(self, calls: dict[str, list[Call]], examples: int) -> None:
+        """Settle, at the first pass, which layers have structure."""
+        if self.moments is not None:
+            return
+        for layer in self.layers:
+            made = calls.get(layer.name, [])
+            if layer.structured and not made:
+                layer.make_generic("its forward did not run")
+            elif layer.structured and any(
+                c.x.shape[:1] != (examples,) or c.shape[0] != examples for c in made
+            ):
+                layer.make_generic("the first dimension of its input does not count examples")
+        kept = self._settle([layer for layer in self.layers if not layer.structured])
+        structured = {name: made for name, made in calls.items() if made[0].layer.structured}
+        positions, adjacent = positions_and_neighbours(structured)
+        self.moments = Moments(self.approximation, kept, positions, adjacent)
+
+    def _settle(self, generic: list[Layer]) -> list[Layer]:
+        """Layers that are preconditioned; what happens to those without structure is said once."""
+        assert self._watcher is not None
+        coupled = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.model.modules()
+        )
+        if coupled:
+            say_once(
+                "BatchNorm in training mode couples the examples; the Fisher is that of each example given the rest."
+            )
+        if not generic:
+            return list(self.layers)
+        names = ", ".join(repr(layer.name) for layer in generic)
+        plain = ""
+        try:
+            check_modes(self.model)
+        except ValueError:
+            plain = "active Dropout or training BatchNorm leaves no gradients of single examples"
+        if not self._reads_labels():
+            plain = f"{self.approximation.name} looks at inputs alone"
+        if plain:
+            say_once(f"layers {names} have no structure and are left plain: {plain}.")
+            self._watcher.generic_diagonal = False
+            return [layer for layer in self.layers if layer.structured]
+        if not self.approximation.handles_generic:
+            say_once(f"layers {names} have no structure; they are preconditioned by the exact diagonal.")
+        return list(self.layers)
+
+    def _collect(self, made: Pass) -> None:
+        if self.moments is not None and self._captures:
+            self.moments.collect(made.captures, made.examples)
+        made.captures = {}
+        self._passes.append(made)
+
+    # ---- the step --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: evaluates the loss and its gradients once more; its forward counts.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: a preconditioned layer has a gradient but no statistics since the last step.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        device = next(iter(self._known)).device.type if self._known else "cpu"
+        with torch.autocast(device, enabled=False):
+            self._check_passes()
+            if any(p.grad is not None for group in self.param_groups for p in group["params"]):
+                self.k += 1
+                self._advance(loss, closure)
+        self._passes = []
+        if self.moments is not None:
+            self.moments.forget()
+        return loss
+
+    def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
+        self._apply(self._directions())
+
+    def _active(self) -> list[Layer]:
+        """Preconditioned layers with a gradient."""
+        layers = self.layers if self.moments is None else self.moments.space.layers
+        return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
+
+    def _check_passes(self) -> None:
+        for group in self.param_groups:
+            if group["approximation"] == "none":
+                continue
+            for p in group["params"]:
+                if p.grad is not None and p not in self._known:
+                    raise RuntimeError(
+                        "a parameter that was frozen when the optimizer was created has a gradient; create the optimizer "
+                        "after unfreezing, or put the parameter in a group with approximation='none'."
+                    )
+        for layer in self._active():
+            if not self._seen(layer):
+                raise RuntimeError(
+                    f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the model in "
+                    "training mode ran it and was backpropagated. Call model.train() and the model itself (not a copy), or "
+                    "put the layer in a group with approximation='none'."
+                )
+
+    def _seen(self, layer: Layer) -> bool:
+        return self.moments is not None and self.moments.saw(layer)
+
+    def _due(self) -> bool:
+        """Whether this step factorises anew."""
+        return (self.k - 1) % self.T == 0
+
+    def _decay_now(self) -> float:
+        return min(1 - 1 / self.k, self.decay) if self.ramp else self.decay
+
+    def _directions(self) -> Directions:
+        """Preconditioned gradients of all layers with a gradient."""
+        active = self._active()
+        if self.moments is None or not active:
+            return {}
+        self._update_moments(self._due())
+        if any(not self._preconditioner_now().has(layer) for layer in active):
+            self._update_moments(True, blend=False)  # a layer ran for the first time
+        return self._solve(self._preconditioner_now(), active)
+
+    def _update_moments(self, due: bool, blend: bool = True) -> None:
+        assert self.moments is not None
+        if blend:
+            self.moments.advance(self._decay_now(), due, keep=self.T > 1)
+        else:
+            self.moments.snapshot(keep=self.T > 1)
+        if due or self.moments.refines:
+            self._preconditioner = None
+
+    def _solve(self, preconditioner: Preconditioner, active: list[Layer]) -> Directions:
+        decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
+        out: Directions = {}
+        dense: dict[str, Tensor] = {}
+        for layer in active:
+            rows = self._rows(preconditioner, layer, decays)
+            if rows is not None:
+                out |= split_matrix(layer, preconditioner.solve_rows(layer, rows))
+            else:
+                dense[layer.name] = gradient_matrix(layer, decays).reshape(-1)
+        if dense:
+            solved = preconditioner.solve(dense)
+            for layer in active:
+                if layer.name in solved:
+                    out |= split_matrix(layer, solved[layer.name])
+        return out
+
+    def _rows(
+        self, preconditioner: Preconditioner, layer: Layer, decays: dict[nn.Parameter, float]
+    ) -> Rows | None:
+        """The rows behind the layer's gradient, if it is exactly one unmodified local backward and they cost less."""
+        if len(self._passes) != 1 or layer.name not in self._passes[0].local or distributed():
+            return None
+        rows = self._passes[0].local[layer.name]
+        if not preconditioner.low_rank_pays(layer, len(rows[0])):
+            return None
+        for p in layer.parameters.values():
+            seen = self._passes[0].gradients.get(p)
+            if seen is None or p.grad is not seen[0] or p.grad._version != seen[1] or decays[p]:
+                return None
+        return rows if rows_explain(layer, *rows) else None
+
+    def _preconditioner_now(self) -> Preconditioner:
+        """The damped matrix, factorised anew after a snapshot or a change of damping."""
+        assert self.moments is not None
+        rules = {layer.name: self._rule(self._damping_of(layer)) for layer in self.moments.space.layers}
+        key = tuple(rules.values())
+        if self._preconditioner is None or self._preconditioner[0] != key:
+            matrix = self.moments.build()
+            if self.reduction == "sum" and self.approximation.follows_scale:
+                matrix = matrix.scale(self.moments.snapshot_examples)
+            self._preconditioner = (key, Preconditioner(matrix, rules, self.T >= INVERT_FROM))
+        return self._preconditioner[1]
+
+    def _damping_of(self, layer: Layer) -> float | Damping:
+        mine = [
+            g["damping"]
+            for g in self.param_groups
+            for p in g["params"]
+            if p in set(layer.parameters.values())
+        ]
+        if any(value != mine[0] for value in mine):
+            raise ValueError(
+                f"the parameters of layer {layer.name!r} are in groups with different dampings; give them one."
+            )
+        return mine[0]
+
+    def _rule(self, damping: float | Damping) -> Tikhonov | FactoredTikhonov | None:
+        """What a group's damping means for this optimizer."""
+        return as_damping(damping)
+
+    def _apply(self, directions: Directions) -> None:
+        """θ ← θ − lr · (momentum buffer of the direction); parameters without a direction take their gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                d = directions.get(p)
+                if d is None:
+                    d = p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
+                if group["momentum"]:
+                    state = self.state[p]
+                    if "momentum_buffer" not in state:
+                        state["momentum_buffer"] = d.clone()
+                    else:
+                        state["momentum_buffer"].mul_(group["momentum"]).add_(d)
+                    d = state["momentum_buffer"]
+                p.add_(d, alpha=-float(group["lr"]))
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Torch's state and "fisherviz": the generator, the averages and what the cached factorisations are made from."""
+        return super().state_dict() | {"fisherviz": self._own_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict`; training goes on bit for bit.
+
+        Raises:
+            ValueError: the state is another optimizer's, network's or method's.
+        """
+        if "fisherviz" not in state_dict:
+            raise ValueError(
+                "this is no state of a fisherviz optimizer; load one that its state_dict() gave."
+            )
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "fisherviz"})
+        self._load_own_state(state_dict["fisherviz"])
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "method": self.approximation.name,
+            "k": self.k,
+            "generator": self.generator.get_state(),
+            "moments": None if self.moments is None else self.moments.state_dict(),
+        }
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        if state["method"] != self.approximation.name:
+            raise ValueError(
+                f"the state is one of method {state['method']!r}, this optimizer's is {self.approximation.name!r}."
+            )
+        self.k = state["k"]
+        self.generator.set_state(state["generator"].cpu())
+        self._preconditioner, self._passes = None, []
+        self.moments = None
+        if state["moments"] is not None:
+            self.moments = Moments.from_state(self.approximation, self.layers, state["moments"])
+            if self._watcher is not None:
+                self._watcher.generic_diagonal = any(
+                    not layer.structured for layer in self.moments.space.layers
+                )
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | Tensor)
+        or not low <= float(value) <= high
+    ):
+        raise ValueError(
+            f"{name} must be a number of at least {low:g}{'' if high == math.inf else f' and at most {high:g}'}, got {value!r}."
+        )

@@ -1,0 +1,184 @@
+"""Thin presets of NaturalGradient with their papers' defaults: FOOF, CW-NGD, EKFAC and TENGraD.
+
+Each is one constructor; what they do is in `natural_gradient`. FOOF: Benzing 2021, eq. 4; CW-NGD: Sang et al. 2022,
+algorithm 1; EKFAC: George et al. 2018; TENGraD: Soori et al. 2021 as in Shrestha 2023, eq. 37-43.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from fisherviz.damping import Damping
+from fisherviz.likelihoods import Likelihood
+from fisherviz.optim.exact import BatchUnits
+from fisherviz.optim.natural_gradient import NaturalGradient
+
+ModelLikelihood = str | Likelihood | nn.Module
+Output = Callable[[Any], Tensor] | None
+
+
+class FOOF(NaturalGradient):
+    """Gradient descent on neuron outputs: (A + λI)⁻¹ ⊗ I, from activations alone (Benzing 2021, equation 4).
+
+    A is the mean over examples, summed over weight-sharing positions; no labels are drawn, and there is no second
+    backward pass. Benzing's public code sums A over the batch: divide its learning rate and λ by the batch size.
+
+    Args:
+        model: the model.
+        likelihood: as for `fv.Probe`; FOOF itself does not use it.
+        params: parameter groups, None for all.
+        lr: learning rate.
+        damping: λ.
+        momentum: of the preconditioned gradient.
+        weight_decay: ℓ₂ coefficient.
+        T: steps between inversions.
+        decay: of the average of A.
+        output: picks the output tensor from what the model returns.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: ModelLikelihood,
+        *,
+        params: Iterable[Any] | None = None,
+        lr: float = 0.3,
+        damping: float | Damping = 1.0,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        T: int = 1,
+        decay: float = 0.95,
+        output: Output = None,
+    ) -> None:
+        super().__init__(
+            model, likelihood, "foof", params=params, lr=lr, damping=damping, momentum=momentum,
+            weight_decay=weight_decay, T=T, decay=decay, output=output,
+        )  # fmt: skip
+
+
+class CWNGD(NaturalGradient):
+    """Component-wise natural gradient descent (Sang et al. 2022, algorithm 1).
+
+    Blocks of one output unit or channel of the batch's summed empirical Fisher, with the mean gradient: the scores are
+    read from the user's own backward, over the unit's fan-in or over the examples, whichever is smaller.
+
+    Args:
+        model: the model.
+        likelihood: as for `fv.Probe`.
+        params: parameter groups, None for all.
+        lr: the paper's α.
+        damping: the paper's γ.
+        momentum: of the preconditioned gradient.
+        weight_decay: ℓ₂ coefficient.
+        T: steps between factorisations.
+        loss_scale: c where the loss is c times the sum of the examples' nll; None: 1/N, the mean.
+        kind: "empirical" (the paper), "mc" or "exact".
+        output: picks the output tensor from what the model returns.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: ModelLikelihood,
+        *,
+        params: Iterable[Any] | None = None,
+        lr: float = 1.0,
+        damping: float | Damping = 1e-4,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        T: int = 1,
+        loss_scale: float | None = None,
+        kind: str = "empirical",
+        output: Output = None,
+    ) -> None:
+        super().__init__(
+            model, likelihood, BatchUnits, params=params, lr=lr, damping=damping, momentum=momentum,
+            weight_decay=weight_decay, T=T, decay=0.0, kind=kind, reduction="sum", loss_scale=loss_scale,
+            output=output,
+        )  # fmt: skip
+
+
+class EKFAC(NaturalGradient):
+    """KFAC's eigenbasis with the running second moment of the gradient in it (George et al. 2018).
+
+    The basis is renewed every T steps, and the second moments start again in it; in between they are averaged.
+
+    Args:
+        model: the model.
+        likelihood: as for `fv.Probe`.
+        params: parameter groups, None for all.
+        lr: learning rate.
+        damping: λ, added to the eigenvalues.
+        momentum: of the preconditioned gradient.
+        weight_decay: ℓ₂ coefficient.
+        T: steps between eigendecompositions.
+        decay: of the factors and of the second moments.
+        kind: "mc", "exact" or "empirical".
+        samples: labels per example for kind "mc".
+        setting: "expand" or "reduce", of the factors under weight sharing.
+        output: picks the output tensor from what the model returns.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: ModelLikelihood,
+        *,
+        params: Iterable[Any] | None = None,
+        lr: float = 1e-2,
+        damping: float | Damping = 1e-2,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        T: int = 20,
+        decay: float = 0.95,
+        kind: str = "mc",
+        samples: int = 1,
+        setting: str = "expand",
+        output: Output = None,
+    ) -> None:
+        super().__init__(
+            model, likelihood, "ekfac", params=params, lr=lr, damping=damping, momentum=momentum,
+            weight_decay=weight_decay, T=T, decay=decay, kind=kind, samples=samples, output=output, setting=setting,
+        )  # fmt: skip
+
+
+class TENGraD(NaturalGradient):
+    """Exact Fisher block of each layer by Woodbury in the space of the examples (Soori et al. 2021; Shrestha 2023).
+
+    Args:
+        model: the model.
+        likelihood: as for `fv.Probe`.
+        params: parameter groups, None for all.
+        lr: learning rate.
+        damping: λ.
+        momentum: of the preconditioned gradient.
+        weight_decay: ℓ₂ coefficient.
+        T: steps between factorisations; the block is that of the last such step's batch.
+        kind: "empirical" (Shrestha, equation 37) or "mc" (the authors' code).
+        loss_scale: c where the loss is c times the sum of the examples' nll; None: 1/N, the mean.
+        output: picks the output tensor from what the model returns.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: ModelLikelihood,
+        *,
+        params: Iterable[Any] | None = None,
+        lr: float = 0.01,
+        damping: float | Damping = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        T: int = 1,
+        kind: str = "empirical",
+        loss_scale: float | None = None,
+        output: Output = None,
+    ) -> None:
+        super().__init__(
+            model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
+            weight_decay=weight_decay, T=T, decay=0.0, kind=kind, loss_scale=loss_scale, output=output,
+            dense_parameters=0,
+        )  # fmt: skip

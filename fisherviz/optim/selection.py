@@ -1,0 +1,136 @@
+"""Which layers an optimizer preconditions, and their gradients as unit-order matrices.
+
+Parameters in groups with approximation="none" belong to no layer; a layer keeps what is left of it (DESIGN section 7).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherviz.attach import find_layers
+from fisherviz.layers import Layer, make_layer
+from fisherviz.optim.watch import at_least_float32
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module to be hooked: the inner one of DistributedDataParallel; compiled models are refused.
+
+    Raises:
+        TypeError: the model is no module.
+        RuntimeError: it has been compiled already, or is replicated over devices in one process.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return unwrap(model.module)
+    if isinstance(model, nn.DataParallel):
+        raise RuntimeError(
+            "nn.DataParallel replicates the model on every forward, where no hook of an optimizer follows; "
+            "use DistributedDataParallel."
+        )
+    for module in model.modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise RuntimeError(
+                "the model is compiled already, and hooks put on it now would not run; "
+                "create the optimizer first, then call torch.compile(model)."
+            )
+    return model
+
+
+def choose_layers(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[Layer]:
+    """Layers of the parameters whose group has an approximation.
+
+    Args:
+        model: the model.
+        groups: the optimizer's parameter groups.
+
+    Returns:
+        The layers in torch order; empty where every group is plain.
+
+    Raises:
+        ValueError: a preconditioned parameter is not the model's.
+    """
+    chosen = {id(p): p for group in groups if group["approximation"] != "none" for p in group["params"]}
+    own = {id(p) for p in model.parameters()}
+    if foreign := [p for key, p in chosen.items() if key not in own]:
+        raise ValueError(
+            f"{len(foreign)} of the parameters do not belong to the model; put them in a group with approximation='none'."
+        )
+    if not any(p.requires_grad for p in chosen.values()):
+        return []
+    layers = []
+    for layer in find_layers(model, None)[0]:
+        mine = {name: p for name, p in layer.parameters.items() if id(p) in chosen}
+        if mine:
+            tied = not layer.structured and "shared" in layer.note
+            layers.append(
+                layer
+                if len(mine) == len(layer.parameters)
+                else make_layer(layer.name, layer.module, mine, tied)
+            )
+    return layers
+
+
+def gradient_matrix(layer: Layer, weight_decay: Mapping[nn.Parameter, float]) -> Tensor:
+    """The layer's gradient plus weight decay, (d_out, da) with the bias last; (1, P) for generic layers.
+
+    Missing gradients count as zero.
+    """
+    parts = []
+    for p in _ordered(layer):
+        g = torch.zeros_like(p) if p.grad is None else p.grad
+        if g.is_sparse:
+            raise RuntimeError(
+                f"layer {layer.name!r} has a sparse gradient, which no approximation takes; "
+                "put it in a group with approximation='none'."
+            )
+        if weight_decay.get(p):
+            g = g.add(p, alpha=weight_decay[p])
+        parts.append(at_least_float32(g).reshape(layer.d_out if layer.structured else 1, -1))
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def split_matrix(layer: Layer, direction: Tensor) -> dict[nn.Parameter, Tensor]:
+    """The parameters' shares of a direction (d_out, da) or (P,) in unit order."""
+    parameters = _ordered(layer)
+    rows = layer.d_out if layer.structured else 1
+    matrix = direction.reshape(rows, -1)
+    pieces = matrix.split([p.numel() // rows for p in parameters], 1)
+    return {p: piece.reshape(p.shape).to(p.dtype) for p, piece in zip(parameters, pieces, strict=True)}
+
+
+def _ordered(layer: Layer) -> list[nn.Parameter]:
+    """Weight before bias, whatever the order of registration; generic layers as they are."""
+    own = list(layer.parameters.values())
+    if layer.structured and len(own) == 2 and own[0] is layer.module._parameters.get("bias"):
+        return own[::-1]
+    return own
+
+
+def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> bool:
+    """Whether `.grad` is gᵀ a to rounding, looked at on a few output units.
+
+    Anything else that the user's backward added (a penalty on the weights) shows in every unit's row.
+    """
+    every = slice(None, None, max(1, layer.d_out // 8))
+    few = [
+        at_least_float32(p.grad).reshape(layer.d_out, -1)[every]
+        for p in _ordered(layer)
+        if p.grad is not None
+    ]
+    if len(few) < len(layer.parameters):
+        return False
+    some = g[:, every]
+    gap = (torch.cat(few, 1) - some.mT @ a).abs_()
+    rounding = exact * torch.finfo(a.dtype).eps * (some.abs().mT @ a.abs())
+    return bool((gap <= rounding).all())
+
+
+def say_once(sentence: str) -> None:
+    """A warning at the user's line."""
+    warnings.warn(sentence, stacklevel=3)
