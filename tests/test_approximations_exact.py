@@ -283,6 +283,15 @@ def test_kfac_is_exact_for_one_image_of_one_patch():
     assert_matches(fv.approximate(fisher, "kfac-full").to_dense(), fisher.to_dense())
 
 
+@pytest.mark.parametrize("method", ["kfac", "ekfac", "nearest-kronecker"])
+def test_kronecker_methods_are_exact_for_a_layer_with_a_frozen_weight(method):
+    """The bias's input is always 1, so that a and g are independent."""
+    net, x = nets.mlp(3, 4, 2), nets.vectors(6, 3)
+    net[0].weight.requires_grad_(False)
+    fisher = fv.Probe(net, "categorical").fisher(x)
+    assert_matches(fv.approximate(fisher, method).block(0, 0), fisher.block(0))
+
+
 LINEAR = {"biases": True, "no biases": False}
 EXACT_FOR_LINEAR = ["kfac-full", "kfac", "ekfac", "nearest-kronecker"]
 
@@ -556,6 +565,20 @@ def test_factored_damping_of_each_layers_own_two_factors(method, gamma):
     assert_matches(approximation.damped(damping).to_dense(), expected)
     assert_matches(approximation.solve(v, damping), np.linalg.solve(expected, v), 1e-8)
     assert_matches(approximation.inverse(damping).to_dense(), np.linalg.inv(expected), 1e-8)
+
+
+@pytest.mark.parametrize("method", ["kfac", "kfac-full", "kfac-tridiagonal"])
+def test_factored_damping_of_a_summed_fisher_starts_from_the_summed_factors(method):
+    """A (x) N G and N A (x) G are damped to the same matrix, since pi takes up the difference."""
+    net, x = nets.mlp(2, 3, 2), nets.vectors(9, 2)
+    A, G = kronecker.factors(trace.moments(net, x, laws.Gaussian()))
+    A, G = kronecker.damp(A, {ij: 9 * g for ij, g in G.items()}, 0.1)
+    dense = {"kfac": kronecker.kfac, "kfac-full": kronecker.full, "kfac-tridiagonal": kronecker.tridiagonal}
+    approximation = fv.approximate(fv.Probe(net, "gaussian").fisher(x, reduction="sum"), method)
+    actual = approximation.damped(fv.FactoredTikhonov(0.1)).to_dense(order="unit")
+    assert_matches(actual, dense[method](A, G), 1e-8)
+    actual = approximation.inverse(fv.FactoredTikhonov(0.1)).to_dense(order="unit")
+    assert_matches(actual, np.linalg.inv(dense[method](A, G)), 1e-7)
 
 
 def test_factored_damping_of_a_dead_layer_takes_equal_parts():

@@ -156,6 +156,22 @@ def test_output_that_is_no_tensor():
         fv.Probe(Listing(3, 2), "gaussian").fisher(torch.randn(2, 3)).to_dense()
 
 
+def test_forward_without_gradients():
+    class Silent(nn.Linear):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    net = nets.randomised(Silent(3, 2))
+    for call in (
+        lambda f: f.to_dense(),
+        lambda f: f.quadratic(torch.ones(8).double()),
+        lambda f: f.diagonal(),
+    ):
+        with raises(r"no_grad|detach|depend"):
+            call(fv.Probe(net, "gaussian").fisher(nets.vectors(3, 3)))
+
+
 def test_one_logit_is_no_categorical():
     with raises("bernoulli"):
         fv.Probe(nets.mlp(3, 1), "categorical").fisher(nets.vectors(3, 3)).to_dense()
@@ -347,6 +363,22 @@ def test_a_vector_that_is_no_tensor():
 def test_a_number_of_eigenvalues_that_is_none(k):
     with raises("k"):
         small_fisher().spectrum(k)
+
+
+TOO_LARGE = {
+    "dense": lambda f: f.to_dense(),
+    "block": lambda f: f.block(0),
+    "dense layer approximation": lambda f: fv.approximate(f, "kfac").to_dense(),
+    "inverse": lambda f: fv.approximate(f, "kfac").inverse(1.0).to_dense(),
+}
+
+
+@pytest.mark.parametrize("request_for", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+def test_a_matrix_that_cannot_fit_is_refused_with_the_bytes_before_it_is_begun(request_for):
+    """A layer of 900,000 weights: its block would take 3 TB."""
+    fisher = fv.Probe(nn.Linear(3000, 300, bias=False), "gaussian").fisher(torch.randn(2, 3000))
+    with pytest.raises(MemoryError, match=r"[GT]i?B"):
+        request_for(fisher)
 
 
 # ---- what changes behind the Fisher's back -------------------------------------------------------

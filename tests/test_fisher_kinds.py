@@ -86,10 +86,25 @@ def test_sampled_fisher_is_the_mean_of_the_empirical_fishers_of_its_labels(likel
     assert_matches(dense, F)
 
 
+def test_sampled_labels_are_the_same_for_layers_of_either_path():
+    law, x = laws.Categorical(), nets.vectors(5, 3)
+    net = nets.randomised(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2)))
+    recorder = recording("categorical")
+    dense = fv.Probe(net, recorder).fisher(x, kind="mc").to_dense()
+    assert_matches(dense, exact.fisher(net, x, law, targets=recorder.drawn[0]))
+
+
+def test_soft_targets_of_a_bernoulli_are_scored_as_they_are():
+    net, x, y = nets.mlp(2, 3), nets.vectors(4, 2), torch.rand(4, 3).double()
+    F = exact.fisher(net, x, laws.Bernoulli(), targets=y)
+    assert_matches(fv.Probe(net, "bernoulli").fisher(x, y, kind="empirical").to_dense(), F)
+
+
 @laws_by_name
-def test_sampled_labels_are_drawn_once_and_kept(likelihood):
+@pytest.mark.parametrize("samples", [1, 3])
+def test_sampled_labels_are_drawn_once_and_kept(likelihood, samples):
     _, net, x, _ = small(likelihood)
-    fisher = fv.Probe(net, likelihood).fisher([x[:2], x[2:]], kind="mc")
+    fisher = fv.Probe(net, likelihood).fisher([x[:2], x[2:]], kind="mc", samples=samples)
     dense = fisher.to_dense()
     v = nets.vectors(len(dense), 1)[:, 0]
     assert_matches(fisher.diagonal(), dense.diagonal())

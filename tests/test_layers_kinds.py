@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import fisherviz as fv
@@ -247,6 +248,100 @@ class Checkpointed(nn.Module):
         return self.last(checkpoint(lambda h: torch.tanh(self.inner(h)), x, use_reentrant=False))
 
 
+class Experts(nn.Module):
+    """A layer sees only the examples that are sent to it; the first two go the same way."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        first = x[:, 0] > 0
+        h = torch.zeros(len(x), 3, dtype=x.dtype)
+        h = h.index_put((first,), self.one(x[first])).index_put((~first,), self.two(x[~first]))
+        return self.last(torch.tanh(h))
+
+
+def sent_to_experts():
+    """Three of six examples to each expert."""
+    x = images(3, N=6)
+    x[:, 0] = x[:, 0].abs() * torch.tensor([1, 1, -1, 1, -1, -1])
+    return x
+
+
+class Siamese(nn.Module):
+    """A layer that sees two versions of every example in one batch of 2 N."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(3, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        both = torch.tanh(self.inner(torch.cat([x, x.flip(1)])))
+        return self.last(both[: len(x)] * both[len(x) :])
+
+
+class Square(torch.autograd.Function):
+    """A function of one's own, with a derivative backwards only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+class Squaring(nn.Module):
+    def forward(self, x):
+        return Square.apply(x)
+
+
+class Squeezed(nn.Module):
+    """The habit of squeezing one output away, which for a single example leaves a scalar."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 1))
+
+    def forward(self, x):
+        return self.net(x).squeeze()
+
+
+class Detached(nn.Module):
+    """A path whose gradient is stopped beside one that goes on."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x))
+        return self.last(h) + h.detach()[:, :2]
+
+
+def with_hook(kind):
+    """A user's own hook that changes what the layer gives or gets."""
+
+    def build():
+        net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+        if kind == "before":
+            net[0].register_forward_pre_hook(lambda module, args: (2 * args[0],))
+        else:
+            net[0].register_forward_hook(lambda module, args, out: 2 * out)
+        return net
+
+    return build
+
+
+def pruned():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    prune.random_unstructured(net[0], "weight", 0.3)
+    return net
+
+
 def sequence(*modules):
     """A builder of networks that share nothing: modules are copied, classes called."""
     return lambda: nn.Sequential(*[m() if isinstance(m, type) else deepcopy(m) for m in modules])
@@ -286,6 +381,8 @@ LINEAR = {
     "convolution called on two sizes": (TwoScales, lambda: images(1, 4, 4)),
     "residual additions in place": (Residual, lambda: images(3)),
     "linear called by keyword": (Keyword, lambda: images(3)),
+    "both versions of an example in one batch": (Siamese, lambda: images(3)),
+    "mixture of experts": (Experts, sent_to_experts),
     "linear without a batch axis": (Unsqueezed, lambda: images(3)),
     "token axis first": (TokensFirst, lambda: images(4, 3)),
     "as many tokens as examples, token axis first": (TokensFirst, lambda: images(3, 3)),
@@ -386,6 +483,18 @@ GENERIC = {
         lambda: images(3),
     ),
     "checkpointed": (Checkpointed, lambda: images(3)),
+    "function of one's own": (
+        sequence(nn.Linear(3, 3), nn.LayerNorm(3), Squaring, nn.Linear(3, 2)),
+        lambda: images(3),
+    ),
+    "a path detached": (Detached, lambda: images(3)),
+    "user's hook on the output": (with_hook("after"), lambda: images(3)),
+    "user's hook on the input": (with_hook("before"), lambda: images(3)),
+    "pruned": (pruned, lambda: images(3)),
+    "sparse embedding": (
+        sequence(nn.Embedding(5, 3, sparse=True), nets.MeanTokens, nn.Linear(3, 2)),
+        lambda: torch.randint(5, (4, 3)),
+    ),
     "bilinear root": (lambda: SelfBilinear(), lambda: images(3)),
 }
 
@@ -433,6 +542,30 @@ def test_views_that_never_form_the_matrix(build, data):
     assert float(fisher.norm("trace")) == pytest.approx(np.trace(F), rel=1e-9)
     assert float(fisher.norm("spectral")) == pytest.approx(np.linalg.norm(F, 2), rel=1e-6)
     assert_matches(fisher.solve(u, 0.3), np.linalg.solve(F + 0.3 * np.eye(len(F)), v))
+
+
+def first_requests(F, u, v):
+    """Each request and what it must give, for vectors u, v of numpy."""
+    a, b = torch.from_numpy(u), torch.from_numpy(v)
+    return {
+        "product": (lambda f: f @ a, F @ u),
+        "product with a matrix": (lambda f: f @ torch.stack([a, b], 1), F @ np.stack([u, v], 1)),
+        "quadratic": (lambda f: f.quadratic(a), u @ F @ u),
+        "bilinear": (lambda f: f.quadratic(a, b), u @ F @ v),
+        "solve": (lambda f: f.solve(a, 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), u)),
+        "fro": (lambda f: f.norm("fro"), np.linalg.norm(F)),
+        "spectral": (lambda f: f.norm("spectral"), np.linalg.norm(F, 2)),
+        "leading eigenvalue": (lambda f: f.spectrum(1), np.linalg.eigvalsh(F)[-1:]),
+    }
+
+
+@every_layer
+def test_every_request_may_be_the_first(build, data):
+    """What a pass leaves behind must not decide how the next request is answered."""
+    net, x = nets.randomised(build()), data()
+    F = exact.fisher(net, x, laws.Categorical())
+    for request, expected in first_requests(F, *nets.vectors(2, len(F)).numpy()).values():
+        assert_matches(request(fv.Probe(net, "categorical").fisher(x)), expected, 1e-7)
 
 
 @every_layer
@@ -509,6 +642,14 @@ def test_tied_parameters_count_once_and_leave_the_structured_path():
     assert len(names) == len(set(names)) == len(list(net.parameters()))
     shared = next(layer for layer in probe.layers if "mix.weight" in layer.parameters)
     assert shared.path == "generic"
+
+
+def test_shared_parameter_probed_at_its_second_owner_keeps_its_whole_derivative():
+    net, x = nets.randomised(Tied()), images(3)
+    F = exact.fisher(net, x, laws.Gaussian(), names=["mix.weight", "same.bias"])
+    probe = fv.Probe(net, "gaussian", layers=["same"])
+    assert [name for layer in probe.layers for name in layer.parameters] == ["mix.weight", "same.bias"]
+    assert_matches(probe.fisher(x).to_dense(), F)
 
 
 def freeze(net, *names):
@@ -639,6 +780,54 @@ def test_float32_layers(name):
     assert_matches(fisher.to_dense(), F, 1e-4)
     v = nets.vectors(len(F), 1)[:, 0].float()
     assert_matches(fisher @ v, F @ v.double().numpy(), 1e-4)
+
+
+@pytest.mark.parametrize("batches", [[3], [3, 1], [1]], ids=str)
+def test_output_that_is_squeezed_to_a_scalar_for_a_single_example(batches):
+    net, x = nets.randomised(Squeezed()), images(3, N=sum(batches))
+    F = exact.fisher(net, x, laws.Bernoulli())
+    fisher = fv.Probe(net, "bernoulli").fisher(list(x.split(batches)))
+    assert_matches(fisher.to_dense(), F)
+    v = nets.vectors(len(F), 1)[:, 0]
+    assert_matches(fv.Probe(net, "bernoulli").fisher(x) @ v, F @ v.numpy())
+
+
+def test_bfloat16_models_are_accumulated_in_float32():
+    net, x = nets.mlp(3, 4, 2).bfloat16(), nets.vectors(40, 3).bfloat16()
+    F = exact.fisher(net.double(), x.double(), laws.Gaussian())
+    fisher = fv.Probe(net.bfloat16(), "gaussian").fisher(x)
+    assert_matches(fisher.to_dense().float(), F, 3e-2)
+    assert_matches(fisher.diagonal().float(), np.diag(F), 3e-2)
+    assert_matches(
+        fv.approximate(fisher, "kfac").to_dense().float(), fv.approximate(fisher, "kfac").to_dense(), 0
+    )
+
+
+def test_inputs_of_several_tensors_come_as_a_tuple_or_dictionary_in_a_batch():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(3, 2), nn.Linear(2, 2)
+
+        def forward(self, x, h):
+            return torch.tanh(self.left(x)) * self.right(h)
+
+    net = nets.randomised(Both())
+    x, h, y = images(3), images(2), torch.tensor([0, 1, 1])
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, both):
+            return self.net(both[:, :3], both[:, 3:])
+
+    F = exact.fisher(Joined(), torch.cat([x, h], 1), laws.Categorical())
+    probe = fv.Probe(net, "categorical")
+    assert_matches(probe.fisher([((x, h), y)]).to_dense(), F)
+    assert_matches(probe.fisher([((x[:2], h[:2]), y[:2]), ((x[2:], h[2:]), y[2:])]).to_dense(), F)
+    assert_matches(probe.fisher([({"x": x, "h": h}, y)]).to_dense(), F)
 
 
 class Permuting(nn.Module):

@@ -20,7 +20,8 @@ def trainable(model, names=None):
 def flatten(gradients, parameters):
     """One (P,) vector; a parameter that the output does not depend on gives zeros."""
     pieces = [
-        torch.zeros_like(p) if d is None else d for d, (_, p) in zip(gradients, parameters, strict=True)
+        torch.zeros_like(p) if d is None else d.to_dense()
+        for d, (_, p) in zip(gradients, parameters, strict=True)
     ]
     return torch.cat([piece.detach().reshape(-1) for piece in pieces]).double().numpy()
 
