@@ -622,6 +622,20 @@ def test_products_blocks_diagonal_and_norms_agree_with_the_dense_matrix(method):
 
 
 @every_method
+def test_dictionaries_like_named_parameters(method):
+    net, x = nets.mlp(2, 3, 2), nets.vectors(9, 2)
+    approximation = fv.approximate(fv.Probe(net, "bernoulli").fisher(x), method)
+    v = {name: torch.randn_like(p) for name, p in net.named_parameters()}
+    flat = torch.cat([t.reshape(-1) for t in v.values()])
+    for given, expected in (
+        (approximation @ v, approximation @ flat),
+        (approximation.solve(v, 0.1), approximation.solve(flat, 0.1)),
+    ):
+        assert list(given) == list(v)
+        assert_matches(torch.cat([t.reshape(-1) for t in given.values()]), expected, 1e-13)
+
+
+@every_method
 def test_float32_approximations(method):
     net, x = nets.mlp(2, 3, 2), nets.vectors(12, 2)
     expected = definition(method, net, x, laws.Bernoulli())

@@ -375,8 +375,8 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize("request_for", TOO_LARGE.values(), ids=TOO_LARGE.keys())
 def test_a_matrix_that_cannot_fit_is_refused_with_the_bytes_before_it_is_begun(request_for):
-    """A layer of 900,000 weights: its block would take 3 TB."""
-    fisher = fv.Probe(nn.Linear(3000, 300, bias=False), "gaussian").fisher(torch.randn(2, 3000))
+    """A layer of 600,000 weights: its block would take more than a terabyte."""
+    fisher = fv.Probe(nn.Linear(1000, 600, bias=False), "gaussian").fisher(torch.randn(2, 1000))
     with pytest.raises(MemoryError, match=r"[GT]i?B"):
         request_for(fisher)
 

@@ -38,6 +38,33 @@ class Failing(nn.Module):
         return x
 
 
+class Counting(nn.Module):
+    """Keeps count of its calls: one buffer in place, one replaced at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("in_place", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("replaced", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x):
+        self.in_place.add_(1)
+        self.replaced = self.replaced + 1
+        return x
+
+
+class FailingBackwards(nn.Module):
+    """Raises in the backward pass."""
+
+    def forward(self, x):
+        if x.requires_grad:
+            x.register_hook(self.fail)
+        return x * 1.0
+
+    @staticmethod
+    def fail(gradient):
+        raise ZeroDivisionError("trouble on the way back")
+
+
 class Drawing(nn.Module):
     """Draws from the global generator in its forward, as some models do."""
 
@@ -174,6 +201,35 @@ def test_the_models_own_exception_reaches_the_user():
     net[4].fails_at = 1
     with pytest.raises(ZeroDivisionError, match="own trouble"):
         fv.Probe(net, "categorical").fisher(batches()).to_dense()
+
+
+@pytest.mark.parametrize("name", ["to_dense", "product", "quadratic", "spectral", "kfac"])
+def test_buffers_that_the_forward_pass_changes_are_put_back(name):
+    net, data = nets.randomised(nn.Sequential(nn.Linear(3, 3), Counting(), nn.Linear(3, 2))), batches()
+    before = {key: (buffer, buffer.clone()) for key, buffer in net.named_buffers()}
+    CALLS[name](fv.Probe(net, "categorical").fisher(data))
+    for key, buffer in net.named_buffers():
+        assert buffer is before[key][0]
+        assert torch.equal(buffer, before[key][1])
+
+
+@pytest.mark.parametrize("name", ["to_dense", "product", "solve", "spectral", "ekfac"])
+def test_nothing_changes_after_an_exception_in_the_backward_pass(name):
+    net, data = (
+        nets.randomised(nn.Sequential(nn.Linear(3, 3), FailingBackwards(), nn.Linear(3, 2))),
+        batches(),
+    )
+    before = snapshot(net)
+    with pytest.raises(ZeroDivisionError, match="way back"):
+        CALLS[name](fv.Probe(net, "categorical").fisher(data))
+    assert_untouched(before, net)
+
+
+def test_a_comparison_leaves_the_model_alone():
+    net, data = model(), batches()
+    before = snapshot(net)
+    fv.compare(fv.Probe(net, "categorical").fisher(data), damping=0.1)
+    assert_untouched(before, net)
 
 
 def test_an_exception_in_the_data_leaves_the_model_alone():
