@@ -113,8 +113,7 @@ def off_unit_share(fisher: Fisher) -> dict[str, float]:
         if layer.structured:
             total = fisher.norm("fro", block=(i, i)) ** 2
             if total > 0:
-                units = float(fisher.units(i).square().sum(dtype=torch.float64))
-                shares[layer.name] = max(0.0, 1.0 - units / total)
+                shares[layer.name] = max(0.0, 1.0 - fisher.units_square_norm(i) / total)
     return shares
 
 

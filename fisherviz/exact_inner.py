@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fisherviz.approximations.example_operator import ExampleSpace
+from fisherviz.approximations.example_operator import ExampleSpace, ExampleUnits
 from fisherviz.captures import AnyCapture, Capture
 from fisherviz.examplespace import block_square_norm
 from fisherviz.operators import (
@@ -59,6 +59,11 @@ def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float:
     if isinstance(operator, ExampleSpace) and operator.capture is row is col:
         trace = float(row.square_sum().sum(dtype=torch.float64))
         return operator.factor * block_square_norm(row, col) + operator.shift * trace
+    if isinstance(operator, ExampleUnits) and row is col and isinstance(row, Capture) and row.factored:
+        weights = row.g[:, :, 0].square().sum(0)
+        pairs = (row.a[:, 0] @ operator.a.T).square_().mul_(weights @ operator.weights.T)
+        trace = float(row.square_sum().sum(dtype=torch.float64))
+        return float(pairs.sum(dtype=torch.float64)) + operator.shift * trace
     if isinstance(row, Capture) and isinstance(col, Capture) and row.factored and col.factored:
         if isinstance(operator, Kronecker):
             inputs = ((row.a[:, 0] @ operator.A) * col.a[:, 0]).sum(1)

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from fisherviz import guest
 from fisherviz.batches import Batches
-from fisherviz.captures import AnyCapture, Batch, concatenate, ragged
+from fisherviz.captures import AnyCapture, Batch, Capture, concatenate, ragged
 from fisherviz.examplespace import block_square_norm, columns_product, gram_tiles, rows_product
 from fisherviz.forward_mode import fisher_product, output_tangent
 from fisherviz.joint import JointBlocks
 from fisherviz.kinds import EmpiricalVectors, NoVectors, make_vectors
-from fisherviz.layers import ORDERS, LayerInfo, Order
+from fisherviz.layers import ORDERS, LayerInfo, Order, ParameterSpace
 from fisherviz.memory import human, keep_limit, require
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.posterior import sample_posterior
 from fisherviz.probe import Probe
+from fisherviz.products import weighted_moments_square_norm
 from fisherviz.solving import DampedCholesky, woodbury_solve
 from fisherviz.statistics import Block, Diagonal, GradientSum, Statistic, UnitBlocks, update_all
 
@@ -72,8 +73,8 @@ class Fisher:
         self._statistics: dict[Hashable, Statistic] = {}
         self._captures: dict[str, AnyCapture] | None = None
         self._ragged = False
-        self._looked = False
-        self._dense: Tensor | None = None  # torch order
+        self._matrix: Tensor | None = None  # torch order
+        self._dense_version = 0
         self._factors: dict[tuple[str, float], DampedCholesky] = {}
         self._largest: float | None = None
 
@@ -92,7 +93,8 @@ class Fisher:
     @property
     def examples(self) -> int:
         """Number N of examples; counting them may take a pass."""
-        self.look()
+        if self._examples is None:
+            self._pass(lambda batch: None, gradients=False)
         assert self._examples is not None
         return self._examples
 
@@ -118,6 +120,18 @@ class Fisher:
         import html
 
         return f"<p>{html.escape(repr(self))}</p>{self.probe._repr_html_()}"
+
+    @property
+    def _dense(self) -> Tensor | None:
+        """The dense matrix in torch order, if made and not modified since it was handed out."""
+        if self._matrix is not None and self._matrix._version != self._dense_version:
+            self._matrix = None
+        return self._matrix
+
+    @_dense.setter
+    def _dense(self, matrix: Tensor | None) -> None:
+        self._matrix = matrix
+        self._dense_version = 0 if matrix is None else matrix._version
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
@@ -149,16 +163,16 @@ class Fisher:
         for inputs, targets in self.data:
             first += self.probe.capture(inputs, targets, vectors, take, first)
         self._examples = first
-        self._looked = True
         if kept and self._captures is None:
             made = {name: [batch.captures[name] for batch in kept] for name in self.space.names}
             self._ragged = any(ragged(captures) for captures in made.values())
             self._captures = {name: concatenate(captures) for name, captures in made.items()}
 
     def look(self) -> None:
-        """Make sure that the first pass has been: examples counted, layers' paths and positions known."""
-        if not self._looked:
-            self._pass(lambda batch: None, gradients=False)
+        """Make sure that the probe has seen the model run: the layers' paths and positions are known."""
+        if not self.probe.looked:
+            inputs, _ = next(iter(self.data))
+            self.probe.look(inputs)
 
     def fresh(self) -> Fisher:
         """The same Fisher with nothing computed yet, for timings that pay for their own passes."""
@@ -226,7 +240,15 @@ class Fisher:
         """
         i = self.space.position(row)
         j = i if col is None else self.space.position(col)
-        return self.space.reorder_block(self.unit_block(i, j), i, j, "torch")
+        if self._dense is not None:
+            self.check_unchanged()
+            return self._dense[self._range(i), self._range(j)].clone()
+        entries = self.space.sizes[i] * self.space.sizes[j]
+        self._plan(entries, f"block {self.space.names[i]!r}, {self.space.names[j]!r}")
+        layers = [self.space.layers[k] for k in dict.fromkeys((i, j))]
+        joint = JointBlocks(ParameterSpace(layers), (0, len(layers) - 1))
+        self._pass(joint.update)
+        return joint.finish_block(self.scale)
 
     def unit_block(self, i: int, j: int) -> Tensor:
         """Exact block between the layers at two positions in unit order."""
@@ -264,6 +286,15 @@ class Fisher:
         assert statistic.total is not None
         return statistic.total * self.scale
 
+    def units_square_norm(self, layer: str | int) -> float:
+        """Squared Frobenius norm of a layer's exact unit blocks; without forming them where T = 1."""
+        i = self.space.position(layer)
+        capture = self.example_space()[self.space.names[i]]
+        if isinstance(capture, Capture) and capture.factored:
+            a, weights = capture.a[:, 0], capture.g[:, :, 0].square().sum(0)
+            return self.scale**2 * weighted_moments_square_norm(a, weights)
+        return float(self.units(i).square().sum(dtype=torch.float64))
+
     def diagonal(self) -> Tensor:
         """Diagonal of the matrix, flat in torch order, (P,)."""
         found = self.collect([Diagonal(name) for name in self.space.names])
@@ -288,7 +319,10 @@ class Fisher:
             self._dense = joint.finish(self.scale)
         else:
             self.check_unchanged()
-        return self._dense.clone() if order == "torch" else self.space.reorder_dense(self._dense, order)
+        if order != "torch":
+            return self.space.reorder_dense(self._dense, order)
+        # handed out without a copy; what the caller does to it in place is noticed by its version
+        return self._dense
 
     def has_targets(self) -> bool:
         """Whether every batch of the data carries targets; looks at one batch after the other until one has none."""

@@ -81,4 +81,4 @@ def _functional(probe: Probe, parameters: Mapping[str, Tensor], inputs: Inputs) 
 def _check(probe: Probe, z: Tensor) -> None:
     probe.likelihood.check_output(z)
     if not bool(torch.isfinite(z).all()):
-        raise ValueError("the output is NaN or infinite; check the data and the weights before probing.")
+        raise ValueError("NaN or infinite values in the output; check the data and the weights before probing.")

@@ -44,16 +44,16 @@ class Metric:
 
 
 _METRICS = (
-    Metric("relative_frobenius", "relative error, Frobenius norm", "Frobenius",
+    Metric("relative_frobenius", "relative error in Frobenius norm", "Frobenius",
            "‖F − F̂‖_F / ‖F‖_F",
            "All entries count alike. 0 is exact; 1 is as wrong as calling every entry zero.", "zero"),
-    Metric("relative_spectral", "relative error, spectral norm", "spectral",
+    Metric("relative_spectral", "relative error in spectral norm", "spectral",
            "‖F − F̂‖₂ / ‖F‖₂",
            "The worst direction decides: the largest singular value of the difference.", "zero"),
-    Metric("relative_nuclear", "relative error, nuclear norm", "nuclear",
+    Metric("relative_nuclear", "relative error in nuclear norm", "nuclear",
            "‖F − F̂‖_* / ‖F‖_*",
            "All directions count alike: the sum of the singular values of the difference.", "zero"),
-    Metric("relative_max", "relative error, largest entry", "largest entry",
+    Metric("relative_max", "relative error of the worst entry", "worst entry",
            "max|F − F̂| / max|F|",
            "The single worst entry, measured against the largest entry of F.", "zero"),
     Metric("frobenius_cosine", "cosine with F", "cosine",
@@ -132,9 +132,15 @@ def show_number(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "∞" if value > 0 else "−∞"
     if 1e-3 <= abs(value) < 1e5:
-        return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+        return text.replace("-", "−")
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
+
+
+def superscript(exponent: int) -> str:
+    """A power's exponent in raised digits."""
+    return str(exponent).translate(_SUPERSCRIPTS)
 
 
 def show_bytes(value: float) -> str:

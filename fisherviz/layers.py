@@ -144,6 +144,8 @@ class Layer:
     def _unfold(self, x: Tensor) -> Tensor:
         if self.kind == "linear":
             return x.reshape(len(x), -1, x.shape[-1])
+        if self.groups == 1 and (fast := _fast_patches(self.module, x)) is not None:
+            return fast
         columns = _convolution_patches(self.module, x)  # (N, T, C, kernel)
         if self.groups > 1:
             columns = columns.unflatten(2, (self.groups, -1))
@@ -156,6 +158,18 @@ class Layer:
         positions = _convolution_patches(self.module, x[:1, :1]).shape[1]
         shape = (len(x), positions, self.groups, 1) if self.groups > 1 else (len(x), positions, 1)
         return x.new_ones(shape)
+
+    @property
+    def pieces(self) -> list[tuple[slice, slice, tuple[int, int]]]:
+        """Weight and bias: range in torch order, columns of W̄, shape."""
+        units, width = self.matrix_shape
+        weights = self.fan_in if self.structured else width
+        found = []
+        if weights:
+            found.append((slice(0, units * weights), slice(0, weights), (units, weights)))
+        if width > weights:
+            found.append((slice(units * weights, units * width), slice(weights, width), (units, width - weights)))
+        return found
 
     # ---- parameter orders ---------------------------------------------------------------------------------------
 
@@ -271,10 +285,22 @@ class ParameterSpace:
         index = self.index(order).to(matrix.device)
         return matrix[index][:, index]
 
+    def write_block(self, out: Tensor, quarters: Tensor, row: int, col: int, scale: float = 1.0) -> None:
+        """Write a block (dg, da, dg', da') between two layers, times `scale`, into a torch-order block (P_row, P_col)."""
+        for rows, inputs, shape in self.layers[row].pieces:
+            for cols, others, other_shape in self.layers[col].pieces:
+                target = out[rows, cols].unflatten(1, other_shape).unflatten(0, shape)
+                torch.mul(quarters[:, inputs, :, others], scale, out=target)
+
     def reorder_block(self, block: Tensor, row: int, col: int, order: Order) -> Tensor:
         """A unit-order block between two layers in another order."""
         if order == "unit":
             return block
+        if order == "torch":
+            out = torch.empty_like(block)
+            shapes = self.layers[row].matrix_shape, self.layers[col].matrix_shape
+            self.write_block(out, block.reshape(*shapes[0], *shapes[1]), row, col)
+            return out
         rows = self.layers[row].from_unit(order).to(block.device)
         cols = self.layers[col].from_unit(order).to(block.device)
         return block[rows][:, cols]
@@ -316,6 +342,14 @@ def _owns_plain_parameters(module: nn.Module, parameters: Mapping[str, nn.Parame
         and not hasattr(module, "parametrizations")
         and isinstance(getattr(module, "weight", None), nn.Parameter)
     )
+
+
+def _fast_patches(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Patches (N, T, C kernel) of a two-dimensional convolution with padding by zeros, by torch's own unfolding."""
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return None
+    columns = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+    return columns.transpose(1, 2)
 
 
 def _convolution_patches(module: nn.Module, x: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ class Probe:
         self.space = ParameterSpace(self._layers)
         self._recorder = Recorder(self._layers)
         self._held = False
-        self._checked = False
+        self.looked = False
+        """Whether the model has been seen running: paths, positions and the chain are known."""
         self.one_at_a_time = False
         """Whether per-example gradients loop over examples, because `vmap` was found wrong for this model."""
         self._example_output: Tensor | None = None
@@ -261,7 +262,7 @@ class Probe:
         own = not self._recorder.attached
         try:
             with as_guest(self.model):
-                if not self._checked:
+                if not self.looked:
                     self._look(inputs)
                 self._recorder.attach()
                 step = self._piece(vectors)
@@ -275,14 +276,26 @@ class Probe:
                 self._recorder.detach()
         return n
 
+    def look(self, inputs: Inputs) -> None:
+        """Decide each layer's path on the first examples of a batch, without computing anything."""
+        check_modes(self.model)
+        try:
+            with as_guest(self.model):
+                self._look(move(inputs, self.device))
+        finally:
+            if not self._held:
+                self._recorder.detach()
+
     def _look(self, inputs: Inputs) -> None:
         """Before the first pass: which path each layer takes, what an example's captures weigh, who feeds whom."""
         self._recorder.attach()
         found = check_paths(self, inputs)
         self._recorder.detach()  # layers that became generic keep no hook
+        if self._held:
+            self._recorder.attach()
         self._example_output, self._example_bytes = found.output, found.bytes
         self.positions, self.chain_pairs, self.is_chain = found.positions, found.chain_pairs, found.is_chain
-        self._checked = True
+        self.looked = True
 
     def _capture_piece(
         self,
@@ -345,6 +358,8 @@ class Probe:
             except RuntimeError:
                 out = None  # an operation without a batching rule: one vector at a time gives the same numbers
         if out is None:
+            if len(vectors) == 1:
+                return _regroup(calls, torch.autograd.grad(z, edges, vectors[0], allow_unused=True), z)
             stacked = [z.new_empty(len(vectors), *call.shape) for call in flat]
             for k, vector in enumerate(vectors):
                 keep = k + 1 < len(vectors)
@@ -393,10 +408,22 @@ class Probe:
                 return  # only the sum overflowed
         bad = (~torch.isfinite(flat).all(1)).nonzero()
         example = f" (first at example {first + int(bad[0])})" if len(bad) else ""
-        raise ValueError(f"{where} is NaN or infinite{example}; check the data and the weights before probing.")
+        raise ValueError(f"NaN or infinite values in {where}{example}; check the data and the weights before probing.")
 
     def _piece(self, vectors: VectorSource) -> int:
         """Examples per piece, so that the captures of a piece stay below CAPTURE_BYTES."""
         assert self._example_output is not None
         inputs, per_vector = self._example_bytes
         return max(1, CAPTURE_BYTES // (inputs + per_vector * vectors.count(self._example_output)))
+
+
+def _regroup(
+    calls: dict[str, list[Call]], gradients: Sequence[Tensor | None], z: Tensor
+) -> dict[str, list[Tensor]]:
+    """Gradients of one vector (1, N, ...) by layer and call."""
+    found = iter(gradients)
+    out: dict[str, list[Tensor]] = {}
+    for name, made in calls.items():
+        own = [(call, next(found)) for call in made]
+        out[name] = [(z.new_zeros(c.shape) if g is None else g.detach()).unsqueeze(0) for c, g in own]
+    return out

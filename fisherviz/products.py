@@ -1,6 +1,6 @@
 """The matrix products behind the statistics, with the field's identities (DESIGN section 6).
 
-For T = 1 an exact block is one (da² x N)(N x dg²) product, halved by symmetry on the diagonal; Gram matrices are
+For T = 1 an exact block is one (dg² x N)(N x da²) product, halved by symmetry on the diagonal; Gram matrices are
 computed on one side of their diagonal. Results are sums over examples and vectors.
 """
 
@@ -13,14 +13,16 @@ from fisherviz.captures import AnyCapture, Capture
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
+OUTER_ENTRIES = 2**23
+"""Entries of per-example outer products that are held at once."""
 _LEAF = 192
 """Widths up to this are multiplied whole; wider Gram matrices are halved."""
 
 
 def gram(x: Tensor) -> Tensor:
-    """X Xᵀ-style second moment: xᵀ x of rows (R, d), or (..., R, d), computing one triangle."""
+    """Second moment xᵀ x of rows (R, d), or (..., R, d), computing one triangle."""
     d = x.shape[-1]
-    if d <= 2 * _LEAF or x.shape[-2] < d // 2:  # few rows: reflecting the triangle costs more than it saves
+    if d <= 2 * _LEAF or x.shape[-2] < d // 2:  # few rows: writing two triangles costs more than it saves
         return x.mT @ x
     out = x.new_empty(*x.shape[:-2], d, d)
     _gram_into(out, x, 0, d)
@@ -45,10 +47,67 @@ def pair_gram(x: Tensor, y: Tensor) -> Tensor:
     return x.flatten(0, -2).T @ y.flatten(0, -2)
 
 
+def half_products(x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    """x_i x_j for i <= j of each row (N, d), packed row by row of the upper triangle: (N, d (d + 1) / 2)."""
+    n, d = x.shape
+    out = x.new_empty(n, d * (d + 1) // 2)
+    position = 0
+    for i in range(d):
+        torch.mul(x[:, i : i + 1], x[:, i:], out=out[:, position : position + d - i])
+        position += d - i
+    return out
+
+
+def unpack_index(d: int, device: torch.device) -> Tensor:
+    """Where entry (i, j) of a symmetric (d, d) matrix stands in its packed upper triangle, flat (d²,)."""
+    i, j = torch.triu_indices(d, d, device=device)
+    index = torch.empty(d, d, dtype=torch.long, device=device)
+    index[i, j] = index[j, i] = torch.arange(len(i), device=device)
+    return index.reshape(-1)
+
+
+def summed_outer(row: Tensor, col: Tensor) -> Tensor:
+    """Σ_k g_nk h_nkᵀ, (N, d, e), from (K, N, d) and (K, N, e)."""
+    if len(row) == 1:
+        return row[0].unsqueeze(2) * col[0].unsqueeze(1)
+    return row.permute(1, 2, 0) @ col.transpose(0, 1)
+
+
+def weighted_moments(a: Tensor, weights: Tensor) -> Tensor:
+    """Σ_n w_no a_n a_nᵀ for each column o of the weights (N, d): (d, da, da).
+
+    Column i of all of them is one product of the weighted inputs a_i with a; one triangle is computed.
+    """
+    out = a.new_empty(weights.shape[1], a.shape[1], a.shape[1])
+    rows, columns = weights.T.contiguous(), a.T.contiguous()
+    for i in range(a.shape[1]):
+        part = (rows * columns[i]) @ a[:, i:]
+        out[:, i, i:] = part
+        out[:, i + 1 :, i] = part[:, 1:]
+    return out
+
+
+def weighted_moments_square_norm(a: Tensor, weights: Tensor) -> float:
+    """‖weighted_moments‖² = Σ_nm (a_n·a_m)² Σ_o w_no w_mo, in tiles of examples, accumulated in float64."""
+    total, step = 0.0, 512
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        pairs = (a[rows] @ a.T).square_().mul_(weights[rows] @ weights.T)
+        total += float(pairs.sum(dtype=torch.float64))
+    return total
+
+
 def block(row: AnyCapture, col: AnyCapture) -> Tensor:
     """Exact Fisher block Σ_nk vec ∇ᵢ vec ∇ⱼᵀ in unit order, (P_row, P_col); one capture twice: a diagonal block."""
     if isinstance(row, Capture) and isinstance(col, Capture) and row.factored and col.factored:
-        return _factored_diagonal_block(row) if row is col else _factored_block(row, col)
+        out = row.a.new_empty(row.size, col.size)
+        view = out.view(row.g.shape[-1], row.a.shape[-1], col.g.shape[-1], col.a.shape[-1])
+        if row is col:
+            whole = slice(None)
+            write_half(half_block(row), [(view, whole, whole)], row.g.shape[-1], row.a.shape[-1])
+        else:
+            view.copy_(cross_block(row, col).transpose(1, 2))
+        return out
     total: Tensor | None = None
     step = max(1, GRADIENT_ENTRIES // (row.vectors * (row.size + col.size)))
     for start in range(0, row.examples, step):
@@ -59,40 +118,67 @@ def block(row: AnyCapture, col: AnyCapture) -> Tensor:
     return total
 
 
-def _summed_outer(row: Tensor, col: Tensor) -> Tensor:
-    """Σ_k g_nk h_nkᵀ, (N, d, e), from (K, N, d) and (K, N, e)."""
-    if len(row) == 1:
-        return row[0].unsqueeze(2) * col[0].unsqueeze(1)
-    return row.permute(1, 2, 0) @ col.transpose(0, 1)
+def cross_block(row: Capture, col: Capture) -> Tensor:
+    """A block between two factored layers as Σ_n (Σ_k g gᵀ) ⊗ (a aᵀ), axes (dg_row, dg_col, da_row, da_col)."""
+    a, b = row.a[:, 0], col.a[:, 0]
+    shape = (row.g.shape[-1], col.g.shape[-1], a.shape[-1], b.shape[-1])
+    total = a.new_zeros(shape[0] * shape[1], shape[2] * shape[3])
+    step = max(64, OUTER_ENTRIES // (shape[0] * shape[1] + shape[2] * shape[3]))
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        inputs = (a[rows].unsqueeze(2) * b[rows].unsqueeze(1)).flatten(1)
+        outputs = summed_outer(row.g[:, rows, 0], col.g[:, rows, 0]).flatten(1)
+        total.addmm_(outputs.T, inputs)
+    return total.view(shape)
 
 
-def _factored_block(row: Capture, col: Capture) -> Tensor:
-    n = row.examples
-    inputs = (row.a[:, 0].unsqueeze(2) * col.a[:, 0].unsqueeze(1)).reshape(n, -1)
-    outputs = _summed_outer(row.g[:, :, 0], col.g[:, :, 0]).reshape(n, -1)
-    product = outputs.T @ inputs
-    shape = (row.g.shape[-1], col.g.shape[-1], row.a.shape[-1], col.a.shape[-1])
-    return product.reshape(shape).transpose(1, 2).reshape(row.size, col.size)
-
-
-def _factored_diagonal_block(capture: Capture) -> Tensor:
-    """Both factors are symmetric: multiply their halves and write the rest by reflection."""
+def half_block(capture: Capture) -> Tensor:
+    """A diagonal block from the halves of both symmetric factors: (pairs of outputs, pairs of inputs)."""
     a, g = capture.a[:, 0], capture.g[:, :, 0]
     da, dg = a.shape[-1], g.shape[-1]
-    ai, aj = torch.triu_indices(da, da, device=a.device)
-    gi, gj = torch.triu_indices(dg, dg, device=a.device)
-    inputs = a[:, ai] * a[:, aj]
-    outputs = _summed_outer(g, g)[:, gi, gj]
-    half = outputs.T @ inputs  # (pairs of outputs, pairs of inputs)
-    unpack = torch.empty(da, da, dtype=torch.long, device=a.device)
-    unpack[ai, aj] = unpack[aj, ai] = torch.arange(len(ai), device=a.device)
-    flat = unpack.reshape(-1)
-    out = half.new_empty(dg, da, dg, da)
-    # one row of output units at a time: the expanded half never stands beside the block
+    pairs_a, pairs_g = da * (da + 1) // 2, dg * (dg + 1) // 2
+    total = a.new_zeros(pairs_g, pairs_a)
+    step = max(64, OUTER_ENTRIES // (pairs_a + pairs_g))
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        total.addmm_(_half_outputs(g[:, rows]).T, half_products(a[rows]))
+    return total
+
+
+def _half_outputs(g: Tensor) -> Tensor:
+    """Upper triangle of Σ_k g gᵀ, (N, dg (dg + 1) / 2)."""
+    if len(g) == 1:
+        return half_products(g[0])
+    whole = summed_outer(g, g)
+    n, d, _ = whole.shape
+    out = whole.new_empty(n, d * (d + 1) // 2)
+    position = 0
+    for i in range(d):
+        out[:, position : position + d - i] = whole[:, i, i:]
+        position += d - i
+    return out
+
+
+def write_half(
+    half: Tensor, targets: list[tuple[Tensor, slice, slice]], dg: int, da: int, scale: float = 1.0
+) -> None:
+    """Write a half block, one row of output units at a time: the expanded half never stands beside the whole.
+
+    Args:
+        half: (pairs of outputs, pairs of inputs) as `half_block` gives it.
+        targets: views (dg, ., dg, .) with the columns of W̄ on either side that they take.
+        dg: output units.
+        da: width of W̄.
+        scale: a factor.
+    """
+    index = unpack_index(da, half.device)
     start = 0
     for o in range(dg):
-        expanded = half[start : start + dg - o].index_select(1, flat).reshape(dg - o, da, da)
-        out[o, :, o:] = expanded.transpose(0, 1)
-        out[o + 1 :, :, o] = expanded[1:]
+        expanded = half[start : start + dg - o].index_select(1, index).reshape(dg - o, da, da)
+        if scale != 1.0:
+            expanded.mul_(scale)
+        for out, rows, cols in targets:
+            part = expanded[:, rows, cols]
+            out[o, :, o:] = part.transpose(0, 1)
+            out[o + 1 :, :, o] = part[1:]
         start += dg - o
-    return out.reshape(capture.size, capture.size)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.captures import AnyCapture, Batch, Capture
-from fisherviz.products import block, gram, pair_gram
+from fisherviz.products import block, gram, pair_gram, weighted_moments
 
 Setting = Literal["expand", "reduce", "sum"]
 SETTINGS: tuple[Setting, ...] = ("expand", "reduce", "sum")
@@ -197,19 +197,7 @@ class UnitBlocks(Statistic):
         """Sum over the batch and its vectors."""
         capture = _structured(captures[0], self)
         if capture.factored:
-            n, da = capture.examples, capture.a.shape[-1]
-            weights = capture.g[:, :, 0].square().sum(0)  # (N, dg)
-            rows, cols = torch.triu_indices(da, da, device=weights.device)
-            a = capture.a[:, 0]
-            packed = weights.new_zeros(weights.shape[1], len(rows))
-            step = max(1, _OUTER_ENTRIES // len(rows))
-            for start in range(0, n, step):
-                part = a[start : start + step]
-                packed.addmm_(weights[start : start + step].T, part[:, rows] * part[:, cols])
-            blocks = packed.new_empty(len(packed), da, da)
-            blocks[:, rows, cols] = packed
-            blocks[:, cols, rows] = packed
-            return blocks
+            return weighted_moments(capture.a[:, 0], capture.g[:, :, 0].square().sum(0))
         da = capture.a.shape[-1]
         units = capture.gradients.unflatten(2, (-1, da)).flatten(0, 1).transpose(0, 1)  # (d_out, K N, da)
         return units.transpose(1, 2) @ units
@@ -268,10 +256,6 @@ class GradientSum(Statistic):
             a = capture.a.expand(capture.vectors, *capture.a.shape)
             return (capture.g.flatten(0, 2).T @ a.flatten(0, 2)).reshape(-1)
         return capture.gradients.sum((0, 1))
-
-
-_OUTER_ENTRIES = 2**22
-"""Entries of per-example outer products held at once."""
 
 
 def update_all(statistics: Iterable[Statistic], batch: Batch) -> None:

@@ -1,7 +1,11 @@
-"""A layer's exact block as an operator that never forms it: s U Uᵀ + λI in example space."""
+"""A layer's exact block, and its unit blocks, as operators that never form them: sums over examples plus λI.
+
+Shrestha 2023, eq. 37-43 (Woodbury); Sang et al. 2022 for the unit blocks. Used where the matrices are too large.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -9,11 +13,14 @@ from torch import Tensor
 
 from fisherviz.captures import AnyCapture
 from fisherviz.examplespace import block_square_norm, columns_product, example_gram, rows_product
-from fisherviz.operators import Dense, Operator, extreme_eigenvalues
+from fisherviz.operators import Dense, Operator, UnitBlocks, extreme_eigenvalues
 from fisherviz.operators.factorise import SingularMatrixError, require_dense
 from fisherviz.operators.base import NormOrder
-from fisherviz.products import block
+from fisherviz.products import block, weighted_moments, weighted_moments_square_norm
 from fisherviz.solving import DampedCholesky, woodbury_solve
+
+_UNIT_ENTRIES = 2**26
+"""Entries of unit blocks that are formed at once."""
 
 
 class ExampleSpace(Operator):
@@ -108,3 +115,90 @@ class ExampleSpace(Operator):
             plain._matmul,
             1 + self.factor * float(self._gram.diagonal().max()) / self.shift,
         )
+
+
+class ExampleUnits(Operator):
+    """Unit blocks E[g_o² ā āᵀ] + shift I that are never formed, for factored captures (CW-NGD of wide layers).
+
+    Args:
+        a: inputs (N, da).
+        weights: g_o² summed over vectors, times 1/N (N, d_out).
+        shift: damping that has been added.
+    """
+
+    def __init__(self, a: Tensor, weights: Tensor, shift: float = 0.0) -> None:
+        self.a = a
+        self.weights = weights
+        self.shift = shift
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out da, d_out da)."""
+        size = self.a.shape[1] * self.weights.shape[1]
+        return (size, size)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Inputs and weights."""
+        return (self.a, self.weights)
+
+    @property
+    def T(self) -> ExampleUnits:
+        """Itself: it is symmetric."""
+        return self
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        units = v.T.reshape(v.shape[1], self.weights.shape[1], self.a.shape[1])
+        out = [(self.weights * (self.a @ matrix.T)).T @ self.a for matrix in units]
+        return torch.stack(out).reshape(v.shape[1], -1).T + self.shift * v
+
+    def blocks(self, start: int, stop: int) -> Tensor:
+        """Blocks of output units start..stop, (stop - start, da, da)."""
+        out = weighted_moments(self.a, self.weights[:, start:stop])
+        out.diagonal(dim1=1, dim2=2).add_(self.shift)
+        return out
+
+    def to_dense(self) -> Tensor:
+        """The matrix; MemoryError where it is too large."""
+        require_dense(*self.shape, "the dense matrix of unit blocks")
+        return UnitBlocks(self.blocks(0, self.weights.shape[1])).to_dense()
+
+    def diagonal(self) -> Tensor:
+        """Second moment of each gradient entry."""
+        return (self.weights.T @ self.a.square()).reshape(-1) + self.shift
+
+    def scale(self, factor: float) -> ExampleUnits:
+        """Times a number."""
+        return ExampleUnits(self.a, self.weights * factor, self.shift * factor)
+
+    def shifted(self, value: float) -> ExampleUnits:
+        """Plus a multiple of the identity."""
+        return ExampleUnits(self.a, self.weights, self.shift + value)
+
+    def _norm(self, order: NormOrder) -> float:
+        trace = float((self.diagonal() - self.shift).sum(dtype=torch.float64))
+        if order == "trace":
+            return trace + self.shift * self.shape[0]
+        if order == "spectral":
+            return max(float(torch.linalg.eigvalsh(part).max()) for part in self._parts())
+        return float(weighted_moments_square_norm(self.a, self.weights) + 2 * self.shift * trace + self.shift**2 * self.shape[0]) ** 0.5
+
+    def _parts(self) -> Iterator[Tensor]:
+        """Blocks of a few units at a time."""
+        step = max(1, _UNIT_ENTRIES // self.a.shape[1] ** 2)
+        for start in range(0, self.weights.shape[1], step):
+            yield self.blocks(start, min(start + step, self.weights.shape[1]))
+
+    def inverse(self) -> Operator:
+        """The inverse of all blocks, formed; MemoryError where they do not fit."""
+        require_dense(self.shape[0], self.a.shape[1], "the inverse of all unit blocks")
+        return UnitBlocks(self.blocks(0, self.weights.shape[1])).inverse()
+
+    def _solve(self, v: Tensor) -> Tensor:
+        units = v.reshape(self.weights.shape[1], self.a.shape[1], v.shape[1])
+        solved, start = [], 0
+        for part in self._parts():
+            right = units[start : start + len(part)].reshape(-1, v.shape[1])
+            solved.append(UnitBlocks(part).solve(right))
+            start += len(part)
+        return torch.cat(solved)
