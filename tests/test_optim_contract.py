@@ -242,14 +242,14 @@ def test_step_raises_without_statistics():
         opt.step()
 
 
-@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("T", [1, 3, 11])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_state_dict_resumes_bit_for_bit(preset, T):
     model = net()
     opt = PRESETS[preset](model, T=T, momentum=0.5)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(opt, 0.9)
     for k in range(2):
-        loss_backward(opt, model, *data(seed=k))
+        loss_backward(opt, model, *data(2, seed=k))
         opt.step()
         scheduler.step()
     file = io.BytesIO()
@@ -267,7 +267,7 @@ def test_state_dict_resumes_bit_for_bit(preset, T):
     schedule.load_state_dict(saved["scheduler"])
     for k in range(2, 6):
         for m, o, s in ((model, opt, scheduler), (other, resumed, schedule)):
-            loss_backward(o, m, *data(seed=k))
+            loss_backward(o, m, *data(2, seed=k))
             o.step()
             s.step()
         for p, q in zip(model.parameters(), other.parameters(), strict=True):

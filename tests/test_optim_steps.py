@@ -305,3 +305,23 @@ def test_convolutions_and_groups_step_with_their_analysed_matrix():
         opt.step()
         after = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
         assert_same([after - before], [-0.1 * torch.linalg.solve(matrix + 0.2 * eye(len(matrix)), v)], 1e-8)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_deferred_averages_are_the_averages_at_every_snapshot(passes):
+    """Wide layers with few rows defer their products; what is factorised is the same."""
+    found = []
+    for T in (12, 1):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+        opt = optim.KFAC(
+            model, "categorical", rescale=False, adapt=False, lr=0.0, damping=0.1, T=T, kind="exact", decay=0.8
+        )
+        for k in range(25):
+            opt.zero_grad()
+            for part in range(passes):
+                x, y = data(3 + k % 2, seed=100 * part + k, widths=(30, 3))
+                nn.functional.cross_entropy(model(x), y).backward()
+            opt.step()
+        found.append([v[key] for v in opt.moments.values for key in ("A", "G")])
+    assert_same(found[0], found[1], 1e-12)

@@ -16,6 +16,7 @@ from fisherviz.approximations import Approximation
 from fisherviz.captures import AnyCapture, Batch, Capture, GenericCapture, concatenate
 from fisherviz.layered import LayeredMatrix
 from fisherviz.layers import Layer, ParameterSpace
+from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.recorder import Call
 from fisherviz.statistics import Statistic
 
@@ -30,6 +31,7 @@ class Moments:
         layers: the preconditioned layers, structured or not for good.
         positions: weight-sharing positions of each structured layer.
         adjacent: names of structured layers that are neighbours in execution.
+        defer: whether averages are read rarely enough to bring them up to date only then.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Moments:
         layers: Sequence[Layer],
         positions: Mapping[str, int],
         adjacent: Sequence[tuple[str, str]],
+        defer: bool = False,
     ) -> None:
         self.approximation, self.space = approximation, ParameterSpace(layers)
         self.positions, self.adjacent = dict(positions), tuple((a, b) for a, b in adjacent)
@@ -45,6 +48,10 @@ class Moments:
         self.pairs = approximation.pairs(self.space.layers, self.adjacent)
         self.average, self.fresh = self._new(), self._new()
         self.refined: list[Named] = [{} for _ in self.space.layers]
+        self.deferred = [
+            {key: DeferredAverage(s) for key, s in named.items() if defer and deferrable(s)} for named in self.average
+        ]
+        self._rows: dict[tuple[int, str], list[tuple[Tensor, float, int]]] = {}
         self.window: list[dict[str, AnyCapture]] = []
         self.examples = 0
         """Examples since the last step."""
@@ -75,12 +82,44 @@ class Moments:
     def collect(self, captures: dict[str, AnyCapture], examples: int) -> None:
         """Add a pass; layers that it did not run are left out."""
         batch = Batch(captures, examples)
-        for named in self.fresh:
-            for statistic in named.values():
-                if all(name in captures for name in statistic.layers):
+        for i, named in enumerate(self.fresh):
+            for key, statistic in named.items():
+                if all(name in captures for name in statistic.layers) and not self._hold(i, key, captures, examples):
                     statistic.update(batch)
         self.examples += examples
         self.window.append(captures if self.keeps_captures else dict.fromkeys(captures, _SEEN))
+
+    def _hold(self, i: int, key: str, captures: dict[str, AnyCapture], examples: int) -> bool:
+        """Keep the rows of a factor instead of multiplying them, where they are few and its average is deferred."""
+        statistic = self.fresh[i][key]
+        if key not in self.deferred[i] or statistic.total is not None or distributed():
+            return False
+        found = rows_of(statistic, captures[statistic.layers[0]])
+        if found is None:
+            return False
+        # a copy: the rows may be the user's own input, which is free to change before the step
+        self._rows.setdefault((i, key), []).append((found[0].clone(), found[1], examples))
+        return True
+
+    def _blend(self, i: int, key: str, decay: float) -> None:
+        """One statistic's window into its average."""
+        average, fresh, held = self.average[i][key], self.fresh[i][key], self._rows.pop((i, key), [])
+        deferred = self.deferred[i].get(key)
+        if held and deferred is not None and average.total is not None and decay > 0 and fresh.total is None:
+            examples = sum(n for _, _, n in held)
+            for j, (rows, weight, _) in enumerate(held):
+                # the decay is one step's, however many passes it has
+                deferred.add(rows, weight / examples, decay if j == 0 else 1.0, 1 - decay)
+            return
+        for rows, weight, n in held:
+            fresh.add(rows.mT @ rows * weight, n)
+        if fresh.total is None:
+            return
+        if deferred is not None:
+            deferred.flush()
+        if decay == 0:
+            average.total, average.count = None, 0.0
+        average.blend(fresh, decay)
 
     def saw(self, layer: Layer) -> bool:
         """Whether a pass since the last step ran the layer."""
@@ -93,7 +132,7 @@ class Moments:
 
     def forget(self) -> None:
         """Start the next window."""
-        self.window, self.examples = [], 0
+        self.window, self.examples, self._rows = [], 0, {}
         for named in self.fresh:
             for statistic in named.values():
                 statistic.total, statistic.count = None, 0.0
@@ -109,12 +148,9 @@ class Moments:
             keep: whether the snapshot outlives the averages' next change, and is copied.
         """
         self._reduce(self.fresh)
-        for average, fresh in zip(self.average, self.fresh, strict=True):
-            for key, statistic in fresh.items():
-                if statistic.total is not None:
-                    if decay == 0:
-                        average[key].total, average[key].count = None, 0.0
-                    average[key].blend(statistic, decay)
+        for i, named in enumerate(self.average):
+            for key in named:
+                self._blend(i, key, decay)
         if refresh or self.values is None:
             self.snapshot(keep)
         elif self.refines:
@@ -122,6 +158,9 @@ class Moments:
 
     def snapshot(self, keep: bool) -> None:
         """Take what the matrix is built from, copied if it outlives the averages' next change."""
+        for waiting in self.deferred:
+            for deferred in waiting.values():
+                deferred.flush()
         self.values = []
         self.snapshot_examples = self.examples
         for i, named in enumerate(self.average):
@@ -203,6 +242,7 @@ class Moments:
             "positions": dict(self.positions),
             "adjacent": [list(pair) for pair in self.adjacent],
             "average": [{k: s.state_dict() for k, s in named.items()} for named in self.average],
+            "deferred": [{k: d.state_dict() for k, d in named.items()} for named in self.deferred],
             "refined": [{k: s.state_dict() for k, s in named.items()} for named in self.refined],
             "values": None if self.values is None else [_pack(v) for v in self.values],
             "snapshot_examples": self.snapshot_examples,
@@ -210,7 +250,7 @@ class Moments:
 
     @classmethod
     def from_state(
-        cls, approximation: Approximation, layers: Sequence[Layer], state: Mapping[str, Any]
+        cls, approximation: Approximation, layers: Sequence[Layer], state: Mapping[str, Any], defer: bool
     ) -> Moments:
         """Restore what `state_dict` gave.
 
@@ -218,6 +258,7 @@ class Moments:
             approximation: as at the time of saving.
             layers: the optimizer's layers.
             state: what was saved.
+            defer: as for the constructor.
 
         Returns:
             The moments.
@@ -235,12 +276,15 @@ class Moments:
         for layer in kept:
             if layer.structured and state["layers"][layer.name]:
                 layer.make_generic(state["layers"][layer.name])
-        made = cls(approximation, kept, state["positions"], [(a, b) for a, b in state["adjacent"]])
+        made = cls(approximation, kept, state["positions"], [(a, b) for a, b in state["adjacent"]], defer)
         if [set(named) for named in made.average] != [set(named) for named in state["average"]]:
             raise ValueError("the saved statistics are those of another method; load the state of this one.")
         device = next(iter(kept[0].parameters.values())).device if kept else torch.device("cpu")
         for named, saved in zip(made.average, state["average"], strict=True):
             _load(named, saved, device)
+        for waiting, held in zip(made.deferred, state["deferred"], strict=True):
+            for key, deferred in waiting.items():
+                deferred.load_state_dict(held[key], device)
         made.snapshot_examples = state["snapshot_examples"]
         if state["values"] is None:
             return made

@@ -174,6 +174,10 @@ class NaturalGradient(torch.optim.Optimizer):
 
         return exact if self.kind == "exact" else sampled
 
+    @property
+    def _defers(self) -> bool:
+        return self.T >= INVERT_FROM
+
     def _describe(self, calls: dict[str, list[Call]], examples: int) -> None:
         """Settle, at the first pass, which layers have structure."""
         if self.moments is not None:
@@ -189,7 +193,7 @@ class NaturalGradient(torch.optim.Optimizer):
         kept = self._settle([layer for layer in self.layers if not layer.structured])
         structured = {name: made for name, made in calls.items() if made[0].layer.structured}
         positions, adjacent = positions_and_neighbours(structured)
-        self.moments = Moments(self.approximation, kept, positions, adjacent)
+        self.moments = Moments(self.approximation, kept, positions, adjacent, self._defers)
 
     def _settle(self, generic: list[Layer]) -> list[Layer]:
         """Layers that are preconditioned; what happens to those without structure is said once."""
@@ -426,7 +430,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._preconditioner, self._passes = None, []
         self.moments = None
         if state["moments"] is not None:
-            self.moments = Moments.from_state(self.approximation, self.layers, state["moments"])
+            self.moments = Moments.from_state(self.approximation, self.layers, state["moments"], self._defers)
             if self._watcher is not None:
                 self._watcher.generic_diagonal = any(
                     not layer.structured for layer in self.moments.space.layers
