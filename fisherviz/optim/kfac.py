@@ -1,7 +1,7 @@
 """KFAC, complete (Martens & Grosse 2015, sections 5 to 9) or plain, with fixed damping.
 
-Complete: proposals of the factored approximation are re-scaled by the exact F on the mini-batch, with momentum from a
-2 × 2 system, λ by Levenberg–Marquardt and γ by greedy search (`adaptive`). Plain: what Benzing (2021) compares.
+Complete (algorithm 2): proposals of the factored approximation are re-scaled by the exact F on the mini-batch, with
+momentum from a 2 × 2 system, λ by Levenberg-Marquardt and γ by greedy search. Plain: what Benzing (2021) compares.
 """
 
 from __future__ import annotations
@@ -10,56 +10,54 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
+from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
-from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.natural_gradient import Directions, NaturalGradient
+from fisherviz.optim.preconditioner import Preconditioner
+from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
+from fisherviz.optim.watch import Inputs, capture_forward
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
 
 
-class PlainKFAC(NaturalGradient):
-    """KFAC with fixed damping and a fixed learning rate; use it as `KFAC(..., rescale=False, adapt=False)`.
+class KFAC(NaturalGradient):
+    """Kronecker-factored approximate curvature (Martens & Grosse 2015).
+
+    The complete optimizer assumes that the criterion is the likelihood's mean nll, and takes `step(closure)`.
 
     Args:
         model: the model.
         likelihood: as for `fv.Probe`.
-        inverse: "block-diagonal" or "block-tridiagonal".
-        heuristic_damping: True: factored Tikhonov with γ = √λ (section 6.3); False: λ added to the eigenvalues.
+        inverse: "block-diagonal" (Ǧ) or "block-tridiagonal" (F̂).
+        params: parameter groups, None for all.
+        lr: learning rate; 1 where steps are re-scaled.
+        damping: λ₀ where λ is adapted, λ otherwise.
+        momentum: with `rescale`, 0 turns the 2 × 2 system off and anything else leaves it on; without, of the direction.
+        weight_decay: η, part of the quadratic model with `rescale`; None: 1e-5 with `rescale`, 0 without.
+        T: the paper's T₃, steps between inverses; None: 20 with `rescale` (and the first 3 steps), 1 without.
+        decay: largest decay; the decay of step k is min(1 − 1/k, decay).
+        kind: "mc", "exact" or "empirical".
+        samples: labels per example for kind "mc".
+        rescale: whether proposals are re-scaled by the exact F (section 6.4).
+        adapt: whether λ and γ are adapted (sections 6.5 and 6.6); needs `rescale`.
+        T1: steps between adjustments of λ.
+        T2: steps between searches for γ; a multiple of T.
+        tau1: share of the mini-batch that the factors are estimated on.
+        tau2: share that the exact F is estimated on.
+        omega1: factor of λ; None: (19/20)^T1.
+        omega2: factor of γ; None: (19/20)^(T2/2).
+        heuristic_damping: True: factored Tikhonov, γ = √λ (section 6.3); False, plain only: λ added to the eigenvalues.
         setting: "expand" or "reduce", of the factors under weight sharing.
-        **options: as for `NaturalGradient`.
+        output: picks the output tensor from what the model returns.
+
+    Raises:
+        ValueError: options contradict each other.
+        RuntimeError: `step()` without a closure where one is needed.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: str | Likelihood | nn.Module,
-        *,
-        inverse: str = "block-diagonal",
-        heuristic_damping: bool = True,
-        setting: str | None = None,
-        **options: Any,
-    ) -> None:
-        if inverse not in METHODS:
-            raise ValueError(f"inverse must be one of {', '.join(METHODS)}, got {inverse!r}.")
-        if inverse == "block-tridiagonal" and not heuristic_damping:
-            raise ValueError(
-                "the block-tridiagonal inverse takes factored damping only; leave heuristic_damping=True."
-            )
-        self.heuristic_damping = heuristic_damping
-        own = {} if setting is None else {"setting": setting}
-        super().__init__(model, likelihood, METHODS[inverse], ramp=True, **options, **own)
-
-    def _rule(self, damping: float | Damping) -> Tikhonov | FactoredTikhonov | None:
-        rule = as_damping(damping)
-        if self.heuristic_damping and isinstance(rule, Tikhonov):
-            return FactoredTikhonov(math.sqrt(rule.value)) if rule.value else None
-        return rule
-
-
-class KFAC(PlainKFAC):
-    """KFAC with fixed damping."""
 
     def __init__(
         self,
@@ -69,7 +67,7 @@ class KFAC(PlainKFAC):
         inverse: str = "block-diagonal",
         params: Iterable[Any] | None = None,
         lr: float = 1.0,
-        damping: float = 150.0,
+        damping: float | Damping = 150.0,
         momentum: float | None = None,
         weight_decay: float | None = None,
         T: int | None = None,
@@ -78,16 +76,222 @@ class KFAC(PlainKFAC):
         samples: int = 1,
         rescale: bool = True,
         adapt: bool = True,
+        T1: int = 5,
+        T2: int = 20,
+        tau1: float = 1 / 8,
+        tau2: float = 1 / 4,
+        omega1: float | None = None,
+        omega2: float | None = None,
         heuristic_damping: bool = True,
         setting: str | None = None,
         output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        if rescale or adapt:
-            raise NotImplementedError(
-                "the adaptive parts are not there yet; pass rescale=False, adapt=False."
+        T = (20 if rescale else 1) if T is None else T
+        if inverse not in METHODS:
+            raise ValueError(f"inverse must be one of {', '.join(METHODS)}, got {inverse!r}.")
+        if adapt and not rescale:
+            raise ValueError("λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False.")
+        if not heuristic_damping and (rescale or inverse == "block-tridiagonal"):
+            raise ValueError(
+                "damping of the eigenvalues is there for the plain block-diagonal KFAC only (rescale=False); "
+                "leave heuristic_damping=True."
             )
+        if adapt and (T2 % T or T1 < 1):
+            raise ValueError(f"T2 must be a multiple of T (the paper's T₃), got T2={T2} and T={T}.")
+        for name, value in (("tau1", tau1), ("tau2", tau2), ("omega1", omega1), ("omega2", omega2)):
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")
+        if rescale and kind == "empirical":
+            raise ValueError("the factors come from a forward of their own, without labels; use kind='mc' or 'exact'.")
+        self.rescale, self.adapt, self.heuristic_damping = rescale, adapt, heuristic_damping
+        self.T1, self.T2, self.tau1, self.tau2 = T1, T2, tau1, tau2
+        self.omega1 = (19 / 20) ** T1 if omega1 is None else omega1
+        self.omega2 = (19 / 20) ** (T2 / 2) if omega2 is None else omega2
+        self.use_momentum = momentum is None or momentum > 0
+        if rescale:
+            weight_decay = 1e-5 if weight_decay is None else weight_decay
+            momentum = 0.0
+            self._needs_inputs, self._captures = True, False
         super().__init__(
-            model, likelihood, inverse=inverse, heuristic_damping=heuristic_damping, setting=setting, params=params,
-            lr=lr, damping=damping, momentum=momentum or 0.0, weight_decay=weight_decay or 0.0, T=T or 1, decay=decay,
-            kind=kind, samples=samples, output=output,
+            model, likelihood, METHODS[inverse], params=params, lr=lr, damping=damping, momentum=momentum or 0.0,
+            weight_decay=weight_decay or 0.0, T=T, decay=decay, ramp=True, kind=kind, samples=samples, output=output,
+            **({} if setting is None else {"setting": setting}),
         )  # fmt: skip
+        self.eta = weight_decay or 0.0
+        self.lam = 0.0
+        """λ of the quadratic model."""
+        self.gamma = 0.0
+        """γ of the factored damping."""
+        self.last: dict[str, float] = {}
+        """What the last step did: alpha, mu, decrease (M(0) − M(δ)), and rho where λ was adjusted."""
+        self._update: Directions = {}
+        if rescale:
+            rule = as_damping(damping)
+            self.lam = rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
+            self.gamma = math.sqrt(self.lam + self.eta)
+            if any(g["lr"] != lr or g["weight_decay"] != self.eta or g["damping"] != damping for g in self.param_groups):
+                raise ValueError(
+                    "with rescale=True all groups share one lr, damping and weight_decay, which the quadratic model joins; "
+                    "only approximation='none' may differ between groups."
+                )
+
+    # ---- plain -----------------------------------------------------------------------------------------------------
+
+    def _rule(self, damping: float | Damping) -> Tikhonov | FactoredTikhonov | None:
+        rule = as_damping(damping)
+        if self.heuristic_damping and isinstance(rule, Tikhonov):
+            return FactoredTikhonov(math.sqrt(rule.value)) if rule.value else None
+        return rule
+
+    # ---- complete: algorithm 2 -------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: zeroes the gradients, evaluates the loss on the mini-batch, backpropagates and returns it. Needed
+                where λ is adapted; it is evaluated a second time, at the new weights, every T1 steps.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: no closure where λ is adapted, or no statistics since the last step.
+        """
+        if self.adapt and closure is None:
+            raise RuntimeError(
+                "adaptive KFAC evaluates the loss again to adjust λ: call step(closure) with a closure that zeroes the "
+                "gradients, computes the loss, calls backward and returns it; or pass adapt=False."
+            )
+        return super().step(closure)
+
+    def _seen(self, layer: Layer) -> bool:
+        return bool(self._passes) if self.rescale else super()._seen(layer)
+
+    def _due(self) -> bool:
+        return (self.k % self.T == 0 or self.k <= 3) if self.rescale else super()._due()
+
+    def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
+        if not self.rescale:
+            super()._advance(loss, closure)
+            return
+        batches = [made.inputs for made in self._passes if made.inputs is not None]
+        if not batches or self.moments is None:
+            self._apply({})
+            return
+        for batch in batches:
+            subset = choose(batch, self.tau1, self.generator)
+            assert self._watcher is not None
+            self.moments.collect(*capture_forward(self._watcher, subset, self._source()))
+        self._update_moments(self._due())
+        active = self._active()
+        gradient = self._gradients(active)
+        delta = self._best(active, gradient, [choose(b, self.tau2, self.generator) for b in batches])
+        lr = float(self.param_groups[0]["lr"])
+        before = self._objective(loss) if loss is not None else 0.0
+        self._update = {p: lr * d for p, d in delta.items()}
+        plain = {p for g in self.param_groups for p in g["params"] if p.grad is not None} - set(delta)
+        for p, d in self._update.items():
+            p.add_(d)
+        if plain:
+            self._apply_plain(plain)
+        if self.adapt and self.k % self.T1 == 0:
+            assert closure is not None
+            self._adjust(closure, before, lr)
+
+    def _gradients(self, active: list[Layer]) -> Directions:
+        """∇h with the ℓ₂ term."""
+        return {
+            p: p.grad.add(p, alpha=self.eta)
+            for layer in active
+            for p in layer.parameters.values()
+            if p.grad is not None
+        }
+
+    def _best(self, active: list[Layer], gradient: Directions, batches: list[Inputs]) -> Directions:
+        """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
+        assert self._watcher is not None and self.moments is not None
+        forms = FisherForms(self._watcher, self.likelihood, batches)
+        previous = {p: d for p, d in self._update.items() if p in gradient} if self.use_momentum else {}
+        before = forms.tangents(previous) if previous else None
+        candidates = [self.gamma]
+        if self.adapt and self.k % self.T2 == 0:
+            candidates += [self.omega2 * self.gamma, self.gamma / self.omega2]
+        best: tuple[float, float, dict[str, float], Directions] | None = None
+        cache = dict.fromkeys(candidates)
+        for gamma in candidates:
+            cache[gamma] = made = self._for_gamma(gamma)
+            proposal = {p: -d for p, d in self._solve(made, active).items() if p in gradient}
+            directions = [proposal, previous] if previous else [proposal]
+            tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
+            n, shift = len(directions), self.lam + self.eta
+            quadratic, linear = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+            for i in range(n):
+                linear[i] = dot(gradient, directions[i])
+                for j in range(i, n):
+                    form = forms.form(tangents[i], tangents[j]) + shift * dot(directions[i], directions[j])  # type: ignore[arg-type]
+                    quadratic[i, j] = quadratic[j, i] = form
+            c = minimise(quadratic, linear)
+            value = float(0.5 * c @ quadratic @ c + linear @ c)
+            if best is None or value < best[0]:
+                found = {"alpha": float(c[0]), "mu": float(c[1]) if n == 2 else 0.0, "decrease": -value,
+                         "linear": float(linear @ c), "quadratic": float(c @ quadratic @ c)}  # fmt: skip
+                best = (value, gamma, found, combine(list(zip(c.tolist(), directions, strict=True))))
+        assert best is not None
+        self.gamma, self.last = best[1], best[2]
+        self._preconditioner = ((self.gamma,), cache[self.gamma])  # type: ignore[assignment]
+        return best[3]
+
+    def _for_gamma(self, gamma: float) -> Preconditioner:
+        """The damped inverse of the last snapshot for one γ."""
+        assert self.moments is not None
+        if self._preconditioner is not None and self._preconditioner[0] == (gamma,):
+            return self._preconditioner[1]
+        rules = {layer.name: FactoredTikhonov(gamma) if gamma else None for layer in self.moments.space.layers}
+        return Preconditioner(self.moments.build(), rules, invert=False)
+
+    def _apply_plain(self, parameters: set[nn.Parameter]) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in parameters and p.grad is not None:
+                    p.add_(p.grad.add(p, alpha=group["weight_decay"]), alpha=-float(group["lr"]))
+
+    def _objective(self, loss: Any) -> float:
+        """h = loss + η/2 ‖θ‖²."""
+        squares = sum(
+            float(torch.sum(p.square(), dtype=torch.float64)) for layer in self._active() for p in layer.parameters.values()
+        )
+        return float(loss.detach() if isinstance(loss, Tensor) else loss) + self.eta / 2 * squares
+
+    def _adjust(self, closure: Callable[[], Any], before: float, lr: float) -> None:
+        """λ by the reduction ratio ρ (section 6.5); the closure's gradients and side effects on the model are undone."""
+        after = self._objective(self._evaluate(closure))
+        change = lr * self.last["linear"] + 0.5 * lr**2 * self.last["quadratic"]
+        rho = (after - before) / change if change < 0 else 0.0
+        self.last["rho"] = rho
+        if rho > 0.75:
+            self.lam *= self.omega1
+        elif not rho >= 0.25:  # NaN included
+            self.lam /= self.omega1
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+
+    def _own_state(self) -> dict[str, Any]:
+        state = super()._own_state()
+        if self.rescale:
+            names = {p: name for layer in self.layers for name, p in layer.parameters.items()}
+            state["adaptive"] = {
+                "lam": self.lam, "gamma": self.gamma, "last": dict(self.last),
+                "update": {names[p]: d.clone() for p, d in self._update.items()},
+            }  # fmt: skip
+        return state
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        if self.rescale != ("adaptive" in state):
+            raise ValueError("the state is that of a KFAC with another rescale=; create the optimizer as it was then.")
+        super()._load_own_state(state)
+        if self.rescale:
+            own = state["adaptive"]
+            self.lam, self.gamma, self.last = own["lam"], own["gamma"], dict(own["last"])
+            parameters = {name: p for layer in self.layers for name, p in layer.parameters.items()}
+            self._update = {parameters[name]: d.to(parameters[name].device) for name, d in own["update"].items()}

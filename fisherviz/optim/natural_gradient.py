@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fisherviz.approximations import Approximation
 from fisherviz.approximations.registry import make
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.guest import check_modes
+from fisherviz.guest import as_guest, check_modes
 from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood, resolve
@@ -147,7 +147,7 @@ class NaturalGradient(torch.optim.Optimizer):
             source=self._source() if labels and self.kind != "empirical" else None,
             scores=labels and self.kind == "empirical",
             loss_scale=loss_scale,
-            local=self.approximation.name in ("kfac", "foof"),
+            local=self.approximation.name in ("kfac", "foof") and not self._needs_inputs,
             inputs=self._needs_inputs,
             captures=self._captures,
         )
@@ -261,6 +261,21 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
         self._apply(self._directions())
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        """The closure's loss at the present weights: not a training pass, and the gradients are put back."""
+        assert self._watcher is not None
+        gradients = [(p, p.grad) for group in self.param_groups for p in group["params"]]
+        for p, _ in gradients:
+            p.grad = None
+        self._watcher.paused = True
+        try:
+            with as_guest(self.model):
+                return closure()
+        finally:
+            self._watcher.paused = False
+            for p, g in gradients:
+                p.grad = g
 
     def _active(self) -> list[Layer]:
         """Preconditioned layers with a gradient."""

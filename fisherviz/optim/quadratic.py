@@ -1,0 +1,125 @@
+"""The quadratic model M(δ) = ½ δᵀ(F + (λ + η)I)δ + ∇hᵀδ of the mini-batch, with the exact F by forward products only.
+
+Martens & Grosse 2015, equation 5, sections 6.4 and 7, appendix C: J δ for a few directions gives every scalar δᵀFδ′.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from fisherviz.batches import count_examples
+from fisherviz.guest import as_guest
+from fisherviz.likelihoods import Likelihood
+from fisherviz.optim.watch import Inputs, Watcher, at_least_float32
+
+Direction = Mapping[nn.Parameter, Tensor]
+
+
+def choose(inputs: Inputs, share: float, generator: torch.Generator) -> Inputs:
+    """A random share of a batch's examples, at least one.
+
+    Args:
+        inputs: arguments of the model.
+        share: between 0 and 1; 1 gives the inputs themselves.
+        generator: where the choice comes from.
+
+    Returns:
+        Arguments with the chosen examples.
+    """
+    n = count_examples(inputs)
+    if share >= 1:
+        return inputs
+    index = torch.randperm(n, generator=generator, device=generator.device)[: max(1, round(share * n))]
+    return pytree.tree_map(
+        lambda leaf: leaf[index.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf,
+        inputs,
+    )
+
+
+class FisherForms:
+    """The bilinear form uᵀFv on a list of batches, from one forward-mode pass per direction.
+
+    Args:
+        watcher: knows the model and how to call it.
+        likelihood: gives F_R.
+        batches: arguments of the model, of the mini-batch or a share of it.
+    """
+
+    def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Inputs]) -> None:
+        self.watcher, self.likelihood, self.batches = watcher, likelihood, list(batches)
+        self.examples = sum(count_examples(batch) for batch in self.batches)
+
+    def tangents(self, direction: Direction) -> list[tuple[Tensor, Tensor]]:
+        """Output z and J · direction for each batch."""
+        model = self.watcher.model
+        names = {name: direction[p] for name, p in model.named_parameters() if p in direction}
+        out = []
+        self.watcher.paused = True
+        try:
+            for batch in self.batches:
+                with as_guest(model), torch.no_grad(), forward_ad.dual_level():
+                    duals = {
+                        name: forward_ad.make_dual(p.detach(), names[name])
+                        for name, p in model.named_parameters()
+                        if name in names
+                    }
+                    z = self.watcher.call(lambda *a, d=duals, **k: functional_call(model, d, a, k), batch)
+                    z, t = forward_ad.unpack_dual(z)
+                    t = torch.zeros_like(z) if t is None else t
+                out.append(tuple(_rows(x) for x in (z, t)))
+        finally:
+            self.watcher.paused = False
+        return out  # type: ignore[return-value]
+
+    def form(self, u: Sequence[tuple[Tensor, Tensor]], v: Sequence[tuple[Tensor, Tensor]]) -> float:
+        """uᵀFv from the two directions' tangents, in float64."""
+        total = 0.0
+        for (z, s), (_, t) in zip(u, v, strict=True):
+            total += float((s.double() * self.likelihood.product(z, t).double()).sum())
+        return total / self.examples
+
+
+def _rows(x: Tensor) -> Tensor:
+    x = at_least_float32(x.detach())
+    return x.unsqueeze(1) if x.dim() == 1 else x
+
+
+def dot(u: Direction, v: Direction) -> float:
+    """Inner product of two directions, in float64."""
+    return float(sum((torch.sum(u[p] * v[p], dtype=torch.float64) for p in u if p in v), torch.zeros(())))
+
+
+def combine(terms: Sequence[tuple[float, Direction]]) -> dict[nn.Parameter, Tensor]:
+    """Σ c · direction."""
+    out: dict[nn.Parameter, Tensor] = {}
+    for c, direction in terms:
+        for p, d in direction.items():
+            out[p] = c * d if p not in out else out[p].add(d, alpha=c)
+    return out
+
+
+def minimise(quadratic: Tensor, linear: Tensor) -> Tensor:
+    """argmin of ½ cᵀQc + bᵀc for one or two coefficients; the first alone where Q is singular (section 7).
+
+    Args:
+        quadratic: (n, n), float64.
+        linear: (n,), float64.
+
+    Returns:
+        (n,).
+    """
+    if len(linear) == 2:
+        q = quadratic
+        determinant = float(q[0, 0] * q[1, 1] - q[0, 1] * q[1, 0])
+        if determinant > 1e-12 * float(q[0, 0] * q[1, 1]) > 0:
+            return -torch.linalg.solve(q, linear)
+    out = torch.zeros_like(linear)
+    if float(quadratic[0, 0]) > 0:
+        out[0] = -linear[0] / quadratic[0, 0]
+    return out
