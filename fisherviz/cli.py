@@ -151,12 +151,12 @@ def _show(sections: list[Section]) -> None:
         if shown is None:
             shown = next(iter(layer_tables(section.comparison)), None)
         if shown is not None:
-            title = section.title if shown.groups else f"{section.title}: {shown.caption.lower()}"
+            title = section.title if shown.groups else f"{section.title}: {shown.caption[:1].lower() + shown.caption[1:]}"
             console.print(title, markup=False, highlight=False)
             table = Table(box=SIMPLE_HEAD, pad_edge=False)
             table.add_column(shown.corner, no_wrap=True)
             for head in shown.heads:
-                table.add_column(escape(head), justify="right")
+                table.add_column("\n".join(escape(head).split()), justify="right")
             for name, cells in shown.rows:
                 texts = (f"[bold]{escape(c.text)}[/]" if c.best else escape(c.text) for c in cells)
                 table.add_row(escape(name), *texts)

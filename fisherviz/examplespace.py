@@ -22,12 +22,13 @@ def columns_product(capture: AnyCapture, w: Tensor) -> Tensor:
     k, n = capture.vectors, capture.examples
     w = w.reshape(k, n, -1)
     if isinstance(capture, Capture) and not capture.grouped:
-        a = capture.a.flatten(0, 1)
-        out = [
-            (torch.einsum("knto,kn->nto", capture.g, column).flatten(0, 1).T @ a).reshape(-1)
-            for column in w.unbind(2)
-        ]
-        return torch.stack(out, 1)
+        a, g = capture.a.flatten(0, 1), capture.g.flatten(2).permute(1, 2, 0)  # (N, T dg, K)
+        dg, out = capture.g.shape[-1], w.new_empty(w.shape[2], capture.size)
+        for columns in _columns(capture, w.shape[2]):
+            mixed = torch.bmm(g, w[:, :, columns].transpose(0, 1))  # (N, T dg, r)
+            mixed = mixed.reshape(len(a), dg, -1).permute(2, 1, 0).flatten(0, 1)
+            out[columns] = (mixed @ a).reshape(-1, capture.size)
+        return out.T
     total = w.new_zeros(capture.size, w.shape[2])
     for start, stop in _pieces(capture):
         total += capture.select(start, stop).gradients.flatten(0, 1).T @ w[:, start:stop].flatten(0, 1)
@@ -38,9 +39,14 @@ def rows_product(capture: AnyCapture, v: Tensor) -> Tensor:
     """∇_nkᵀ v for each column of v (P, r), unit order: (K N, r)."""
     r = v.shape[1]
     if isinstance(capture, Capture) and not capture.grouped:
-        matrices = v.T.reshape(r, capture.g.shape[-1], capture.a.shape[-1])
-        out = [torch.einsum("knto,nto->kn", capture.g, capture.a @ m.T).reshape(-1) for m in matrices]
-        return torch.stack(out, 1)
+        k, n, t, dg = capture.g.shape
+        a, g = capture.a.flatten(0, 1), capture.g.flatten(2).transpose(0, 1)  # (N, K, T dg)
+        found = v.new_empty(k, n, r)
+        for columns in _columns(capture, r):
+            matrices = v[:, columns].reshape(dg, a.shape[1], -1).permute(1, 0, 2).flatten(1)
+            images = (a @ matrices).reshape(n, t * dg, -1)
+            found[:, :, columns] = torch.bmm(g, images).transpose(0, 1)
+        return found.reshape(-1, r)
     parts = [capture.select(*piece).gradients @ v for piece in _pieces(capture)]
     return torch.cat(parts, 1).reshape(-1, r)
 
@@ -131,6 +137,14 @@ def _factored_square_norm(capture: Capture) -> float:
         own = float(pairs[:, : stop - start].sum(dtype=torch.float64))
         total += 2 * float(pairs.sum(dtype=torch.float64)) - own
     return total
+
+
+def _columns(capture: Capture, r: int) -> Iterator[slice]:
+    """Slices of r right-hand sides whose images at a layer's outputs fit."""
+    _, n, t, dg = capture.g.shape
+    step = max(1, GRADIENT_ENTRIES // (n * t * dg))
+    for start in range(0, r, step):
+        yield slice(start, min(start + step, r))
 
 
 def _pieces(capture: AnyCapture, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:

@@ -18,12 +18,13 @@ from fisherviz import guest
 from fisherviz.batches import Batches
 from fisherviz.captures import AnyCapture, Batch, Capture, concatenate, ragged
 from fisherviz.examplespace import block_square_norm, columns_product, gram_tiles, rows_product
-from fisherviz.forward_mode import fisher_product, output_tangent
+from fisherviz.forward_mode import fisher_product, forward_mode_is_right, output_tangent
 from fisherviz.joint import JointBlocks
 from fisherviz.kinds import EmpiricalVectors, NoVectors, make_vectors
 from fisherviz.layers import ORDERS, LayerInfo, Order, ParameterSpace
 from fisherviz.memory import human, keep_limit, require
 from fisherviz.operators.lanczos import extreme_eigenvalues
+from fisherviz.path_check import restarting
 from fisherviz.posterior import sample_posterior
 from fisherviz.probe import Probe
 from fisherviz.products import weighted_moments_square_norm
@@ -91,6 +92,7 @@ class Fisher:
         return self.probe.layers
 
     @property
+    @restarting
     def examples(self) -> int:
         """Number N of examples; counting them may take a pass."""
         if self._examples is None:
@@ -124,14 +126,14 @@ class Fisher:
     @property
     def _dense(self) -> Tensor | None:
         """The dense matrix in torch order, if made and not modified since it was handed out."""
-        if self._matrix is not None and self._matrix._version != self._dense_version:
+        if self._matrix is not None and _version(self._matrix) != self._dense_version:
             self._matrix = None
         return self._matrix
 
     @_dense.setter
     def _dense(self, matrix: Tensor | None) -> None:
         self._matrix = matrix
-        self._dense_version = 0 if matrix is None else matrix._version
+        self._dense_version = 0 if matrix is None else _version(matrix)
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
@@ -199,6 +201,7 @@ class Fisher:
             self.check_unchanged()
         return [self._statistics[s.key] for s in wanted]
 
+    @restarting
     def example_space(self) -> dict[str, AnyCapture]:
         """Captures of all examples by layer name.
 
@@ -224,6 +227,7 @@ class Fisher:
 
     # ---- parts of the matrix ---------------------------------------------------------------------------------------
 
+    @restarting
     def block(self, row: str | int, col: str | int | None = None) -> Tensor:
         """Exact block between two layers in torch order, (P_row, P_col).
 
@@ -250,6 +254,7 @@ class Fisher:
         self._pass(joint.update)
         return joint.finish_block(self.scale)
 
+    @restarting
     def unit_block(self, i: int, j: int) -> Tensor:
         """Exact block between the layers at two positions in unit order."""
         if self._dense is not None:
@@ -276,6 +281,7 @@ class Fisher:
             "ask for products, norms or solves instead (they never form it), or probe fewer layers=",
         )
 
+    @restarting
     def units(self, layer: str | int) -> Tensor:
         """Exact blocks of each output unit's weights with its bias last, (d_out, fan_in [+ 1], fan_in [+ 1]).
 
@@ -286,6 +292,7 @@ class Fisher:
         assert statistic.total is not None
         return statistic.total * self.scale
 
+    @restarting
     def units_square_norm(self, layer: str | int) -> float:
         """Squared Frobenius norm of a layer's exact unit blocks; without forming them where T = 1."""
         i = self.space.position(layer)
@@ -295,11 +302,13 @@ class Fisher:
             return self.scale**2 * weighted_moments_square_norm(a, weights)
         return float(self.units(i).square().sum(dtype=torch.float64))
 
+    @restarting
     def diagonal(self) -> Tensor:
         """Diagonal of the matrix, flat in torch order, (P,)."""
         found = self.collect([Diagonal(name) for name in self.space.names])
         return self.space.join([s.total for s in found if s.total is not None]) * self.scale
 
+    @restarting
     def to_dense(self, order: Order = "torch") -> Tensor:
         """The whole matrix, (P, P).
 
@@ -328,6 +337,7 @@ class Fisher:
         """Whether every batch of the data carries targets; looks at one batch after the other until one has none."""
         return all(targets is not None for _, targets in self.data)
 
+    @restarting
     def gradient(self) -> Tensor:
         """Gradient of the data's mean (or summed) negative log-likelihood, flat in torch order, (P,).
 
@@ -360,14 +370,17 @@ class Fisher:
         if self._dense is not None:
             self.check_unchanged()
             return self._dense @ v
-        if self._captures is not None:
+        if self._captures is not None or not self._forward_mode():
             self.check_unchanged()
             return self._example_product(v)
-        try:
-            return torch.stack([self._network_product(column) for column in v.unbind(1)], 1)
-        except NotImplementedError:  # an operation without forward mode: the same product from captures
-            self.example_space()
-            return self._example_product(v)
+        return torch.stack([self._network_product(column) for column in v.unbind(1)], 1)
+
+    def _forward_mode(self) -> bool:
+        """Whether products may run on the network itself; otherwise they come from captures, just as exact."""
+        self.look()
+        if self.probe.forward_mode is None:
+            self.probe.forward_mode = forward_mode_is_right(self.probe, next(iter(self.data))[0])
+        return self.probe.forward_mode
 
     def _example_product(self, v: Tensor) -> Tensor:
         return self.scale * self.columns_product(self.rows(v))
@@ -414,7 +427,7 @@ class Fisher:
         second = first_vector if v is None else self._check_vector(
             self.space.flatten(v) if isinstance(v, Mapping) else v, flat=True
         )
-        if self._captures is not None:
+        if self._captures is not None or not self._forward_mode():
             self.check_unchanged()
             left = self.rows(first_vector.unsqueeze(1))
             right = left if v is None else self.rows(second.unsqueeze(1))
@@ -533,6 +546,7 @@ class Fisher:
             return self._frobenius(pair)
         return self._spectral(pair)
 
+    @restarting
     def _trace(self, pair: tuple[int, int] | None) -> float:
         if pair is not None and pair[0] != pair[1]:
             raise ValueError("an off-diagonal block has no trace; ask for the block (i, i).")
@@ -540,6 +554,7 @@ class Fisher:
         found = self.collect([Diagonal(name) for name in names])
         return self.scale * sum(float(s.total.sum(dtype=torch.float64)) for s in found if s.total is not None)
 
+    @restarting
     def _frobenius(self, pair: tuple[int, int] | None) -> float:
         captures = self.example_space()
         if pair is not None:
@@ -624,3 +639,8 @@ class Fisher:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
         return best
+
+
+def _version(matrix: Tensor) -> int:
+    """Counts in-place changes; tensors made under inference mode have no counter."""
+    return 0 if matrix.is_inference() else matrix._version

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from fisherviz.batches import Inputs, move
+from fisherviz.batches import Inputs, move, select
+from fisherviz.generic import densified
 from fisherviz.guest import as_guest, check_modes
 from fisherviz.kinds import AnyVectors
 from fisherviz.probe import Probe
@@ -42,11 +43,12 @@ def fisher_product(
     """
     check_modes(probe.model)
     inputs = move(inputs, probe.device)
-    with as_guest(probe.model), forward_ad.dual_level():
-        leaves = {name: p.detach().requires_grad_() for name, p in _parameters(probe).items()}
-        duals = {name: forward_ad.make_dual(leaves[name], tangents[name]) for name in leaves}
-        z, t = forward_ad.unpack_dual(_functional(probe, duals, inputs))
-        _check(probe, z)
+    with as_guest(probe.model):
+        leaves = {name: p.detach().requires_grad_() for name, p in probe.parameters().items()}
+        with forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(leaves[name], tangents[name]) for name in leaves}
+            z, t = forward_ad.unpack_dual(_functional(probe, duals, inputs))
+        _check(probe, z)  # outside the level: the reverse pass must not drag tangents along
         t = torch.zeros_like(z) if t is None else t
         u = vectors.product(z.detach(), t.detach(), targets, first)
         gradients = torch.autograd.grad(z, list(leaves.values()), u, allow_unused=True)
@@ -64,14 +66,41 @@ def output_tangent(
     check_modes(probe.model)
     inputs = move(inputs, probe.device)
     with as_guest(probe.model), torch.no_grad(), forward_ad.dual_level():
-        duals = {name: forward_ad.make_dual(p.detach(), tangents[name]) for name, p in _parameters(probe).items()}
+        duals = {name: forward_ad.make_dual(p.detach(), tangents[name]) for name, p in probe.parameters().items()}
         z, t = forward_ad.unpack_dual(_functional(probe, duals, inputs))
     _check(probe, z)
     return z, torch.zeros_like(z) if t is None else t
 
 
-def _parameters(probe: Probe) -> dict[str, Tensor]:
-    return {name: p for layer in probe.space.layers for name, p in layer.parameters.items()}
+def forward_mode_is_right(probe: Probe, inputs: Inputs) -> bool:
+    """Whether uᵀ(J d) equals (Jᵀu)ᵀd on two examples of a batch.
+
+    Forward mode ignores `torch.no_grad` and padding rows of embeddings, and lacks some operations.
+    """
+    few = move(select(inputs, 0, 2), probe.device)
+    private = torch.Generator().manual_seed(1)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=private, dtype=torch.float64).to(like)
+
+    tangents = {name: noise(p) for name, p in probe.parameters().items()}
+    try:
+        with as_guest(probe.model):
+            z = probe.forward(few)
+            u = noise(z)
+            gradients = torch.autograd.grad(z, list(probe.parameters().values()), u, allow_unused=True)
+        _, t = output_tangent(probe, few, tangents)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return False  # an operation without forward mode: products go through captures
+    pairs = [
+        (densified(g).double(), tangents[name].double())
+        for name, g in zip(tangents, gradients, strict=True)
+        if g is not None
+    ]
+    reverse = sum(float((g * d).sum()) for g, d in pairs)
+    size = sum(float(g.square().sum()) for g, _ in pairs) ** 0.5 * sum(float(d.square().sum()) for _, d in pairs) ** 0.5
+    tolerance = 1e-6 if z.dtype == torch.float64 else 5e-3
+    return abs(float((t.double() * u.double()).sum()) - reverse) <= tolerance * size + 1e-30
 
 
 def _functional(probe: Probe, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:

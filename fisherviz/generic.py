@@ -73,5 +73,10 @@ def _one_at_a_time(
             gradients = torch.autograd.grad(z, leaves, vectors[k, n : n + 1], retain_graph=True, allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
-                    out[name][k, n] = gradient
+                    out[name][k, n] = densified(gradient)
     return out
+
+
+def densified(gradient: Tensor) -> Tensor:
+    """A gradient as a dense tensor; `nn.Embedding(sparse=True)` gives sparse ones."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()

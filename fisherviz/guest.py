@@ -21,7 +21,12 @@ def visiting() -> bool:
 @contextmanager
 def as_guest(model: nn.Module) -> Iterator[None]:
     """Run with gradients on; restore buffers, training modes and the global random state afterwards."""
-    buffers = [(b, b._version, b.clone()) for b in model.buffers()]
+    buffers = [
+        (module, name, b, b._version, b.clone())
+        for module in model.modules()
+        for name, b in module._buffers.items()
+        if b is not None
+    ]
     modes = [(m, m.training) for m in model.modules()]
     devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
@@ -31,7 +36,8 @@ def as_guest(model: nn.Module) -> Iterator[None]:
         finally:
             _visits.depth -= 1
             with torch.no_grad():
-                for buffer, version, saved in buffers:
+                for owner, name, buffer, version, saved in buffers:
+                    owner._buffers[name] = buffer
                     if buffer._version != version:
                         buffer.copy_(saved)
             for module, mode in modes:

@@ -315,7 +315,11 @@ class TridiagonalInverse(LayeredMatrix):
         return self._in_chain(pieces, self.tridiagonal.__matmul__, lambda i, piece: self.rest[i] @ piece)
 
     def _solved(self, pieces: list[Tensor]) -> list[Tensor]:
-        return self._in_chain(pieces, self.tridiagonal.solve, lambda i, piece: self.rest[i].solve(piece))
+        try:
+            return self._in_chain(pieces, self.tridiagonal.solve, lambda i, piece: self.rest[i].solve(piece))
+        except RuntimeError as error:
+            names = ", ".join(repr(self.space.names[i]) for i in self.chain)
+            raise RuntimeError(f"the chain of layers {names}: {error}") from error
 
     def damped(self, damping: float | Damping | None) -> LayeredMatrix:
         """`FactoredTikhonov` before Ψ and Σ; plain Tikhonov leaves the structure: F̂ + λI with dense or CG solves."""

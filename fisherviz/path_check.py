@@ -6,10 +6,11 @@ Outputs that differ between the batch and the single example are an error: there
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fisherviz.batches import Inputs, select
 from fisherviz.layers import Layer
+from fisherviz.generic import densified
 from fisherviz.recorder import Call, capture_calls, feeders
 
 if TYPE_CHECKING:
@@ -24,6 +26,24 @@ if TYPE_CHECKING:
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
 """Relative differences that rounding explains, by type; 0.1 for the half precisions."""
+
+
+class PathChanged(Exception):
+    """A layer left the structured path in the middle of a pass: what was summed so far must be summed again."""
+
+
+def restarting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a method again when a layer's path changed under it; each time, one layer fewer is structured."""
+
+    @functools.wraps(method)
+    def again(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except PathChanged:
+                continue
+
+    return again
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +129,10 @@ def _alone(probe: Probe, inputs: Inputs, n: int, z: Tensor, v: Tensor) -> dict[s
         if own.requires_grad:
             gradients = torch.autograd.grad(own, parameters, v[n], retain_graph=True, allow_unused=True)
         out[layer.name] = torch.cat(
-            [p.new_zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gradients, parameters, strict=True)]
+            [
+                p.new_zeros(p.numel()) if g is None else densified(g).reshape(-1)
+                for g, p in zip(gradients, parameters, strict=True)
+            ]
         ).detach()
     return out
 

@@ -22,7 +22,7 @@ from fisherviz.generic import per_example_gradients
 from fisherviz.guest import as_guest, check_modes
 from fisherviz.layers import Layer, LayerInfo, ParameterSpace
 from fisherviz.likelihoods import Likelihood, resolve
-from fisherviz.path_check import check_paths
+from fisherviz.path_check import PathChanged, check_paths
 from fisherviz.recorder import Call, Recorder, capture_calls
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class Probe:
         self._held = False
         self.looked = False
         """Whether the model has been seen running: paths, positions and the chain are known."""
+        self.forward_mode: bool | None = None
+        """Whether forward-mode derivatives of this model are right; None: not tried yet."""
         self.one_at_a_time = False
         """Whether per-example gradients loop over examples, because `vmap` was found wrong for this model."""
         self._example_output: Tensor | None = None
@@ -198,7 +200,8 @@ class Probe:
 
     def call(self, function: Callable[..., Any], inputs: Inputs) -> Tensor:
         """The output of a function with the model's signature, (N, ...) with at least two dimensions."""
-        if isinstance(inputs, Tensor):
+        inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        if isinstance(inputs, Tensor):  # a clone: some models change their input in place
             out = function(inputs)
         elif isinstance(inputs, dict):
             out = function(**inputs)
@@ -211,6 +214,8 @@ class Probe:
                 "pick the output with fv.Probe(model, likelihood, output=lambda out: ...)."
             )
         n = count_examples(inputs)
+        if z.dim() == 0 and n == 1:
+            z = z.reshape(1)  # a model that squeezes its output
         if z.dim() == 0 or len(z) != n:
             raise ValueError(
                 f"the model's output has shape {tuple(z.shape)} for a batch of {n} examples; "
@@ -306,6 +311,11 @@ class Probe:
     ) -> Batch:
         z, calls = self.record(inputs)
         n = len(z)
+        if not z.requires_grad:
+            raise RuntimeError(
+                "the model's output does not depend on the probed parameters; is its forward under torch.no_grad(), or detached?"
+            )
+        self._check_examples(n, calls)
         self.likelihood.check_output(z)
         self.check_finite(z, calls, first)
         v = vectors(z.detach(), targets, first)
@@ -320,6 +330,20 @@ class Probe:
             if layer.name not in captures:
                 captures[layer.name] = GenericCapture(z.new_zeros(len(v), n, layer.size))
         return Batch({layer.name: captures[layer.name] for layer in self._layers}, n, first)
+
+    def _check_examples(self, n: int, calls: dict[str, list[Call]]) -> None:
+        """A layer that sees only some of the examples (a mixture of experts) goes the generic way, from the start."""
+        partial = {
+            call.layer.name: call.layer
+            for made in calls.values()
+            for call in made
+            if call.x.shape[:1] != (n,) or call.shape[:1] != (n,)
+        }
+        for layer in partial.values():
+            layer.make_generic("it sees only some of the examples")
+        if partial:
+            self._recorder.detach()
+            raise PathChanged
 
     def record(self, inputs: Inputs) -> tuple[Tensor, dict[str, list[Call]]]:
         """Run the model forward with the recorder on."""

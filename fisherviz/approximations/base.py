@@ -20,6 +20,7 @@ from fisherviz.layered import BlockDiagonal, LayeredMatrix
 from fisherviz.layers import Layer, Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
+from fisherviz.path_check import restarting
 from fisherviz.statistics import Diagonal, Statistic
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class Approximation(LayeredMatrix):
         ]
         return self.assemble(space, operators, couplings)
 
+    @restarting
     def fit(self, fisher: Fisher) -> Approximation:
         """Collect the statistics over the Fisher's data and build the operators.
 

@@ -25,6 +25,10 @@ class Registry(Mapping[str, type[Approximation]]):
             raise ValueError(f"method must be one of {', '.join(self._classes)}, got {name!r}{hint}.")
         return self._classes[name]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The class of a name, or the default."""
+        return self._classes.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)
 
