@@ -151,7 +151,7 @@ def _show(sections: list[Section]) -> None:
         if shown is None:
             shown = next(iter(layer_tables(section.comparison)), None)
         if shown is not None:
-            title = section.title if shown.groups else f"{section.title}: {shown.caption[:1].lower() + shown.caption[1:]}"
+            title = section.title if shown.groups else f"{section.title}. {shown.caption}"
             console.print(title, markup=False, highlight=False)
             table = Table(box=SIMPLE_HEAD, pad_edge=False)
             table.add_column(shown.corner, no_wrap=True)

@@ -219,7 +219,10 @@ def test_block_means_are_written_into_their_cells():
     info = plot.block_means_info(matrix, edges=[0, 2, 3])
     np.testing.assert_array_equal(info.values, [[1, 2], [0, 3]])
     ax = plot.block_means(matrix, edges=[0, 2, 3], ax=Figure().subplots())
-    assert [text.get_text() for text in ax.texts] == ["1.0", "2.0", "0", "3.0"]
+    assert [text.get_text() for text in ax.texts] == ["1.00", "2.00", "0.00", "3.00"]
+    ax = plot.block_means(1e-4 * matrix, edges=[0, 2, 3], ax=Figure().subplots())
+    assert [text.get_text() for text in ax.texts] == ["1.00", "2.00", "0.00", "3.00"]
+    assert ax.get_title() == "mean |entry| per block [10⁻⁴]"
 
 
 def test_block_means_of_a_fisher_are_those_of_its_dense_matrix(fisher):

@@ -73,7 +73,7 @@ def pareto(
 
     Args:
         source: the comparison.
-        metric: the error; of a metric that is best at 1, |1 − value| is drawn.
+        metric: the error; of a metric that is best at 1, the distance from 1 is drawn.
         cost: "passes" (multiples of one forward and backward pass), "seconds" or "bytes".
         methods: which of them; all if None.
         ax: axes to draw on; a new figure without them.
@@ -102,7 +102,7 @@ def pareto(
     if np.any(info.errors < EXACT):
         ax.axhline(floor, color=style.FAINT, linewidth=0.8, linestyle=":", zorder=1)
     entry = glossary.metric(metric)
-    ax.set_ylabel(f"|1 − {entry.label}|" if entry.best == "one" else entry.axis_label)
+    ax.set_ylabel(f"1 − {entry.label}" if entry.best == "one" else entry.axis_label)
     ax.set_xlabel(glossary.metric(cost).axis_label)
     style.tidy(ax)
     style.plain_decades(ax.xaxis, info.costs.max() / info.costs.min())

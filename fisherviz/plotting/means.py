@@ -5,6 +5,7 @@ Martens & Grosse 2015, figure 3, right: a layers × layers matrix for F and for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -99,10 +100,11 @@ def block_means(
     top = float(info.values.max()) or 1.0
     count = len(info.values)
     ax.imshow(info.values, vmin=0, vmax=top, cmap=cmap or style.SEQUENTIAL)
+    power, decimals = _units(top)
     if count <= WRITTEN:
         for (i, j), value in np.ndenumerate(info.values):
             ink = "black" if value > 0.6 * top else "white"
-            text = f"{value:#.2g}" if 1e-3 <= value < 1e4 else glossary.show_number(float(value))
+            text = f"{value / 10.0**power:.{decimals}f}"
             ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=9 if count <= 5 else 6)
     step = -(-count // 24)
     labels = [style.short(name, 12) for name in info.labels][::step]
@@ -111,5 +113,16 @@ def block_means(
     ax.set_yticks(range(0, count, step), labels, fontsize="small")
     ax.tick_params(length=0)
     style.plain([*ax.get_xticklabels(), *ax.get_yticklabels()])
-    ax.set_title("mean |entry| per block" if title is None else title, fontsize="medium", parse_math=False)
+    scale = f" [10{glossary.superscript(power)}]" if power and count <= WRITTEN else ""
+    ax.set_title(
+        f"mean |entry| per block{scale}" if title is None else title, fontsize="medium", parse_math=False
+    )
     return ax
+
+
+def _units(top: float) -> tuple[int, int]:
+    """The power of ten that all means are written in, and their decimals."""
+    power = math.floor(math.log10(top))
+    if -1 <= power <= 2:
+        return 0, 2 - max(power, 0)
+    return power, 2

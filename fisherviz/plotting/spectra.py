@@ -102,6 +102,7 @@ def spectrum(
         handles.append(line)
         labels.append(style.legend_label(name))
     ax.set_yscale("log")
+    style.plain_decades(ax.yaxis, 1 / RANGE)
     ax.set_xlabel("index, largest first")
     ax.set_ylabel("eigenvalue")
     ax.set_xlim(left=0)

@@ -7,6 +7,7 @@ Nothing here touches matplotlib's global settings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator
+
+from fisherviz.glossary import superscript
 
 SEQUENTIAL = "magma"  # perceptually uniform, dark is small: the papers' "white level"
 DIVERGING = "RdBu_r"
@@ -108,13 +111,17 @@ def plain_decades(axis: Axis, ratio: float) -> None:
         axis: an axis whose scale is logarithmic.
         ratio: of the largest to the smallest value shown.
     """
-    axis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}")
-    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _decade(value)))
     subs = (2.0, 5.0) if 3 < ratio < 300 else (2.0, 3.0, 5.0, 7.0) if ratio <= 3 else ()
     axis.set_minor_locator(LogLocator(subs=subs or (1.0,), numticks=40))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if subs else ""))
     axis.set_tick_params(which="minor", labelsize="small")
+
+
+def _decade(value: float) -> str:
+    if 1e-4 < value < 1e5 or value <= 0:
+        return f"{value:g}"
+    return f"10{superscript(round(math.log10(value)))}"
 
 
 def new_axes(width: float, height: float) -> Axes:

@@ -84,17 +84,17 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
         ValueError: the network, its data or a matrix refuses.
     """
     device = _checked(job)
-    data = load_data(job.data or DATA, job.examples or EXAMPLES, progress=not job.quiet)
+    examples = EXAMPLES if job.examples is None else job.examples
+    data = load_data(job.data or DATA, examples, progress=not job.quiet)
+    likelihood = job.likelihood or data.likelihood or "categorical"
+    with option("--likelihood"):
+        resolve(likelihood)
     model, settings = _network(job, data, say)
     model.to(device)
     joint_layers = job.layers
     if job.model is None and job.layers is None:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         joint_layers = tuple(linear[1:-1])
-    likelihood = job.likelihood or data.likelihood or "categorical"
-    with option("--likelihood"):
-        resolve(likelihood)
-
     def fisher(layers: Sequence[str] | None) -> Fisher:
         with option("--layers"):
             probe = Probe(model, likelihood, layers=layers)
@@ -221,7 +221,7 @@ def differing_alone(methods: Sequence[str]) -> tuple[tuple[str, ...], list[str]]
         said.append(f"For a single layer {' and '.join(coupled)} {'are' if len(coupled) > 1 else 'is'} kfac.")
     if "layer" in kept and len(kept) > 1:
         kept.remove("layer")
-        said.append("For a single layer layer is the exact block itself.")
+        said.append("The method “layer” is then the exact block itself.")
     return tuple(kept), said
 
 

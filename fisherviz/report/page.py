@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fisherviz import files, glossary
 from fisherviz._version import __version__
@@ -30,7 +31,8 @@ _GROUPS = (
     ("front", "Quality against cost", ""),
     ("matrix", "The matrices",
      "Each row: the exact Fisher, the approximation, |difference|; closest method first. Bright is large, "
-     "up to a maximum that is the same in all three; dashes separate layers."),
+     "up to a maximum that is the same in all three; dashes separate layers, inside them the weights of one "
+     "output unit stand together."),
     ("inverse", "Their damped inverses",
      "What an optimizer applies to the gradient. The error of the natural gradient is at most the gradient's "
      "length times the spectral norm of the difference."),
@@ -174,6 +176,7 @@ def _render(
         loader=PackageLoader("fisherviz.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["subscripts"] = _subscripts
     used = {name for section in sections for name in section.comparison.metrics}
     text = environment.get_template("page.html.j2").render(
         title=title,
@@ -214,6 +217,10 @@ def _section_context(section: Section, drawn: Sequence[Picture], number: int) ->
 
 def _emphasised(sentence: Sentence) -> Markup:
     return Markup(sentence.template).format(*(Markup("<b>{}</b>").format(name) for name in sentence.names))
+
+
+def _subscripts(formula: str) -> Markup:
+    return Markup(re.sub(r"_(\w+|\*)", r"<sub>\1</sub>", str(escape(formula))))
 
 
 def _cumulants(comparison: Comparison) -> dict[str, Any] | None:

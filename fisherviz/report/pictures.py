@@ -150,7 +150,7 @@ def _means(comparison: Comparison, prefix: str) -> Iterator[Picture]:
             continue
         yield _chart(
             f"{prefix}means{'-inverse' if inverse else ''}", "means", 3.5, 3.1,
-            lambda ax, inverse=inverse: plotting.block_means(comparison, inverse=inverse, ax=ax, title=""),
+            lambda ax, inverse=inverse: plotting.block_means(comparison, inverse=inverse, ax=ax),
             f"Mean |entry| of each block of {what}.",
             f"Heatmap of the mean absolute entry of each pair of layers in {what}.",
         )  # fmt: skip
@@ -159,7 +159,7 @@ def _means(comparison: Comparison, prefix: str) -> Iterator[Picture]:
 def _spectra(comparison: Comparison, prefix: str) -> Iterator[Picture]:
     if any(name.startswith("spectrum/") for name in comparison.arrays):
         yield _chart(
-            f"{prefix}spectra", "spectra", 7.0, 3.6, lambda ax: plotting.spectrum(comparison, ax=ax),
+            f"{prefix}spectra", "spectra", 9.0, 3.8, lambda ax: plotting.spectrum(comparison, ax=ax),
             "Eigenvalues, largest first. Where a line leaves the black one, steps are stretched or shrunk.",
             "Line plot of the eigenvalues of the exact Fisher and of each approximation, logarithmic.",
         )  # fmt: skip
@@ -172,7 +172,7 @@ def _layers(comparison: Comparison, prefix: str) -> Iterator[Picture]:
             continue
         entry = glossary.metric(metric)
         yield _chart(
-            f"{prefix}layers-{metric}", "layers", 6.6, 1.0 + 0.27 * len(set(rows["method"])),
+            f"{prefix}layers-{metric}", "layers", 5.7, 1.0 + 0.27 * len(set(rows["method"])),
             lambda ax, metric=metric: plotting.comparison(comparison, metric, ax=ax),
             f"{entry.title} of each layer's own block, one mark per layer, best method first.",
             f"Dot plot of {entry.label} per layer for each method; the numbers are in the table below.",

@@ -115,9 +115,7 @@ def layer_tables(comparison: Comparison) -> list[Table]:
             )
             for method in grid.index
         ]
-        entry = glossary.metric(name)
-        formula = f" ({entry.formula})" if entry.formula else ""
-        tables.append(Table(f"{entry.title}{formula}, per layer.", "method", tuple(layers), body))
+        tables.append(Table(glossary.metric(name).title, "method", tuple(layers), body))
     return tables
 
 

@@ -1,0 +1,265 @@
+"""The command line: help with examples, errors in one sentence with the option, the job end to end."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from fisherviz._version import __version__
+from fisherviz.cli import app
+from fisherviz.report.inputs import OptionError, load_data, load_weights, one_sentence
+from fisherviz.results import load_comparison
+
+MODULE = '''
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3))
+
+def convolution():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 4, 3))
+
+def pair():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(40, 6, generator=generator), torch.randint(3, (40,), generator=generator)
+
+def images():
+    return torch.rand(12, 1, 4, 4), torch.randint(3, (12,))
+
+def batches():
+    inputs, targets = pair()
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=16)
+
+def dataset():
+    return torch.utils.data.TensorDataset(*pair())
+
+def nans():
+    return torch.full((4, 6), float("nan")), torch.zeros(4, dtype=torch.long)
+
+def inputs_only():
+    return pair()[0]
+
+def once():
+    return iter([pair()])
+
+def broken():
+    raise KeyError("the weights are lost")
+
+def number():
+    return 3
+'''
+MINE = ["--model", "mynet:build", "--data", "mynet:pair"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current directory with a module of one's own."""
+    (tmp_path / "mynet.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "mynet", raising=False)
+    return tmp_path
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_the_version():
+    assert call("--version").output == f"fisherviz {__version__}\n"
+
+
+def test_help_lists_the_commands():
+    result = call("--help")
+    assert result.exit_code == 0
+    assert "report" in result.output
+
+
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_in_its_help(name):
+    result = call(name, "--help")
+    assert result.exit_code == 0
+    assert f"Example: fisherviz {name}" in " ".join(result.output.split())
+
+
+def test_a_network_of_ones_own_end_to_end(here):
+    result = call("report", *MINE, "--methods", "kfac,foof,kfac-full", "--out", "out", "--damping", "0.1")
+    assert result.exit_code == 0, result.output
+    assert "Wrote out/index.html" in result.output
+    assert "is closest to the exact Fisher" in " ".join(result.output.split())
+    joint, alone = load_comparison(here / "out"), load_comparison(here / "out" / "layers")
+    assert joint.layers == alone.layers == ("0", "2", "4")
+    assert joint.methods == ("kfac", "foof", "kfac-full")
+    assert alone.methods == ("kfac", "foof")
+    assert joint.meta["damping"] == 0.1
+    assert joint.meta["examples"] == 40
+    assert joint.meta["settings"]["model"] == "mynet:build"
+    assert joint.meta["cumulants"]["error"] <= joint.meta["cumulants"]["bound"]
+    facts = json.loads((here / "out" / "report.json").read_text())
+    titles = [section["title"] for section in facts["sections"]]
+    assert titles == ["All probed layers, jointly", "Every layer alone"]
+    page = (here / "out" / "index.html").read_text()
+    assert "2,894.4" not in page  # the paper's sums belong to the paper's network
+
+
+def test_quiet_prints_one_line_and_no_bars(here):
+    result = call("report", *MINE, "--methods", "foof", "--layers", "2", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.output == "Wrote report/index.html\n"
+    assert load_comparison("report").layers == ("2",)
+    assert not (here / "report" / "layers").exists()
+
+
+@pytest.mark.parametrize("kind", ["mc", "empirical"])
+def test_the_kinds(here, kind):
+    result = call("report", *MINE, "--methods", "kfac", "--layers", "4", "--kind", kind, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert load_comparison("report").meta["kind"] == kind
+
+
+def test_the_seed_decides_the_sampled_labels(here):
+    frames = []
+    for seed, out in ((1, "a"), (1, "b"), (2, "c")):
+        options = ["--methods", "kfac", "--layers", "4", "--kind", "mc", "--out", out, "--quiet"]
+        assert call("report", *MINE, *options, "--seed", seed).exit_code == 0
+        frames.append(load_comparison(out).whole("relative_frobenius")["kfac"])
+    assert frames[0] == frames[1] != frames[2]
+
+
+def test_layers_with_weight_sharing_have_no_cumulants_and_the_page_says_so(here):
+    options = ["--model", "mynet:convolution", "--data", "mynet:images", "--methods", "kfac", "--quiet"]
+    result = call("report", *options)
+    assert result.exit_code == 0, result.output
+    notes = load_comparison("report").meta["notes"]
+    assert any(note.startswith("cumulant sums are left out") for note in notes)
+    assert "cumulants" not in load_comparison("report").meta
+
+
+def test_weights_are_read_from_safetensors_and_state_dicts(here):
+    import mynet
+
+    other = mynet.build()
+    for parameter in other.parameters():
+        parameter.data.mul_(2)
+    save_file(other.state_dict(), here / "w.safetensors")
+    torch.save(other.state_dict(), here / "w.pt")
+    torch.save({"state_dict": other.state_dict(), "epoch": 3}, here / "checkpoint.pt")
+    for file in ("w.safetensors", "w.pt", "checkpoint.pt"):
+        fresh = mynet.build()
+        load_weights(fresh, Path(file))
+        assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), other.parameters(), strict=True))
+    options = ["--methods", "foof", "--layers", "4", "--quiet"]
+    assert call("report", *MINE, *options, "--weights", "w.pt", "--out", "given").exit_code == 0
+    assert call("report", *MINE, *options, "--out", "own").exit_code == 0
+    given, own = (load_comparison(out).meta["fingerprints"]["weights"] for out in ("given", "own"))
+    assert given != own
+
+
+class Bomb:
+    """Unpickling it would write a file."""
+
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+def test_pickled_code_is_never_run(here):
+    (here / "bomb.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
+    torch.save({"state_dict": Bomb()}, here / "bomb2.pt")
+    for file in ("bomb.pt", "bomb2.pt"):
+        result = call("report", *MINE, "--weights", file)
+        assert result.exit_code == 2
+        assert "--weights: " in result.output
+        assert "holds more than weights" in result.output
+    assert not (here / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "w.pt"], "--weights: they need their network; give --model"),
+        (["--model", "mynet:build"], "--data: say what the network was trained on"),
+        (["--model", "mynet", "--data", "digits"], "--model: 'mynet' names nothing; write package.module:"),
+        (["--model", "nowhere:build", "--data", "digits"], "--model: No module named 'nowhere'"),
+        (["--model", "mynet:nothing", "--data", "digits"], "--model: the module 'mynet' has no 'nothing'"),
+        (["--model", "mynet:broken", "--data", "digits"], "--model: the weights are lost"),
+        (["--model", "mynet:number", "--data", "digits"], "--model: mynet:number gave int; it must give"),
+        ([*MINE, "--weights", "none.pt"], "--weights: there is no file none.pt"),
+        ([*MINE, "--weights", "mynet.py"], "--weights: mynet.py holds more than weights"),
+        ([*MINE, "--weights", "small.pt"], "--weights: small.pt does not fit the network of --model"),
+        ([*MINE, "--weights", "wide.pt"], "'0.weight' has the shape (7, 6), the network's (5, 6)"),
+        ([*MINE, "--weights", "list.pt"], "--weights: list.pt holds no state_dict"),
+        (["--data", "digts"], "--data: there is no data set 'digts'; choose one of digits"),
+        (["--data", "digits:big"], "--data: 'big' is no size of images; write for example digits:16"),
+        (["--model", "mynet:build", "--data", "mynet:once"], "--data: the loader gave a one-shot iterator"),
+        (["--model", "mynet:build", "--data", "mynet:broken"], "--data: the weights are lost"),
+        (["--examples", "0"], "--examples: 0 examples make no Fisher"),
+        (["--kind", "true"], "--kind: must be exact, mc or empirical, not 'true'"),
+        (["--methods", "kfca"], "--methods: method must be one of identity"),
+        (["--damping", "0"], "--damping: 0.0 does not damp; choose a positive number"),
+        ([*MINE, "--likelihood", "poisson"], "--likelihood: "),
+        ([*MINE, "--layers", "seventh"], "--layers: "),
+        (["--device", "abacus"], "--device: "),
+        (["--out", "mynet.py"], "--out: mynet.py is a file; give a folder"),
+        (["--methods", ","], "at least one name"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_one_sentence_that_names_it(here, arguments, message):
+    torch.save({"0.weight": torch.zeros(5, 6)}, here / "small.pt")
+    wide = __import__("mynet").build().state_dict() | {"0.weight": torch.zeros(7, 6)}
+    torch.save(wide, here / "wide.pt")
+    torch.save([1, 2], here / "list.pt")
+    result = call("report", *arguments, "--quiet")
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (here / "report").exists()
+
+
+def test_a_run_that_fails_leaves_with_1_and_writes_nothing(here):
+    result = call("report", "--model", "mynet:build", "--data", "mynet:nans", "--quiet")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert len(result.output.splitlines()) == 1
+    assert not (here / "report").exists()
+
+
+def test_data_comes_in_any_of_its_forms(here):
+    pair, batches = load_data("mynet:pair", 20).batches, load_data("mynet:batches", 20).batches
+    assert torch.equal(torch.cat([inputs for inputs, _ in batches]), pair[0])
+    assert [len(inputs) for inputs, _ in batches] == [16, 4]
+    dataset = load_data("mynet:dataset", None).batches
+    assert sum(len(inputs) for inputs, _ in dataset) == 40
+    assert load_data("mynet:inputs_only", 7).batches.shape == (7, 6)
+    digits = load_data("digits:16", 30, progress=False)
+    assert digits.batches[0].shape == (30, 256)
+    assert digits.likelihood == "categorical"
+    with pytest.raises(OptionError, match="--data"):
+        load_data("mynet:missing", None)
+
+
+def test_long_messages_become_one_line():
+    assert one_sentence("a\n  b\tc") == "a b c"
+    assert len(one_sentence("word " * 1000)) == 600
+
+
+@pytest.mark.slow
+def test_without_arguments_it_is_the_kfac_papers_example(here):
+    result = call("report", "--methods", "kfac,kfac-full", "--examples", "300", "--quiet")
+    assert result.exit_code == 0, result.output
+    comparison = load_comparison("report")
+    assert comparison.layers == ("layer2", "layer3", "layer4", "layer5")
+    assert comparison.meta["parameters"] == 1680
+    assert comparison.meta["settings"]["model"] == "256-20-20-20-20-20-10, tanh"
+    assert load_comparison("report/layers").layers == tuple(f"layer{k}" for k in range(1, 7))
+    page = (here / "report" / "index.html").read_text()
+    assert "2,894.4" in page
+    assert "The middle four layers, jointly" in page

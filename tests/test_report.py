@@ -1,0 +1,293 @@
+"""The page is well-formed, self-contained, escaped, drawn from the saved comparison; its folder is whole."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import numpy as np
+import pytest
+
+from fisherviz import files
+from fisherviz.report import Section, paragraph, verdict, write_page, write_report
+from fisherviz.report.job import differing_alone, side_by_side
+from fisherviz.report.pictures import LARGEST
+from fisherviz.report.tables import layer_tables, summary_table
+from fisherviz.results import Comparison, load_comparison
+from tests.factory import METHODS, make_comparison
+
+EVIL = "<script>alert('1')</script>"
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; complains about tags that are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return make_comparison(layers=("in", "mid", "out"), methods=METHODS[3:8])
+
+
+@pytest.fixture(scope="module")
+def text(comparison, tmp_path_factory):
+    return write_page(tmp_path_factory.mktemp("page") / "page.html", comparison).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_the_page_is_well_formed_and_says_its_language(text, page):
+    assert text.lstrip().startswith("<!DOCTYPE html>")
+    assert page.all("html") == [{"lang": "en"}]
+    assert page.all("meta")[0] == {"charset": "utf-8"}
+
+
+def test_the_page_needs_nothing_from_elsewhere(text, page):
+    assert "http" not in text.replace("http-equiv", "")
+    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+    assert all(link["href"].startswith("#") for link in page.all("a"))
+    assert "@import" not in text
+
+
+def test_links_and_references_inside_the_page_arrive(text, page):
+    identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identities) == len(set(identities))
+    wanted = re.findall(r'href="#([^"]*)"', text) + re.findall(r"url\(#([^)]*)\)", text)
+    assert set(wanted) <= set(identities)
+    assert len(wanted) > 50
+
+
+def test_every_picture_is_described_and_light(page):
+    pictures = page.all("img")
+    assert len(pictures) == 10
+    assert all(len(image["alt"]) > 30 for image in pictures)
+    sizes = [len(base64.b64decode(image["src"].split(",")[1])) for image in pictures]
+    assert max(sizes) < LARGEST
+    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in page.all("svg"))
+    assert len(page.all("svg")) >= 6
+
+
+def test_every_table_has_a_caption_and_heads(text, page):
+    assert len(page.all("table")) == len(page.all("caption")) > 4
+    assert {head["scope"] for head in page.all("th")} == {"col", "row", "colgroup"}
+
+
+def test_the_page_shows_what_was_asked_for(page):
+    for words in (
+        "kfac-full is closest to the exact Fisher",
+        "Quality against cost",
+        "The matrices",
+        "Their damped inverses",
+        "Which layers interact",
+        "Spectra",
+        "Layer by layer",
+        "What was probed",
+        "requires_grad is False",
+        "Settings and versions",
+        "fingerprint of the weights",
+        "What the numbers mean",
+        "kl of foof is left out",
+    ):
+        assert words in page.text, words
+
+
+def test_a_heatmap_too_detailed_for_the_page_becomes_coarser(tmp_path):
+    rng = np.random.default_rng(0)
+    comparison = make_comparison(methods=("kfac",), units=15, fan_in=9)
+    for name, array in comparison.arrays.items():
+        if array.shape == (600, 600):
+            comparison.arrays[name] = rng.random((600, 600)).astype(np.float32)
+    page = Page(write_page(tmp_path / "p.html", comparison).read_text())
+    sizes = [len(base64.b64decode(image["src"].split(",")[1])) for image in page.all("img")]
+    assert 0.5 * LARGEST < max(sizes) <= LARGEST
+
+
+def test_names_are_escaped_wherever_they_stand(tmp_path):
+    comparison = make_comparison(layers=(EVIL, "b"), methods=(EVIL,))
+    comparison.meta["notes"] = [EVIL]
+    comparison.meta["settings"] = {EVIL: EVIL}
+    comparison.meta["left_out"] = [{"name": EVIL, "why": EVIL}]
+    comparison.meta["likelihood"] = comparison.meta["damping"] = comparison.meta["kind"] = EVIL
+    text = write_page(tmp_path / "p.html", [Section(EVIL, comparison, EVIL)], title=EVIL).read_text()
+    assert "<script" not in text
+    assert Page(text).text.count(EVIL) > 15
+
+
+def test_the_page_is_the_same_from_the_loaded_comparison_and_every_time(comparison, text, tmp_path):
+    loaded = load_comparison(comparison.save(tmp_path / "saved"))
+    assert loaded.to_html(tmp_path / "p.html").read_text() == text
+
+
+def test_the_users_style_changes_nothing(comparison, text, tmp_path):
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "svg.fonttype": "none"}):
+        assert write_page(tmp_path / "p.html", comparison).read_text() == text
+
+
+def test_the_papers_sums_stand_beside_ours_in_the_papers_setting_only(comparison, page, tmp_path):
+    assert "2,189.0" in page.text
+    assert "2,894.4" in page.text
+    assert "4,134.6" in page.text
+    assert "0.716" in page.text
+    assert "0.700" in page.text
+    other = make_comparison(methods=("kfac",))
+    other.meta["settings"] = {}
+    text = Page(write_page(tmp_path / "p.html", other).read_text()).text
+    assert "2,189.0" in text
+    assert "2,894.4" not in text
+
+
+def test_a_comparison_of_almost_nothing_still_makes_a_page(tmp_path):
+    full = make_comparison(methods=("kfac",))
+    frame = full.frame[full.frame["metric"] == "frobenius_cosine"]
+    page = Page(write_page(tmp_path / "p.html", Comparison(frame)).read_text())
+    assert "cosine" in page.text
+
+
+# ---- words and tables ------------------------------------------------------------------------------
+
+
+def test_the_verdict_names_the_closest_the_best_step_and_the_front():
+    words = paragraph(verdict(make_comparison()))
+    assert "kfac-full is closest to the exact Fisher: its relative Frobenius error is 0.310" in words
+    assert "kfac-full agrees best with the exact natural gradient (cosine 0.845)" in words
+    assert "the plain gradient has 0.502" in words
+    assert "identity (0.0200), foof (0.900), kfac (2.40), kfac-tridiagonal (2.90), kfac-full (3.10)" in words
+
+
+def test_the_verdict_says_what_is_exact_and_goes_on():
+    comparison = make_comparison()
+    frame = comparison.frame
+    whole = (frame["metric"] == "relative_frobenius") & (frame["row"] == "all")
+    frame.loc[whole & (frame["method"] == "layer"), "value"] = 1e-9
+    words = paragraph(verdict(comparison))
+    assert words.startswith("layer equals the exact Fisher to rounding. Of the others, kfac-full is closest")
+
+
+def test_the_verdict_calls_a_sampled_fisher_by_its_name():
+    comparison = make_comparison()
+    comparison.meta["kind"] = "mc"
+    assert "closest to the sampled Fisher" in paragraph(verdict(comparison))
+
+
+def test_the_summary_marks_the_best_of_each_column():
+    table = summary_table(make_comparison())
+    best = {
+        head: [name for name, cells in table.rows if cells[k].best] for k, head in enumerate(table.heads)
+    }
+    assert best["Frobenius"] == ["kfac-full"]
+    assert best["step, cosine"] == ["kfac-full"]
+    assert best["passes"] == ["identity"]
+    foof = next(cells for name, cells in table.rows if name == "foof")
+    assert foof[table.heads.index("KL, nats")].text == "–"
+
+
+def test_layers_tables_are_sorted_best_first():
+    table = layer_tables(make_comparison())[0]
+    assert table.rows[0][0] == "layer"
+    assert table.heads == ("0", "2", "4", "6")
+
+
+def test_single_layers_are_put_side_by_side():
+    found = [(name, make_comparison(layers=(name,), methods=("kfac", "foof"))) for name in "ab"]
+    joined = side_by_side(found, {"model": "m", "setting": "kfac-figure-2"})
+    assert joined.layers == ("a", "b")
+    assert joined.whole("relative_frobenius") == {}
+    blocks = joined.blocks("relative_frobenius")
+    assert list(blocks["row"]) == list(blocks["col"]) == ["a", "a", "b", "b"]
+    assert list(blocks["value"]) == [0.62, 0.9, 0.62, 0.9]
+    assert len(joined.blocks("off_unit_share")) == 4
+    assert joined.meta["parameters"] == 48
+    assert "setting" not in joined.meta["settings"]
+    assert "in the median over the layers" in paragraph(verdict(joined))
+
+
+def test_what_is_the_same_for_a_single_layer_is_compared_once():
+    assert differing_alone(METHODS)[0] == tuple(
+        name for name in METHODS if name not in ("layer", "kfac-full", "kfac-tridiagonal")
+    )
+    assert differing_alone(("kfac-full",)) == (("kfac-full",), [])
+    assert differing_alone(("layer",)) == (("layer",), [])
+
+
+# ---- the folder ------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_page_data_and_pictures(comparison, tmp_path):
+    other = make_comparison(layers=("x", "y"), methods=("kfac",))
+    drawn = []
+    sections = [Section("Jointly", comparison), Section("Alone", other, slug="layers")]
+    write_report(tmp_path, sections, progress=drawn.append)
+    facts = json.loads((tmp_path / "report.json").read_text())
+    found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert facts["files"] == found
+    assert {"index.html", "comparison.parquet", "comparison.json", "arrays.npz"} <= set(facts["files"])
+    assert load_comparison(tmp_path).methods == comparison.methods
+    assert load_comparison(tmp_path / "layers").layers == ("x", "y")
+    assert [section["title"] for section in facts["sections"]] == ["Jointly", "Alone"]
+    assert facts["sections"][0]["summary"]["kfac"]["relative_frobenius"] == 0.62
+    assert "closest" in facts["sections"][0]["verdict"]
+    pictures = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert {f"{name}.png" for name in drawn} <= pictures
+    assert {"front-relative_frobenius.svg", "matrix-kfac.png", "inverse-kfac.png"} <= pictures
+    assert (tmp_path / "pictures" / "spectra.svg").read_text().startswith("<?xml")
+
+
+def test_a_second_report_replaces_the_first_and_spares_what_is_not_its_own(tmp_path):
+    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac", "foof")))
+    (tmp_path / "mine.txt").write_text("mine")
+    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    assert not (tmp_path / "pictures" / "matrix-foof.png").exists()
+    assert (tmp_path / "pictures" / "matrix-kfac.png").exists()
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    calls = iter(range(100))
+
+    def fill(path, content):
+        if next(calls) == 5:
+            raise OSError("disk full")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    monkeypatch.setattr(files, "_fill", fill)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("foof",), seed=1))
+    assert {path: path.read_bytes() for path in before} == before
+    assert load_comparison(tmp_path).methods == ("kfac",)
+
+
+def test_methods_with_strange_names_make_ordinary_files(tmp_path):
+    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("../a/b c",)))
+    assert (tmp_path / "pictures" / "matrix-.._a_b_c.png").exists()
