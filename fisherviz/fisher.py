@@ -23,6 +23,7 @@ from fisherviz.joint import JointBlocks
 from fisherviz.kinds import EmpiricalVectors, NoVectors, make_vectors
 from fisherviz.layers import ORDERS, LayerInfo, Order, ParameterSpace
 from fisherviz.memory import human, keep_limit, require
+from fisherviz.natural import WithScores, natural_gradient
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.path_check import restarting
 from fisherviz.posterior import sample_posterior
@@ -169,6 +170,17 @@ class Fisher:
             made = {name: [batch.captures[name] for batch in kept] for name in self.space.names}
             self._ragged = any(ragged(captures) for captures in made.values())
             self._captures = {name: concatenate(captures) for name, captures in made.items()}
+
+    def pass_with_scores(self, consume: Callable[[Batch], None]) -> None:
+        """One pass that backpropagates the data's scores beside the kind's vectors, as the last one."""
+        self.check_unchanged()
+        vectors = WithScores(self.vectors, EmpiricalVectors(self.probe.likelihood))
+        first = 0
+        for inputs, targets in self.data:
+            if targets is None:
+                raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
+            first += self.probe.capture(inputs, targets, vectors, consume, first)
+        self._examples = first
 
     def look(self) -> None:
         """Make sure that the probe has seen the model run: the layers' paths and positions are known."""
@@ -373,7 +385,8 @@ class Fisher:
         if self._captures is not None or not self._forward_mode():
             self.check_unchanged()
             return self._example_product(v)
-        return torch.stack([self._network_product(column) for column in v.unbind(1)], 1)
+        columns = [self._network_product(column) for column in v.unbind(1)]
+        return columns[0].unsqueeze(1) if len(columns) == 1 else torch.stack(columns, 1)
 
     def _forward_mode(self) -> bool:
         """Whether products may run on the network itself; otherwise they come from captures, just as exact."""
@@ -481,6 +494,23 @@ class Fisher:
         dense = self._dense is not None or damping == 0 or self.space.size <= self.columns
         out = self._solve_dense(right, damping) if dense else self._solve_woodbury(right, damping)
         return out[:, 0] if v.dim() == 1 else out
+
+    def natural_gradient(self, damping: float) -> Tensor:
+        """(F + damping I)⁻¹ ∇h for the data's gradient, flat in torch order, (P,); one pass for both.
+
+        In example space the gradient is itself a combination of outer products, so that its products with the Gram
+        matrix's columns and the final combination share their work (Benzing eq. 18-21; DESIGN section 6).
+
+        Args:
+            damping: Tikhonov damping, at least 0; positive for fewer gradients than parameters.
+
+        Returns:
+            The damped natural gradient.
+
+        Raises:
+            ValueError: the data has no targets, or the damping is negative.
+        """
+        return natural_gradient(self, damping)
 
     def _solve_dense(self, v: Tensor, damping: float) -> Tensor:
         key = ("dense", damping)

@@ -44,19 +44,29 @@ def fisher_product(
     check_modes(probe.model)
     inputs = move(inputs, probe.device)
     with as_guest(probe.model):
-        leaves = {name: p.detach().requires_grad_() for name, p in probe.parameters().items()}
-        with forward_ad.dual_level():
-            duals = {name: forward_ad.make_dual(leaves[name], tangents[name]) for name in leaves}
-            z, t = forward_ad.unpack_dual(_functional(probe, duals, inputs))
-        _check(probe, z)  # outside the level: the reverse pass must not drag tangents along
-        t = torch.zeros_like(z) if t is None else t
+        leaves, z, t = _dual_output(probe, inputs, tangents)
+        _check(probe, z)
         u = vectors.product(z.detach(), t.detach(), targets, first)
         gradients = torch.autograd.grad(z, list(leaves.values()), u, allow_unused=True)
     filled = {
-        name: torch.zeros_like(leaf) if g is None else g
+        name: torch.zeros_like(leaf) if g is None else densified(g)
         for (name, leaf), g in zip(leaves.items(), gradients, strict=True)
     }
     return filled, len(z)
+
+
+def _dual_output(
+    probe: Probe, inputs: Inputs, tangents: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Leaves, output z with its graph to them, and the tangent J v.
+
+    The level is left before the caller goes backward: the reverse pass must not drag tangents along.
+    """
+    leaves = {name: p.detach().requires_grad_() for name, p in probe.parameters().items()}
+    with forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(leaves[name], tangents[name]) for name in leaves}
+        z, t = forward_ad.unpack_dual(_functional(probe, duals, inputs))
+    return leaves, z, torch.zeros_like(z) if t is None else t
 
 
 def output_tangent(
@@ -89,7 +99,9 @@ def forward_mode_is_right(probe: Probe, inputs: Inputs) -> bool:
             z = probe.forward(few)
             u = noise(z)
             gradients = torch.autograd.grad(z, list(probe.parameters().values()), u, allow_unused=True)
-        _, t = output_tangent(probe, few, tangents)
+            leaves, again, t = _dual_output(probe, few, tangents)
+            torch.autograd.grad(again, list(leaves.values()), u, allow_unused=True)
+        output_tangent(probe, few, tangents)
     except (RuntimeError, NotImplementedError, TypeError):
         return False  # an operation without forward mode: products go through captures
     pairs = [

@@ -171,6 +171,19 @@ class Layer:
             found.append((slice(units * weights, units * width), slice(weights, width), (units, width - weights)))
         return found
 
+    def torch_parts(self, v: Tensor) -> list[Tensor]:
+        """A unit-order vector (P, ...) as consecutive parts of the torch-order one: weight, bias."""
+        if not self.structured:
+            return [v]
+        matrix = v.unflatten(0, self.matrix_shape)
+        return [matrix[:, columns].flatten(0, 1) for _, columns, _ in self.pieces]
+
+    def to_unit(self, v: Tensor) -> Tensor:
+        """A torch-order vector (P, ...) in unit order."""
+        if not self.structured or len(self.pieces) == 1:
+            return v
+        return torch.cat([v[rows].unflatten(0, shape) for rows, _, shape in self.pieces], 1).flatten(0, 1)
+
     # ---- parameter orders ---------------------------------------------------------------------------------------
 
     @cached_property
@@ -237,11 +250,11 @@ class ParameterSpace:
                 f"a flat vector must have {self.size} entries (or shape ({self.size}, k)), got {tuple(v.shape)}."
             )
         pieces = torch.split(v, self.sizes)
-        return [piece[layer.unit_from_torch.to(v.device)] for layer, piece in zip(self.layers, pieces, strict=True)]
+        return [layer.to_unit(piece) for layer, piece in zip(self.layers, pieces, strict=True)]
 
     def join(self, pieces: Sequence[Tensor]) -> Tensor:
         """Flat torch-order vector (P, ...) from the layers' unit-order ones."""
-        return torch.cat([p[layer.torch_from_unit.to(p.device)] for layer, p in zip(self.layers, pieces, strict=True)])
+        return torch.cat([part for layer, p in zip(self.layers, pieces, strict=True) for part in layer.torch_parts(p)])
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Flat torch-order vector from a dictionary name -> tensor like `named_parameters()`."""

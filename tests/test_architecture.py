@@ -48,6 +48,7 @@ ORDER = (
     "examplespace",
     "solving",
     "posterior",
+    "natural",
     "fisher",
     "approximations",
     "cumulants",

@@ -1,0 +1,80 @@
+"""The damped natural gradient of the data's own loss in one pass: scores and the Fisher's vectors backpropagated together.
+
+With U the Fisher's columns and ∇h = Σ_n g⁰_n a_nᵀ / N, Uᵀ∇h needs Gram matrices alone, and (∇h - U w) / λ is one product of
+combined pseudo-gradients with the inputs (Benzing eq. 18-21; Shrestha eq. 40-43).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fisherviz.captures import AnyCapture, Batch, Capture
+from fisherviz.kinds import AnyVectors, EmpiricalVectors
+from fisherviz.products import gram
+from fisherviz.solving import DampedCholesky
+
+if TYPE_CHECKING:
+    from fisherviz.fisher import Fisher
+
+
+class WithScores:
+    """A kind's vectors, and the scores of the data's labels as the last one."""
+
+    def __init__(self, vectors: AnyVectors, scores: EmpiricalVectors) -> None:
+        self.vectors = vectors
+        self.scores = scores
+
+    def count(self, z: Tensor) -> int:
+        """One more than the kind's."""
+        return self.vectors.count(z) + 1
+
+    def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
+        """Vectors (K + 1, N, ...)."""
+        return torch.cat([self.vectors(z, targets, first), self.scores(z, targets, first)])
+
+
+def natural_gradient(fisher: Fisher, damping: float) -> Tensor:
+    """(F + damping I)⁻¹ ∇h; see `Fisher.natural_gradient`."""
+    if not 0 <= damping < float("inf"):
+        raise ValueError(f"damping must be a finite number of at least 0, got {damping}.")
+    kept: list[Batch] = []
+    fisher.pass_with_scores(kept.append)
+    captures = [batch.captures for batch in kept]
+    simple = len(captures) == 1 and all(isinstance(c, Capture) and c.factored for c in captures[0].values())
+    vectors = 1 if not captures else next(iter(captures[0].values())).vectors - 1
+    if not simple or damping == 0 or vectors * fisher.examples >= fisher.shape[0]:
+        return fisher.solve(fisher.gradient(), damping)
+    return _by_gram_matrices(fisher, captures[0], damping)
+
+
+def _by_gram_matrices(fisher: Fisher, captures: dict[str, AnyCapture], damping: float) -> Tensor:
+    scale = fisher.scale
+    total: Tensor | None = None
+    right: Tensor | None = None
+    for capture in captures.values():
+        assert isinstance(capture, Capture)
+        g = capture.g[:-1, :, 0].flatten(0, 1)  # (K N, dg)
+        inputs = gram(capture.a[:, 0].T)
+        own, cross = gram(g.T), g @ capture.g[-1, :, 0].T
+        if len(own) > len(inputs):
+            tiles = own.reshape(-1, len(inputs), len(own) // len(inputs), len(inputs))
+            own = tiles.mul_(inputs.unsqueeze(1)).reshape(len(own), len(own))
+            cross = cross.reshape(-1, len(inputs), len(inputs)).mul_(inputs).reshape(len(own), -1)
+        else:
+            own, cross = own.mul_(inputs), cross.mul_(inputs)
+        part = cross.sum(1)
+        total = own if total is None else total.add_(own)
+        right = part if right is None else right.add_(part)
+    assert total is not None and right is not None
+    factor = DampedCholesky(total, damping / scale, "the damped Gram matrix of the examples")
+    w = factor.solve(scale * right.unsqueeze(1))[:, 0]
+    pieces = []
+    for capture in captures.values():
+        assert isinstance(capture, Capture)
+        g = capture.g[:-1, :, 0]
+        combined = scale * capture.g[-1, :, 0] - torch.einsum("kno,kn->no", g, w.reshape(g.shape[:2]))
+        pieces.append((combined.T @ capture.a[:, 0]).div_(damping).reshape(-1))
+    return fisher.space.join(pieces)

@@ -1,0 +1,95 @@
+"""What a training run leaves in its folder: metrics.jsonl, config.yaml, summary.json; read here, written by `training`.
+
+Lines of metrics have a kind: "step", "epoch" or "monitor". Everything that depends on the clock is in a line's "seconds".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+METRICS, CONFIG, SUMMARY, CHECKPOINT = "metrics.jsonl", "config.yaml", "summary.json", "checkpoint.pt"
+KINDS = ("step", "epoch", "monitor")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training run as its folder has it.
+
+    Args:
+        path: the folder.
+        config: every field of the configuration.
+        records: the lines of metrics.
+        summary: how it ended; empty while it is running.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    records: tuple[dict[str, Any], ...]
+    summary: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has ended as it should."""
+        return self.summary.get("status") == "complete"
+
+    @property
+    def name(self) -> str:
+        """The optimizer, with the options that it was given."""
+        options = ", ".join(f"{k}={v}" for k, v in self.config.get("optimizer_options", {}).items())
+        return f"{self.config.get('optimizer', self.path.name)}{f' ({options})' if options else ''}"
+
+    def frame(self, kind: str = "epoch") -> pd.DataFrame:
+        """The lines of one kind as a table; what was in "seconds" becomes seconds_total, seconds_forward, ...
+
+        Args:
+            kind: "epoch", "step" or "monitor".
+
+        Raises:
+            ValueError: another kind.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        rows = []
+        for record in self.records:
+            if record["kind"] == kind:
+                row = {key: value for key, value in record.items() if key not in ("kind", "seconds")}
+                rows.append(row | {f"seconds_{k}": v for k, v in record.get("seconds", {}).items()})
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        state = self.summary.get("status", "unfinished")
+        steps = self.summary.get("steps", sum(record["kind"] == "step" for record in self.records))
+        return f"Run({str(self.path)!r}, {self.name}, {self.config.get('dataset')}, {steps} steps, {state})"
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Read a training run, finished or not; a last line that is not whole yet is left out.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        ValueError: there is no run, or its files are damaged.
+    """
+    directory = Path(path)
+    try:
+        config = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+        lines = (directory / METRICS).read_bytes().split(b"\n")[:-1]
+        records = tuple(json.loads(line) for line in lines)
+        summary = directory / SUMMARY
+        ended = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    except OSError as error:
+        raise ValueError(
+            f"{directory} holds no training run: {Path(str(error.filename)).name} cannot be read; give the folder that "
+            "`fisherviz train` wrote."
+        ) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{directory} holds a damaged training run: {' '.join(str(error).split())}.") from error
+    return Run(directory, config, records, ended)
