@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from fisherviz._version import __version__
+from fisherviz.papers import command as papers_command
 
 if TYPE_CHECKING:
     from fisherviz.report.page import Section
@@ -164,6 +165,9 @@ def _show(sections: list[Section]) -> None:
         words = paragraph(verdict(section.comparison))
         console.print(words, markup=False, highlight=False, soft_wrap=False)
         console.print()
+
+
+app.command(epilog=papers_command.EXAMPLE)(papers_command.papers)
 
 
 def main() -> None:
