@@ -63,7 +63,11 @@ class Algorithm2:
         layers, N, W = moments(model, x, exact_vectors), len(x), matrices(model)
         e = min(1 - 1 / self.k, 0.95)
         now = [M for pair in factors(layers, N) for M in pair]
-        self.average = now if self.average is None else [e * a + (1 - e) * b for a, b in zip(self.average, now, strict=True)]
+        self.average = (
+            now
+            if self.average is None
+            else [e * a + (1 - e) * b for a, b in zip(self.average, now, strict=True)]
+        )
         if self.k % self.T3 == 0 or self.k <= 3:
             self.snapshot = self.average
         J = per_example(layers)
@@ -75,8 +79,12 @@ class Algorithm2:
             candidates = [self.gamma, omega2 * self.gamma, self.gamma / omega2]
         best = None
         for gamma in candidates:
-            pairs = [damped_pair(A, G, gamma) for A, G in zip(self.snapshot[::2], self.snapshot[1::2], strict=True)]
-            proposal = flat([-torch.linalg.inv(G) @ g @ torch.linalg.inv(A) for g, (A, G) in zip(v, pairs, strict=True)])
+            pairs = [
+                damped_pair(A, G, gamma) for A, G in zip(self.snapshot[::2], self.snapshot[1::2], strict=True)
+            ]
+            proposal = flat(
+                [-torch.linalg.inv(G) @ g @ torch.linalg.inv(A) for g, (A, G) in zip(v, pairs, strict=True)]
+            )
             D = proposal[:, None]
             if self.momentum and self.previous is not None:
                 D = torch.stack([proposal, self.previous], 1)
@@ -205,7 +213,15 @@ def test_corollary_2_tanh_and_logistic_networks_follow_the_same_path(inverse):
     assert torch.allclose(tanh(x), logistic(x), atol=1e-12)
     opts = [
         optim.KFAC(
-            m, "gaussian", inverse=inverse, rescale=False, adapt=False, lr=0.1, damping=0.0, kind="exact", decay=0.5
+            m,
+            "gaussian",
+            inverse=inverse,
+            rescale=False,
+            adapt=False,
+            lr=0.1,
+            damping=0.0,
+            kind="exact",
+            decay=0.5,
         )
         for m in (tanh, logistic)
     ]

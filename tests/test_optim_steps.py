@@ -315,7 +315,15 @@ def test_deferred_averages_are_the_averages_at_every_snapshot(passes):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 3)).double()
         opt = optim.KFAC(
-            model, "categorical", rescale=False, adapt=False, lr=0.0, damping=0.1, T=T, kind="exact", decay=0.8
+            model,
+            "categorical",
+            rescale=False,
+            adapt=False,
+            lr=0.0,
+            damping=0.1,
+            T=T,
+            kind="exact",
+            decay=0.8,
         )
         for k in range(25):
             opt.zero_grad()

@@ -28,8 +28,21 @@ All are `torch.optim.Optimizer`s. `damping` may be a float, `fv.Tikhonov` or `fv
 set its own lr, damping, momentum, weight_decay, or approximation="none" for plain SGD.
 """
 
+from fisherviz.optim.hessian_free import HessianFree
+from fisherviz.optim.kbfgs import KBFGS
 from fisherviz.optim.kfac import KFAC
 from fisherviz.optim.natural_gradient import NaturalGradient
 from fisherviz.optim.presets import CWNGD, EKFAC, FOOF, TENGraD
+from fisherviz.optim.subsampled import SubsampledNaturalGradient
 
-__all__ = ["CWNGD", "EKFAC", "FOOF", "KFAC", "NaturalGradient", "TENGraD"]
+__all__ = [
+    "CWNGD",
+    "EKFAC",
+    "FOOF",
+    "KBFGS",
+    "KFAC",
+    "HessianFree",
+    "NaturalGradient",
+    "SubsampledNaturalGradient",
+    "TENGraD",
+]

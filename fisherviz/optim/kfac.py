@@ -17,7 +17,7 @@ from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.natural_gradient import Directions, NaturalGradient
-from fisherviz.optim.preconditioner import Preconditioner
+from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.watch import Inputs, capture_forward
 
@@ -90,7 +90,9 @@ class KFAC(NaturalGradient):
         if inverse not in METHODS:
             raise ValueError(f"inverse must be one of {', '.join(METHODS)}, got {inverse!r}.")
         if adapt and not rescale:
-            raise ValueError("λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False.")
+            raise ValueError(
+                "λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False."
+            )
         if not heuristic_damping and (rescale or inverse == "block-tridiagonal"):
             raise ValueError(
                 "damping of the eigenvalues is there for the plain block-diagonal KFAC only (rescale=False); "
@@ -102,7 +104,9 @@ class KFAC(NaturalGradient):
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")
         if rescale and kind == "empirical":
-            raise ValueError("the factors come from a forward of their own, without labels; use kind='mc' or 'exact'.")
+            raise ValueError(
+                "the factors come from a forward of their own, without labels; use kind='mc' or 'exact'."
+            )
         self.rescale, self.adapt, self.heuristic_damping = rescale, adapt, heuristic_damping
         self.T1, self.T2, self.tau1, self.tau2 = T1, T2, tau1, tau2
         self.omega1 = (19 / 20) ** T1 if omega1 is None else omega1
@@ -127,9 +131,14 @@ class KFAC(NaturalGradient):
         self._update: Directions = {}
         if rescale:
             rule = as_damping(damping)
-            self.lam = rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
+            self.lam = (
+                rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
+            )
             self.gamma = math.sqrt(self.lam + self.eta)
-            if any(g["lr"] != lr or g["weight_decay"] != self.eta or g["damping"] != damping for g in self.param_groups):
+            if any(
+                g["lr"] != lr or g["weight_decay"] != self.eta or g["damping"] != damping
+                for g in self.param_groups
+            ):
                 raise ValueError(
                     "with rescale=True all groups share one lr, damping and weight_decay, which the quadratic model joins; "
                     "only approximation='none' may differ between groups."
@@ -223,7 +232,9 @@ class KFAC(NaturalGradient):
             cache[gamma] = made = self._for_gamma(gamma)
             proposal = {p: -d for p, d in self._solve(made, active).items() if p in gradient}
             directions = [proposal, previous] if previous else [proposal]
-            tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
+            tangents = (
+                [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
+            )
             n, shift = len(directions), self.lam + self.eta
             quadratic, linear = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
             for i in range(n):
@@ -247,8 +258,10 @@ class KFAC(NaturalGradient):
         assert self.moments is not None
         if self._preconditioner is not None and self._preconditioner[0] == (gamma,):
             return self._preconditioner[1]
-        rules = {layer.name: FactoredTikhonov(gamma) if gamma else None for layer in self.moments.space.layers}
-        return Preconditioner(self.moments.build(), rules, invert=False)
+        rules = {
+            layer.name: FactoredTikhonov(gamma) if gamma else None for layer in self.moments.space.layers
+        }
+        return Preconditioner(self.moments.build(), rules, invert=self.T >= INVERT_FROM)
 
     def _apply_plain(self, parameters: set[nn.Parameter]) -> None:
         for group in self.param_groups:
@@ -258,9 +271,8 @@ class KFAC(NaturalGradient):
 
     def _objective(self, loss: Any) -> float:
         """h = loss + η/2 ‖θ‖²."""
-        squares = sum(
-            float(torch.sum(p.square(), dtype=torch.float64)) for layer in self._active() for p in layer.parameters.values()
-        )
+        weights = {p: p.detach() for layer in self._active() for p in layer.parameters.values()}
+        squares = dot(weights, weights) if self.eta else 0.0
         return float(loss.detach() if isinstance(loss, Tensor) else loss) + self.eta / 2 * squares
 
     def _adjust(self, closure: Callable[[], Any], before: float, lr: float) -> None:
@@ -288,10 +300,14 @@ class KFAC(NaturalGradient):
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         if self.rescale != ("adaptive" in state):
-            raise ValueError("the state is that of a KFAC with another rescale=; create the optimizer as it was then.")
+            raise ValueError(
+                "the state is that of a KFAC with another rescale=; create the optimizer as it was then."
+            )
         super()._load_own_state(state)
         if self.rescale:
             own = state["adaptive"]
             self.lam, self.gamma, self.last = own["lam"], own["gamma"], dict(own["last"])
             parameters = {name: p for layer in self.layers for name, p in layer.parameters.items()}
-            self._update = {parameters[name]: d.to(parameters[name].device) for name, d in own["update"].items()}
+            self._update = {
+                parameters[name]: d.to(parameters[name].device) for name, d in own["update"].items()
+            }

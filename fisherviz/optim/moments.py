@@ -49,7 +49,8 @@ class Moments:
         self.average, self.fresh = self._new(), self._new()
         self.refined: list[Named] = [{} for _ in self.space.layers]
         self.deferred = [
-            {key: DeferredAverage(s) for key, s in named.items() if defer and deferrable(s)} for named in self.average
+            {key: DeferredAverage(s) for key, s in named.items() if defer and deferrable(s)}
+            for named in self.average
         ]
         self._rows: dict[tuple[int, str], list[tuple[Tensor, float, int]]] = {}
         self.window: list[dict[str, AnyCapture]] = []
@@ -84,7 +85,9 @@ class Moments:
         batch = Batch(captures, examples)
         for i, named in enumerate(self.fresh):
             for key, statistic in named.items():
-                if all(name in captures for name in statistic.layers) and not self._hold(i, key, captures, examples):
+                if all(name in captures for name in statistic.layers) and not self._hold(
+                    i, key, captures, examples
+                ):
                     statistic.update(batch)
         self.examples += examples
         self.window.append(captures if self.keeps_captures else dict.fromkeys(captures, _SEEN))
@@ -244,7 +247,7 @@ class Moments:
             "average": [{k: s.state_dict() for k, s in named.items()} for named in self.average],
             "deferred": [{k: d.state_dict() for k, d in named.items()} for named in self.deferred],
             "refined": [{k: s.state_dict() for k, s in named.items()} for named in self.refined],
-            "values": None if self.values is None else [_pack(v) for v in self.values],
+            "values": None if self.values is None else [pack(v) for v in self.values],
             "snapshot_examples": self.snapshot_examples,
         }
 
@@ -288,7 +291,7 @@ class Moments:
         made.snapshot_examples = state["snapshot_examples"]
         if state["values"] is None:
             return made
-        made.values = [_unpack(v, device) for v in state["values"]]
+        made.values = [unpack(v, device) for v in state["values"]]
         for i, layer in enumerate(kept):
             if state["refined"][i]:
                 made.refined[i] = approximation.refine(layer, made.values[i])
@@ -325,7 +328,7 @@ def _positions(call: Call) -> int:
     return per_example // call.layer.d_out if call.layer.d_out else 1
 
 
-def _pack(values: Mapping[str, Any]) -> dict[str, Any]:
+def pack(values: Mapping[str, Any]) -> dict[str, Any]:
     packed: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Capture):
@@ -337,7 +340,7 @@ def _pack(values: Mapping[str, Any]) -> dict[str, Any]:
     return packed
 
 
-def _unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Tensor):

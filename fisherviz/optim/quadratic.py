@@ -37,7 +37,11 @@ def choose(inputs: Inputs, share: float, generator: torch.Generator) -> Inputs:
         return inputs
     index = torch.randperm(n, generator=generator, device=generator.device)[: max(1, round(share * n))]
     return pytree.tree_map(
-        lambda leaf: leaf[index.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf,
+        lambda leaf: (
+            leaf[index.to(leaf.device)]
+            if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n
+            else leaf
+        ),
         inputs,
     )
 
@@ -77,6 +81,32 @@ class FisherForms:
             self.watcher.paused = False
         return out  # type: ignore[return-value]
 
+    def product(self, direction: Direction) -> dict[nn.Parameter, Tensor]:
+        """F · direction: forward mode, the output Fisher, and one reverse pass."""
+        model = self.watcher.model
+        total = {p: torch.zeros_like(d) for p, d in direction.items()}
+        self.watcher.paused = True
+        try:
+            for batch in self.batches:
+                with as_guest(model), forward_ad.dual_level():
+                    leaves = {name: p for name, p in model.named_parameters() if p in direction}
+                    copies = {name: p.detach().requires_grad_() for name, p in leaves.items()}
+                    duals = {
+                        name: forward_ad.make_dual(copies[name], direction[p]) for name, p in leaves.items()
+                    }
+                    z = self.watcher.call(lambda *a, d=duals, **k: functional_call(model, d, a, k), batch)
+                    z, t = forward_ad.unpack_dual(z)
+                    if t is None:
+                        continue
+                    u = self.likelihood.product(_rows(z), _rows(t)).reshape(z.shape).to(z.dtype)
+                    found = torch.autograd.grad(z, list(copies.values()), u.detach(), allow_unused=True)
+                for p, g in zip(leaves.values(), found, strict=True):
+                    if g is not None:
+                        total[p].add_(g, alpha=1 / self.examples)
+        finally:
+            self.watcher.paused = False
+        return total
+
     def form(self, u: Sequence[tuple[Tensor, Tensor]], v: Sequence[tuple[Tensor, Tensor]]) -> float:
         """uᵀFv from the two directions' tangents, in float64."""
         total = 0.0
@@ -91,8 +121,9 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def dot(u: Direction, v: Direction) -> float:
-    """Inner product of two directions, in float64."""
-    return float(sum((torch.sum(u[p] * v[p], dtype=torch.float64) for p in u if p in v), torch.zeros(())))
+    """Inner product of two directions; each parameter's share by one BLAS product, their sum in float64."""
+    shares = [torch.dot(u[p].reshape(-1), v[p].reshape(-1)) for p in u if p in v]
+    return float(torch.stack(shares).double().sum()) if shares else 0.0
 
 
 def combine(terms: Sequence[tuple[float, Direction]]) -> dict[nn.Parameter, Tensor]:

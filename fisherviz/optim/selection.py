@@ -81,17 +81,26 @@ def gradient_matrix(layer: Layer, weight_decay: Mapping[nn.Parameter, float]) ->
 
     Missing gradients count as zero.
     """
-    parts = []
-    for p in _ordered(layer):
-        g = torch.zeros_like(p) if p.grad is None else p.grad
-        if g.is_sparse:
+    gradients = {}
+    for p in layer.parameters.values():
+        if p.grad is None:
+            continue
+        if p.grad.is_sparse:
             raise RuntimeError(
                 f"layer {layer.name!r} has a sparse gradient, which no approximation takes; "
                 "put it in a group with approximation='none'."
             )
-        if weight_decay.get(p):
-            g = g.add(p, alpha=weight_decay[p])
-        parts.append(at_least_float32(g).reshape(layer.d_out if layer.structured else 1, -1))
+        gradients[p] = p.grad.add(p, alpha=weight_decay[p]) if weight_decay.get(p) else p.grad
+    return matrix_of(layer, gradients)
+
+
+def matrix_of(layer: Layer, tensors: Mapping[nn.Parameter, Tensor]) -> Tensor:
+    """Tensors of a layer's parameters as one (d_out, da) matrix with the bias last; missing ones are zero."""
+    rows = layer.d_out if layer.structured else 1
+    parts = [
+        at_least_float32(tensors[p] if p in tensors else torch.zeros_like(p)).reshape(rows, -1)
+        for p in _ordered(layer)
+    ]
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 

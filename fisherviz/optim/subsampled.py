@@ -1,0 +1,236 @@
+"""Natural gradients with the exact Fisher of a sub-sample, jointly or layer by layer, by Woodbury (Benzing 2021, app. E).
+
+(λI + UUᵀ)⁻¹ v = (v − U (λI + UᵀU)⁻¹ Uᵀ v) / λ with U's columns the sampled gradients of a mini-batch that is, by default,
+independent of the gradient's; everything comes from inputs and pseudo-gradients (`examplespace`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherviz.batches import Batches
+from fisherviz.captures import AnyCapture
+from fisherviz.damping import Damping, Tikhonov
+from fisherviz.examplespace import columns_product, example_gram, rows_product
+from fisherviz.layers import Layer
+from fisherviz.likelihoods import Likelihood
+from fisherviz.optim.moments import distributed, pack, unpack
+from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.selection import gradient_matrix, split_matrix
+from fisherviz.optim.watch import Inputs, capture_forward
+from fisherviz.solving import DampedCholesky, woodbury_solve
+
+STRUCTURES = ("full", "layer")
+
+
+class SubsampledNaturalGradient(NaturalGradient):
+    """The exact natural gradient with respect to a mini-batch's Fisher (Benzing 2021, section 2 and appendix E).
+
+    Args:
+        model: the model.
+        likelihood: as for `fv.Probe`.
+        structure: "full" (all layers jointly) or "layer" (block-diagonal).
+        fisher_data: where the Fisher's mini-batches come from: a re-iterable of batches; None: the previous step's
+            inputs at the current weights; "same": the gradient's own inputs.
+        params: parameter groups, None for all.
+        lr: learning rate.
+        damping: λ.
+        momentum: of the preconditioned gradient.
+        weight_decay: ℓ₂ coefficient.
+        T: steps between mini-batches for the Fisher.
+        kind: "mc" or "exact".
+        samples: labels per example for kind "mc".
+        output: picks the output tensor from what the model returns.
+
+    Raises:
+        ValueError: an option is unknown.
+        TypeError: `fisher_data` is a one-shot iterator.
+    """
+
+    _needs_inputs = True
+    _captures = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module,
+        *,
+        structure: str = "full",
+        fisher_data: Any = None,
+        params: Iterable[Any] | None = None,
+        lr: float = 1e-2,
+        damping: float | Damping = 1e-2,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        T: int = 1,
+        kind: str = "mc",
+        samples: int = 1,
+        output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        if structure not in STRUCTURES:
+            raise ValueError(f"structure must be one of {', '.join(STRUCTURES)}, got {structure!r}.")
+        if kind == "empirical":
+            raise ValueError("the Fisher's mini-batch has no labels; use kind='mc' or 'exact', or TENGraD.")
+        if isinstance(fisher_data, str) and fisher_data != "same":
+            raise ValueError(
+                f"fisher_data must be a re-iterable of batches, None or 'same', got {fisher_data!r}."
+            )
+        self.structure = structure
+        super().__init__(
+            model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
+            weight_decay=weight_decay, T=T, decay=0.0, kind=kind, samples=samples, output=output, dense_parameters=0,
+        )  # fmt: skip
+        self._same = isinstance(fisher_data, str)
+        self._data = None if fisher_data is None or self._same else Batches(fisher_data)
+        self._batches: Iterator[Any] | None = None
+        self._drawn = 0
+        self._previous: list[Inputs] = []
+        self._fisher: dict[str, AnyCapture] = {}
+        self._factors: dict[float, list[tuple[list[Layer], DampedCholesky, float]]] = {}
+
+    def _seen(self, layer: Layer) -> bool:
+        return bool(self._passes)
+
+    def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
+        if distributed():
+            raise NotImplementedError(
+                "SubsampledNaturalGradient works on examples that other processes do not see; "
+                "under torch.distributed use foof, kfac or cw-ngd."
+            )
+        inputs = [made.inputs for made in self._passes if made.inputs is not None]
+        if not inputs or self.moments is None:
+            self._apply({})
+            return
+        if self._due():
+            batches = (
+                [self._draw()]
+                if self._data is not None
+                else inputs
+                if self._same
+                else self._previous or inputs
+            )
+            self._estimate(batches)
+        if self._data is None and not self._same and self.k % self.T == 0:
+            self._previous = inputs  # the next factorisation comes with the next step
+        self._apply(self._woodbury())
+
+    def _draw(self) -> Inputs:
+        assert self._data is not None
+        for _ in range(2):
+            if self._batches is None:
+                self._batches, self._drawn = iter(self._data), 0
+            found = next(self._batches, None)
+            if found is not None:
+                self._drawn += 1
+                batch = found[0]
+                device = next(iter(self._known)).device
+                if isinstance(batch, dict):
+                    return (), {key: value.to(device) for key, value in batch.items()}
+                several = batch if isinstance(batch, tuple | list) else (batch,)
+                return tuple(x.to(device) for x in several), {}
+            self._batches = None
+        raise ValueError("fisher_data has no batches.")
+
+    def _estimate(self, batches: list[Inputs]) -> None:
+        assert self._watcher is not None and self.moments is not None
+        parts = [capture_forward(self._watcher, batch, self._source()) for batch in batches]
+        self.moments.forget()
+        for captures, examples in parts:
+            self.moments.window.append(captures)
+            self.moments.examples += examples
+        found = {layer.name: self.moments.capture(layer.name) for layer in self.moments.space.layers}
+        self._fisher = {name: capture for name, capture in found.items() if capture is not None}
+        self._factors = {}
+
+    def _blocks(self, layers: list[Layer], damping: float) -> list[tuple[list[Layer], DampedCholesky, float]]:
+        """Cholesky factors of λN I + Gram, for all layers together or for each, and the condition number."""
+        if damping in self._factors:
+            return self._factors[damping]
+        together = [layers] if self.structure == "full" else [[layer] for layer in layers]
+        out = []
+        for members in together:
+            gram = example_gram(self._fisher[members[0].name])
+            for layer in members[1:]:
+                gram = gram + example_gram(self._fisher[layer.name])
+            n = self._fisher[members[0].name].examples
+            condition = 1 + float(gram.diagonal().max()) / (n * damping)
+            out.append(
+                (members, DampedCholesky(gram, n * damping, "the Gram matrix of the examples"), condition)
+            )
+        self._factors[damping] = out
+        return out
+
+    def _woodbury(self) -> dict[nn.Parameter, Tensor]:
+        layers = [layer for layer in self._active() if layer.name in self._fisher]
+        if not layers:
+            return {}
+        dampings = {self._value(layer) for layer in layers}
+        if len(dampings) > 1 and self.structure == "full":
+            raise ValueError(
+                "structure='full' couples layers, which then need one damping; the groups give several."
+            )
+        decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
+        out: dict[nn.Parameter, Tensor] = {}
+        for damping in sorted(dampings):
+            mine = [layer for layer in layers if self._value(layer) == damping]
+            for members, factor, condition in self._blocks(mine, damping):
+                present = [layer for layer in members if layer in layers]
+                sizes = [layer.size for layer in present]
+                n = self._fisher[present[0].name].examples
+                v = torch.cat([gradient_matrix(layer, decays).reshape(-1, 1) for layer in present])
+
+                def rows(x: Tensor, present: list[Layer] = present, sizes: list[int] = sizes) -> Tensor:
+                    pieces = zip(present, x.split(sizes), strict=True)
+                    return torch.stack(
+                        [rows_product(self._fisher[la.name], piece) for la, piece in pieces]
+                    ).sum(0)
+
+                def columns(w: Tensor, present: list[Layer] = present) -> Tensor:
+                    return torch.cat([columns_product(self._fisher[layer.name], w) for layer in present])
+
+                solved = woodbury_solve(
+                    factor, v, damping, rows, columns,
+                    lambda x, rows=rows, columns=columns, n=n: columns(rows(x)) / n, condition,
+                )  # fmt: skip
+                for layer, piece in zip(present, solved.split(sizes), strict=True):
+                    out |= split_matrix(layer, piece[:, 0])
+        return out
+
+    def _value(self, layer: Layer) -> float:
+        rule = self._rule(self._damping_of(layer))
+        if not isinstance(rule, Tikhonov) or rule.value <= 0:
+            raise ValueError(
+                "Woodbury needs a positive Tikhonov damping: the sub-sampled Fisher is singular without."
+            )
+        return rule.value
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+
+    def _own_state(self) -> dict[str, Any]:
+        return super()._own_state() | {
+            "structure": self.structure,
+            "fisher": pack(self._fisher),
+            "drawn": self._drawn,
+            "previous": [[list(args), dict(kwargs)] for args, kwargs in self._previous],
+        }
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        if state.get("structure") != self.structure:
+            raise ValueError(
+                f"the state is one of structure {state.get('structure')!r}, this optimizer's is {self.structure!r}."
+            )
+        super()._load_own_state(state)
+        device = next(iter(self._known)).device
+        self._fisher, self._factors = unpack(state["fisher"], device), {}
+        self._previous = [
+            (tuple(x.to(device) if isinstance(x, Tensor) else x for x in args), dict(kwargs))
+            for args, kwargs in state["previous"]
+        ]
+        self._batches, self._drawn = None, 0
+        if self._data is not None:
+            for _ in range(state["drawn"]):
+                self._draw()
