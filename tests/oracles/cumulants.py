@@ -21,13 +21,16 @@ def partitions(items):
         yield [(first,), *smaller]
 
 
+PARTITIONS = {count: list(partitions(tuple(range(count)))) for count in range(1, 5)}
+
+
 def cumulant(weights, variables):
-    """Joint cumulant of sample vectors under probability weights, by the moment formula."""
+    """Joint cumulant of up to four sample vectors under probability weights, by the moment formula."""
     total = 0.0
-    for partition in partitions(tuple(range(len(variables)))):
+    for partition in PARTITIONS[len(variables)]:
         term = (-1) ** (len(partition) - 1) * math.factorial(len(partition) - 1)
         for block in partition:
-            term = term * np.sum(weights * np.prod([variables[k] for k in block], axis=0))
+            term = term * (weights @ math.prod(variables[k] for k in block))
         total += term
     return total
 
@@ -36,7 +39,7 @@ def error_and_bound(weights, a1, a2, g1, g2):
     """F - F~ and its bound for one pair of weights."""
     variables = (a1, a2, g1, g2)
     error = bound = 0.0
-    for partition in partitions((0, 1, 2, 3)):
+    for partition in PARTITIONS[4]:
         if all(set(block) <= {0, 1} or set(block) <= {2, 3} for block in partition):
             continue
         term = math.prod(cumulant(weights, [variables[k] for k in block]) for block in partition)
