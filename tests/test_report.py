@@ -18,7 +18,7 @@ from fisherviz.results import Comparison, load_comparison
 from tests.factory import METHODS, make_comparison
 
 EVIL = "<script>alert('1')</script>"
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -215,6 +215,13 @@ def test_layers_tables_are_sorted_best_first():
     table = layer_tables(make_comparison())[0]
     assert table.rows[0][0] == "layer"
     assert table.heads == ("0", "2", "4", "6")
+
+
+def test_many_layers_become_rows():
+    layers = tuple(f"layer{k}" for k in range(12))
+    table = layer_tables(make_comparison(layers=layers, units=1, fan_in=1, methods=("kfac", "foof")))[0]
+    assert table.heads == ("kfac", "foof")
+    assert [name for name, _ in table.rows] == list(layers)
 
 
 def test_single_layers_are_put_side_by_side():

@@ -140,7 +140,7 @@ def _floor(values: np.ndarray) -> float:
 
 
 def _legend(ax: Axes, info: Blocks, handles: list, named: bool) -> None:
-    labels = [style.legend_label(name) for name in info.layers]
+    labels = [style.legend_label(name) for name in style.short_names(info.layers, 24)]
     if not named:  # too many to name: first, middle, last show which way the colours run
         keep = [0, len(labels) // 2, len(labels) - 1]
         rest = handles[len(labels) :]

@@ -167,8 +167,9 @@ def draw_heatmap(
     )
     line = style.INK if info.signed else "white"
     inner = info.edges[1:-1]
-    ax.vlines(inner, 0, rows, colors=line, linestyles=(0, (4, 3)), linewidth=0.7, alpha=0.9)
-    ax.hlines(inner, 0, cols, colors=line, linestyles=(0, (4, 3)), linewidth=0.7, alpha=0.9)
+    width = 0.7 if len(inner) < 10 else 0.3
+    ax.vlines(inner, 0, rows, colors=line, linestyles=(0, (4, 3)), linewidth=width, alpha=0.9)
+    ax.hlines(inner, 0, cols, colors=line, linestyles=(0, (4, 3)), linewidth=width, alpha=0.9)
     if units:
         ax.vlines(info.unit_edges, 0, rows, colors=line, linewidth=0.25, alpha=0.5)
         ax.hlines(info.unit_edges, 0, cols, colors=line, linewidth=0.25, alpha=0.5)
@@ -187,7 +188,7 @@ def _name_layers(ax: Axes, info: Cells, vertical: bool) -> None:
     width = 14 if len(info.labels) <= 8 else 8
     step = -(-len(info.labels) // 24)  # with very many layers only every step-th is named
     centres = ((info.edges[:-1] + info.edges[1:]) / 2)[::step]
-    labels = [style.short(name, width) for name in info.labels][::step]
+    labels = style.short_names(info.labels, width)[::step]
     longest = max(len(label) for label in labels)
     turned = longest * len(labels) > 36
     ax.set_xticks(centres, labels, rotation=90 if turned else 0, fontsize="small")
@@ -314,7 +315,7 @@ def triptych(
     if ax is None:
         from matplotlib import pyplot
 
-        ax = list(pyplot.subplots(1, 3, figsize=(9.6, 3.4), layout="constrained")[1])
+        ax = list(pyplot.subplots(1, 3, figsize=(9.6, 3.5), layout="compressed")[1])
     if len(ax) != 3 or len(titles) != 3:
         raise ValueError(f"a triptych needs three axes and three titles, not {len(ax)} and {len(titles)}.")
     top = shared_maximum(cells) if vmax is None else vmax

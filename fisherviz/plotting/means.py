@@ -107,7 +107,7 @@ def block_means(
             text = f"{value / 10.0**power:.{decimals}f}"
             ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=9 if count <= 5 else 6)
     step = -(-count // 24)
-    labels = [style.short(name, 12) for name in info.labels][::step]
+    labels = style.short_names(info.labels, 12)[::step]
     turned = max(map(len, labels)) * len(labels) > 36
     ax.set_xticks(range(0, count, step), labels, rotation=90 if turned else 0, fontsize="small")
     ax.set_yticks(range(0, count, step), labels, fontsize="small")

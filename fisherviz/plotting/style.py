@@ -85,6 +85,26 @@ def short(name: str, width: int = 18) -> str:
     return f"{name[: width - 1 - tail]}…{name[-tail:]}"
 
 
+def short_names(names: Sequence[str], width: int) -> list[str]:
+    """Names that fit and stay apart: what all of them share at both ends is cut first, at dots.
+
+    Args:
+        names: of layers, for example "encoder.blocks.0.linear" and "encoder.blocks.1.linear".
+        width: most characters of one.
+
+    Returns:
+        Short names in the same order ("0", "1").
+    """
+    if len(names) > 1 and max(map(len, names)) > width:
+        split = [name.split(".") for name in names]
+        least = min(map(len, split)) - 1
+        head = next((k for k in range(least) if len({parts[k] for parts in split}) > 1), least)
+        least -= head
+        tail = next((k for k in range(least) if len({parts[-1 - k] for parts in split}) > 1), least)
+        names = [".".join(parts[head : len(parts) - tail]) for parts in split]
+    return [short(name, width) for name in names]
+
+
 def legend_label(name: str) -> str:
     """A name for a legend; matplotlib drops entries that begin with an underscore."""
     name = short(name, 24)

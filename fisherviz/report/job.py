@@ -95,6 +95,7 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
     if job.model is None and job.layers is None:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         joint_layers = tuple(linear[1:-1])
+
     def fisher(layers: Sequence[str] | None) -> Fisher:
         with option("--layers"):
             probe = Probe(model, likelihood, layers=layers)

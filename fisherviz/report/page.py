@@ -177,6 +177,7 @@ def _render(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["subscripts"] = _subscripts
+    environment.filters["breakable"] = _breakable
     used = {name for section in sections for name in section.comparison.metrics}
     text = environment.get_template("page.html.j2").render(
         title=title,
@@ -221,6 +222,10 @@ def _emphasised(sentence: Sentence) -> Markup:
 
 def _subscripts(formula: str) -> Markup:
     return Markup(re.sub(r"_(\w+|\*)", r"<sub>\1</sub>", str(escape(formula))))
+
+
+def _breakable(name: str) -> Markup:
+    return Markup(re.sub(r"([._/])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def _cumulants(comparison: Comparison) -> dict[str, Any] | None:

@@ -130,7 +130,7 @@ def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) ->
     methods = [name for name in methods if needed[name] <= set(comparison.arrays)]
     if not methods:
         return
-    figure = Figure(figsize=(9.6, 3.35), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.5), layout="compressed")
     with _look():
         axes = list(figure.subplots(1, 3))
         plotting.triptych(comparison, methods[0], inverse=inverse, ax=axes)

@@ -24,6 +24,7 @@ GROUPS = (
     ("cost", ("passes", "bytes")),
 )  # fmt: skip
 MISSING = "–"
+WIDEST = 8  # layers that still make columns; more become rows
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,16 @@ def layer_tables(comparison: Comparison) -> list[Table]:
             )
             for method in grid.index
         ]
-        tables.append(Table(glossary.metric(name).title, "method", tuple(layers), body))
+        table = Table(glossary.metric(name).title, "method", tuple(layers), body)
+        tables.append(table if len(layers) <= WIDEST else _turned(table, "layer"))
     return tables
+
+
+def _turned(table: Table, corner: str) -> Table:
+    """The same table with rows and columns exchanged."""
+    heads = tuple(head for head, _ in table.rows)
+    rows = [(head, [cells[k] for _, cells in table.rows]) for k, head in enumerate(table.heads)]
+    return Table(table.caption, corner, heads, rows)
 
 
 def probed_table(comparison: Comparison) -> Table | None:
