@@ -17,6 +17,8 @@ from fisherviz.reduction import LIMIT, reduce_matrix
 from fisherviz.results import WHOLE
 
 Row = tuple[str, str, str, float]
+_SINGULAR = {"relative_spectral", "relative_nuclear"}
+"""Singular values of blocks between layers cost more than all the rest: only where metrics were named."""
 _MAX_PAIRS = 400
 """Off-diagonal blocks have rows of their own while there are at most this many."""
 
@@ -33,7 +35,7 @@ class DenseComparison:
         wanted: set[str],
         explicit: bool,
     ) -> None:
-        self.rule, self.wanted = rule, wanted
+        self.rule, self.wanted, self.explicit = rule, wanted, explicit
         self.space = fisher.space
         self.notes: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
@@ -89,7 +91,8 @@ class DenseComparison:
         for (i, j), exact in self.blocks.items():
             part = matrix[self._range(i), self._range(j)]
             names = (self.space.names[i], self.space.names[j])
-            out += [(*names, name, value) for name, value in error_measures(exact, part, self.wanted).items()]
+            wanted = self.wanted if i == j or self.explicit else self.wanted - _SINGULAR
+            out += [(*names, name, value) for name, value in error_measures(exact, part, wanted).items()]
         self._gather(label, matrix, inverse)
         return out
 
@@ -112,13 +115,23 @@ class DenseComparison:
         self.arrays[f"block_means/{label}"] = self._means(matrix)
         if label != "exact":
             self.arrays[f"difference/{label}"] = reduced(self.exact.matrix - matrix)
-        self.arrays[f"spectrum/{label}"] = torch.linalg.eigvalsh(symmetrised(matrix)).flip(0).cpu().numpy()
+        self.arrays[f"spectrum/{label}"] = self._spectrum(label, matrix).cpu().numpy()
         if inverse is None:
             return
         self.arrays[f"inverse/{label}"] = reduced(inverse)
         self.arrays[f"block_means_inverse/{label}"] = self._means(inverse)
         if label != "exact" and self.exact.inverse is not None:
             self.arrays[f"inverse-difference/{label}"] = reduced(self.exact.inverse - inverse)
+
+    def _spectrum(self, label: str, matrix: Tensor) -> Tensor:
+        """Eigenvalues, descending; layer by layer where nothing couples the layers."""
+        if label == "exact":
+            return self.exact.eigenvalues.flip(0)
+        n = len(self.space.layers)
+        coupled = any(bool(matrix[self._range(i), self._range(j)].any()) for i in range(n) for j in range(i + 1, n))
+        parts = [slice(0, self.space.size)] if coupled else [self._range(i) for i in range(n)]
+        values = torch.cat([torch.linalg.eigvalsh(symmetrised(matrix[part, part])) for part in parts])
+        return values.sort(descending=True).values
 
     def _means(self, matrix: Tensor) -> np.ndarray:
         n = len(self.space.layers)

@@ -239,6 +239,9 @@ class FullMatrix(LayeredMatrix):
         return Dense(self.to_dense("unit"))
 
     def _solved(self, pieces: list[Tensor]) -> list[Tensor]:
+        if all(i == j or isinstance(op, Zero) for (i, j), op in self.operators.items()):
+            diagonal = [self.operator(i, i) for i in range(len(self.space.layers))]
+            return BlockDiagonal(self.space, diagonal)._solved(pieces)
         stacked = torch.cat(pieces)
         if self.space.size <= _DENSE_SOLVE:
             return list(self._dense.solve(stacked).split(self.space.sizes))

@@ -22,7 +22,7 @@ from fisherviz.results import WHOLE
 
 Row = tuple[str, str, str, float]
 _MAX_PAIRS = 100
-_SPECTRAL_PARAMETERS = 20000
+_SPECTRAL_PARAMETERS = 4000
 """Above this size a spectral norm by Lanczos costs hundreds of passes and has to be asked for."""
 _WOODBURY_COLUMNS = 12000
 

@@ -9,10 +9,14 @@ from fisherviz.approximations.base import Approximation, Values
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.layers import Layer
 from fisherviz.operators import Dense, Operator
+from fisherviz.products import block
 from fisherviz.statistics import Block, Statistic
 
 DENSE_PARAMETERS = 4096
 """Blocks of at most this many parameters are held dense."""
+
+MOST_DENSE_PARAMETERS = 10000
+"""And up to this size where there are more gradients than parameters."""
 
 
 class LayerWise(Approximation):
@@ -38,7 +42,9 @@ class LayerWise(Approximation):
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """F_ii."""
-        if self.wants_capture(layer):
-            capture = values["capture"]
-            return ExampleSpace(capture, 1.0 / capture.examples)
-        return Dense(values["block"])
+        if not self.wants_capture(layer):
+            return Dense(values["block"])
+        capture = values["capture"]
+        if layer.size <= min(capture.vectors * capture.examples, MOST_DENSE_PARAMETERS):
+            return Dense(block(capture, capture) / capture.examples)  # smaller than its Gram matrix
+        return ExampleSpace(capture, 1.0 / capture.examples)
