@@ -94,6 +94,22 @@ def test_sampled_labels_are_the_same_for_layers_of_either_path():
     assert_matches(dense, exact.fisher(net, x, law, targets=recorder.drawn[0]))
 
 
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+@pytest.mark.parametrize("margin", [5.0, 16.0, 30.0])
+def test_scores_of_confident_right_answers_keep_their_digits_in_float32(likelihood, margin):
+    """A well-trained network's examples: 1 - p of the right answer is far below float32's resolution at 1."""
+    net, x = nets.mlp(2, 3), nets.vectors(4, 2).float().double()
+    with torch.no_grad():
+        net[0].weight.copy_((0.1 * net[0].weight).float())
+        net[0].bias.copy_(torch.tensor([margin, 0.5, -0.5]) if likelihood == "categorical" else margin)
+    y = torch.zeros(4, dtype=torch.long) if likelihood == "categorical" else torch.ones(4, 3)
+    F = exact.fisher(net, x, laws.ALL[likelihood], targets=y)
+    exact_F = exact.fisher(net, x, laws.ALL[likelihood])
+    probe = fv.Probe(net.float(), likelihood)
+    assert_matches(probe.fisher(x.float(), y, kind="empirical").to_dense(), F, 1e-4)
+    assert_matches(probe.fisher(x.float()).to_dense(), exact_F, 1e-4)
+
+
 def test_soft_targets_of_a_bernoulli_are_scored_as_they_are():
     net, x, y = nets.mlp(2, 3), nets.vectors(4, 2), torch.rand(4, 3).double()
     F = exact.fisher(net, x, laws.Bernoulli(), targets=y)

@@ -62,6 +62,15 @@ def test_confident_bernoulli_keeps_its_tiny_variance(z):
     assert float(actual) == pytest.approx(math.exp(-abs(z)), rel=1e-10)
 
 
+@pytest.mark.parametrize("surest", [0, 1, 3])
+@pytest.mark.parametrize("margin", [5.0, 16.0, 25.0])
+def test_confident_categorical_factor_keeps_its_digits_in_float32(surest, margin):
+    z = torch.tensor([0.25, -0.75, 0.125, 0.5], dtype=torch.float64)
+    z[surest] = margin
+    actual = fv.Categorical().fisher(z[None].float())[0]
+    assert_matches(actual, laws.Categorical().output_fisher(z), 2e-5)
+
+
 def test_confident_categorical_stays_finite():
     z = torch.tensor([[800.0, 0.0, -800.0]], dtype=torch.float64)
     assert torch.isfinite(fv.Categorical().factor(z)).all()

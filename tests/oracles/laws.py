@@ -15,7 +15,9 @@ class Categorical:
     """One label out of the D classes of the logits z (D,)."""
 
     def log_density(self, z, y):
-        return z[int(y)] - torch.logsumexp(z, dim=0)
+        # log p_y = -log(1 + sum of the others' odds): no cancellation however sure the law is
+        others = torch.cat([z[: int(y)], z[int(y) + 1 :]]) - z[int(y)]
+        return -torch.logaddexp(torch.logsumexp(others, dim=0), torch.zeros_like(z[0]))
 
     def labels(self, z):
         p = torch.exp(z - torch.logsumexp(z, dim=0)).detach()
@@ -23,7 +25,8 @@ class Categorical:
 
     def output_fisher(self, z):
         p = torch.exp(z - torch.logsumexp(z, dim=0))
-        return torch.diag(p) - torch.outer(p, p)
+        between = -torch.outer(p, p).fill_diagonal_(0.0)
+        return between - torch.diag(between.sum(1))
 
     def draw(self, N, D):
         return torch.randint(D, (N,))
