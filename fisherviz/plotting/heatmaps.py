@@ -126,7 +126,7 @@ def heatmap(
     info = heatmap_info(
         source, which, layers=layers, edges=edges, unit_edges=unit_edges, order=order, signed=signed
     )
-    ax = ax or style.new_axes(5.2, 4.6)
+    ax = ax or style.new_axes(5.2, 4.6, "compressed")
     draw_heatmap(ax, info, vmax=vmax, units=units, cmap=cmap, title=title)
     if colorbar:
         _colorbar(ax.get_figure(), [ax], info, shared_maximum([info]) if vmax is None else vmax)

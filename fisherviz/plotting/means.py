@@ -96,7 +96,7 @@ def block_means(
         ValueError: the comparison holds no such means, or a matrix came without edges.
     """
     info = block_means_info(source, method, inverse=inverse, edges=edges, layers=layers)
-    ax = ax or style.new_axes(3.6, 3.2)
+    ax = ax or style.new_axes(3.6, 3.4, "compressed")
     top = float(info.values.max()) or 1.0
     count = len(info.values)
     ax.imshow(info.values, vmin=0, vmax=top, cmap=cmap or style.SEQUENTIAL)

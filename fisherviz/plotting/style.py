@@ -144,8 +144,8 @@ def _decade(value: float) -> str:
     return f"10{superscript(round(math.log10(value)))}"
 
 
-def new_axes(width: float, height: float) -> Axes:
+def new_axes(width: float, height: float, layout: str = "constrained") -> Axes:
     """Axes of a new figure that notebooks show by themselves, as `pyplot` users expect."""
     from matplotlib import pyplot
 
-    return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+    return pyplot.subplots(figsize=(width, height), layout=layout)[1]
