@@ -1,6 +1,8 @@
-"""A small tanh network by hand, and steps by explicit dense matrices: what the optimizers' steps are compared with.
+"""A small tanh network by hand, and steps by explicit dense matrices: what the optimizers' steps are
+compared with.
 
-Layers are matrices W̄ (d_out, d_in + 1) with the bias last, vectors are W̄ row by row; nothing of the package is used.
+Layers are matrices W̄ (d_out, d_in + 1) with the bias last, vectors are W̄ row by row; nothing of the
+package is used.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """Moving averages of factors that are brought up to date only now and then, many steps' rows in one product.
 
 Σ_j ε^(k-j) (1-ε) XⱼᵀXⱼ is one Gram matrix of the scaled rows of several steps: the same average, at half the
-multiplications (one triangle) and without a pass over the matrix every step. Used where factors are read rarely.
+multiplications (one triangle) and without a pass over the matrix every step. Used where factors are read
+rarely.
 """
 
 from __future__ import annotations

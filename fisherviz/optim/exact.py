@@ -1,6 +1,8 @@
-"""Two approximations that only optimizers use: the dense exact Fisher, and unit blocks of one batch in the smaller space.
+"""Two approximations that only optimizers use: the dense exact Fisher, and unit blocks of one batch in the
+smaller space.
 
-`ExactFisher` couples all layers (small networks). `BatchUnits` is CW-NGD's algorithm 1, solved per unit over its fan-in
+`ExactFisher` couples all layers (small networks). `BatchUnits` is CW-NGD's algorithm 1, solved per unit over
+its fan-in
 or over the examples, whichever is smaller (Sang et al. 2022).
 """
 
@@ -35,7 +37,8 @@ class ExactFisher(Approximation):
         size = sum(layer.size for layer in layers)
         if size > DENSE_PARAMETERS:
             raise MemoryError(
-                f"the dense Fisher of {size:,} parameters takes a {size:,} x {size:,} Cholesky factorisation every step; "
+                f"the dense Fisher of {size:,} parameters takes a {size:,} x {size:,} Cholesky "
+                f"factorisation every step; "
                 "use SubsampledNaturalGradient, which works in the space of the examples."
             )
 
@@ -89,7 +92,8 @@ class BatchUnits(UnitApproximation):
 
 
 class UnitExamples(Operator):
-    """Unit blocks s V_oᵀ V_o + shift I known by V_o (R, da), one row per example and vector; solved by Woodbury.
+    """Unit blocks s V_oᵀ V_o + shift I known by V_o (R, da), one row per example and vector; solved by
+    Woodbury.
 
     Args:
         capture: inputs and pseudo-gradients of one layer.

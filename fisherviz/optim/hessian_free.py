@@ -1,6 +1,8 @@
-"""Hessian-free optimization: conjugate gradients on the exact F + (λ + η)I of the mini-batch, by products alone.
+"""Hessian-free optimization: conjugate gradients on the exact F + (λ + η)I of the mini-batch, by products
+alone.
 
-Martens 2010: truncation by relative progress, start from the decayed last solution, backtracking over the iterates, λ by
+Martens 2010: truncation by relative progress, start from the decayed last solution, backtracking over the
+iterates, λ by
 Levenberg-Marquardt. Any approximation preconditions (K-FAC paper, section 6.4).
 """
 
@@ -45,7 +47,8 @@ class HessianFree(NaturalGradient):
         weight_decay: η, part of the quadratic model.
         preconditioner: name or class of an approximation whose damped inverse preconditions; None: none.
         iterations: most conjugate-gradient iterations.
-        tolerance: ε of the truncation: progress over max(10, k/10) iterations below kε of the decrease so far.
+        tolerance: ε of the truncation: progress over max(10, k/10) iterations below kε of the decrease so
+            far.
         kind: of the preconditioner's statistics; the products are with the exact F.
         decay: of the preconditioner's statistics.
         carry: factor on the last solution where the next iteration starts.
@@ -91,7 +94,8 @@ class HessianFree(NaturalGradient):
         """Take one step.
 
         Args:
-            closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; evaluated several times.
+            closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; evaluated
+            several times.
 
         Returns:
             What the closure returned at the old weights.

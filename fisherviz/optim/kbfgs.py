@@ -1,7 +1,10 @@
-"""K-BFGS: inverses of Kronecker factors kept by BFGS updates with double damping (Goldfarb, Ren & Bahamou 2020).
+"""K-BFGS: inverses of Kronecker factors kept by BFGS updates with double damping (Goldfarb, Ren & Bahamou
+2020).
 
-Direction H_g ∇ H_a. H_a follows the averaged inputs by "Hessian-action" BFGS on A + √λ I; H_g follows pairs (s, y) of mean
-pre-activations and mean scores before and after the step on the same batch, labels being the data's as in the authors' code.
+Direction H_g ∇ H_a. H_a follows the averaged inputs by "Hessian-action" BFGS on A + √λ I; H_g follows pairs
+(s, y) of mean
+pre-activations and mean scores before and after the step on the same batch, labels being the data's as in
+the authors' code.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from fisherviz.captures import Capture, concatenate
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.moments import distributed
-from fisherviz.optim.natural_gradient import NaturalGradient, _check
-from fisherviz.optim.selection import gradient_matrix, say_once, split_matrix
-from fisherviz.optim.watch import Pass, capture_forward
+from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.revisit import capture_forward
+from fisherviz.optim.selection import check_number, gradient_matrix, say_once, split_matrix
+from fisherviz.optim.watch import Pass
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
@@ -28,7 +32,8 @@ SKIP = 1e-4
 class KBFGS(NaturalGradient):
     """Kronecker-factored quasi-Newton method (Goldfarb et al. 2020, algorithm 3).
 
-    Each step takes an extra forward and backward pass of the closure at the new weights, for the curvature pairs.
+    Each step takes an extra forward and backward pass of the closure at the new weights, for the curvature
+    pairs.
 
     Args:
         model: the model; its layers have one position each (no convolutions, no sequences).
@@ -64,7 +69,7 @@ class KBFGS(NaturalGradient):
         output: Callable[[Any], Tensor] | None = None,
     ) -> None:
         for name, value in (("pair_decay", pair_decay), ("powell", powell)):
-            _check(name, value, 0.0, 1.0)
+            check_number(name, value, 0.0, 1.0)
         if not damping > 0:
             raise ValueError(f"damping must be positive for K-BFGS, got {damping!r}.")
         self.pair_decay, self.powell = pair_decay, powell
@@ -83,7 +88,8 @@ class KBFGS(NaturalGradient):
         self._watcher.generic_diagonal = False
         if generic:
             say_once(
-                f"layers {', '.join(repr(g.name) for g in generic)} have no structure and are left plain by K-BFGS."
+                f"layers {', '.join(repr(g.name) for g in generic)} have no structure and are left plain by "
+                f"K-BFGS."
             )
         return [layer for layer in self.layers if layer.structured]
 
@@ -106,7 +112,8 @@ class KBFGS(NaturalGradient):
         """
         if closure is None:
             raise RuntimeError(
-                "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
+                "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call "
+                "step(closure)."
             )
         return super().step(closure)
 

@@ -1,7 +1,9 @@
 """KFAC, complete (Martens & Grosse 2015, sections 5 to 9) or plain, with fixed damping.
 
-Complete (algorithm 2): proposals of the factored approximation are re-scaled by the exact F on the mini-batch, with
-momentum from a 2 × 2 system, λ by Levenberg-Marquardt and γ by greedy search. Plain: what Benzing (2021) compares.
+Complete (algorithm 2): proposals of the factored approximation are re-scaled by the exact F on the
+mini-batch, with
+momentum from a 2 × 2 system, λ by Levenberg-Marquardt and γ by greedy search. Plain: what Benzing (2021)
+compares.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
-from fisherviz.optim.watch import Inputs, capture_forward
+from fisherviz.optim.revisit import capture_forward
+from fisherviz.optim.watch import Inputs
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
 
@@ -36,7 +39,8 @@ class KFAC(NaturalGradient):
         params: parameter groups, None for all.
         lr: learning rate; 1 where steps are re-scaled.
         damping: λ₀ where λ is adapted, λ otherwise.
-        momentum: with `rescale`, 0 turns the 2 × 2 system off and anything else leaves it on; without, of the direction.
+        momentum: with `rescale`, 0 turns the 2 × 2 system off and anything else leaves it on; without, of
+            the direction.
         weight_decay: η, part of the quadratic model with `rescale`; None: 1e-5 with `rescale`, 0 without.
         T: the paper's T₃, steps between inverses; None: 20 with `rescale` (and the first 3 steps), 1 without.
         decay: largest decay; the decay of step k is min(1 − 1/k, decay).
@@ -50,7 +54,8 @@ class KFAC(NaturalGradient):
         tau2: share that the exact F is estimated on.
         omega1: factor of λ; None: (19/20)^T1.
         omega2: factor of γ; None: (19/20)^(T2/2).
-        heuristic_damping: True: factored Tikhonov, γ = √λ (section 6.3); False, plain only: λ added to the eigenvalues.
+        heuristic_damping: True: factored Tikhonov, γ = √λ (section 6.3); False, plain only: λ added to the
+            eigenvalues.
         setting: "expand" or "reduce", of the factors under weight sharing.
         output: picks the output tensor from what the model returns.
 
@@ -140,11 +145,13 @@ class KFAC(NaturalGradient):
                 for g in self.param_groups
             ):
                 raise ValueError(
-                    "with rescale=True all groups share one lr, damping and weight_decay, which the quadratic model joins; "
+                    "with rescale=True all groups share one lr, damping and weight_decay, which the "
+                    "quadratic model joins; "
                     "only approximation='none' may differ between groups."
                 )
 
-    # ---- plain -----------------------------------------------------------------------------------------------------
+    # ---- plain
+    # -----------------------------------------------------------------------------------------------------
 
     def _rule(self, damping: float | Damping) -> Tikhonov | FactoredTikhonov | None:
         rule = as_damping(damping)
@@ -152,13 +159,15 @@ class KFAC(NaturalGradient):
             return FactoredTikhonov(math.sqrt(rule.value)) if rule.value else None
         return rule
 
-    # ---- complete: algorithm 2 -------------------------------------------------------------------------------------
+    # ---- complete: algorithm 2
+    # -------------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
         Args:
-            closure: zeroes the gradients, evaluates the loss on the mini-batch, backpropagates and returns it. Needed
+            closure: zeroes the gradients, evaluates the loss on the mini-batch, backpropagates and returns
+            it. Needed
                 where λ is adapted; it is evaluated a second time, at the new weights, every T1 steps.
 
         Returns:
@@ -169,7 +178,8 @@ class KFAC(NaturalGradient):
         """
         if self.adapt and closure is None:
             raise RuntimeError(
-                "adaptive KFAC evaluates the loss again to adjust λ: call step(closure) with a closure that zeroes the "
+                "adaptive KFAC evaluates the loss again to adjust λ: call step(closure) with a closure that "
+                "zeroes the "
                 "gradients, computes the loss, calls backward and returns it; or pass adapt=False."
             )
         return super().step(closure)
@@ -270,7 +280,7 @@ class KFAC(NaturalGradient):
                     p.add_(p.grad.add(p, alpha=group["weight_decay"]), alpha=-float(group["lr"]))
 
     def _objective(self, loss: Any) -> float:
-        """h = loss + η/2 ‖θ‖²."""
+        """H = loss + η/2 ‖θ‖²."""
         weights = {p: p.detach() for layer in self._active() for p in layer.parameters.values()}
         squares = dot(weights, weights) if self.eta else 0.0
         return float(loss.detach() if isinstance(loss, Tensor) else loss) + self.eta / 2 * squares
@@ -286,7 +296,8 @@ class KFAC(NaturalGradient):
         elif not rho >= 0.25:  # NaN included
             self.lam /= self.omega1
 
-    # ---- saving ----------------------------------------------------------------------------------------------------
+    # ---- saving
+    # ----------------------------------------------------------------------------------------------------
 
     def _own_state(self) -> dict[str, Any]:
         state = super()._own_state()

@@ -1,6 +1,7 @@
 """Moving averages of an approximation's statistics, fed by the passes between two steps.
 
-The same `Statistic`s and the same `build` as in the analysis: fresh sums over the passes since the last step are blended
+The same `Statistic`s and the same `build` as in the analysis: fresh sums over the passes since the last step
+are blended
 into the averages, and every T steps a snapshot of their means becomes the matrix (DESIGN sections 2 and 7).
 """
 
@@ -78,7 +79,8 @@ class Moments:
     def _wants(self, layer: Layer) -> bool:
         return self.approximation.wants_capture(layer)
 
-    # ---- a pass ----------------------------------------------------------------------------------------------------
+    # ---- a pass
+    # ----------------------------------------------------------------------------------------------------
 
     def collect(self, captures: dict[str, AnyCapture], examples: int) -> None:
         """Add a pass; layers that it did not run are left out."""
@@ -93,9 +95,9 @@ class Moments:
         self.window.append(captures if self.keeps_captures else dict.fromkeys(captures, _SEEN))
 
     def _hold(self, i: int, key: str, captures: dict[str, AnyCapture], examples: int) -> bool:
-        """Keep the rows of a factor instead of multiplying them, where they are few and its average is deferred."""
+        """Keep the rows of a factor where they are few; they are multiplied when they are averaged."""
         statistic = self.fresh[i][key]
-        if key not in self.deferred[i] or statistic.total is not None or distributed():
+        if not deferrable(statistic) or statistic.total is not None or distributed():
             return False
         found = rows_of(statistic, captures[statistic.layers[0]])
         if found is None:
@@ -108,11 +110,16 @@ class Moments:
         """One statistic's window into its average."""
         average, fresh, held = self.average[i][key], self.fresh[i][key], self._rows.pop((i, key), [])
         deferred = self.deferred[i].get(key)
-        if held and deferred is not None and average.total is not None and decay > 0 and fresh.total is None:
+        if held and average.total is not None and fresh.total is None:
             examples = sum(n for _, _, n in held)
             for j, (rows, weight, _) in enumerate(held):
                 # the decay is one step's, however many passes it has
-                deferred.add(rows, weight / examples, decay if j == 0 else 1.0, 1 - decay)
+                before = decay if j == 0 else 1.0
+                if deferred is not None and decay > 0:
+                    deferred.add(rows, weight / examples, before, 1 - decay)
+                else:  # product and average in one
+                    share = (1 - decay) * weight / examples
+                    average.total.addmm_(rows.mT, rows, beta=before, alpha=share)
             return
         for rows, weight, n in held:
             fresh.add(rows.mT @ rows * weight, n)
@@ -140,7 +147,8 @@ class Moments:
             for statistic in named.values():
                 statistic.total, statistic.count = None, 0.0
 
-    # ---- a step ----------------------------------------------------------------------------------------------------
+    # ---- a step
+    # ----------------------------------------------------------------------------------------------------
 
     def advance(self, decay: float, refresh: bool, keep: bool) -> None:
         """Blend the window into the averages; on a refresh take the snapshot that the matrix is built from.
@@ -215,7 +223,8 @@ class Moments:
             not self._wants(layer) or "capture" in values
         )
 
-    # ---- several processes -----------------------------------------------------------------------------------------
+    # ---- several processes
+    # -----------------------------------------------------------------------------------------
 
     def _reduce(self, statistics: Sequence[Named]) -> None:
         """Sum totals and counts over the processes of a distributed run."""
@@ -223,7 +232,8 @@ class Moments:
             return
         if self.keeps_captures:
             raise NotImplementedError(
-                f"{self.approximation.name} works on the examples themselves, which other processes do not see; "
+                f"{self.approximation.name} works on the examples themselves, which other processes do not "
+                f"see; "
                 "under torch.distributed use a method made of averages (foof, kfac, cw-ngd)."
             )
         for named in statistics:
@@ -236,7 +246,8 @@ class Moments:
                 torch.distributed.all_reduce(count)
                 statistic.count = float(count)
 
-    # ---- saving ----------------------------------------------------------------------------------------------------
+    # ---- saving
+    # ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, snapshot and layout."""
@@ -273,7 +284,8 @@ class Moments:
         unknown = [name for name in state["layers"] if name not in names]
         if unknown:
             raise ValueError(
-                f"the saved statistics have a layer {unknown[0]!r} that this model lacks; load the state of this model."
+                f"the saved statistics have a layer {unknown[0]!r} that this model lacks; load the state of "
+                f"this model."
             )
         kept = [layer for layer in layers if layer.name in state["layers"]]
         for layer in kept:

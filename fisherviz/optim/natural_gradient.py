@@ -1,6 +1,7 @@
 """NaturalGradient: any approximation, any damping, one step rule, in a plain training loop.
 
-θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning. Statistics come from the user's own forwards and
+θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning. Statistics come from the user's own
+forwards and
 backwards (`watch`), averages from `moments`, solves from `preconditioner`; the presets only set defaults.
 """
 
@@ -16,22 +17,24 @@ from torch import Tensor, nn
 from fisherviz.approximations import Approximation
 from fisherviz.approximations.registry import make
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.guest import as_guest, check_modes
+from fisherviz.guest import as_guest
 from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood, resolve
 from fisherviz.optim.exact import ExactFisher
 from fisherviz.optim.moments import Moments, distributed, positions_and_neighbours
+from fisherviz.optim.passes import Source, make_source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
 from fisherviz.optim.selection import (
+    check_number,
     choose_layers,
     gradient_matrix,
     rows_explain,
-    say_once,
+    settle,
     split_matrix,
     unwrap,
 )
-from fisherviz.optim.watch import Pass, Source, Wanted, Watcher
+from fisherviz.optim.watch import Pass, Wanted, Watcher
 from fisherviz.recorder import Call
 
 Directions = dict[nn.Parameter, Tensor]
@@ -42,7 +45,8 @@ class NaturalGradient(torch.optim.Optimizer):
 
     Args:
         model: the model that is trained; its forwards in training mode are watched.
-        likelihood: as for `fv.Probe`; the criterion is its mean nll over the batch unless `loss_scale` says otherwise.
+        likelihood: as for `fv.Probe`; the criterion is its mean nll over the batch unless `loss_scale` says
+            otherwise.
         method: "exact" (dense, small networks), any name in `fv.approximations`, or an `Approximation`.
         params: torch parameter groups, None for all; a group with approximation="none" is left to plain SGD.
         lr: learning rate.
@@ -101,10 +105,10 @@ class NaturalGradient(torch.optim.Optimizer):
         self.likelihood = resolve(likelihood)
         self.approximation = ExactFisher(**options) if method == "exact" else make(method, **options)
         self.kind = kind or ("exact" if method == "exact" else "mc")
-        _check("lr", lr, 0.0, math.inf)
-        _check("momentum", momentum, 0.0, 1.0)
-        _check("weight_decay", weight_decay, 0.0, math.inf)
-        _check("decay", decay, 0.0, 1.0)
+        check_number("lr", lr, 0.0, math.inf)
+        check_number("momentum", momentum, 0.0, 1.0)
+        check_number("weight_decay", weight_decay, 0.0, math.inf)
+        check_number("decay", decay, 0.0, 1.0)
         for name, value, allowed in (("kind", self.kind, KINDS), ("reduction", reduction, ("mean", "sum"))):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
@@ -139,7 +143,8 @@ class NaturalGradient(torch.optim.Optimizer):
             wanted = self._wanted(loss_scale)
             self._watcher = Watcher(model, self.layers, output, wanted, self._collect, self._describe)
 
-    # ---- what passes show ------------------------------------------------------------------------------------------
+    # ---- what passes show
+    # ------------------------------------------------------------------------------------------
 
     def _wanted(self, loss_scale: float | None) -> Wanted:
         labels = self._reads_labels()
@@ -161,18 +166,7 @@ class NaturalGradient(torch.optim.Optimizer):
         )
 
     def _source(self) -> Source:
-        likelihood, generator, samples = self.likelihood, self.generator, self.samples
-
-        def exact(z: Tensor) -> Tensor:
-            likelihood.check_output(z)
-            return likelihood.vectors(z)
-
-        def sampled(z: Tensor) -> Tensor:
-            likelihood.check_output(z)
-            scores = [likelihood.score(z, likelihood.sample(z, generator)) for _ in range(samples)]
-            return torch.stack(scores) / samples**0.5
-
-        return exact if self.kind == "exact" else sampled
+        return make_source(self.likelihood, self.kind, self.samples, self.generator)
 
     @property
     def _defers(self) -> bool:
@@ -198,30 +192,9 @@ class NaturalGradient(torch.optim.Optimizer):
     def _settle(self, generic: list[Layer]) -> list[Layer]:
         """Layers that are preconditioned; what happens to those without structure is said once."""
         assert self._watcher is not None
-        coupled = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.model.modules()
-        )
-        if coupled:
-            say_once(
-                "BatchNorm in training mode couples the examples; the Fisher is that of each example given the rest."
-            )
-        if not generic:
-            return list(self.layers)
-        names = ", ".join(repr(layer.name) for layer in generic)
-        plain = ""
-        try:
-            check_modes(self.model)
-        except ValueError:
-            plain = "active Dropout or training BatchNorm leaves no gradients of single examples"
-        if not self._reads_labels():
-            plain = f"{self.approximation.name} looks at inputs alone"
-        if plain:
-            say_once(f"layers {names} have no structure and are left plain: {plain}.")
-            self._watcher.generic_diagonal = False
-            return [layer for layer in self.layers if layer.structured]
-        if not self.approximation.handles_generic:
-            say_once(f"layers {names} have no structure; they are preconditioned by the exact diagonal.")
-        return list(self.layers)
+        kept = settle(self.model, self.layers, generic, self.approximation, self._reads_labels())
+        self._watcher.generic_diagonal = any(not layer.structured for layer in kept)
+        return kept
 
     def _collect(self, made: Pass) -> None:
         if self.moments is not None and self._captures:
@@ -229,7 +202,8 @@ class NaturalGradient(torch.optim.Optimizer):
         made.captures = {}
         self._passes.append(made)
 
-    # ---- the step --------------------------------------------------------------------------------------------------
+    # ---- the step
+    # --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -289,14 +263,17 @@ class NaturalGradient(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None and p not in self._known:
                     raise RuntimeError(
-                        "a parameter that was frozen when the optimizer was created has a gradient; create the optimizer "
+                        "a parameter that was frozen when the optimizer was created has a gradient; create "
+                        "the optimizer "
                         "after unfreezing, or put the parameter in a group with approximation='none'."
                     )
         for layer in self._active():
             if not self._seen(layer):
                 raise RuntimeError(
-                    f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the model in "
-                    "training mode ran it and was backpropagated. Call model.train() and the model itself (not a copy), or "
+                    f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward "
+                    f"of the model in "
+                    "training mode ran it and was backpropagated. Call model.train() and the model itself "
+                    "(not a copy), or "
                     "put the layer in a group with approximation='none'."
                 )
 
@@ -350,15 +327,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self, preconditioner: Preconditioner, layer: Layer, decays: dict[nn.Parameter, float]
     ) -> Rows | None:
         """The rows behind the layer's gradient, if it is exactly one unmodified local backward and they cost less."""
-        if len(self._passes) != 1 or layer.name not in self._passes[0].local or distributed():
+        if len(self._passes) != 1 or distributed() or any(decays[p] for p in layer.parameters.values()):
             return None
-        rows = self._passes[0].local[layer.name]
-        if not preconditioner.low_rank_pays(layer, len(rows[0])):
+        rows = self._passes[0].rows_behind(layer)
+        if rows is None or not preconditioner.low_rank_pays(layer, len(rows[0])):
             return None
-        for p in layer.parameters.values():
-            seen = self._passes[0].gradients.get(p)
-            if seen is None or p.grad is not seen[0] or p.grad._version != seen[1] or decays[p]:
-                return None
         return rows if rows_explain(layer, *rows) else None
 
     def _preconditioner_now(self) -> Preconditioner:
@@ -382,7 +355,8 @@ class NaturalGradient(torch.optim.Optimizer):
         ]
         if any(value != mine[0] for value in mine):
             raise ValueError(
-                f"the parameters of layer {layer.name!r} are in groups with different dampings; give them one."
+                f"the parameters of layer {layer.name!r} are in groups with different dampings; give them "
+                f"one."
             )
         return mine[0]
 
@@ -408,7 +382,8 @@ class NaturalGradient(torch.optim.Optimizer):
                     d = state["momentum_buffer"]
                 p.add_(d, alpha=-float(group["lr"]))
 
-    # ---- saving ----------------------------------------------------------------------------------------------------
+    # ---- saving
+    # ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state and "fisherviz": the generator, the averages and what the cached factorisations are made from."""
@@ -438,7 +413,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def _load_own_state(self, state: dict[str, Any]) -> None:
         if state["method"] != self.approximation.name:
             raise ValueError(
-                f"the state is one of method {state['method']!r}, this optimizer's is {self.approximation.name!r}."
+                f"the state is one of method {state['method']!r}, this optimizer's is "
+                f"{self.approximation.name!r}."
             )
         self.k = state["k"]
         self.generator.set_state(state["generator"].cpu())
@@ -450,14 +426,3 @@ class NaturalGradient(torch.optim.Optimizer):
                 self._watcher.generic_diagonal = any(
                     not layer.structured for layer in self.moments.space.layers
                 )
-
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | Tensor)
-        or not low <= float(value) <= high
-    ):
-        raise ValueError(
-            f"{name} must be a number of at least {low:g}{'' if high == math.inf else f' and at most {high:g}'}, got {value!r}."
-        )

@@ -1,6 +1,7 @@
 """The damped matrix as what a step applies: one solve per layer, by factors on g and a where that costs less.
 
-Built from the snapshot's matrix by the same operators as in the analysis; factorisations live until the next snapshot
+Built from the snapshot's matrix by the same operators as in the analysis; factorisations live until the next
+snapshot
 or the next damping. The low-rank product is the trick at the end of the K-FAC paper's section 8.
 """
 

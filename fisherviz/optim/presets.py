@@ -1,6 +1,7 @@
 """Thin presets of NaturalGradient with their papers' defaults: FOOF, CW-NGD, EKFAC and TENGraD.
 
-Each is one constructor; what they do is in `natural_gradient`. FOOF: Benzing 2021, eq. 4; CW-NGD: Sang et al. 2022,
+Each is one constructor; what they do is in `natural_gradient`. FOOF: Benzing 2021, eq. 4; CW-NGD: Sang et
+al. 2022,
 algorithm 1; EKFAC: George et al. 2018; TENGraD: Soori et al. 2021 as in Shrestha 2023, eq. 37-43.
 """
 
@@ -23,8 +24,10 @@ Output = Callable[[Any], Tensor] | None
 class FOOF(NaturalGradient):
     """Gradient descent on neuron outputs: (A + λI)⁻¹ ⊗ I, from activations alone (Benzing 2021, equation 4).
 
-    A is the mean over examples, summed over weight-sharing positions; no labels are drawn, and there is no second
-    backward pass. Benzing's public code sums A over the batch: divide its learning rate and λ by the batch size.
+    A is the mean over examples, summed over weight-sharing positions; no labels are drawn, and there is no
+    second
+    backward pass. Benzing's public code sums A over the batch: divide its learning rate and λ by the batch
+    size.
 
     Args:
         model: the model.
@@ -62,7 +65,8 @@ class FOOF(NaturalGradient):
 class CWNGD(NaturalGradient):
     """Component-wise natural gradient descent (Sang et al. 2022, algorithm 1).
 
-    Blocks of one output unit or channel of the batch's summed empirical Fisher, with the mean gradient: the scores are
+    Blocks of one output unit or channel of the batch's summed empirical Fisher, with the mean gradient: the
+    scores are
     read from the user's own backward, over the unit's fan-in or over the examples, whichever is smaller.
 
     Args:
@@ -104,7 +108,8 @@ class CWNGD(NaturalGradient):
 class EKFAC(NaturalGradient):
     """KFAC's eigenbasis with the running second moment of the gradient in it (George et al. 2018).
 
-    The basis is renewed every T steps, and the second moments start again in it; in between they are averaged.
+    The basis is renewed every T steps, and the second moments start again in it; in between they are
+    averaged.
 
     Args:
         model: the model.
@@ -146,7 +151,8 @@ class EKFAC(NaturalGradient):
 
 
 class TENGraD(NaturalGradient):
-    """Exact Fisher block of each layer by Woodbury in the space of the examples (Soori et al. 2021; Shrestha 2023).
+    """Exact Fisher block of each layer by Woodbury in the space of the examples (Soori et al. 2021; Shrestha
+    2023).
 
     Args:
         model: the model.

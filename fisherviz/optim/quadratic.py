@@ -1,6 +1,8 @@
-"""The quadratic model M(δ) = ½ δᵀ(F + (λ + η)I)δ + ∇hᵀδ of the mini-batch, with the exact F by forward products only.
+"""The quadratic model M(δ) = ½ δᵀ(F + (λ + η)I)δ + ∇hᵀδ of the mini-batch, with the exact F by forward
+products only.
 
-Martens & Grosse 2015, equation 5, sections 6.4 and 7, appendix C: J δ for a few directions gives every scalar δᵀFδ′.
+Martens & Grosse 2015, equation 5, sections 6.4 and 7, appendix C: J δ for a few directions gives every
+scalar δᵀFδ′.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ def combine(terms: Sequence[tuple[float, Direction]]) -> dict[nn.Parameter, Tens
 
 
 def minimise(quadratic: Tensor, linear: Tensor) -> Tensor:
-    """argmin of ½ cᵀQc + bᵀc for one or two coefficients; the first alone where Q is singular (section 7).
+    """Argmin of ½ cᵀQc + bᵀc for one or two coefficients; the first alone where Q is singular (section 7).
 
     Args:
         quadratic: (n, n), float64.

@@ -1,18 +1,22 @@
 """Which layers an optimizer preconditions, and their gradients as unit-order matrices.
 
-Parameters in groups with approximation="none" belong to no layer; a layer keeps what is left of it (DESIGN section 7).
+Parameters in groups with approximation="none" belong to no layer; a layer keeps what is left of it (DESIGN
+section 7).
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fisherviz.approximations import Approximation
 from fisherviz.attach import find_layers
+from fisherviz.guest import check_modes
 from fisherviz.layers import Layer, make_layer
 from fisherviz.optim.watch import at_least_float32
 
@@ -59,7 +63,8 @@ def choose_layers(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list
     own = {id(p) for p in model.parameters()}
     if foreign := [p for key, p in chosen.items() if key not in own]:
         raise ValueError(
-            f"{len(foreign)} of the parameters do not belong to the model; put them in a group with approximation='none'."
+            f"{len(foreign)} of the parameters do not belong to the model; put them in a group with "
+            f"approximation='none'."
         )
     if not any(p.requires_grad for p in chosen.values()):
         return []
@@ -143,3 +148,58 @@ def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> boo
 def say_once(sentence: str) -> None:
     """A warning at the user's line."""
     warnings.warn(sentence, stacklevel=3)
+
+
+def settle(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    generic: Sequence[Layer],
+    approximation: Approximation,
+    labels: bool,
+) -> list[Layer]:
+    """Layers that are preconditioned; what happens to those without structure is said once.
+
+    Args:
+        model: the model.
+        layers: all layers.
+        generic: those without structure.
+        approximation: what preconditions.
+        labels: whether it reads gradients at the outputs at all.
+
+    Returns:
+        The layers that are not left plain.
+    """
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
+        say_once(
+            "BatchNorm in training mode couples the examples; the Fisher is that of each example given the "
+            "rest."
+        )
+    if not generic:
+        return list(layers)
+    plain = ""
+    try:
+        check_modes(model)
+    except ValueError:
+        plain = "active Dropout or training BatchNorm leaves no gradients of single examples"
+    if not labels:
+        plain = f"{approximation.name} looks at inputs alone"
+    names = ", ".join(repr(layer.name) for layer in generic)
+    if plain:
+        say_once(f"layers {names} have no structure and are left plain: {plain}.")
+        return [layer for layer in layers if layer.structured]
+    if not approximation.handles_generic:
+        say_once(f"layers {names} have no structure; they are preconditioned by the exact diagonal.")
+    return list(layers)
+
+
+def check_number(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a setting outside [low, high]."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | Tensor)
+        or not low <= float(value) <= high
+    ):
+        raise ValueError(
+            f"{name} must be a number of at least "
+            f"{low:g}{'' if high == math.inf else f' and at most {high:g}'}, got {value!r}."
+        )

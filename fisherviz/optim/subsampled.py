@@ -1,11 +1,14 @@
-"""Natural gradients with the exact Fisher of a sub-sample, jointly or layer by layer, by Woodbury (Benzing 2021, app. E).
+"""Natural gradients with the exact Fisher of a sub-sample, jointly or layer by layer, by Woodbury (Benzing
+2021, app. E).
 
-(λI + UUᵀ)⁻¹ v = (v − U (λI + UᵀU)⁻¹ Uᵀ v) / λ with U's columns the sampled gradients of a mini-batch that is, by default,
+(λI + UUᵀ)⁻¹ v = (v − U (λI + UᵀU)⁻¹ Uᵀ v) / λ with U's columns the sampled gradients of a mini-batch that
+is, by default,
 independent of the gradient's; everything comes from inputs and pseudo-gradients (`examplespace`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,28 +16,33 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.batches import Batches
-from fisherviz.captures import AnyCapture
+from fisherviz.captures import AnyCapture, Capture
 from fisherviz.damping import Damping, Tikhonov
 from fisherviz.examplespace import columns_product, example_gram, rows_product
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.moments import distributed, pack, unpack
 from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import gradient_matrix, split_matrix
-from fisherviz.optim.watch import Inputs, capture_forward
+from fisherviz.optim.watch import Inputs
 from fisherviz.solving import DampedCholesky, woodbury_solve
 
+ACCURATE = 1e4
+"""Condition number up to which Woodbury's difference keeps enough digits in float32."""
 STRUCTURES = ("full", "layer")
 
 
 class SubsampledNaturalGradient(NaturalGradient):
-    """The exact natural gradient with respect to a mini-batch's Fisher (Benzing 2021, section 2 and appendix E).
+    """The exact natural gradient with respect to a mini-batch's Fisher (Benzing 2021, section 2 and appendix
+    E).
 
     Args:
         model: the model.
         likelihood: as for `fv.Probe`.
         structure: "full" (all layers jointly) or "layer" (block-diagonal).
-        fisher_data: where the Fisher's mini-batches come from: a re-iterable of batches; None: the previous step's
+        fisher_data: where the Fisher's mini-batches come from: a re-iterable of batches; None: the previous
+            step's
             inputs at the current weights; "same": the gradient's own inputs.
         params: parameter groups, None for all.
         lr: learning rate.
@@ -179,26 +187,39 @@ class SubsampledNaturalGradient(NaturalGradient):
             mine = [layer for layer in layers if self._value(layer) == damping]
             for members, factor, condition in self._blocks(mine, damping):
                 present = [layer for layer in members if layer in layers]
-                sizes = [layer.size for layer in present]
-                n = self._fisher[present[0].name].examples
-                v = torch.cat([gradient_matrix(layer, decays).reshape(-1, 1) for layer in present])
-
-                def rows(x: Tensor, present: list[Layer] = present, sizes: list[int] = sizes) -> Tensor:
-                    pieces = zip(present, x.split(sizes), strict=True)
-                    return torch.stack(
-                        [rows_product(self._fisher[la.name], piece) for la, piece in pieces]
-                    ).sum(0)
-
-                def columns(w: Tensor, present: list[Layer] = present) -> Tensor:
-                    return torch.cat([columns_product(self._fisher[layer.name], w) for layer in present])
-
-                solved = woodbury_solve(
-                    factor, v, damping, rows, columns,
-                    lambda x, rows=rows, columns=columns, n=n: columns(rows(x)) / n, condition,
-                )  # fmt: skip
-                for layer, piece in zip(present, solved.split(sizes), strict=True):
-                    out |= split_matrix(layer, piece[:, 0])
+                gradients = {layer.name: gradient_matrix(layer, decays) for layer in present}
+                solve = self._once if condition <= ACCURATE else self._refined
+                for layer, direction in zip(present, solve(present, gradients, factor, damping), strict=True):
+                    out |= split_matrix(layer, direction)
         return out
+
+    def _once(
+        self, layers: list[Layer], gradients: dict[str, Tensor], factor: DampedCholesky, damping: float
+    ) -> list[Tensor]:
+        """(v − U (λN I + UᵀU)⁻¹ Uᵀ v) / λ, one layer after the other, the last step in one product."""
+        w = factor.solve(
+            torch.stack([_rows(self._fisher[layer.name], gradients[layer.name]) for layer in layers]).sum(0)
+        )
+        return [_minus(self._fisher[layer.name], gradients[layer.name], w, damping) for layer in layers]
+
+    def _refined(
+        self, layers: list[Layer], gradients: dict[str, Tensor], factor: DampedCholesky, damping: float
+    ) -> list[Tensor]:
+        """The same with the digits that the difference loses put back from the residual."""
+        captures = [self._fisher[layer.name] for layer in layers]
+        sizes, n = [layer.size for layer in layers], captures[0].examples
+
+        def rows(x: Tensor) -> Tensor:
+            return torch.stack(
+                [rows_product(c, v) for c, v in zip(captures, x.split(sizes), strict=True)]
+            ).sum(0)
+
+        def columns(w: Tensor) -> Tensor:
+            return torch.cat([columns_product(c, w) for c in captures])
+
+        v = torch.cat([gradients[layer.name].reshape(-1, 1) for layer in layers])
+        solved = woodbury_solve(factor, v, damping, rows, columns, lambda x: columns(rows(x)) / n, math.inf)
+        return list(solved.split(sizes))
 
     def _value(self, layer: Layer) -> float:
         rule = self._rule(self._damping_of(layer))
@@ -208,7 +229,8 @@ class SubsampledNaturalGradient(NaturalGradient):
             )
         return rule.value
 
-    # ---- saving ----------------------------------------------------------------------------------------------------
+    # ---- saving
+    # ----------------------------------------------------------------------------------------------------
 
     def _own_state(self) -> dict[str, Any]:
         return super()._own_state() | {
@@ -221,7 +243,8 @@ class SubsampledNaturalGradient(NaturalGradient):
     def _load_own_state(self, state: dict[str, Any]) -> None:
         if state.get("structure") != self.structure:
             raise ValueError(
-                f"the state is one of structure {state.get('structure')!r}, this optimizer's is {self.structure!r}."
+                f"the state is one of structure {state.get('structure')!r}, this optimizer's is "
+                f"{self.structure!r}."
             )
         super()._load_own_state(state)
         device = next(iter(self._known)).device
@@ -234,3 +257,18 @@ class SubsampledNaturalGradient(NaturalGradient):
         if self._data is not None:
             for _ in range(state["drawn"]):
                 self._draw()
+
+
+def _rows(capture: AnyCapture, V: Tensor) -> Tensor:
+    """Uᵀ v, (K N, 1), from the layer's matrix V (dg, da)."""
+    if isinstance(capture, Capture) and capture.factored:
+        return (capture.g[:, :, 0] * (capture.a[:, 0] @ V.mT)).sum(2).reshape(-1, 1)
+    return rows_product(capture, V.reshape(-1, 1))
+
+
+def _minus(capture: AnyCapture, V: Tensor, w: Tensor, damping: float) -> Tensor:
+    """(V − U w) / λ."""
+    if isinstance(capture, Capture) and capture.factored:
+        g = (capture.g[:, :, 0] * w.reshape(capture.vectors, -1, 1)).sum(0)
+        return torch.addmm(V, g.mT, capture.a[:, 0], beta=1 / damping, alpha=-1 / damping)
+    return (V.reshape(-1, 1) - columns_product(capture, w)).div_(damping)

@@ -1,7 +1,9 @@
 """What the optimizers see of the user's own training: forwards that were backpropagated, and what they show.
 
-Hooks sit on the model's output and on its structured modules; labels are sampled and backpropagated when the user's own
-backward reaches the output, to the layers' outputs only (DESIGN section 7). User gradients stay bitwise what they were.
+Hooks sit on the model's output and on its structured modules; labels are sampled and backpropagated when the
+user's own
+backward reaches the output, to the layers' outputs only (DESIGN section 7). User gradients stay bitwise what
+they were.
 """
 
 from __future__ import annotations
@@ -20,11 +22,10 @@ from fisherviz.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.generic import per_example_gradients
 from fisherviz.guest import as_guest, visiting
 from fisherviz.layers import Layer
-from fisherviz.recorder import Call, Recorder, capture_calls, no_hook
+from fisherviz.optim.passes import Source, backpropagate
+from fisherviz.recorder import Call, Recorder, no_hook
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-Source = Callable[[Tensor], Tensor]
-"""From an output (N, ...) to the vectors (K, N, ...) that are backpropagated from it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,14 @@ class Pass:
     gradients: dict[nn.Parameter, tuple[Tensor, int]] = field(default_factory=dict)
     fresh: list[nn.Parameter] = field(default_factory=list)
 
+    def rows_behind(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
+        """The layer's rows, if `.grad` still is what this pass's backward left, untouched (version counter)."""
+        for p in layer.parameters.values():
+            seen = self.gradients.get(p)
+            if seen is None or p.grad is not seen[0] or p.grad._version != seen[1]:
+                return None
+        return self.local.get(layer.name)
+
 
 class _ModelHook:
     """A hook on the root module that holds its watcher weakly; copies and pickles of the model carry `no_hook`."""
@@ -134,7 +143,8 @@ class Watcher:
         output: picks the output tensor from what the model returns.
         wanted: what a pass has to show.
         consume: called with each pass when the user's backward has ended.
-        describe: called once, before the first pass is captured, with the calls of each layer and the examples.
+        describe: called once, before the first pass is captured, with the calls of each layer and the
+            examples.
     """
 
     def __init__(
@@ -162,7 +172,8 @@ class Watcher:
         ]
         weakref.finalize(self, _detach, handles, self.recorder)
 
-    # ---- the user's forward ----------------------------------------------------------------------------------------
+    # ---- the user's forward
+    # ----------------------------------------------------------------------------------------
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start recording if this forward may count."""
@@ -216,11 +227,13 @@ class Watcher:
         z = self.output(output) if self.output is not None else output
         if not isinstance(z, Tensor):
             raise TypeError(
-                f"the model returned {type(z).__name__}, not a tensor; give the optimizer output=lambda out: ..."
+                f"the model returned {type(z).__name__}, not a tensor; give the optimizer output=lambda "
+                f"out: ..."
             )
         return z
 
-    # ---- the user's backward ---------------------------------------------------------------------------------------
+    # ---- the user's backward
+    # ---------------------------------------------------------------------------------------
 
     def fire(self, key: int, gradient: Tensor) -> None:
         """The user's backward has reached an output: backpropagate our own vectors, once."""
@@ -235,7 +248,7 @@ class Watcher:
             if v is not None and not self.wanted.scores:
                 made.vectors = self._backward(z, made.calls, v)
             if v is not None and self.generic_diagonal:
-                made.captures |= self._generic(made, v)
+                made.captures |= self.generic_captures(made, v)
         made.fresh = [p for layer in self.layers for p in layer.parameters.values() if p.grad is None]
         made.output = None
         torch.autograd.Variable._execution_engine.queue_callback(lambda: self._finish(made))
@@ -260,7 +273,8 @@ class Watcher:
         finally:
             self.sampling = False
 
-    def _generic(self, made: Pass, v: Tensor) -> dict[str, AnyCapture]:
+    def generic_captures(self, made: Pass, v: Tensor) -> dict[str, AnyCapture]:
+        """Per-example gradients of the layers without structure."""
         layers = [layer for layer in self.layers if not layer.structured]
         if not layers:
             return {}
@@ -296,7 +310,8 @@ class Watcher:
                 continue
             if not all(call.intact for call in calls):
                 raise RuntimeError(
-                    f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
+                    f"the input of layer {name!r} was changed in place during the backward pass; clone it "
+                    f"before."
                 )
             ears = made.ears.get(name, [])
             heard = [ear.gradient.unsqueeze(0) for ear in ears if ear.times == 1 and ear.gradient is not None]
@@ -346,77 +361,6 @@ def capture_outputs(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Tenso
     """Gradients (K, N, ...) at several calls' outputs as (K, N, T, dg)."""
     g = [calls[0].layer.output_gradients(gradient) for gradient in gradients]
     return torch.cat(g, 2) if len(g) > 1 else g[0]
-
-
-def backpropagate(z: Tensor, calls: dict[str, list[Call]], v: Tensor) -> dict[str, list[Tensor]]:
-    """Gradients of each vector's product with z at each call's output, never of the weights.
-
-    Args:
-        z: the output with its graph, (N, ...).
-        calls: recorded calls by layer name.
-        v: vectors (K, N, ...).
-
-    Returns:
-        (K, N, ...) for each call.
-    """
-    flat = [call for each in calls.values() for call in each]
-    edges = [call.edge for call in flat]
-    if not edges:
-        return {}
-    options: dict[str, Any] = {"allow_unused": True, "retain_graph": True}
-    if len(v) == 1:
-        found = [
-            None if g is None else g.unsqueeze(0) for g in torch.autograd.grad(z, edges, v[0], **options)
-        ]
-    else:
-        try:
-            found = list(torch.autograd.grad(z, edges, v, is_grads_batched=True, **options))
-        except RuntimeError:  # an operation without a batching rule: the same numbers one vector at a time
-            each = [torch.autograd.grad(z, edges, vector, **options) for vector in v]
-            found = [None if g[0] is None else torch.stack(g) for g in zip(*each, strict=True)]
-    filled = iter(
-        z.new_zeros(len(v), *call.shape) if g is None else g.detach()
-        for g, call in zip(found, flat, strict=True)
-    )
-    return {name: [next(filled) for _ in each] for name, each in calls.items()}
-
-
-def capture_forward(watcher: Watcher, inputs: Inputs, source: Source) -> tuple[dict[str, AnyCapture], int]:
-    """Captures of a forward and backward of our own, in the model's present mode.
-
-    Args:
-        watcher: the watcher, whose recorder is used.
-        inputs: arguments of the model.
-        source: the vectors to backpropagate.
-
-    Returns:
-        Captures by layer name, and the number of examples.
-    """
-    recorder = watcher.recorder
-    watcher.paused = True
-    try:
-        with as_guest(watcher.model):
-            recorder.calls, recorder.active = [], False
-            handle = watcher.model.register_forward_pre_hook(lambda *_: setattr(recorder, "active", True))
-            try:
-                z = watcher.call(watcher.model, inputs)
-            finally:
-                handle.remove()
-                recorder.active = False
-            calls = {name: made for name, made in recorder.by_layer().items() if made[0].layer.structured}
-            recorder.calls = []
-            shaped = at_least_float32(z.detach())
-            v = source(shaped.unsqueeze(1) if z.dim() == 1 else shaped).to(z.dtype).reshape(-1, *z.shape)
-            gradients = backpropagate(z, calls, v)
-    finally:
-        watcher.paused = False
-    captures: dict[str, AnyCapture] = {}
-    for name, made in calls.items():
-        capture = capture_calls(made, gradients[name])
-        captures[name] = Capture(at_least_float32(capture.a), at_least_float32(capture.g))
-    if watcher.generic_diagonal:
-        captures |= watcher._generic(Pass(len(z), inputs, None, {}, {}), v)
-    return captures, len(z)
 
 
 def _detach(handles: list[Any], recorder: Recorder) -> None:

@@ -1,0 +1,102 @@
+"""What the optimizers' speed rests on: products of low rank, A ⊗ I without its I, trusted Cholesky factors, Woodbury."""
+
+import pytest
+import torch
+
+from fisherviz import optim
+from fisherviz.captures import Capture
+from fisherviz.operators import Dense, Kronecker, SingularMatrixError, UnitBlocks, inner
+from fisherviz.operators.factorise import solve_rows, trusted_cholesky
+from fisherviz.optim.exact import UnitExamples
+from tests.optim_oracle import assert_same, data, eye, loss_backward, matrices, moved, net
+
+
+def spd(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(2 * n, n, generator=generator, dtype=torch.float64)
+    return X.T @ X / (2 * n) + 0.1 * eye(n)
+
+
+@pytest.mark.parametrize("n", [5, 300, 513, 700])
+def test_trusted_cholesky_has_the_lower_factor_below(n):
+    A = spd(n)
+    assert torch.allclose(trusted_cholesky(A, "A").tril(), torch.linalg.cholesky(A), atol=1e-12)
+    rows = torch.randn(3, n, dtype=torch.float64)
+    assert torch.allclose(
+        solve_rows(trusted_cholesky(A, "A"), rows), torch.linalg.solve(A, rows.T).T, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("n", [5, 700])
+def test_trusted_cholesky_still_says_what_is_singular(n):
+    A = spd(n)
+    A[-1] = A[:, -1] = 0
+    A[-1, -1] = -1.0
+    with pytest.raises(SingularMatrixError, match="not positive definite"):
+        trusted_cholesky(A, "the A factor")
+    with pytest.raises(ValueError, match="NaN"):
+        trusted_cholesky(A * torch.nan, "the A factor")
+
+
+def test_a_kronecker_product_over_units_is_the_one_with_the_identity():
+    A = spd(4)
+    short, full = Kronecker.over_units(A, 3), Kronecker(A, eye(3))
+    v = torch.randn(12, 2, dtype=torch.float64)
+    assert short.shape == full.shape
+    assert short.bytes < full.bytes
+    for one, two in (
+        (short.to_dense(), full.to_dense()),
+        (short @ v, full @ v),
+        (short.T @ v, full.T @ v),
+        (short.solve(v), full.solve(v)),
+        (short.solve(v[:, 0]), full.solve(v[:, 0])),
+        (short.damped(0.3).to_dense(), full.damped(0.3).to_dense()),
+        (short.inverse().to_dense(), full.inverse().to_dense()),
+        (short.scale(2.0).to_dense(), full.scale(2.0).to_dense()),
+        (short.diagonal(), full.diagonal()),
+    ):
+        assert torch.allclose(one, two, atol=1e-12)
+    assert isinstance(short.damped(0.3), Kronecker)
+    assert inner(short, full) == pytest.approx(inner(full, full))
+
+
+@pytest.mark.parametrize("rows", [2, 9])
+def test_low_rank_products_are_the_dense_ones(rows):
+    a, g = torch.randn(rows, 4, dtype=torch.float64), torch.randn(rows, 3, dtype=torch.float64)
+    v = (g.T @ a).reshape(-1)
+    for op in (
+        Kronecker(spd(4), spd(3, 1)),
+        Kronecker.over_units(spd(4), 3),
+        Dense(spd(12)),
+        UnitBlocks(torch.stack([spd(4)] * 3)),
+    ):
+        assert torch.allclose(op.outer(a, g).reshape(-1), op @ v, atol=1e-12)
+        assert torch.allclose(op.solve_outer(a, g).reshape(-1), op.solve(v), atol=1e-12)
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_unit_blocks_in_example_space_are_the_blocks(T):
+    a, g = torch.randn(2, T, 6, dtype=torch.float64), torch.randn(2, 2, T, 3, dtype=torch.float64)
+    op = UnitExamples(Capture(a, g), 0.5).scale(2.0).shifted(1e-6)
+    dense = op.to_dense()
+    v = torch.randn(18, 2, dtype=torch.float64)
+    assert torch.allclose(op @ v, dense @ v, atol=1e-10)
+    assert torch.allclose(op.solve(v), torch.linalg.solve(dense, v), rtol=1e-6)
+    assert torch.allclose(op.diagonal(), dense.diagonal())
+    with pytest.raises(SingularMatrixError):
+        UnitExamples(Capture(a, g), 1.0).solve(v)
+
+
+def test_woodbury_keeps_its_digits_in_float32_at_small_damping():
+    directions = []
+    for dtype in (torch.float64, torch.float32):
+        model = net().to(dtype)
+        opt = optim.SubsampledNaturalGradient(
+            model, "categorical", fisher_data="same", lr=1e-4, damping=1e-5, kind="exact"
+        )
+        x, y = data(40)
+        before = matrices(model)
+        loss_backward(opt, model, x.to(dtype), y)
+        opt.step()
+        directions.append([d.double() for d in moved(before, matrices(model))])
+    assert_same(directions[1], directions[0], 2e-2)
