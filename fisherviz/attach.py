@@ -55,9 +55,7 @@ def find_layers(
     return layers, left_out
 
 
-def _choose(
-    modules: dict[str, nn.Module], wanted: Sequence[str | nn.Module] | str | nn.Module
-) -> set[nn.Module]:
+def _choose(modules: dict[str, nn.Module], wanted: Sequence[str | nn.Module] | str | nn.Module) -> set[nn.Module]:
     items = [wanted] if isinstance(wanted, str | nn.Module) else list(wanted)
     chosen: set[nn.Module] = set()
     for item in items:

@@ -153,5 +153,8 @@ def _mark(inputs: Inputs, targets: Tensor | None) -> tuple[float, ...]:
         sums = rows.sum(1, dtype=torch.float64 if rows.device.type != "mps" else torch.float32)
         weights = torch.arange(1, len(sums) + 1, device=sums.device, dtype=sums.dtype)
         # not finite data is named by the probe; here it must compare equal to itself
-        marks += [float(len(rows)), *torch.nan_to_num(torch.stack([sums.sum(), sums @ weights.sqrt()])).tolist()]
+        marks += [
+            float(len(rows)),
+            *torch.nan_to_num(torch.stack([sums.sum(), sums @ weights.sqrt()])).tolist(),
+        ]
     return tuple(marks)

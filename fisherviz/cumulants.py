@@ -40,7 +40,7 @@ class CumulantBound:
 
     @property
     def ratio(self) -> float:
-        """error / bound; 0 where both vanish."""
+        """Error / bound; 0 where both vanish."""
         return self.error / self.bound if self.bound else 0.0
 
     def __repr__(self) -> str:
@@ -63,9 +63,11 @@ def cumulants(
     Raises:
         NotImplementedError: a layer has weight sharing or takes the generic path.
     """
-    chosen = range(len(fisher.space.layers)) if layers is None else [
-        fisher.space.position(k) for k in ([layers] if isinstance(layers, str | int) else layers)
-    ]
+    chosen = (
+        range(len(fisher.space.layers))
+        if layers is None
+        else [fisher.space.position(k) for k in ([layers] if isinstance(layers, str | int) else layers)]
+    )
     captures = fisher.example_space()
     sides: dict[int, Capture] = {}
     for i in chosen:

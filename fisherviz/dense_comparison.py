@@ -18,7 +18,8 @@ from fisherviz.results import WHOLE
 
 Row = tuple[str, str, str, float]
 _SINGULAR = {"relative_spectral", "relative_nuclear"}
-"""Singular values of blocks between layers cost more than all the rest: only where metrics were named."""
+_SMALL = 256
+"""Singular values of larger blocks between layers cost more than all the rest: only where metrics were named."""
 _MAX_PAIRS = 400
 """Off-diagonal blocks have rows of their own while there are at most this many."""
 
@@ -46,6 +47,12 @@ class DenseComparison:
         self.pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]
         if n * n > _MAX_PAIRS:
             self.notes.append(f"blocks between layers have no rows of their own: {n * n} of them.")
+        large = [i for i in self.space.sizes if i > _SMALL]
+        if len(large) > 1 and not explicit and wanted & _SINGULAR:
+            self.notes.append(
+                f"relative_spectral and relative_nuclear of blocks between layers of more than {_SMALL} parameters "
+                "are left out; ask for them with metrics=."
+            )
         self.blocks = {pair: self._exact_block(*pair, slope, strength) for pair in self.pairs}
         self._gather("exact", matrix, self.exact.inverse)
         edges = np.array(self.space.offsets, dtype=np.float64)
@@ -91,7 +98,7 @@ class DenseComparison:
         for (i, j), exact in self.blocks.items():
             part = matrix[self._range(i), self._range(j)]
             names = (self.space.names[i], self.space.names[j])
-            wanted = self.wanted if i == j or self.explicit else self.wanted - _SINGULAR
+            wanted = self.wanted if i == j or self.explicit or min(part.shape) <= _SMALL else self.wanted - _SINGULAR
             out += [(*names, name, value) for name, value in error_measures(exact, part, wanted).items()]
         self._gather(label, matrix, inverse)
         return out

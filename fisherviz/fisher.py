@@ -1,115 +1,44 @@
 """Fisher: the exact matrix of the probed parameters over data, never materialised unless asked.
 
-Requests make passes over the data through the Probe (or over captures kept from an earlier pass) and combine streaming
-statistics and example-space products (DESIGN sections 3 and 5). Approximations are built from `collect`.
+Blocks, units, products, solves, norms and samples; requests make passes over the data, or use captures kept from an
+earlier one (DESIGN sections 3 and 5). `passes.Passes` holds the data's side of it.
 """
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from fisherviz import guest
-from fisherviz.batches import Batches
-from fisherviz.captures import AnyCapture, Batch, Capture, concatenate, ragged
-from fisherviz.examplespace import block_square_norm, columns_product, gram_tiles, rows_product
+from fisherviz import spectra
+from fisherviz.captures import Capture
+from fisherviz.examplespace import columns_product, example_gram, rows_product
 from fisherviz.forward_mode import fisher_product, forward_mode_is_right, output_tangent
 from fisherviz.joint import JointBlocks
-from fisherviz.kinds import EmpiricalVectors, NoVectors, make_vectors
-from fisherviz.layers import ORDERS, LayerInfo, Order, ParameterSpace
-from fisherviz.memory import human, keep_limit, require
-from fisherviz.natural import WithScores, natural_gradient
-from fisherviz.operators.lanczos import extreme_eigenvalues
+from fisherviz.layers import ORDERS, Order, ParameterSpace
+from fisherviz.memory import require
+from fisherviz.natural import natural_gradient
+from fisherviz.passes import Passes
 from fisherviz.path_check import restarting
 from fisherviz.posterior import sample_posterior
-from fisherviz.probe import Probe
 from fisherviz.products import weighted_moments_square_norm
 from fisherviz.solving import DampedCholesky, woodbury_solve
-from fisherviz.statistics import Block, Diagonal, GradientSum, Statistic, UnitBlocks, update_all
+from fisherviz.statistics import Block, Diagonal, UnitBlocks
 
-REDUCTIONS = ("mean", "sum")
-_FULL_SPECTRUM = 3000
-"""Spectra of matrices up to this size come from a full eigendecomposition, larger ones from Lanczos."""
+_KEPT_BLOCK = 3000
+"""Blocks of more than this squared entries are not kept beside what the caller holds."""
 
 Vector = Tensor | Mapping[str, Tensor]
 
 
-class Fisher:
+class Fisher(Passes):
     """The Fisher information matrix of a probe's parameters over data; made by `Probe.fisher`.
 
     Flat vectors and dense matrices are in torch order: the probed parameters as in `named_parameters()`, each
     row-major. Every object knows its kind: "exact", "mc" or "empirical".
     """
-
-    def __init__(
-        self,
-        probe: Probe,
-        data: Any,
-        targets: Tensor | None = None,
-        *,
-        kind: str = "exact",
-        samples: int = 1,
-        reduction: str = "mean",
-        generator: torch.Generator | None = None,
-    ) -> None:
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
-        self.probe = probe
-        self.space = probe.space
-        self.kind = kind
-        self.samples = samples
-        self.reduction = reduction
-        self.vectors = make_vectors(probe.likelihood, kind, samples, generator, probe.device)
-        self.data = Batches(data, targets)
-        if kind == "empirical" and self.data.certainly_without_targets:
-            raise ValueError(
-                "kind='empirical' needs the data's labels; pass targets=, a tuple (inputs, targets) or batches of them."
-            )
-        self._weights = guest.fingerprint(probe.model)
-        self._examples: int | None = None
-        self._statistics: dict[Hashable, Statistic] = {}
-        self._captures: dict[str, AnyCapture] | None = None
-        self._ragged = False
-        self._matrix: Tensor | None = None  # torch order
-        self._dense_version = 0
-        self._factors: dict[tuple[str, float], DampedCholesky] = {}
-        self._largest: float | None = None
-
-    # ---- what it is ------------------------------------------------------------------------------------------------
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return (self.space.size, self.space.size)
-
-    @property
-    def layers(self) -> tuple[LayerInfo, ...]:
-        """What the probed layers are, in torch order."""
-        return self.probe.layers
-
-    @property
-    @restarting
-    def examples(self) -> int:
-        """Number N of examples; counting them may take a pass."""
-        if self._examples is None:
-            self._pass(lambda batch: None, gradients=False)
-        assert self._examples is not None
-        return self._examples
-
-    @property
-    def scale(self) -> float:
-        """What sums over examples are multiplied with: 1/N for "mean", 1 for "sum"."""
-        return 1.0 / self.examples if self.reduction == "mean" else 1.0
-
-    @property
-    def weights_fingerprint(self) -> str:
-        """Digest of the model's parameters and buffers."""
-        return guest.digest(self._weights)
 
     def __repr__(self) -> str:
         label = {"exact": "exact", "mc": f"mc, {self.samples} sample(s)", "empirical": "empirical"}[self.kind]
@@ -123,119 +52,6 @@ class Fisher:
         import html
 
         return f"<p>{html.escape(repr(self))}</p>{self.probe._repr_html_()}"
-
-    @property
-    def _dense(self) -> Tensor | None:
-        """The dense matrix in torch order, if made and not modified since it was handed out."""
-        if self._matrix is not None and _version(self._matrix) != self._dense_version:
-            self._matrix = None
-        return self._matrix
-
-    @_dense.setter
-    def _dense(self, matrix: Tensor | None) -> None:
-        self._matrix = matrix
-        self._dense_version = 0 if matrix is None else _version(matrix)
-
-    # ---- passes ----------------------------------------------------------------------------------------------------
-
-    def check_unchanged(self) -> None:
-        """Raise RuntimeError if the model's weights are not those that this Fisher was made for."""
-        if guest.fingerprint(self.probe.model) != self._weights:
-            raise RuntimeError(
-                "the model changed since this Fisher was made (its parameters or buffers differ); "
-                "make a new one with probe.fisher(...)."
-            )
-
-    def _pass(self, consume: Callable[[Batch], None], *, gradients: bool = True) -> None:
-        """One pass over the data; captures stay in memory where they fit."""
-        self.check_unchanged()
-        if self._captures is not None and not self._ragged:
-            consume(Batch(self._captures, self.examples))
-            return
-        kept: list[Batch] | None = [] if gradients else None
-        vectors = self.vectors if gradients else NoVectors()
-        held, limit, first = 0, keep_limit(self.probe.device), 0
-
-        def take(batch: Batch) -> None:
-            nonlocal kept, held
-            consume(batch)
-            if kept is not None:
-                held += batch.bytes
-                kept = [*kept, batch] if held <= limit else None
-
-        for inputs, targets in self.data:
-            first += self.probe.capture(inputs, targets, vectors, take, first)
-        self._examples = first
-        if kept and self._captures is None:
-            made = {name: [batch.captures[name] for batch in kept] for name in self.space.names}
-            self._ragged = any(ragged(captures) for captures in made.values())
-            self._captures = {name: concatenate(captures) for name, captures in made.items()}
-
-    def pass_with_scores(self, consume: Callable[[Batch], None]) -> None:
-        """One pass that backpropagates the data's scores beside the kind's vectors, as the last one."""
-        self.check_unchanged()
-        vectors = WithScores(self.vectors, EmpiricalVectors(self.probe.likelihood))
-        first = 0
-        for inputs, targets in self.data:
-            if targets is None:
-                raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
-            first += self.probe.capture(inputs, targets, vectors, consume, first)
-        self._examples = first
-
-    def look(self) -> None:
-        """Make sure that the probe has seen the model run: the layers' paths and positions are known."""
-        if not self.probe.looked:
-            inputs, _ = next(iter(self.data))
-            self.probe.look(inputs)
-
-    def fresh(self) -> Fisher:
-        """The same Fisher with nothing computed yet, for timings that pay for their own passes."""
-        other = copy.copy(self)
-        other._statistics, other._captures, other._dense, other._factors = {}, None, None, {}
-        return other
-
-    def collect(self, statistics: Iterable[Statistic]) -> list[Statistic]:
-        """Feed statistics by one pass over the data; those already known are not computed again.
-
-        Args:
-            statistics: what is wanted.
-
-        Returns:
-            Statistics of the same keys, in the same order, holding the sums over all examples.
-        """
-        wanted = list(statistics)
-        fresh = {s.key: s for s in wanted if s.key not in self._statistics}
-        if fresh:
-            gradients = any(s.needs_gradients for s in fresh.values())
-            self._pass(lambda batch: update_all(fresh.values(), batch), gradients=gradients)
-            self._statistics |= fresh
-        else:
-            self.check_unchanged()
-        return [self._statistics[s.key] for s in wanted]
-
-    @restarting
-    def example_space(self) -> dict[str, AnyCapture]:
-        """Captures of all examples by layer name.
-
-        Raises:
-            MemoryError: they do not fit in a quarter of the free memory.
-        """
-        if self._captures is None:
-            self._pass(lambda batch: None)
-        else:
-            self.check_unchanged()
-        if self._captures is None:
-            raise MemoryError(
-                f"the inputs and pseudo-gradients of {self.examples:,} examples exceed the "
-                f"{human(keep_limit(self.probe.device))} meant for them; use fewer examples, or kind='mc'."
-            )
-        return self._captures
-
-    @property
-    def columns(self) -> int:
-        """Number K N of columns of U, F = s U Uᵀ; taken from kept captures."""
-        capture = next(iter(self.example_space().values()))
-        return capture.vectors * capture.examples
 
     # ---- parts of the matrix ---------------------------------------------------------------------------------------
 
@@ -274,9 +90,12 @@ class Fisher:
             part = self._dense[self._range(i), self._range(j)]
             rows, cols = (self.space.layers[k].unit_from_torch.to(part.device) for k in (i, j))
             return part[rows][:, cols]
-        self._plan(self.space.sizes[i] * self.space.sizes[j], f"block {self.space.names[i]!r}, {self.space.names[j]!r}")
+        self._plan(
+            self.space.sizes[i] * self.space.sizes[j],
+            f"block {self.space.names[i]!r}, {self.space.names[j]!r}",
+        )
         (statistic,) = self.collect([Block(self.space.names[i], self.space.names[j])])
-        if statistic.total is not None and statistic.total.numel() > _FULL_SPECTRUM**2:
+        if statistic.total is not None and statistic.total.numel() > _KEPT_BLOCK**2:
             del self._statistics[statistic.key]  # too large to keep beside what the caller holds
         assert statistic.total is not None
         return statistic.total * self.scale
@@ -344,27 +163,6 @@ class Fisher:
             return self.space.reorder_dense(self._dense, order)
         # handed out without a copy; what the caller does to it in place is noticed by its version
         return self._dense
-
-    def has_targets(self) -> bool:
-        """Whether every batch of the data carries targets; looks at one batch after the other until one has none."""
-        return all(targets is not None for _, targets in self.data)
-
-    @restarting
-    def gradient(self) -> Tensor:
-        """Gradient of the data's mean (or summed) negative log-likelihood, flat in torch order, (P,).
-
-        Raises:
-            ValueError: the data has no targets.
-        """
-        self.check_unchanged()
-        sums = [GradientSum(name) for name in self.space.names]
-        score, first = EmpiricalVectors(self.probe.likelihood), 0
-        for inputs, targets in self.data:
-            if targets is None:
-                raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
-            first += self.probe.capture(inputs, targets, score, lambda batch: update_all(sums, batch), first)
-        self._examples = first
-        return self.space.join([s.total for s in sums if s.total is not None]) * self.scale
 
     # ---- products --------------------------------------------------------------------------------------------------
 
@@ -437,8 +235,10 @@ class Fisher:
             The number.
         """
         first_vector = self._check_vector(self.space.flatten(u) if isinstance(u, Mapping) else u, flat=True)
-        second = first_vector if v is None else self._check_vector(
-            self.space.flatten(v) if isinstance(v, Mapping) else v, flat=True
+        second = (
+            first_vector
+            if v is None
+            else self._check_vector(self.space.flatten(v) if isinstance(v, Mapping) else v, flat=True)
         )
         if self._captures is not None or not self._forward_mode():
             self.check_unchanged()
@@ -529,18 +329,25 @@ class Fisher:
             self._factors = {key: DampedCholesky(gram, damping / scale, "the damped Gram matrix of the examples")}
         assert self._largest is not None
         return woodbury_solve(
-            self._factors[key], v, damping, self.rows, self.columns_product, self._example_product,
+            self._factors[key],
+            v,
+            damping,
+            self.rows,
+            self.columns_product,
+            self._example_product,
             (self._largest + damping) / damping,
         )
 
     def example_gram(self) -> Tensor:
         """UᵀU over all layers, (K N, K N), for F = s U Uᵀ."""
-        from fisherviz.examplespace import example_gram
-
         captures = self.example_space()
         size = self.columns**2 * torch.empty((), dtype=self.probe.dtype).element_size()
-        require(4 * size, self.probe.device, f"the Gram matrix of {self.columns:,} gradients",
-                "use fewer examples or kind='mc'")
+        require(
+            4 * size,
+            self.probe.device,
+            f"the Gram matrix of {self.columns:,} gradients",
+            "use fewer examples or kind='mc'",
+        )
         total: Tensor | None = None
         for capture in captures.values():
             part = example_gram(capture)
@@ -550,6 +357,7 @@ class Fisher:
 
     # ---- norms and spectra -----------------------------------------------------------------------------------------
 
+    @restarting
     def norm(self, ord: str = "fro", block: tuple[str | int, str | int] | None = None) -> float:
         """Norm of the matrix or of one block, without materialising it.
 
@@ -567,49 +375,14 @@ class Fisher:
             raise ValueError(f"ord must be one of fro, spectral, trace, got {ord!r}.")
         pair = None if block is None else (self.space.position(block[0]), self.space.position(block[1]))
         if ord == "trace":
-            return self._trace(pair)
+            return spectra.trace(self, pair)
         if self._dense is not None:
             self.check_unchanged()
             part = self._dense if pair is None else self._dense[self._range(pair[0]), self._range(pair[1])]
             return float(torch.linalg.matrix_norm(part.double(), "fro" if ord == "fro" else 2))
-        if ord == "fro":
-            return self._frobenius(pair)
-        return self._spectral(pair)
+        return spectra.frobenius(self, pair) if ord == "fro" else spectra.spectral(self, pair)
 
     @restarting
-    def _trace(self, pair: tuple[int, int] | None) -> float:
-        if pair is not None and pair[0] != pair[1]:
-            raise ValueError("an off-diagonal block has no trace; ask for the block (i, i).")
-        names = self.space.names if pair is None else (self.space.names[pair[0]],)
-        found = self.collect([Diagonal(name) for name in names])
-        return self.scale * sum(float(s.total.sum(dtype=torch.float64)) for s in found if s.total is not None)
-
-    @restarting
-    def _frobenius(self, pair: tuple[int, int] | None) -> float:
-        captures = self.example_space()
-        if pair is not None:
-            row, col = (captures[self.space.names[i]] for i in pair)
-            return self.scale * block_square_norm(row, col) ** 0.5
-        total = 0.0
-        for tiles in gram_tiles(list(captures.values())):
-            total += float(torch.stack(tiles).sum(0).square_().sum(dtype=torch.float64)) if len(tiles) > 1 else float(
-                tiles[0].square().sum(dtype=torch.float64)
-            )
-        return self.scale * total**0.5
-
-    def _spectral(self, pair: tuple[int, int] | None) -> float:
-        if pair is None:
-            return float(self.spectrum(1)[0])
-        row, col = (self.example_space()[self.space.names[i]] for i in pair)
-        scale, size = self.scale, self.space.sizes[pair[0]]
-
-        def squared(x: Tensor) -> Tensor:  # F_ij F_ijᵀ x
-            y = columns_product(col, rows_product(row, x.reshape(size, -1)))
-            return columns_product(row, rows_product(col, y)).reshape(x.shape) * scale**2
-
-        top = extreme_eigenvalues(squared, size, 1, dtype=self.probe.dtype, device=self.probe.device)
-        return max(float(top[0]), 0.0) ** 0.5
-
     def spectrum(self, k: int | None = None) -> Tensor:
         """Eigenvalues in descending order: the k largest, or all the non-zero ones.
 
@@ -619,30 +392,13 @@ class Fisher:
         Returns:
             Eigenvalues in float64, clamped at 0.
         """
-        rank = self.space.size if self._dense is not None else min(self.space.size, self.columns)
         if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
             raise ValueError(f"k must be a positive whole number, got {k!r}.")
-        if k is not None and rank > _FULL_SPECTRUM and k < rank // 10:
-            def product(x: Tensor) -> Tensor:
-                return self @ x
-
-            values = extreme_eigenvalues(product, self.space.size, k, dtype=self.probe.dtype, device=self.probe.device)
-        elif self._dense is not None or self.space.size <= self.columns:
-            values = torch.linalg.eigvalsh(self.to_dense().double()).flip(0)
-        else:
-            values = torch.linalg.eigvalsh(self.example_gram().double()).flip(0) * self.scale
-        values = values.double().clamp(min=0)
-        if k is not None:
-            return values[:k]
-        # what rounding leaves of a zero eigenvalue is no eigenvalue
-        floor = torch.finfo(self.probe.dtype).eps * max(self.shape[0], len(values)) * float(values[0])
-        return values[values > floor]
+        return spectra.spectrum(self, k, self._dense is not None)
 
     # ---- posterior -------------------------------------------------------------------------------------------------
 
-    def sample(
-        self, prior_precision: float | Tensor, n: int, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, prior_precision: float | Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Exact samples of the Laplace posterior N(θ, (Λ₀ + Σₙ Fₙ)⁻¹) (Benzing, appendix A.1).
 
         Args:
@@ -657,20 +413,3 @@ class Fisher:
             ValueError: the prior precision is not positive.
         """
         return sample_posterior(self, prior_precision, n, generator)
-
-    def seconds_per_pass(self) -> float:
-        """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in."""
-        best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
-            for inputs, targets in self.data:
-                self.probe.loss_gradient(inputs, targets)
-            if self.probe.device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-
-def _version(matrix: Tensor) -> int:
-    """Counts in-place changes; tensors made under inference mode have no counter."""
-    return 0 if matrix.is_inference() else matrix._version

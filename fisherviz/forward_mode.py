@@ -69,9 +69,7 @@ def _dual_output(
     return leaves, z, torch.zeros_like(z) if t is None else t
 
 
-def output_tangent(
-    probe: Probe, inputs: Inputs, tangents: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
+def output_tangent(probe: Probe, inputs: Inputs, tangents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Output z and its directional derivative J v for a batch, forward mode only."""
     check_modes(probe.model)
     inputs = move(inputs, probe.device)

@@ -57,7 +57,9 @@ def check_modes(model: nn.Module) -> None:
         active = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
         active = active or (isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0)
         if active and module.training:
-            raise ValueError(f"{where} draws at random in training mode (active Dropout), so that every pass sees another network; call model.eval() first.")
+            raise ValueError(
+                f"{where} draws at random in training mode (active Dropout), so that every pass sees another network; call model.eval() first."
+            )
 
 
 def fingerprint(model: nn.Module) -> tuple[int, ...]:

@@ -43,7 +43,8 @@ class JointBlocks:
             for j in range(i, len(captures)):
                 col = captures[j]
                 if i in self.factored and j in self.factored and self.pair in (None, (i, j)):
-                    assert isinstance(row, Capture) and isinstance(col, Capture)
+                    assert isinstance(row, Capture)
+                    assert isinstance(col, Capture)
                     self._add(i, j, half_block(row) if i == j else cross_block(row, col))
         if stacked:
             self._add_stacked(captures, stacked, batch.examples)

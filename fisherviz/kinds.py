@@ -107,6 +107,22 @@ class NoVectors:
 AnyVectors = ExactVectors | SampledVectors | EmpiricalVectors
 
 
+class WithScores:
+    """A kind's vectors, and the scores of the data's labels as the last one."""
+
+    def __init__(self, vectors: AnyVectors, scores: EmpiricalVectors) -> None:
+        self.vectors = vectors
+        self.scores = scores
+
+    def count(self, z: Tensor) -> int:
+        """One more than the kind's."""
+        return self.vectors.count(z) + 1
+
+    def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
+        """Vectors (K + 1, N, ...)."""
+        return torch.cat([self.vectors(z, targets, first), self.scores(z, targets, first)])
+
+
 def _outer_product(vectors: Tensor, t: Tensor) -> Tensor:
     flat = vectors.flatten(2)
     weights = (flat * t.flatten(1)).sum(2, keepdim=True)
@@ -140,8 +156,10 @@ def make_vectors(
     if kind == "empirical":
         return EmpiricalVectors(likelihood)
     # the user's generator gives one seed, so that two Fishers made with it see different labels
-    seed = torch.initial_seed() if generator is None else int(
-        torch.randint(2**62, (), generator=generator, device=generator.device)
+    seed = (
+        torch.initial_seed()
+        if generator is None
+        else int(torch.randint(2**62, (), generator=generator, device=generator.device))
     )
     private = torch.Generator(device=device).manual_seed(seed)
     return SampledVectors(likelihood, samples, private)

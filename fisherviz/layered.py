@@ -17,7 +17,16 @@ from torch import Tensor
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.layers import ORDERS, LayerInfo, Order, ParameterSpace
 from fisherviz.memory import require
-from fisherviz.operators import BlockTridiagonal, Dense, DirectSum, Kronecker, Operator, Zero, cg, extreme_eigenvalues
+from fisherviz.operators import (
+    BlockTridiagonal,
+    Dense,
+    DirectSum,
+    Kronecker,
+    Operator,
+    Zero,
+    cg,
+    extreme_eigenvalues,
+)
 
 _DENSE_SOLVE = 6000
 """Full matrices up to this size are solved by Cholesky, larger ones by conjugate gradients."""
@@ -92,8 +101,12 @@ class LayeredMatrix(ABC):
         if order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}.")
         size = 3 * self.space.size**2 * self._like.element_size()
-        require(size, self._like.device, f"the dense {self.shape[0]:,} x {self.shape[1]:,} matrix",
-                "ask for products or blocks instead")
+        require(
+            size,
+            self._like.device,
+            f"the dense {self.shape[0]:,} x {self.shape[1]:,} matrix",
+            "ask for products or blocks instead",
+        )
         rows = [
             torch.cat(
                 [
@@ -268,7 +281,11 @@ class FullMatrix(LayeredMatrix):
         """Norm from the pairs' norms; spectral by Lanczos on products."""
         if ord == "spectral":
             top = extreme_eigenvalues(
-                self._stacked_product, self.space.size, which="magnitude", dtype=self._like.dtype, device=self._like.device
+                self._stacked_product,
+                self.space.size,
+                which="magnitude",
+                dtype=self._like.dtype,
+                device=self._like.device,
             )
             return abs(float(top[0]))
         if ord == "trace":
@@ -292,7 +309,11 @@ class TridiagonalInverse(LayeredMatrix):
     """
 
     def __init__(
-        self, space: ParameterSpace, chain: Sequence[int], tridiagonal: BlockTridiagonal, rest: Mapping[int, Operator]
+        self,
+        space: ParameterSpace,
+        chain: Sequence[int],
+        tridiagonal: BlockTridiagonal,
+        rest: Mapping[int, Operator],
     ) -> None:
         super().__init__(space)
         self.chain = tuple(chain)
@@ -332,9 +353,7 @@ class TridiagonalInverse(LayeredMatrix):
         if isinstance(rule, FactoredTikhonov):
             chain = self.tridiagonal.damped(rule)
             assert isinstance(chain, BlockTridiagonal)
-            return TridiagonalInverse(
-                self.space, self.chain, chain, {i: damp(op, rule) for i, op in self.rest.items()}
-            )
+            return TridiagonalInverse(self.space, self.chain, chain, {i: damp(op, rule) for i, op in self.rest.items()})
         n = len(self.space.layers)
         pairs = {(i, j): self.operator(i, j) for i in range(n) for j in range(i, n)}
         return FullMatrix(self.space, {k: op for k, op in pairs.items() if not isinstance(op, Zero)}).damped(rule)

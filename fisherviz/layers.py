@@ -193,7 +193,10 @@ class Layer:
         if not self.structured:
             return index
         matrix = index.reshape(self.matrix_shape)
-        pieces = {"weight": matrix[:, : self.fan_in].reshape(-1), "bias": matrix[:, self.fan_in :].reshape(-1)}
+        pieces = {
+            "weight": matrix[:, : self.fan_in].reshape(-1),
+            "bias": matrix[:, self.fan_in :].reshape(-1),
+        }
         own = [key for key, p in self.module._parameters.items() if any(p is q for q in self.parameters.values())]
         return torch.cat([pieces[key] for key in own])
 
@@ -237,7 +240,9 @@ class ParameterSpace:
             raise TypeError(f"a layer is given by its name or position, got {type(layer).__name__}.")
         if isinstance(layer, str):
             if layer not in self.names:
-                raise ValueError(f"no probed layer is called {layer!r}; the layers are {', '.join(map(repr, self.names))}.")
+                raise ValueError(
+                    f"no probed layer is called {layer!r}; the layers are {', '.join(map(repr, self.names))}."
+                )
             return self.names.index(layer)
         if not -len(self.layers) <= layer < len(self.layers):
             raise ValueError(f"layer position {layer} is out of range; there are {len(self.layers)} layers.")

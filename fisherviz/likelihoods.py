@@ -332,7 +332,11 @@ class _MeanCrossEntropy(Categorical):
             )
 
 
-_BY_NAME: dict[str, type[Likelihood]] = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}
+_BY_NAME: dict[str, type[Likelihood]] = {
+    "categorical": Categorical,
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+}
 
 
 def resolve(likelihood: str | Likelihood | nn.Module) -> Likelihood:

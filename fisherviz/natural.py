@@ -12,28 +12,11 @@ import torch
 from torch import Tensor
 
 from fisherviz.captures import AnyCapture, Batch, Capture
-from fisherviz.kinds import AnyVectors, EmpiricalVectors
 from fisherviz.products import gram
 from fisherviz.solving import DampedCholesky
 
 if TYPE_CHECKING:
     from fisherviz.fisher import Fisher
-
-
-class WithScores:
-    """A kind's vectors, and the scores of the data's labels as the last one."""
-
-    def __init__(self, vectors: AnyVectors, scores: EmpiricalVectors) -> None:
-        self.vectors = vectors
-        self.scores = scores
-
-    def count(self, z: Tensor) -> int:
-        """One more than the kind's."""
-        return self.vectors.count(z) + 1
-
-    def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
-        """Vectors (K + 1, N, ...)."""
-        return torch.cat([self.vectors(z, targets, first), self.scores(z, targets, first)])
 
 
 def natural_gradient(fisher: Fisher, damping: float) -> Tensor:
@@ -68,7 +51,8 @@ def _by_gram_matrices(fisher: Fisher, captures: dict[str, AnyCapture], damping: 
         part = cross.sum(1)
         total = own if total is None else total.add_(own)
         right = part if right is None else right.add_(part)
-    assert total is not None and right is not None
+    assert total is not None
+    assert right is not None
     factor = DampedCholesky(total, damping / scale, "the damped Gram matrix of the examples")
     w = factor.solve(scale * right.unsqueeze(1))[:, 0]
     pieces = []

@@ -7,6 +7,7 @@ Outputs that differ between the batch and the single example are an error: there
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fisherviz.batches import Inputs, select
-from fisherviz.layers import Layer
 from fisherviz.generic import densified
+from fisherviz.layers import Layer
 from fisherviz.recorder import Call, capture_calls, feeders
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def check_paths(probe: Probe, inputs: Inputs) -> Findings:
     for layer in layers:
         if layer.structured and layer.name not in calls:
             layer.make_generic("its forward did not run")
-        elif layer.structured and any(call.x.shape[:1] != z.shape[:1] or call.shape[:1] != z.shape[:1] for call in calls[layer.name]):
+        elif layer.structured and any(
+            call.x.shape[:1] != z.shape[:1] or call.shape[:1] != z.shape[:1] for call in calls[layer.name]
+        ):
             layer.make_generic("the first dimension of its input does not count examples")
     private = torch.Generator().manual_seed(0)
     v = torch.randn(z.shape, generator=private, dtype=torch.float64).to(device=z.device, dtype=z.dtype)
@@ -100,7 +103,9 @@ def check_paths(probe: Probe, inputs: Inputs) -> Findings:
         if layer.structured:
             found = captures[layer.name].gradients[0][:, layer.torch_from_unit.to(z.device)]
             if not all(_close(found[n], truth[layer.name]) for n, truth in enumerate(truths)):
-                layer.make_generic("its parameters also act outside its forward, or its batch is not the first dimension")
+                layer.make_generic(
+                    "its parameters also act outside its forward, or its batch is not the first dimension"
+                )
     _check_generic(probe, few, v, truths)
     captures = {name: capture for name, capture in captures.items() if structured[name][0].layer.structured}
     return Findings(
@@ -144,7 +149,9 @@ def _forward_alone(probe: Probe, inputs: Inputs, n: int) -> Tensor:
         return probe.forward(single)
     except (RuntimeError, ValueError, TypeError, IndexError):
         double = pytree.tree_map(
-            lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == 1 else leaf,
+            lambda leaf: (
+                torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == 1 else leaf
+            ),
             single,
         )
         return probe.forward(double)
@@ -175,7 +182,7 @@ def _neighbours(calls: Mapping[str, list[Call]]) -> tuple[tuple[str, str], ...]:
     """Structured layers that follow one another in execution; a module called twice breaks the chain."""
     single = {name for name, made in calls.items() if len(made) == 1 and made[0].layer.structured}
     names = list(calls)
-    return tuple((a, b) for a, b in zip(names, names[1:], strict=False) if a in single and b in single)
+    return tuple((a, b) for a, b in itertools.pairwise(names) if a in single and b in single)
 
 
 def _is_chain(z: Tensor, calls: Mapping[str, list[Call]]) -> bool:

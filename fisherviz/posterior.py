@@ -56,10 +56,7 @@ def _example_space_deviation(fisher: Fisher, root: Tensor, noise: object) -> Ten
         weighted = (root**2).to(dtype)
         eye = torch.eye(fisher.columns, dtype=dtype, device=root.device)
         inner = torch.cat(
-            [
-                fisher.rows(weighted.unsqueeze(1) * fisher.columns_product(strip))
-                for strip in eye.split(256, 1)
-            ],
+            [fisher.rows(weighted.unsqueeze(1) * fisher.columns_product(strip)) for strip in eye.split(256, 1)],
             1,
         ).double()
     inner.diagonal().add_(1.0)

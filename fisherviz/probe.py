@@ -113,7 +113,9 @@ class Probe:
     def _rows(self) -> list[tuple[str, ...]]:
         rows = []
         for info in self.layers:
-            shape = f"{info.out_features} x {info.in_features}{' + 1' if info.bias else ''}" if info.out_features else ""
+            shape = (
+                f"{info.out_features} x {info.in_features}{' + 1' if info.bias else ''}" if info.out_features else ""
+            )
             path = info.path + (f": {info.note}" if info.note else "")
             rows.append((info.name or "(root)", info.kind, f"{info.num_parameters:,}", shape, path))
         rows += [(name, "", "", "", f"left out: {why}") for name, why in self.left_out]
@@ -364,9 +366,7 @@ class Probe:
         recorder.calls.clear()
         return z, calls
 
-    def backward(
-        self, z: Tensor, calls: dict[str, list[Call]], vectors: Tensor
-    ) -> dict[str, list[Tensor]]:
+    def backward(self, z: Tensor, calls: dict[str, list[Call]], vectors: Tensor) -> dict[str, list[Tensor]]:
         """Gradients (K, N, ...) of each vector's product with z at each call's output."""
         flat = [call for made in calls.values() for call in made]
         if not flat or not z.requires_grad or not len(vectors):
@@ -411,9 +411,7 @@ class Probe:
             self.model, self.call, parameters, inputs, vectors, in_dims, self.one_at_a_time
         )
         return {
-            layer.name: GenericCapture(
-                torch.cat([gradients[name].detach().flatten(2) for name in layer.parameters], 2)
-            )
+            layer.name: GenericCapture(torch.cat([gradients[name].detach().flatten(2) for name in layer.parameters], 2))
             for layer in layers
         }
 
@@ -441,9 +439,7 @@ class Probe:
         return max(1, CAPTURE_BYTES // (inputs + per_vector * vectors.count(self._example_output)))
 
 
-def _regroup(
-    calls: dict[str, list[Call]], gradients: Sequence[Tensor | None], z: Tensor
-) -> dict[str, list[Tensor]]:
+def _regroup(calls: dict[str, list[Call]], gradients: Sequence[Tensor | None], z: Tensor) -> dict[str, list[Tensor]]:
     """Gradients of one vector (1, N, ...) by layer and call."""
     found = iter(gradients)
     out: dict[str, list[Tensor]] = {}

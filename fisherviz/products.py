@@ -159,9 +159,7 @@ def _half_outputs(g: Tensor) -> Tensor:
     return out
 
 
-def write_half(
-    half: Tensor, targets: list[tuple[Tensor, slice, slice]], dg: int, da: int, scale: float = 1.0
-) -> None:
+def write_half(half: Tensor, targets: list[tuple[Tensor, slice, slice]], dg: int, da: int, scale: float = 1.0) -> None:
     """Write a half block, one row of output units at a time: the expanded half never stands beside the whole.
 
     Args:

@@ -58,9 +58,7 @@ class RecordHook:
         return (_dropped, ())
 
     @torch.compiler.disable
-    def __call__(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Note the input and where the output stands in the graph."""
         recorder, layer = self.recorder, self.layer
         if not recorder.active or not output.requires_grad:
@@ -68,9 +66,7 @@ class RecordHook:
         x = args[0] if args else next(iter(kwargs.values()))
         source = x.grad_fn
         x = x.detach().clone() if layer.clone_input else x.detach()
-        recorder.calls.append(
-            Call(layer, x, x._version, get_gradient_edge(output), output.shape, source)
-        )
+        recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
 
 
 class Recorder:

@@ -25,9 +25,9 @@ class DampedCholesky:
         damped.diagonal().add_(damping)
         factor, info = torch.linalg.cholesky_ex(damped)
         pivots = factor.diagonal()
-        rank_lost = bool(info > 0) or bool(
-            pivots.min() ** 2 <= torch.finfo(matrix.dtype).eps * len(matrix) * pivots.max() ** 2
-        ) and damping == 0
+        rank_lost = bool(info > 0) or (
+            bool(pivots.min() ** 2 <= torch.finfo(matrix.dtype).eps * len(matrix) * pivots.max() ** 2) and damping == 0
+        )
         if rank_lost:
             eigenvalues = torch.linalg.eigvalsh(damped)
             smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])

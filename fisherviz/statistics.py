@@ -62,8 +62,10 @@ class Statistic(ABC):
         if total.dtype in (torch.float16, torch.bfloat16):
             total = total.float()
         # the first sum may be a view of a capture; later ones are added into memory of our own
-        self.total = total.clone() if self.total is None and total._is_view() else (
-            total if self.total is None else self.total.add_(total)
+        self.total = (
+            total.clone()
+            if self.total is None and total._is_view()
+            else (total if self.total is None else self.total.add_(total))
         )
         self.count += count
 

@@ -137,12 +137,15 @@ class StructuredComparison:
         return abs(float(top[0]))
 
     def _directions(self, label: str, approximation: Approximation) -> dict[str, float]:
-        assert self.step is not None and self.gradient is not None
+        assert self.step is not None
+        assert self.gradient is not None
         try:
             step = approximation.solve(self.gradient, self.rule)
         except (RuntimeError, TypeError, NotImplementedError, MemoryError) as error:
             self.notes.append(f"directions of {label} are left out: {error}")
             return {}
         product = self.fisher @ step
-        curvature = float((step.double() * product.double()).sum()) + self.strength * float(step.double().square().sum())
+        curvature = float((step.double() * product.double()).sum()) + self.strength * float(
+            step.double().square().sum()
+        )
         return direction_measures(self.gradient, self.step, step, curvature, self.wanted)

@@ -49,6 +49,8 @@ ORDER = (
     "solving",
     "posterior",
     "natural",
+    "spectra",
+    "passes",
     "fisher",
     "approximations",
     "cumulants",
@@ -60,6 +62,7 @@ ORDER = (
     "dense_comparison",
     "structured_comparison",
     "comparison",
+    "runs",
     "plotting",
     "report",
     # from matrices to training

@@ -86,7 +86,10 @@ class Approximation(LayeredMatrix):
         return {}
 
     def assemble(
-        self, space: ParameterSpace, operators: Sequence[Operator], couplings: Mapping[tuple[int, int], Values]
+        self,
+        space: ParameterSpace,
+        operators: Sequence[Operator],
+        couplings: Mapping[tuple[int, int], Values],
     ) -> LayeredMatrix:
         """The whole matrix from the layers' operators and the means of the pairs; block-diagonal by default."""
         return BlockDiagonal(space, operators)
@@ -156,7 +159,9 @@ class Approximation(LayeredMatrix):
         for layer, named in zip(layers, values, strict=True):
             if self.wants_capture(layer):
                 named["capture"] = fisher.example_space()[layer.name]
-        further = [self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)]
+        further = [
+            self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)
+        ]
         if any(further):
             values = [v | more for v, more in zip(values, collect_means(fisher, further), strict=True)]
         self.matrix = self.build(fisher.space, values, couplings)
@@ -224,5 +229,3 @@ def collect_means(fisher: Fisher, wanted: Sequence[Mapping[str, Statistic]]) -> 
     flat = [statistic for named in wanted for statistic in named.values()]
     found = iter(fisher.collect(flat) if flat else [])
     return [{key: next(found).mean for key in named} for named in wanted]
-
-

@@ -14,8 +14,8 @@ from torch import Tensor
 from fisherviz.captures import AnyCapture
 from fisherviz.examplespace import block_square_norm, columns_product, example_gram, rows_product
 from fisherviz.operators import Dense, Operator, UnitBlocks, extreme_eigenvalues
-from fisherviz.operators.factorise import SingularMatrixError, require_dense
 from fisherviz.operators.base import NormOrder
+from fisherviz.operators.factorise import SingularMatrixError, require_dense
 from fisherviz.products import block, weighted_moments, weighted_moments_square_norm
 from fisherviz.solving import DampedCholesky, woodbury_solve
 
@@ -102,7 +102,10 @@ class ExampleSpace(Operator):
     def _solve(self, v: Tensor) -> Tensor:
         if self.shift <= 0:
             raise SingularMatrixError(
-                "the exact layer block", self.shape[0], 0.0, 1e-6 * float(self.diagonal().max()),
+                "the exact layer block",
+                self.shape[0],
+                0.0,
+                1e-6 * float(self.diagonal().max()),
                 "it is solved in example space, where its rank is at most the number of gradients",
             )
         plain = ExampleSpace(self.capture, self.factor)
@@ -181,7 +184,14 @@ class ExampleUnits(Operator):
             return trace + self.shift * self.shape[0]
         if order == "spectral":
             return max(float(torch.linalg.eigvalsh(part).max()) for part in self._parts())
-        return float(weighted_moments_square_norm(self.a, self.weights) + 2 * self.shift * trace + self.shift**2 * self.shape[0]) ** 0.5
+        return (
+            float(
+                weighted_moments_square_norm(self.a, self.weights)
+                + 2 * self.shift * trace
+                + self.shift**2 * self.shape[0]
+            )
+            ** 0.5
+        )
 
     def _parts(self) -> Iterator[Tensor]:
         """Blocks of a few units at a time."""

@@ -5,6 +5,7 @@ Martens & Grosse 2015, sections 3 and 4.3, appendix B. All factors come from the
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from fisherviz.approximations.base import Approximation, Values
@@ -56,7 +57,10 @@ class KFACFull(Approximation):
 
     def statistics(self, layer: Layer) -> dict[str, Statistic]:
         """A and G."""
-        return {"A": InputFactor(layer.name, self.used_setting), "G": OutputFactor(layer.name, self.used_setting)}
+        return {
+            "A": InputFactor(layer.name, self.used_setting),
+            "G": OutputFactor(layer.name, self.used_setting),
+        }
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """A ⊗ G."""
@@ -65,9 +69,7 @@ class KFACFull(Approximation):
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Every pair of structured layers."""
         n = len(layers)
-        return [
-            (i, j) for i in range(n) for j in range(i + 1, n) if layers[i].structured and layers[j].structured
-        ]
+        return [(i, j) for i in range(n) for j in range(i + 1, n) if layers[i].structured and layers[j].structured]
 
     def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
         """Cross factors."""
@@ -77,7 +79,10 @@ class KFACFull(Approximation):
         }
 
     def assemble(
-        self, space: ParameterSpace, operators: Sequence[Operator], couplings: Mapping[tuple[int, int], Values]
+        self,
+        space: ParameterSpace,
+        operators: Sequence[Operator],
+        couplings: Mapping[tuple[int, int], Values],
     ) -> LayeredMatrix:
         """F̃ over all pairs."""
         blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
@@ -103,12 +108,15 @@ class KFACTridiagonal(KFACFull):
         ]
 
     def assemble(
-        self, space: ParameterSpace, operators: Sequence[Operator], couplings: Mapping[tuple[int, int], Values]
+        self,
+        space: ParameterSpace,
+        operators: Sequence[Operator],
+        couplings: Mapping[tuple[int, int], Values],
     ) -> LayeredMatrix:
         """F̂ over the chain of layers; layers without structure keep their own operator."""
         chain = _chain([i for i, op in enumerate(operators) if isinstance(op, Kronecker)], list(couplings))
         kroneckers = [op for op in (operators[i] for i in chain) if isinstance(op, Kronecker)]
-        crosses = [couplings.get(pair) for pair in zip(chain, chain[1:], strict=False)]
+        crosses = [couplings.get(pair) for pair in itertools.pairwise(chain)]
         tridiagonal = BlockTridiagonal(
             [op.A for op in kroneckers],
             [op.G for op in kroneckers],

@@ -55,7 +55,9 @@ class Registry(Mapping[str, type[Approximation]]):
 
     def __repr__(self) -> str:
         width = max(map(len, self._classes))
-        lines = [f"{name.ljust(width)}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in self._classes.items()]
+        lines = [
+            f"{name.ljust(width)}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in self._classes.items()
+        ]
         return "\n".join(lines)
 
 
