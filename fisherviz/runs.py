@@ -1,6 +1,7 @@
-"""What a training run leaves in its folder: metrics.jsonl, config.yaml, summary.json; read here, written by `training`.
+"""What a training run leaves in its folder: metrics.jsonl, config.yaml, summary.json; `training` writes it.
 
-Lines of metrics have a kind: "step", "epoch" or "monitor". Everything that depends on the clock is in a line's "seconds".
+Lines of metrics have a kind: "step", "epoch" or "monitor". Everything that depends on the clock is in a
+line's "seconds".
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         ended = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
     except OSError as error:
         raise ValueError(
-            f"{directory} holds no training run: {Path(str(error.filename)).name} cannot be read; give the folder that "
+            f"{directory} holds no training run: {Path(str(error.filename)).name} cannot be read; give "
+            f"the folder that "
             "`fisherviz train` wrote."
         ) from error
     except (ValueError, yaml.YAMLError) as error:

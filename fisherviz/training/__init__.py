@@ -1,0 +1,9 @@
+"""Training runs that can be stopped at any moment and continued bit for bit: `train`, `Config`."""
+
+from fisherviz.runs import Run, load_run
+from fisherviz.training.baselines import Nesterov
+from fisherviz.training.config import Config
+from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun
+from fisherviz.training.run import train
+
+__all__ = ["Config", "Nesterov", "NonFiniteLoss", "Run", "StoppedRun", "load_run", "train"]

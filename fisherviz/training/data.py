@@ -1,0 +1,148 @@
+"""The training examples in an order that a seed decides, as batches that any step can be taken from.
+
+Position (epoch, offset) says everything: the permutation of an epoch comes from seed and epoch alone.
+Batches may grow as in section 13 of the K-FAC paper, m_k = min(m_1 exp((k − 1)/b), |S|).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fisherviz import datasets
+from fisherviz.report.inputs import imported
+from fisherviz.training.config import Config, unknown
+
+Pair = tuple[Tensor, Tensor]
+INDEPENDENT = 1
+"""Word of the seed that sets the order of independent mini-batches apart."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next example: `offset` in the permutation of `epoch`, both from 0."""
+
+    epoch: int = 0
+    offset: int = 0
+
+
+class Batches:
+    """Mini-batches of one set of examples.
+
+    Args:
+        inputs: (N, ...).
+        targets: (N, ...).
+        size: examples per batch, 0 for all.
+        full_at: step at which growing batches hold all examples; None: they don't grow.
+        seed: decides the order.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, size: int, full_at: int | None = None, seed: int = 0) -> None:
+        self.inputs, self.targets, self.full_at, self.seed = inputs, targets, full_at, seed
+        self.size = min(size or len(inputs), len(inputs))
+        self._order: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def size_at(self, step: int) -> int:
+        """m_k of step k, from 1."""
+        if self.full_at is None:
+            return self.size
+        if step >= self.full_at:
+            return len(self)
+        b = (self.full_at - 1) / max(math.log(len(self) / self.size), 1e-12)
+        return min(round(self.size * math.exp((step - 1) / b)), len(self))
+
+    def take(self, position: Position, step: int) -> tuple[Tensor, Tensor, Position]:
+        """The batch at a position and the position after it.
+
+        The last batch of an epoch is what is left; growing batches take a rest of less than half of them
+        along.
+        """
+        wanted, left = self.size_at(step), len(self) - position.offset
+        count = min(wanted, left)
+        if self.full_at is not None and 2 * (left - count) < wanted:
+            count = left
+        chosen = self._permutation(position.epoch)[position.offset : position.offset + count]
+        end = position.offset + count
+        after = Position(position.epoch, end) if end < len(self) else Position(position.epoch + 1, 0)
+        return self.inputs[chosen], self.targets[chosen], after
+
+    def once(self) -> list[Pair]:
+        """All examples in their own order, batch by batch."""
+        return list(zip(self.inputs.split(self.size), self.targets.split(self.size), strict=True))
+
+    def independent(self) -> list[Pair]:
+        """All examples in another order than training's, for Fishers of an independent mini-batch."""
+        order = permutation(len(self), self.seed, 0, INDEPENDENT).to(self.inputs.device)
+        return [(self.inputs[i], self.targets[i]) for i in order.split(self.size)]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, permutation(len(self), self.seed, epoch).to(self.inputs.device))
+        return self._order[1]
+
+
+def permutation(count: int, *words: int) -> Tensor:
+    """A permutation that the words decide."""
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    return torch.randperm(count, generator=torch.Generator().manual_seed(int(state) >> 1))
+
+
+def load_dataset(config: Config) -> datasets.Dataset:
+    """The data set of a run, on its device and in its floating-point type.
+
+    Raises:
+        ValueError: it is unknown, or an option does not fit it.
+    """
+    task = config.task
+    if task is None and config.model.endswith("-autoencoder"):
+        task = "autoencoder"
+    if config.dataset in datasets.names():
+        try:
+            found = datasets.load(
+                config.dataset, size=config.size, task=task, standardise=config.standardise,
+                limit=config.limit, seed=config.data_seed, progress=not config.quiet,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"dataset: {error}") from error
+    elif ":" in config.dataset:
+        try:
+            given = imported(config.dataset)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"dataset: {error}") from error
+        found = given() if callable(given) and not isinstance(given, datasets.Dataset) else given
+        if not isinstance(found, datasets.Dataset):
+            raise ValueError(f"dataset: {config.dataset} gave {type(found).__name__}; give a fisherviz Dataset.")
+        found = found.subset(train=config.limit)
+    else:
+        raise ValueError(f"dataset: {unknown('data set', config.dataset, datasets.names())}")
+    return found.to(device=config.device, dtype=getattr(torch, config.dtype))
+
+
+def split(config: Config, dataset: datasets.Dataset) -> tuple[Pair, Pair]:
+    """Training and validation examples.
+
+    Raises:
+        ValueError: nothing is left for one of them.
+    """
+    inputs, targets = dataset.train
+    if not config.holdout:
+        return (inputs, targets), (dataset.test.inputs, dataset.test.targets)
+    held = round(config.holdout * len(inputs))
+    if not 0 < held < len(inputs):
+        raise ValueError(f"holdout: a share of {config.holdout} leaves nothing of {len(inputs)} examples on one side.")
+    order = permutation(len(inputs), config.data_seed, len(inputs)).to(inputs.device)
+    kept, out = order[held:], order[:held]
+    return (inputs[kept], targets[kept]), (inputs[out], targets[out])
+
+
+def chunks(inputs: Tensor, targets: Tensor, size: int = 1024) -> Iterator[Pair]:
+    """Examples in their own order, for evaluation."""
+    yield from zip(inputs.split(size), targets.split(size), strict=True)

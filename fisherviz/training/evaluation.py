@@ -1,0 +1,79 @@
+"""How good a network is: mean loss, and accuracy or squared error, in evaluation mode and without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fisherviz.likelihoods import Likelihood
+from fisherviz.training.data import Pair, chunks
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, likelihood: Likelihood, pair: Pair, limit: int | None = None) -> dict[str, float]:
+    """Mean nll of the examples, with accuracy for labels and the squared error of an example otherwise.
+
+    Args:
+        model: left in the mode that it had.
+        likelihood: of the outputs.
+        pair: inputs and targets.
+        limit: how many of the first examples to take; None: all.
+
+    Returns:
+        "loss", and "accuracy" or "squared_error" (summed over outputs, mean over examples).
+    """
+    inputs, targets = pair[0][:limit], pair[1][:limit]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    loss = score = 0.0
+    labels = not targets.is_floating_point()
+    try:
+        for x, y in chunks(inputs, targets):
+            z = model(x)
+            loss += float(likelihood.nll(z, y).sum(dtype=torch.float64))
+            if labels:
+                score += float((z.argmax(-1) == y).sum())
+            else:
+                predicted = torch.sigmoid(z) if likelihood.name == "bernoulli" else z
+                score += float((predicted - y).square().sum(dtype=torch.float64))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return {"loss": loss / len(inputs), "accuracy" if labels else "squared_error": score / len(inputs)}
+
+
+class Average:
+    """The averaged iterate of section 13 of the K-FAC paper: θ̄ ← ξ θ̄ + (1 − ξ) θ.
+
+    Args:
+        model: whose parameters are averaged, from its present ones on.
+        xi: ξ.
+    """
+
+    def __init__(self, model: nn.Module, xi: float) -> None:
+        self.model, self.xi = model, xi
+        self.values = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take a step's parameters in."""
+        for name, p in self.model.named_parameters():
+            self.values[name].mul_(self.xi).add_(p, alpha=1 - self.xi)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The model with the averaged parameters."""
+        kept = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        try:
+            self._fill(self.values)
+            yield
+        finally:
+            self._fill(kept)
+
+    @torch.no_grad()
+    def _fill(self, values: dict[str, Tensor]) -> None:
+        for name, p in self.model.named_parameters():
+            p.copy_(values[name])

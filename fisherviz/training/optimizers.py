@@ -1,0 +1,119 @@
+"""Optimizers by name, with options that are checked against their signatures before anything runs.
+
+The package's presets, torch's baselines, and any class by `pkg.mod:Class`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fisherviz import optim
+from fisherviz.report.inputs import imported
+from fisherviz.training.baselines import Nesterov
+from fisherviz.training.config import unknown
+from fisherviz.training.data import Batches
+
+_PRESETS = {
+    "kfac": "KFAC", "foof": "FOOF", "cw-ngd": "CWNGD", "ekfac": "EKFAC", "tengrad": "TENGraD",
+    "natural-gradient": "NaturalGradient", "subsampled": "SubsampledNaturalGradient", "kbfgs": "KBFGS",
+    "hessian-free": "HessianFree",
+}  # fmt: skip
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name: getattr(optim, attribute) for name, attribute in _PRESETS.items() if hasattr(optim, attribute)
+} | {"sgd": torch.optim.SGD, "nesterov": Nesterov, "adam": torch.optim.Adam, "lbfgs": torch.optim.LBFGS}
+"""Name to class."""
+REQUIRED: dict[str, Any] = {"lr": 0.1, "damping": 0.01}
+"""Defaults for options that a class requires."""
+DEFAULTS: dict[str, dict[str, Any]] = {"lbfgs": {"line_search_fn": "strong_wolfe"}}
+"""Defaults that differ from the class's own: without a line search L-BFGS diverges on mini-batches."""
+_GIVEN = ("self", "model", "likelihood", "params", "output", "data", "fisher_data", "loss_scale")
+
+
+def find_optimizer(name: str) -> type[torch.optim.Optimizer]:
+    """The class behind a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if ":" not in name:
+        raise ValueError(f"optimizer: {unknown('optimizer', name, OPTIMIZERS)}")
+    try:
+        found = imported(name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"optimizer: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise ValueError(f"optimizer: {name} is no torch.optim.Optimizer.")
+    return found
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an optimizer, with defaults for those that it requires.
+
+    Args:
+        name: of the optimizer.
+        options: name to value.
+
+    Raises:
+        ValueError: the optimizer is unknown, or has no such option.
+    """
+    cls = find_optimizer(name)
+    parameters = inspect.signature(cls.__init__).parameters
+    known = [key for key, p in parameters.items() if key not in _GIVEN and p.kind != inspect.Parameter.VAR_KEYWORD]
+    open_ended = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for key in options:
+        if key not in known and not open_ended:
+            raise ValueError(f"optimizer_options: {unknown(f'option of {name}', str(key), known)}")
+    needed = {
+        key: REQUIRED[key] for key in known if parameters[key].default is inspect.Parameter.empty and key in REQUIRED
+    }
+    return {**needed, **DEFAULTS.get(name, {}), **options}
+
+
+def make_optimizer(
+    name: str, options: Mapping[str, Any], model: nn.Module, likelihood: Any, batches: Batches
+) -> torch.optim.Optimizer:
+    """Make an optimizer for a model.
+
+    Args:
+        name: of the optimizer.
+        options: name to value.
+        model: the model.
+        likelihood: its likelihood.
+        batches: the training examples, for optimizers that look at more than the mini-batch.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
+    """
+    cls, given = find_optimizer(name), check_options(name, options)
+    parameters = inspect.signature(cls.__init__).parameters
+    try:
+        if "model" not in parameters:
+            made = cls([p for p in model.parameters() if p.requires_grad], **given)
+        else:
+            if "fisher_data" in parameters:
+                given["fisher_data"] = batches.independent()
+            if "data" in parameters:
+                given["data"] = batches.once()
+            made = cls(model, likelihood, **given)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer_options: {error}") from error
+    return made
+
+
+def dampings(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """What an optimizer shows of its damping and its last step: lr, λ, γ, α, μ, ρ where it has them."""
+    group = optimizer.param_groups[0]
+    found: dict[str, Any] = {"lr": group.get("lr")}
+    if getattr(optimizer, "adapt", False) or getattr(optimizer, "rescale", False):
+        found |= {"lambda": getattr(optimizer, "lam", None), "gamma": getattr(optimizer, "gamma", None)}
+    else:
+        found["lambda"] = getattr(optimizer, "lam", group.get("damping"))
+    found |= {key: value for key, value in getattr(optimizer, "last", {}).items() if key in ("alpha", "mu", "rho")}
+    return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}

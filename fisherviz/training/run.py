@@ -1,0 +1,401 @@
+"""One training run from configuration to summary: the loop, and everything that continues it bit for bit.
+
+Whatever decides the future of a run (weights, optimizer, generators, position in the data, sums on the
+way) is in its checkpoint; whatever the clock says is in "seconds" and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fisherviz import models
+from fisherviz._version import __version__
+from fisherviz.likelihoods import resolve
+from fisherviz.report.inputs import imported
+from fisherviz.runs import Run, load_run
+from fisherviz.training.board import Board
+from fisherviz.training.clock import Clock
+from fisherviz.training.config import Config, make_config, read_config, unknown
+from fisherviz.training.data import Batches, Position, load_dataset, split
+from fisherviz.training.diagnosis import StoppedRun, explain
+from fisherviz.training.evaluation import Average, evaluate
+from fisherviz.training.folder import Folder
+from fisherviz.training.optimizers import check_options, dampings, make_optimizer
+
+Say = Callable[[str], None]
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | Path | None = None, /, *, say: Say | None = None, **fields: Any
+) -> Run:
+    """Train as a configuration says; a run that was interrupted goes on where its checkpoint is.
+
+    Args:
+        config: a `Config`, a mapping of its fields, a YAML file, or None for the defaults.
+        say: told each evaluation, a line at a time.
+        **fields: fields of `Config`, before those of `config`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ValueError: a field is unknown or wrong, or the folder holds another run.
+        StoppedRun: the loss is not finite, or the optimizer cannot go on; the last good checkpoint is kept.
+        RuntimeError: another process is at work on the run.
+
+    Example:
+        >>> import tempfile
+        >>> run = train(optimizer="foof", epochs=1, out=tempfile.mkdtemp(), quiet=True)
+        >>> run.complete
+        True
+    """
+    if isinstance(config, str | Path):
+        config = read_config(config)
+    elif isinstance(config, Config):
+        config = config.model_dump(exclude_unset=True)
+    made = make_config(config or {}, fields)
+    device = usable(made.device)
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(made.seed)
+        session = Session(made)
+        try:
+            session.run(say or (lambda line: None))
+        finally:
+            session.close()
+    return load_run(made.directory)
+
+
+def usable(name: str) -> torch.device:
+    """A device that tensors can be made on.
+
+    Raises:
+        ValueError: it is unknown or not there.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+class Session:
+    """A run in this process.
+
+    Args:
+        config: the run.
+
+    Raises:
+        ValueError: a field is wrong.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.dataset = load_dataset(config)
+        with_field = self.dataset.likelihood if config.likelihood is None else config.likelihood
+        try:
+            self.likelihood = resolve(with_field)
+        except ValueError as error:
+            raise ValueError(f"likelihood: {error}") from error
+        self.train_part, self.validation = split(config, self.dataset)
+        self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
+        self.model = build_model(config, self.dataset)
+        self.optimizer = make_optimizer(
+            config.optimizer, config.optimizer_options, self.model, self.likelihood, self.batches
+        )
+        self.average = None if config.averaging is None else Average(self.model, config.averaging)
+        self.clock = Clock(torch.device(config.device), config.timings)
+        self.clock.watch(self.optimizer)
+        self.position, self.steps, self.examples = Position(), 0, 0
+        self.running, self.counted = 0.0, 0
+        self.seconds: dict[str, float] = {"total": 0.0}
+        self.folder = Folder(config)
+        self.board: Board | None = None
+
+    # ---- the loop ------------------------------------------------------------------------------------------
+
+    def run(self, say: Say) -> None:
+        """Go on until the end, and write the summary."""
+        saved = self.folder.load()
+        if saved is not None:
+            self.restore(saved)
+        if self.finished and (self.folder.path / "summary.json").exists():
+            say(f"The run in {self.folder.path} is complete.")
+            return
+        self.folder.forget_summary()
+        self.folder.write_config()
+        self.folder.open_log(0 if saved is None else saved["metrics_bytes"])
+        self.board = Board(self.folder.path, self.config.tensorboard, self.steps)
+        if saved is not None:
+            say(f"Continuing after step {self.steps}.")
+        try:
+            if saved is None:
+                self.evaluated(say)
+                self.save()
+            with self._bar() as bar:
+                while not self.finished:
+                    loss, count = self.step()
+                    bar.update(count)
+                    bar.set_postfix(epoch=self.position.epoch, loss=f"{loss:.4g}", refresh=False)
+                    if self._border or self.finished:
+                        self.evaluated(say)
+                    if self.steps % self.config.checkpoint_every == 0 or self.finished:
+                        self.save()
+        except StoppedRun as error:
+            self.folder.write_summary(self.summary("stopped") | {"error": str(error)})
+            raise
+        self.folder.write_summary(self.summary("complete"))
+
+    def step(self) -> tuple[float, int]:
+        """Take one step, and log it.
+
+        Returns:
+            The mini-batch's loss before the step, and its number of examples.
+
+        Raises:
+            StoppedRun: the loss is not finite, or the optimizer cannot go on.
+        """
+        began = time.perf_counter()
+        number, epoch = self.steps + 1, self.position.epoch + 1
+        x, y, after = self.batches.take(self.position, number)
+        seen: list[float] = []
+
+        def closure() -> Tensor:
+            with self.clock.part("forward"):
+                self.optimizer.zero_grad()
+                loss = self.likelihood.nll(self.model(x), y).mean()
+            if not seen:  # later evaluations are the optimizer's own trials, which it judges itself
+                seen.append(loss.item())
+                if not math.isfinite(seen[0]):
+                    raise explain(self.model, self.optimizer, x, seen[0], number, epoch)
+            with self.clock.part("backward"):
+                loss.backward()
+            return loss
+
+        try:
+            with self.clock.part("step"):
+                self.optimizer.step(closure)  # type: ignore[arg-type]
+        except (StoppedRun, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise StoppedRun(f"step {number} (epoch {epoch}): {error}") from error
+        if self.average is not None:
+            self.average.update()
+        self.position, self.steps, self.examples = after, number, self.examples + len(x)
+        self.running, self.counted = self.running + seen[0] * len(x), self.counted + len(x)
+        parts = self.clock.lap()
+        for name, value in (parts | {"total": time.perf_counter() - began}).items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+        if number % self.config.log_every == 0:
+            line = {"loss": seen[0], "batch": len(x), **dampings(self.optimizer)}
+            self._log("step", line, parts | {"total": self.seconds["total"]})
+        return seen[0], len(x)
+
+    def evaluated(self, say: Say) -> None:
+        """Evaluate, and log it.
+
+        Raises:
+            NonFiniteLoss: a weight or a loss is not finite.
+        """
+        self._check_weights()
+        began = time.perf_counter()
+        line = self._measured("")
+        if self.average is not None:
+            with self.average.inside():
+                line |= self._measured("average_")
+        if self.counted:
+            line["running_loss"] = self.running / self.counted
+        self.running, self.counted = 0.0, 0
+        if not math.isfinite(line["train_loss"]):
+            raise explain(
+                self.model,
+                self.optimizer,
+                self.train_part[0][:1000],
+                line["train_loss"],
+                self.steps,
+                self.position.epoch,
+            )
+        line = {key: value for key, value in line.items() if math.isfinite(value)}
+        self._log("epoch", line, {"total": self.seconds["total"], "evaluation": time.perf_counter() - began})
+        score = next(key for key in line if key in ("validation_accuracy", "validation_squared_error"))
+        say(
+            f"epoch {self._epochs:g}  step {self.steps}  train loss {line['train_loss']:.4g}  "
+            f"validation loss {line.get('validation_loss', math.inf):.4g}  {score.replace('_', ' ')} "
+            f"{line[score]:.4g}"
+        )
+
+    def _measured(self, prefix: str) -> dict[str, float]:
+        found = {}
+        for name, pair, limit in (
+            ("train", self.train_part, self.config.evaluate_limit), ("validation", self.validation, None),
+        ):  # fmt: skip
+            for key, value in evaluate(self.model, self.likelihood, pair, limit).items():
+                found[f"{prefix}{name}_{key}"] = value
+        return found
+
+    def _log(self, kind: str, line: dict[str, Any], seconds: dict[str, float]) -> None:
+        record = {
+            "kind": kind, "step": self.steps, "epoch": self._epochs, "examples": self.examples,
+            **line, "seconds": seconds,
+        }  # fmt: skip
+        self.folder.append(record)
+        if self.board is not None:
+            self.board.add(record)
+
+    @property
+    def _epochs(self) -> float:
+        return round(self.position.epoch + self.position.offset / len(self.batches), 9)
+
+    @property
+    def _border(self) -> bool:
+        return self.position.offset == 0 and self.position.epoch % self.config.evaluate_every == 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step has been taken."""
+        most = self.config.max_steps
+        return self.position.epoch >= self.config.epochs or (most is not None and self.steps >= most)
+
+    def _bar(self) -> Any:
+        total = self.config.epochs * len(self.batches)
+        return tqdm(
+            total=total,
+            initial=min(self.examples, total),
+            unit="ex",
+            unit_scale=True,
+            disable=self.config.quiet,
+        )
+
+    # ---- what continues it ---------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            NonFiniteLoss: a weight is not finite; the last good checkpoint stays.
+        """
+        self._check_weights()
+        self.folder.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": None if self.average is None else self.average.values,
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state(self.clock.device)
+                if self.clock.device.type == "cuda"
+                else None,
+                "position": [self.position.epoch, self.position.offset],
+                "counts": [self.steps, self.examples, self.counted],
+                "running": self.running,
+                "seconds": dict(self.seconds),
+                "data": self.dataset.fingerprint,
+            }
+        )
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put back what `save` wrote.
+
+        Raises:
+            ValueError: the data are not those of the run.
+        """
+        if state["data"] != self.dataset.fingerprint:
+            raise ValueError(
+                f"dataset: the examples of {self.config.dataset} are not those that the run in "
+                f"{self.folder.path} was "
+                "started with; choose another folder."
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            for name, value in self.average.values.items():
+                value.copy_(state["average"][name])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and self.clock.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.clock.device)
+        self.position = Position(*state["position"])
+        self.steps, self.examples, self.counted = state["counts"]
+        self.running, self.seconds = state["running"], dict(state["seconds"])
+
+    def _check_weights(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise explain(
+                self.model,
+                self.optimizer,
+                self.train_part[0][:1],
+                None,
+                self.steps,
+                math.ceil(self._epochs) or 1,
+            )
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """How the run ended, from its metrics."""
+        lines = [r for r in load_run(self.folder.path).records if r["kind"] == "epoch"]
+        aside = ("kind", "seconds")
+        best: dict[str, float] = {}
+        for line in lines:
+            for key, value in line.items():
+                if key.endswith(("loss", "accuracy", "error")):
+                    better = max if key.endswith("accuracy") else min
+                    best[key] = better(best.get(key, value), value)
+        return {
+            "status": status,
+            "steps": self.steps,
+            "epochs": self._epochs,
+            "examples": self.examples,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "optimizer_options": check_options(self.config.optimizer, self.config.optimizer_options),
+            "final": {k: v for k, v in lines[-1].items() if k not in aside} if lines else {},
+            "best": best,
+            "seconds": dict(self.seconds),
+            "config": self.config.plain(),
+            "versions": {
+                "fisherviz": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "data": {
+                "name": self.dataset.name,
+                "fingerprint": self.dataset.fingerprint,
+                "notes": list(self.dataset.notes),
+            },
+        }
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self.board is not None:
+            self.board.close()
+        self.folder.close()
+
+
+def build_model(config: Config, dataset: Any) -> nn.Module:
+    """The network of a run, on its device.
+
+    Raises:
+        ValueError: it is unknown, an option is, or it does not fit the data.
+    """
+    if config.model in models.names():
+        try:
+            model: nn.Module = models.build(config.model, seed=config.seed, dataset=dataset, **config.model_options)
+        except TypeError as error:
+            raise ValueError(f"model_options: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"model: {error}") from error
+    elif ":" in config.model:
+        try:
+            found = imported(config.model)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"model: {error}") from error
+        model = found(**config.model_options)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model: {config.model} gave {type(model).__name__}; it must give a torch.nn.Module.")
+    else:
+        raise ValueError(f"model: {unknown('network', config.model, models.names())}")
+    return model.to(device=config.device, dtype=getattr(torch, config.dtype)).train()

@@ -1,0 +1,150 @@
+"""A run that is stopped at any moment ends as one that was not: bit for bit, wall-clock fields aside."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fisherviz.training import load_run, train
+from fisherviz.training.optimizers import OPTIMIZERS
+from fisherviz.training.run import Session
+
+SMALL = {
+    "limit": 150, "epochs": 2, "batch_size": 40, "quiet": True, "model_options": {"hidden": [6]},
+    "tensorboard": False, "checkpoint_every": 3, "averaging": 0.9,
+}  # fmt: skip
+OPTIONS = {
+    "kfac": {"damping": 1.0, "T1": 2, "T2": 4, "T": 2},
+    "natural-gradient": {"lr": 0.05, "damping": 0.1},
+}
+
+
+def told(run):
+    """Everything in the metrics but what the clock says."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in run.records]
+
+
+def weights(run):
+    return torch.load(run.path / "checkpoint.pt", weights_only=True)["model"]
+
+
+def assert_same(run, reference):
+    assert told(run) == told(reference)
+    for name, value in weights(reference).items():
+        assert torch.equal(weights(run)[name], value)
+    ends = [{k: v for k, v in r.summary.items() if k not in ("seconds", "config")} for r in (run, reference)]
+    assert ends[0] == ends[1]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("stop", [1, 5])
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, optimizer, stop):
+    fields = SMALL | {"optimizer": optimizer, "optimizer_options": OPTIONS.get(optimizer, {})}
+    reference = train(fields, out=tmp_path / "reference")
+    step = Session.step
+
+    def failing(session):
+        found = step(session)
+        if session.steps == stop:
+            raise Interrupted
+        return found
+
+    monkeypatch.setattr(Session, "step", failing)
+    with pytest.raises(Interrupted):
+        train(fields, out=tmp_path / "run")
+    monkeypatch.undo()
+    assert load_run(tmp_path / "run").summary == {}
+    assert_same(train(fields, out=tmp_path / "run"), reference)
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    fields = SMALL | {"optimizer": "foof"}
+    reference = train(fields, out=tmp_path / "reference", epochs=3)
+    train(fields, out=tmp_path / "run", epochs=1)
+    assert_same(train(fields, out=tmp_path / "run", epochs=3), reference)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    fields = SMALL | {"optimizer": "foof", "out": tmp_path / "run"}
+    first = train(fields)
+    lines = []
+    again = train(fields, say=lines.append)
+    assert lines == [f"The run in {tmp_path / 'run'} is complete."]
+    assert again.records == first.records
+    assert again.summary == first.summary
+
+
+def test_metrics_that_are_shorter_than_the_checkpoint_saw_are_refused(tmp_path):
+    fields = SMALL | {"optimizer": "foof", "out": tmp_path / "run"}
+    run = train(fields, epochs=1)
+    (run.path / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(ValueError, match="has 0 bytes where the checkpoint saw"):
+        train(fields)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    fields = SMALL | {"optimizer": "foof", "out": tmp_path / "run"}
+    run = train(fields, epochs=1)
+    path = run.path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
+        train(fields)
+
+
+KILLER = """
+import json, os, random, signal, sys, time
+from fisherviz.training import train
+fields, seed = json.loads(sys.argv[1]), int(sys.argv[2])
+chance, kills = random.Random(seed), 0
+while True:
+    child = os.fork()
+    if child == 0:
+        try:
+            train(fields)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    longest = 0.5 if kills < 12 else 1e3
+    end, status = time.monotonic() + chance.uniform(0, longest), None
+    while status is None and time.monotonic() < end:
+        found, code = os.waitpid(child, os.WNOHANG)
+        status = code if found else None
+        time.sleep(0.002)
+    if status is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+    elif status == 0:
+        print(kills)
+        sys.exit(0)
+    else:
+        sys.exit(f"failed after {kills} kills")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed after a fork")
+@pytest.mark.parametrize("optimizer", ["kfac", "adam"])
+def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, optimizer):
+    options = {"optimizer": optimizer, "optimizer_options": OPTIONS.get(optimizer, {})}
+    fields = SMALL | options | {"epochs": 12, "checkpoint_every": 2}
+    reference = train(fields, out=tmp_path / "reference")
+    seed = random.randrange(10**6)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, json.dumps(fields | {"out": str(tmp_path / "run")}), str(seed)],
+        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    assert int(done.stdout) > 0, f"seed {seed}: never killed"
+    assert_same(load_run(tmp_path / "run"), reference)
+    assert not list((tmp_path / "run").glob(".checkpoint.pt-*"))
