@@ -14,6 +14,7 @@ import typer
 
 from fisherviz._version import __version__
 from fisherviz.papers import command as papers_command
+from fisherviz.training import command as training_command
 
 if TYPE_CHECKING:
     from fisherviz.report.page import Section
@@ -168,6 +169,7 @@ def _show(sections: list[Section]) -> None:
 
 
 app.command(epilog=papers_command.EXAMPLE)(papers_command.papers)
+app.command(epilog=training_command.EXAMPLE)(training_command.train)
 
 
 def main() -> None:
