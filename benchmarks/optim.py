@@ -1,7 +1,7 @@
 """What one step of each optimizer costs, as a ratio to one SGD step of the same network in the same run.
 
-One thread and CPU time. The network is 784-1000-1000-1000-10 (ReLU, no biases), batch 100, float32; CW-NGD's step is that
-of one Linear 128→64 at batch 1024. Run: `OMP_NUM_THREADS=1 python benchmarks/optim.py [name ...]`.
+One thread and CPU time. The network is 784-1000-1000-1000-10 (ReLU, no biases), batch 100, float32; CW-NGD's
+step is that of one Linear 128→64 at batch 1024. Run: `OMP_NUM_THREADS=1 python benchmarks/optim.py [name ...]`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -37,7 +38,7 @@ def network() -> nn.Sequential:
     torch.manual_seed(0)
     widths = (784, 1000, 1000, 1000, 10)
     modules: list[nn.Module] = []
-    for d_in, d_out in zip(widths, widths[1:], strict=False):
+    for d_in, d_out in pairwise(widths):
         modules += [nn.Linear(d_in, d_out, bias=False), nn.ReLU()]
     return nn.Sequential(*modules[:-1])
 
@@ -49,18 +50,12 @@ def make(name: str, model: nn.Module) -> torch.optim.Optimizer:
         "sgd": lambda: torch.optim.SGD(model.parameters(), lr=1e-3),
         "kfac T=1": lambda: optim.KFAC(model, "categorical", T=1, **plain),
         "kfac T=100": lambda: optim.KFAC(model, "categorical", T=100, **plain),
-        "kfac T=100 eigenvalues": lambda: optim.KFAC(
-            model, "categorical", T=100, heuristic_damping=False, **plain
-        ),
+        "kfac T=100 eigenvalues": lambda: optim.KFAC(model, "categorical", T=100, heuristic_damping=False, **plain),
         "plain kfac T=20": lambda: optim.KFAC(model, "categorical", T=20, **plain),
         "foof T=1": lambda: optim.FOOF(model, "categorical", lr=1e-3, T=1),
         "foof T=100": lambda: optim.FOOF(model, "categorical", lr=1e-3, T=100),
-        "subsampled T=1": lambda: optim.SubsampledNaturalGradient(
-            model, "categorical", lr=1e-5, damping=1e-2, T=1
-        ),
-        "subsampled T=100": lambda: optim.SubsampledNaturalGradient(
-            model, "categorical", lr=1e-5, damping=1e-2, T=100
-        ),
+        "subsampled T=1": lambda: optim.SubsampledNaturalGradient(model, "categorical", lr=1e-5, damping=1e-2, T=1),
+        "subsampled T=100": lambda: optim.SubsampledNaturalGradient(model, "categorical", lr=1e-5, damping=1e-2, T=100),
         "adaptive kfac": lambda: optim.KFAC(model, "categorical"),
         "ekfac T=100": lambda: optim.EKFAC(model, "categorical", lr=1e-4, T=100),
         "tengrad": lambda: optim.TENGraD(model, "categorical", lr=1e-4),

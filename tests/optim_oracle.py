@@ -5,6 +5,8 @@ Layers are matrices W̄ (d_out, d_in + 1) with the bias last, vectors are W̄ ro
 package is used.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +17,7 @@ WIDTHS = (4, 5, 3, 3)
 def net(seed=1, widths=WIDTHS, activation=nn.Tanh):
     generator = torch.Generator().manual_seed(seed)
     modules = []
-    for d_in, d_out in zip(widths, widths[1:], strict=False):
+    for d_in, d_out in pairwise(widths):
         modules += [nn.Linear(d_in, d_out), activation()]
     model = nn.Sequential(*modules[:-1]).double()
     with torch.no_grad():
@@ -31,9 +33,7 @@ def data(N=12, seed=2, widths=WIDTHS):
 
 
 def matrices(model):
-    return [
-        torch.cat([m.weight, m.bias[:, None]], 1).detach().clone() for m in model if isinstance(m, nn.Linear)
-    ]
+    return [torch.cat([m.weight, m.bias[:, None]], 1).detach().clone() for m in model if isinstance(m, nn.Linear)]
 
 
 def moments(model, x, vectors):
@@ -78,9 +78,7 @@ def sampled(seed):
 
 def per_example(layers):
     """Rows vec(g aᵀ) of all layers side by side, (K N, P)."""
-    return torch.cat(
-        [(g[:, :, :, None] * a[None, :, None, :]).flatten(2).flatten(0, 1) for a, g in layers], 1
-    )
+    return torch.cat([(g[:, :, :, None] * a[None, :, None, :]).flatten(2).flatten(0, 1) for a, g in layers], 1)
 
 
 def gradient(model, x, y):

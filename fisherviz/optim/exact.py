@@ -1,5 +1,4 @@
-"""Two approximations that only optimizers use: the dense exact Fisher, and unit blocks of one batch in the
-smaller space.
+"""Two approximations that only optimizers use: the dense exact Fisher, and unit blocks of one batch.
 
 `ExactFisher` couples all layers (small networks). `BatchUnits` is CW-NGD's algorithm 1, solved per unit over
 its fan-in
@@ -92,8 +91,7 @@ class BatchUnits(UnitApproximation):
 
 
 class UnitExamples(Operator):
-    """Unit blocks s V_oᵀ V_o + shift I known by V_o (R, da), one row per example and vector; solved by
-    Woodbury.
+    """Unit blocks s V_oᵀ V_o + shift I known by V_o (R, da), one row per example and vector.
 
     Args:
         capture: inputs and pseudo-gradients of one layer.
@@ -149,8 +147,7 @@ class UnitExamples(Operator):
     def _matmul(self, v: Tensor) -> Tensor:
         rows, da = self._rows(), self.capture.a.shape[-1]
         columns = [
-            self._back(rows, self._times(rows, column.reshape(-1, da).double())).reshape(-1)
-            for column in v.unbind(1)
+            self._back(rows, self._times(rows, column.reshape(-1, da).double())).reshape(-1) for column in v.unbind(1)
         ]
         return (self.factor * torch.stack(columns, 1)).to(v.dtype) + self.shift * v
 

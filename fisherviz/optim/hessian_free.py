@@ -1,5 +1,4 @@
-"""Hessian-free optimization: conjugate gradients on the exact F + (λ + η)I of the mini-batch, by products
-alone.
+"""Hessian-free optimization: conjugate gradients on the mini-batch's exact F + (λ + η)I, by products alone.
 
 Martens 2010: truncation by relative progress, start from the decayed last solution, backtracking over the
 iterates, λ by
@@ -104,9 +103,7 @@ class HessianFree(NaturalGradient):
             RuntimeError: no closure, or no statistics since the last step.
         """
         if closure is None:
-            raise RuntimeError(
-                "Hessian-free optimization evaluates the loss along its path: call step(closure)."
-            )
+            raise RuntimeError("Hessian-free optimization evaluates the loss along its path: call step(closure).")
         return super().step(closure)
 
     def _seen(self, layer: Layer) -> bool:
@@ -114,9 +111,7 @@ class HessianFree(NaturalGradient):
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
         if distributed():
-            raise NotImplementedError(
-                "HessianFree runs in one process; under torch.distributed use foof or kfac."
-            )
+            raise NotImplementedError("HessianFree runs in one process; under torch.distributed use foof or kfac.")
         batches = [made.inputs for made in self._passes if made.inputs is not None]
         if not batches or self._watcher is None or closure is None:
             self._apply({})
@@ -166,14 +161,10 @@ class HessianFree(NaturalGradient):
             return lambda d: d
         self._update_moments(True)
         names = [layer.name for layer in self.moments.space.layers]
-        made = Preconditioner(
-            self.moments.build(), dict.fromkeys(names, Tikhonov(self.lam + self.eta)), False
-        )
+        made = Preconditioner(self.moments.build(), dict.fromkeys(names, Tikhonov(self.lam + self.eta)), False)
 
         def solve(d: Directions) -> Directions:
-            solved = made.solve(
-                {layer.name: matrix_of(layer, d).reshape(-1) for layer in layers if made.has(layer)}
-            )
+            solved = made.solve({layer.name: matrix_of(layer, d).reshape(-1) for layer in layers if made.has(layer)})
             out = dict(d)
             for layer in layers:
                 if layer.name in solved:
@@ -206,11 +197,7 @@ class HessianFree(NaturalGradient):
             r = combine([(1.0, r), (-rz / curvature, Bd)])
             phi.append(0.5 * (dot(x, gradient) - dot(x, r)))
             window = max(10, k // 10)
-            stop = (
-                k > window
-                and phi[-1] < 0
-                and (phi[-1] - phi[-1 - window]) / phi[-1] < window * self.tolerance
-            )
+            stop = k > window and phi[-1] < 0 and (phi[-1] - phi[-1 - window]) / phi[-1] < window * self.tolerance
             if k >= mark or stop or k == self.iterations:
                 kept.append((k, x, phi[-1]))
                 mark = max(k + 1.0, mark * SPACING)
@@ -235,9 +222,7 @@ class HessianFree(NaturalGradient):
             best, value = candidate, earlier
         return best, value
 
-    def _at(
-        self, delta: Directions, step: float, closure: Callable[[], Any], parameters: list[nn.Parameter]
-    ) -> float:
+    def _at(self, delta: Directions, step: float, closure: Callable[[], Any], parameters: list[nn.Parameter]) -> float:
         """The objective at θ + step · δ; the weights come back bit for bit."""
         saved = [p.clone() for p in parameters]
         self._move(delta, step)

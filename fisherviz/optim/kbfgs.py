@@ -1,5 +1,4 @@
-"""K-BFGS: inverses of Kronecker factors kept by BFGS updates with double damping (Goldfarb, Ren & Bahamou
-2020).
+"""K-BFGS: inverses of Kronecker factors kept by BFGS with double damping (Goldfarb, Ren & Bahamou 2020).
 
 Direction H_g ∇ H_a. H_a follows the averaged inputs by "Hessian-action" BFGS on A + √λ I; H_g follows pairs
 (s, y) of mean
@@ -20,10 +19,10 @@ from fisherviz.captures import Capture, concatenate
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.moments import distributed
-from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import check_number, gradient_matrix, say_once, split_matrix
-from fisherviz.optim.watch import Pass
+from fisherviz.optim.watch import Inputs, Pass
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
@@ -88,8 +87,7 @@ class KBFGS(NaturalGradient):
         self._watcher.generic_diagonal = False
         if generic:
             say_once(
-                f"layers {', '.join(repr(g.name) for g in generic)} have no structure and are left plain by "
-                f"K-BFGS."
+                f"layers {', '.join(repr(g.name) for g in generic)} have no structure and are left plain by K-BFGS."
             )
         return [layer for layer in self.layers if layer.structured]
 
@@ -112,8 +110,7 @@ class KBFGS(NaturalGradient):
         """
         if closure is None:
             raise RuntimeError(
-                "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call "
-                "step(closure)."
+                "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
             )
         return super().step(closure)
 
@@ -128,7 +125,7 @@ class KBFGS(NaturalGradient):
         for layer in layers:
             self._update_inputs(layer)
         decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
-        directions = {}
+        directions: Directions = {}
         for layer in layers:
             own = self._factors[layer.name]
             v, m = gradient_matrix(layer, decays), self._group(layer)["momentum"]
@@ -172,9 +169,7 @@ class KBFGS(NaturalGradient):
         a = capture.a[:, 0].mean(0)
         W = torch.cat([p.detach().reshape(layer.d_out, -1) for p in _weights(layer)], 1).to(a.dtype)
         if layer.da > W.shape[1]:
-            raise RuntimeError(
-                f"layer {layer.name!r} has a bias that is not trained here; train or leave both."
-            )
+            raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
         return a, W @ a, capture.g[0, :, 0].mean(0)
 
     def _update_inputs(self, layer: Layer) -> None:
@@ -185,9 +180,7 @@ class KBFGS(NaturalGradient):
         own["A"] = fresh if "A" not in own else own["A"].mul_(self.decay).add_(fresh, alpha=1 - self.decay)
         if "Ha" not in own:
             eye = torch.eye(len(fresh), dtype=a.dtype, device=a.device)
-            own["Ha"] = torch.cholesky_inverse(
-                torch.linalg.cholesky(own["A"] + self._damping(layer) ** 0.5 * eye)
-            )
+            own["Ha"] = torch.cholesky_inverse(torch.linalg.cholesky(own["A"] + self._damping(layer) ** 0.5 * eye))
             own["Hg"] = torch.eye(layer.d_out, dtype=a.dtype, device=a.device)
 
     def _update_outputs(self, layer: Layer, before: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -195,9 +188,7 @@ class KBFGS(NaturalGradient):
         _, h_new, g_new = self._means(layer)
         own, keep = self._factors[layer.name], self.pair_decay
         for key, change in (("s", h_new - h), ("y", g_new - g)):
-            own[key] = (
-                (1 - keep) * change if key not in own else own[key].mul_(keep).add_(change, alpha=1 - keep)
-            )
+            own[key] = (1 - keep) * change if key not in own else own[key].mul_(keep).add_(change, alpha=1 - keep)
         s, y = double_damping(own["s"], own["y"], own["Hg"], self.powell, self._damping(layer) ** 0.5)
         own["Hg"] = bfgs(own["Hg"], s, y, g)
 
@@ -217,16 +208,15 @@ class KBFGS(NaturalGradient):
 
     def _average_data(self, layers: list[Layer]) -> None:
         """A over one pass of the data."""
-        assert self._watcher is not None and self._first is not None
+        assert self._watcher is not None
+        assert self._first is not None
         totals: dict[str, Tensor] = {}
         count = 0
         device = next(iter(self._known)).device
         for batch, _ in self._first:
             inputs = batch if isinstance(batch, tuple | list) else (batch,)
-            arguments = (tuple(x.to(device) for x in inputs), {})
-            captures, n = capture_forward(
-                self._watcher, arguments, lambda z: torch.zeros_like(z).unsqueeze(0)
-            )
+            arguments: Inputs = (tuple(x.to(device) for x in inputs), {})
+            captures, n = capture_forward(self._watcher, arguments, lambda z: torch.zeros_like(z).unsqueeze(0))
             count += n
             for layer in layers:
                 a = captures[layer.name].a[:, 0]  # type: ignore[union-attr]
@@ -242,8 +232,7 @@ class KBFGS(NaturalGradient):
         super()._load_own_state(state)
         device = next(iter(self._known)).device
         self._factors = {
-            name: {key: t.to(device, copy=True) for key, t in own.items()}
-            for name, own in state["factors"].items()
+            name: {key: t.to(device, copy=True) for key, t in own.items()} for name, own in state["factors"].items()
         }
 
 
@@ -253,11 +242,7 @@ def bfgs(H: Tensor, s: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
     if not bool(sy > 0) or bool(sy <= SKIP * torch.dot(s, s) * gradient.norm()):
         return H
     Hy, rho = H @ y, 1 / sy
-    return (
-        H
-        + (rho**2 * torch.dot(y, Hy) + rho) * torch.outer(s, s)
-        - rho * (torch.outer(s, Hy) + torch.outer(Hy, s))
-    )
+    return H + (rho**2 * torch.dot(y, Hy) + rho) * torch.outer(s, s) - rho * (torch.outer(s, Hy) + torch.outer(Hy, s))
 
 
 def double_damping(s: Tensor, y: Tensor, H: Tensor, powell: float, second: float) -> tuple[Tensor, Tensor]:

@@ -95,9 +95,7 @@ class KFAC(NaturalGradient):
         if inverse not in METHODS:
             raise ValueError(f"inverse must be one of {', '.join(METHODS)}, got {inverse!r}.")
         if adapt and not rescale:
-            raise ValueError(
-                "λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False."
-            )
+            raise ValueError("λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False.")
         if not heuristic_damping and (rescale or inverse == "block-tridiagonal"):
             raise ValueError(
                 "damping of the eigenvalues is there for the plain block-diagonal KFAC only (rescale=False); "
@@ -109,9 +107,7 @@ class KFAC(NaturalGradient):
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")
         if rescale and kind == "empirical":
-            raise ValueError(
-                "the factors come from a forward of their own, without labels; use kind='mc' or 'exact'."
-            )
+            raise ValueError("the factors come from a forward of their own, without labels; use kind='mc' or 'exact'.")
         self.rescale, self.adapt, self.heuristic_damping = rescale, adapt, heuristic_damping
         self.T1, self.T2, self.tau1, self.tau2 = T1, T2, tau1, tau2
         self.omega1 = (19 / 20) ** T1 if omega1 is None else omega1
@@ -121,10 +117,11 @@ class KFAC(NaturalGradient):
             weight_decay = 1e-5 if weight_decay is None else weight_decay
             momentum = 0.0
             self._needs_inputs, self._captures = True, False
+        own: dict[str, Any] = {} if setting is None else {"setting": setting}
         super().__init__(
             model, likelihood, METHODS[inverse], params=params, lr=lr, damping=damping, momentum=momentum or 0.0,
             weight_decay=weight_decay or 0.0, T=T, decay=decay, ramp=True, kind=kind, samples=samples, output=output,
-            **({} if setting is None else {"setting": setting}),
+            **own,
         )  # fmt: skip
         self.eta = weight_decay or 0.0
         self.lam = 0.0
@@ -136,13 +133,10 @@ class KFAC(NaturalGradient):
         self._update: Directions = {}
         if rescale:
             rule = as_damping(damping)
-            self.lam = (
-                rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
-            )
+            self.lam = rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
             self.gamma = math.sqrt(self.lam + self.eta)
             if any(
-                g["lr"] != lr or g["weight_decay"] != self.eta or g["damping"] != damping
-                for g in self.param_groups
+                g["lr"] != lr or g["weight_decay"] != self.eta or g["damping"] != damping for g in self.param_groups
             ):
                 raise ValueError(
                     "with rescale=True all groups share one lr, damping and weight_decay, which the "
@@ -229,7 +223,8 @@ class KFAC(NaturalGradient):
 
     def _best(self, active: list[Layer], gradient: Directions, batches: list[Inputs]) -> Directions:
         """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
-        assert self._watcher is not None and self.moments is not None
+        assert self._watcher is not None
+        assert self.moments is not None
         forms = FisherForms(self._watcher, self.likelihood, batches)
         previous = {p: d for p, d in self._update.items() if p in gradient} if self.use_momentum else {}
         before = forms.tangents(previous) if previous else None
@@ -242,15 +237,13 @@ class KFAC(NaturalGradient):
             cache[gamma] = made = self._for_gamma(gamma)
             proposal = {p: -d for p, d in self._solve(made, active).items() if p in gradient}
             directions = [proposal, previous] if previous else [proposal]
-            tangents = (
-                [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
-            )
+            tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
             n, shift = len(directions), self.lam + self.eta
             quadratic, linear = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
             for i in range(n):
                 linear[i] = dot(gradient, directions[i])
                 for j in range(i, n):
-                    form = forms.form(tangents[i], tangents[j]) + shift * dot(directions[i], directions[j])  # type: ignore[arg-type]
+                    form = forms.form(tangents[i], tangents[j]) + shift * dot(directions[i], directions[j])
                     quadratic[i, j] = quadratic[j, i] = form
             c = minimise(quadratic, linear)
             value = float(0.5 * c @ quadratic @ c + linear @ c)
@@ -268,9 +261,7 @@ class KFAC(NaturalGradient):
         assert self.moments is not None
         if self._preconditioner is not None and self._preconditioner[0] == (gamma,):
             return self._preconditioner[1]
-        rules = {
-            layer.name: FactoredTikhonov(gamma) if gamma else None for layer in self.moments.space.layers
-        }
+        rules = {layer.name: FactoredTikhonov(gamma) if gamma else None for layer in self.moments.space.layers}
         return Preconditioner(self.moments.build(), rules, invert=self.T >= INVERT_FROM)
 
     def _apply_plain(self, parameters: set[nn.Parameter]) -> None:
@@ -311,14 +302,10 @@ class KFAC(NaturalGradient):
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         if self.rescale != ("adaptive" in state):
-            raise ValueError(
-                "the state is that of a KFAC with another rescale=; create the optimizer as it was then."
-            )
+            raise ValueError("the state is that of a KFAC with another rescale=; create the optimizer as it was then.")
         super()._load_own_state(state)
         if self.rescale:
             own = state["adaptive"]
             self.lam, self.gamma, self.last = own["lam"], own["gamma"], dict(own["last"])
             parameters = {name: p for layer in self.layers for name, p in layer.parameters.items()}
-            self._update = {
-                parameters[name]: d.to(parameters[name].device) for name, d in own["update"].items()
-            }
+            self._update = {parameters[name]: d.to(parameters[name].device) for name, d in own["update"].items()}

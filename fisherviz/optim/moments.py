@@ -8,6 +8,7 @@ into the averages, and every T steps a snapshot of their means becomes the matri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,8 +51,7 @@ class Moments:
         self.average, self.fresh = self._new(), self._new()
         self.refined: list[Named] = [{} for _ in self.space.layers]
         self.deferred = [
-            {key: DeferredAverage(s) for key, s in named.items() if defer and deferrable(s)}
-            for named in self.average
+            {key: DeferredAverage(s) for key, s in named.items() if defer and deferrable(s)} for named in self.average
         ]
         self._rows: dict[tuple[int, str], list[tuple[Tensor, float, int]]] = {}
         self.window: list[dict[str, AnyCapture]] = []
@@ -87,9 +87,7 @@ class Moments:
         batch = Batch(captures, examples)
         for i, named in enumerate(self.fresh):
             for key, statistic in named.items():
-                if all(name in captures for name in statistic.layers) and not self._hold(
-                    i, key, captures, examples
-                ):
+                if all(name in captures for name in statistic.layers) and not self._hold(i, key, captures, examples):
                     statistic.update(batch)
         self.examples += examples
         self.window.append(captures if self.keeps_captures else dict.fromkeys(captures, _SEEN))
@@ -178,9 +176,10 @@ class Moments:
             values: dict[str, Any] = {
                 key: s.mean.clone() if keep else s.mean for key, s in named.items() if s.total is not None
             }
-            if i < len(self.space.layers) and self._wants(layer := self.space.layers[i]):
-                if (capture := self.capture(layer.name)) is not None:
-                    values["capture"] = capture
+            layer = self.space.layers[i] if i < len(self.space.layers) else None
+            capture = self.capture(layer.name) if layer is not None and self._wants(layer) else None
+            if capture is not None:
+                values["capture"] = capture
             self.values.append(values)
         self._refine(0.0, renew=True)
 
@@ -205,10 +204,7 @@ class Moments:
         """The matrix from the snapshot, over the layers that have run so far."""
         assert self.values is not None
         n, layers = len(self.space.layers), self.space.layers
-        own = [
-            v | {k: s.mean for k, s in more.items()}
-            for v, more in zip(self.values[:n], self.refined, strict=True)
-        ]
+        own = [v | {k: s.mean for k, s in more.items()} for v, more in zip(self.values[:n], self.refined, strict=True)]
         there = [i for i in range(n) if self._complete(layers[i], own[i])]
         space = self.space if len(there) == n else ParameterSpace([layers[i] for i in there])
         couplings = {
@@ -219,9 +215,7 @@ class Moments:
         return self.approximation.build(space, [own[i] for i in there], couplings)
 
     def _complete(self, layer: Layer, values: Mapping[str, Any]) -> bool:
-        return set(self.approximation.needs(layer)) <= set(values) and (
-            not self._wants(layer) or "capture" in values
-        )
+        return set(self.approximation.needs(layer)) <= set(values) and (not self._wants(layer) or "capture" in values)
 
     # ---- several processes
     # -----------------------------------------------------------------------------------------
@@ -284,8 +278,7 @@ class Moments:
         unknown = [name for name in state["layers"] if name not in names]
         if unknown:
             raise ValueError(
-                f"the saved statistics have a layer {unknown[0]!r} that this model lacks; load the state of "
-                f"this model."
+                f"the saved statistics have a layer {unknown[0]!r} that this model lacks; load the state of this model."
             )
         kept = [layer for layer in layers if layer.name in state["layers"]]
         for layer in kept:
@@ -329,9 +322,7 @@ def positions_and_neighbours(
     """
     positions = {name: sum(_positions(call) for call in made) for name, made in calls.items()}
     names = list(calls)
-    pairs = [
-        (a, b) for a, b in zip(names, names[1:], strict=False) if len(calls[a]) == 1 and len(calls[b]) == 1
-    ]
+    pairs = [(a, b) for a, b in pairwise(names) if len(calls[a]) == 1 and len(calls[b]) == 1]
     return positions, pairs
 
 
@@ -341,6 +332,7 @@ def _positions(call: Call) -> int:
 
 
 def pack(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors and captures as plain containers of tensors."""
     packed: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Capture):
@@ -353,6 +345,7 @@ def pack(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What `pack` was given."""
     out: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Tensor):

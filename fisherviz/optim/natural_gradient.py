@@ -29,6 +29,8 @@ from fisherviz.optim.selection import (
     check_number,
     choose_layers,
     gradient_matrix,
+    one_damping,
+    refuse_thawed,
     rows_explain,
     settle,
     split_matrix,
@@ -127,9 +129,7 @@ class NaturalGradient(torch.optim.Optimizer):
         super().__init__(list(model.parameters()) if params is None else params, defaults)
         for group in self.param_groups:
             if group["approximation"] not in (None, "none"):
-                raise ValueError(
-                    f"a group's approximation must be 'none' or left out, got {group['approximation']!r}."
-                )
+                raise ValueError(f"a group's approximation must be 'none' or left out, got {group['approximation']!r}.")
         self.model = model
         self.layers = choose_layers(model, self.param_groups)
         self._known = {p for layer in self.layers for p in layer.parameters.values()}
@@ -180,9 +180,7 @@ class NaturalGradient(torch.optim.Optimizer):
             made = calls.get(layer.name, [])
             if layer.structured and not made:
                 layer.make_generic("its forward did not run")
-            elif layer.structured and any(
-                c.x.shape[:1] != (examples,) or c.shape[0] != examples for c in made
-            ):
+            elif layer.structured and any(c.x.shape[:1] != (examples,) or c.shape[0] != examples for c in made):
                 layer.make_generic("the first dimension of its input does not count examples")
         kept = self._settle([layer for layer in self.layers if not layer.structured])
         structured = {name: made for name, made in calls.items() if made[0].layer.structured}
@@ -257,16 +255,7 @@ class NaturalGradient(torch.optim.Optimizer):
         return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
 
     def _check_passes(self) -> None:
-        for group in self.param_groups:
-            if group["approximation"] == "none":
-                continue
-            for p in group["params"]:
-                if p.grad is not None and p not in self._known:
-                    raise RuntimeError(
-                        "a parameter that was frozen when the optimizer was created has a gradient; create "
-                        "the optimizer "
-                        "after unfreezing, or put the parameter in a group with approximation='none'."
-                    )
+        refuse_thawed(self.param_groups, self._known)
         for layer in self._active():
             if not self._seen(layer):
                 raise RuntimeError(
@@ -323,9 +312,7 @@ class NaturalGradient(torch.optim.Optimizer):
                     out |= split_matrix(layer, solved[layer.name])
         return out
 
-    def _rows(
-        self, preconditioner: Preconditioner, layer: Layer, decays: dict[nn.Parameter, float]
-    ) -> Rows | None:
+    def _rows(self, preconditioner: Preconditioner, layer: Layer, decays: dict[nn.Parameter, float]) -> Rows | None:
         """The rows behind the layer's gradient, if it is exactly one unmodified local backward and they cost less."""
         if len(self._passes) != 1 or distributed() or any(decays[p] for p in layer.parameters.values()):
             return None
@@ -347,18 +334,7 @@ class NaturalGradient(torch.optim.Optimizer):
         return self._preconditioner[1]
 
     def _damping_of(self, layer: Layer) -> float | Damping:
-        mine = [
-            g["damping"]
-            for g in self.param_groups
-            for p in g["params"]
-            if p in set(layer.parameters.values())
-        ]
-        if any(value != mine[0] for value in mine):
-            raise ValueError(
-                f"the parameters of layer {layer.name!r} are in groups with different dampings; give them "
-                f"one."
-            )
-        return mine[0]
+        return one_damping(layer, self.param_groups)
 
     def _rule(self, damping: float | Damping) -> Tikhonov | FactoredTikhonov | None:
         """What a group's damping means for this optimizer."""
@@ -396,9 +372,7 @@ class NaturalGradient(torch.optim.Optimizer):
             ValueError: the state is another optimizer's, network's or method's.
         """
         if "fisherviz" not in state_dict:
-            raise ValueError(
-                "this is no state of a fisherviz optimizer; load one that its state_dict() gave."
-            )
+            raise ValueError("this is no state of a fisherviz optimizer; load one that its state_dict() gave.")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "fisherviz"})
         self._load_own_state(state_dict["fisherviz"])
 
@@ -413,8 +387,7 @@ class NaturalGradient(torch.optim.Optimizer):
     def _load_own_state(self, state: dict[str, Any]) -> None:
         if state["method"] != self.approximation.name:
             raise ValueError(
-                f"the state is one of method {state['method']!r}, this optimizer's is "
-                f"{self.approximation.name!r}."
+                f"the state is one of method {state['method']!r}, this optimizer's is {self.approximation.name!r}."
             )
         self.k = state["k"]
         self.generator.set_state(state["generator"].cpu())
@@ -423,6 +396,4 @@ class NaturalGradient(torch.optim.Optimizer):
         if state["moments"] is not None:
             self.moments = Moments.from_state(self.approximation, self.layers, state["moments"], self._defers)
             if self._watcher is not None:
-                self._watcher.generic_diagonal = any(
-                    not layer.structured for layer in self.moments.space.layers
-                )
+                self._watcher.generic_diagonal = any(not layer.structured for layer in self.moments.space.layers)

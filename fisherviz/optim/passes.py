@@ -61,7 +61,7 @@ def backpropagate(z: Tensor, calls: dict[str, list[Call]], v: Tensor) -> dict[st
         return {}
     options: dict[str, Any] = {"allow_unused": True, "retain_graph": True}
     if len(v) == 1:
-        found = [
+        found: list[Tensor | None] = [
             None if g is None else g.unsqueeze(0) for g in torch.autograd.grad(z, edges, v[0], **options)
         ]
     else:
@@ -69,9 +69,8 @@ def backpropagate(z: Tensor, calls: dict[str, list[Call]], v: Tensor) -> dict[st
             found = list(torch.autograd.grad(z, edges, v, is_grads_batched=True, **options))
         except RuntimeError:  # an operation without a batching rule: the same numbers one vector at a time
             each = [torch.autograd.grad(z, edges, vector, **options) for vector in v]
-            found = [None if g[0] is None else torch.stack(g) for g in zip(*each, strict=True)]
+            found = [None if g[0] is None else torch.stack(list(g)) for g in zip(*each, strict=True)]
     filled = iter(
-        z.new_zeros(len(v), *call.shape) if g is None else g.detach()
-        for g, call in zip(found, flat, strict=True)
+        z.new_zeros(len(v), *call.shape) if g is None else g.detach() for g, call in zip(found, flat, strict=True)
     )
     return {name: [next(filled) for _ in each] for name, each in calls.items()}

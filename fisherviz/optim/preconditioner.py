@@ -8,6 +8,7 @@ or the next damping. The low-rank product is the trick at the end of the K-FAC p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -91,15 +92,13 @@ class Preconditioner:
             out = {}
             for name, v in gradients.items():
                 operator, inverted = self._operators[name]
-                out[name] = operator @ v if inverted else _named(name, lambda op=operator, v=v: op.solve(v))
+                out[name] = operator @ v if inverted else _named(name, partial(operator.solve, v))
             return out
         like = next(iter(gradients.values()))
         pieces = [gradients.get(layer.name, like.new_zeros(layer.size)).unsqueeze(1) for layer in self.layers]
         solved = self.joint._solved(pieces)
         return {
-            layer.name: piece[:, 0]
-            for layer, piece in zip(self.layers, solved, strict=True)
-            if layer.name in gradients
+            layer.name: piece[:, 0] for layer, piece in zip(self.layers, solved, strict=True) if layer.name in gradients
         }
 
 

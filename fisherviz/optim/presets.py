@@ -151,8 +151,7 @@ class EKFAC(NaturalGradient):
 
 
 class TENGraD(NaturalGradient):
-    """Exact Fisher block of each layer by Woodbury in the space of the examples (Soori et al. 2021; Shrestha
-    2023).
+    """Exact Fisher block of each layer by Woodbury in example space (Soori et al. 2021; Shrestha 2023).
 
     Args:
         model: the model.

@@ -1,5 +1,4 @@
-"""The quadratic model M(δ) = ½ δᵀ(F + (λ + η)I)δ + ∇hᵀδ of the mini-batch, with the exact F by forward
-products only.
+"""The quadratic model M(δ) = ½ δᵀ(F + (λ + η)I)δ + ∇hᵀδ of a mini-batch, by forward products only.
 
 Martens & Grosse 2015, equation 5, sections 6.4 and 7, appendix C: J δ for a few directions gives every
 scalar δᵀFδ′.
@@ -40,9 +39,7 @@ def choose(inputs: Inputs, share: float, generator: torch.Generator) -> Inputs:
     index = torch.randperm(n, generator=generator, device=generator.device)[: max(1, round(share * n))]
     return pytree.tree_map(
         lambda leaf: (
-            leaf[index.to(leaf.device)]
-            if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n
-            else leaf
+            leaf[index.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf
         ),
         inputs,
     )
@@ -93,9 +90,7 @@ class FisherForms:
                 with as_guest(model), forward_ad.dual_level():
                     leaves = {name: p for name, p in model.named_parameters() if p in direction}
                     copies = {name: p.detach().requires_grad_() for name, p in leaves.items()}
-                    duals = {
-                        name: forward_ad.make_dual(copies[name], direction[p]) for name, p in leaves.items()
-                    }
+                    duals = {name: forward_ad.make_dual(copies[name], direction[p]) for name, p in leaves.items()}
                     z = self.watcher.call(lambda *a, d=duals, **k: functional_call(model, d, a, k), batch)
                     z, t = forward_ad.unpack_dual(z)
                     if t is None:

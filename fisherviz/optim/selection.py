@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
 from fisherviz.attach import find_layers
+from fisherviz.damping import Damping
 from fisherviz.guest import check_modes
 from fisherviz.layers import Layer, make_layer
 from fisherviz.optim.watch import at_least_float32
@@ -74,11 +75,30 @@ def choose_layers(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list
         if mine:
             tied = not layer.structured and "shared" in layer.note
             layers.append(
-                layer
-                if len(mine) == len(layer.parameters)
-                else make_layer(layer.name, layer.module, mine, tied)
+                layer if len(mine) == len(layer.parameters) else make_layer(layer.name, layer.module, mine, tied)
             )
     return layers
+
+
+def refuse_thawed(groups: Iterable[Mapping[str, Any]], known: set[nn.Parameter]) -> None:
+    """Raise where a parameter has a gradient that was frozen when the layers were chosen."""
+    for group in groups:
+        if group["approximation"] != "none" and any(p.grad is not None and p not in known for p in group["params"]):
+            raise RuntimeError(
+                "a parameter that was frozen when the optimizer was created has a gradient; create the "
+                "optimizer after unfreezing, or put the parameter in a group with approximation='none'."
+            )
+
+
+def one_damping(layer: Layer, groups: Iterable[Mapping[str, Any]]) -> float | Damping:
+    """The damping that a layer's groups agree on; ValueError where they do not."""
+    own = set(layer.parameters.values())
+    mine = [group["damping"] for group in groups for p in group["params"] if p in own]
+    if any(value != mine[0] for value in mine):
+        raise ValueError(
+            f"the parameters of layer {layer.name!r} are in groups with different dampings; give them one."
+        )
+    return mine[0]
 
 
 def gradient_matrix(layer: Layer, weight_decay: Mapping[nn.Parameter, float]) -> Tensor:
@@ -103,8 +123,7 @@ def matrix_of(layer: Layer, tensors: Mapping[nn.Parameter, Tensor]) -> Tensor:
     """Tensors of a layer's parameters as one (d_out, da) matrix with the bias last; missing ones are zero."""
     rows = layer.d_out if layer.structured else 1
     parts = [
-        at_least_float32(tensors[p] if p in tensors else torch.zeros_like(p)).reshape(rows, -1)
-        for p in _ordered(layer)
+        at_least_float32(tensors[p] if p in tensors else torch.zeros_like(p)).reshape(rows, -1) for p in _ordered(layer)
     ]
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
@@ -132,11 +151,7 @@ def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> boo
     Anything else that the user's backward added (a penalty on the weights) shows in every unit's row.
     """
     every = slice(None, None, max(1, layer.d_out // 8))
-    few = [
-        at_least_float32(p.grad).reshape(layer.d_out, -1)[every]
-        for p in _ordered(layer)
-        if p.grad is not None
-    ]
+    few = [at_least_float32(p.grad).reshape(layer.d_out, -1)[every] for p in _ordered(layer) if p.grad is not None]
     if len(few) < len(layer.parameters):
         return False
     some = g[:, every]
@@ -170,10 +185,7 @@ def settle(
         The layers that are not left plain.
     """
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
-        say_once(
-            "BatchNorm in training mode couples the examples; the Fisher is that of each example given the "
-            "rest."
-        )
+        say_once("BatchNorm in training mode couples the examples; the Fisher is that of each example given the rest.")
     if not generic:
         return list(layers)
     plain = ""
@@ -194,11 +206,7 @@ def settle(
 
 def check_number(name: str, value: float, low: float, high: float) -> None:
     """Refuse a setting outside [low, high]."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | Tensor)
-        or not low <= float(value) <= high
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor) or not low <= float(value) <= high:
         raise ValueError(
             f"{name} must be a number of at least "
             f"{low:g}{'' if high == math.inf else f' and at most {high:g}'}, got {value!r}."

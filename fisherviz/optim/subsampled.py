@@ -1,5 +1,4 @@
-"""Natural gradients with the exact Fisher of a sub-sample, jointly or layer by layer, by Woodbury (Benzing
-2021, app. E).
+"""Natural gradients with the exact Fisher of a sub-sample, by Woodbury (Benzing 2021, appendix E).
 
 (λI + UUᵀ)⁻¹ v = (v − U (λI + UᵀU)⁻¹ Uᵀ v) / λ with U's columns the sampled gradients of a mini-batch that
 is, by default,
@@ -34,8 +33,7 @@ STRUCTURES = ("full", "layer")
 
 
 class SubsampledNaturalGradient(NaturalGradient):
-    """The exact natural gradient with respect to a mini-batch's Fisher (Benzing 2021, section 2 and appendix
-    E).
+    """The exact natural gradient of a mini-batch's Fisher (Benzing 2021, section 2 and appendix E).
 
     Args:
         model: the model.
@@ -84,9 +82,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         if kind == "empirical":
             raise ValueError("the Fisher's mini-batch has no labels; use kind='mc' or 'exact', or TENGraD.")
         if isinstance(fisher_data, str) and fisher_data != "same":
-            raise ValueError(
-                f"fisher_data must be a re-iterable of batches, None or 'same', got {fisher_data!r}."
-            )
+            raise ValueError(f"fisher_data must be a re-iterable of batches, None or 'same', got {fisher_data!r}.")
         self.structure = structure
         super().__init__(
             model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
@@ -114,13 +110,7 @@ class SubsampledNaturalGradient(NaturalGradient):
             self._apply({})
             return
         if self._due():
-            batches = (
-                [self._draw()]
-                if self._data is not None
-                else inputs
-                if self._same
-                else self._previous or inputs
-            )
+            batches = [self._draw()] if self._data is not None else inputs if self._same else self._previous or inputs
             self._estimate(batches)
         if self._data is None and not self._same and self.k % self.T == 0:
             self._previous = inputs  # the next factorisation comes with the next step
@@ -144,7 +134,8 @@ class SubsampledNaturalGradient(NaturalGradient):
         raise ValueError("fisher_data has no batches.")
 
     def _estimate(self, batches: list[Inputs]) -> None:
-        assert self._watcher is not None and self.moments is not None
+        assert self._watcher is not None
+        assert self.moments is not None
         parts = [capture_forward(self._watcher, batch, self._source()) for batch in batches]
         self.moments.forget()
         for captures, examples in parts:
@@ -166,9 +157,7 @@ class SubsampledNaturalGradient(NaturalGradient):
                 gram = gram + example_gram(self._fisher[layer.name])
             n = self._fisher[members[0].name].examples
             condition = 1 + float(gram.diagonal().max()) / (n * damping)
-            out.append(
-                (members, DampedCholesky(gram, n * damping, "the Gram matrix of the examples"), condition)
-            )
+            out.append((members, DampedCholesky(gram, n * damping, "the Gram matrix of the examples"), condition))
         self._factors[damping] = out
         return out
 
@@ -178,9 +167,7 @@ class SubsampledNaturalGradient(NaturalGradient):
             return {}
         dampings = {self._value(layer) for layer in layers}
         if len(dampings) > 1 and self.structure == "full":
-            raise ValueError(
-                "structure='full' couples layers, which then need one damping; the groups give several."
-            )
+            raise ValueError("structure='full' couples layers, which then need one damping; the groups give several.")
         decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
         out: dict[nn.Parameter, Tensor] = {}
         for damping in sorted(dampings):
@@ -210,9 +197,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         sizes, n = [layer.size for layer in layers], captures[0].examples
 
         def rows(x: Tensor) -> Tensor:
-            return torch.stack(
-                [rows_product(c, v) for c, v in zip(captures, x.split(sizes), strict=True)]
-            ).sum(0)
+            return torch.stack([rows_product(c, v) for c, v in zip(captures, x.split(sizes), strict=True)]).sum(0)
 
         def columns(w: Tensor) -> Tensor:
             return torch.cat([columns_product(c, w) for c in captures])
@@ -224,9 +209,7 @@ class SubsampledNaturalGradient(NaturalGradient):
     def _value(self, layer: Layer) -> float:
         rule = self._rule(self._damping_of(layer))
         if not isinstance(rule, Tikhonov) or rule.value <= 0:
-            raise ValueError(
-                "Woodbury needs a positive Tikhonov damping: the sub-sampled Fisher is singular without."
-            )
+            raise ValueError("Woodbury needs a positive Tikhonov damping: the sub-sampled Fisher is singular without.")
         return rule.value
 
     # ---- saving
@@ -243,8 +226,7 @@ class SubsampledNaturalGradient(NaturalGradient):
     def _load_own_state(self, state: dict[str, Any]) -> None:
         if state.get("structure") != self.structure:
             raise ValueError(
-                f"the state is one of structure {state.get('structure')!r}, this optimizer's is "
-                f"{self.structure!r}."
+                f"the state is one of structure {state.get('structure')!r}, this optimizer's is {self.structure!r}."
             )
         super()._load_own_state(state)
         device = next(iter(self._known)).device

@@ -227,8 +227,7 @@ class Watcher:
         z = self.output(output) if self.output is not None else output
         if not isinstance(z, Tensor):
             raise TypeError(
-                f"the model returned {type(z).__name__}, not a tensor; give the optimizer output=lambda "
-                f"out: ..."
+                f"the model returned {type(z).__name__}, not a tensor; give the optimizer output=lambda out: ..."
             )
         return z
 
@@ -310,8 +309,7 @@ class Watcher:
                 continue
             if not all(call.intact for call in calls):
                 raise RuntimeError(
-                    f"the input of layer {name!r} was changed in place during the backward pass; clone it "
-                    f"before."
+                    f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
                 )
             ears = made.ears.get(name, [])
             heard = [ear.gradient.unsqueeze(0) for ear in ears if ear.times == 1 and ear.gradient is not None]
