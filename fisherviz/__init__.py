@@ -1,4 +1,4 @@
-"""fisherviz: how far is each approximation of the Fisher information matrix from the exact one, and what does it do to training?
+"""fisherviz: how far is each approximation of the Fisher from the exact one, and what does that do to training?
 
 Attach a `Probe` to a trained network, ask for its exact `Fisher`, `approximate` it, `compare` the approximations.
 """

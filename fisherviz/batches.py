@@ -1,4 +1,4 @@
-"""The user's data as a re-iterable of batches: one-shot iterators refused, every pass checked to show the same examples.
+"""The user's data as a re-iterable of batches: no one-shot iterators, and every pass shows the same examples.
 
 Relied on by the Probe and the Fisher, which make several passes over the same data (DESIGN section 4, "Data").
 """

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from fisherviz.operators.base import Operator

@@ -1,4 +1,4 @@
-"""The Fisher in example space: F = s U Uᵀ with one column of U per example and vector, U never formed for outer products.
+"""The Fisher in example space: F = s U Uᵀ with one column of U per example and vector, U itself never formed.
 
 Gram matrices UᵀU, products Uᵀv and Uw come from inputs and pseudo-gradients alone (DESIGN section 5, "Layer-wise" and
 "Woodbury"). Columns are numbered k N + n.

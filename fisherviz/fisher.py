@@ -260,7 +260,8 @@ class Fisher(Passes):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
         if v.dim() not in ((1,) if flat else (1, 2)) or v.shape[0] != self.space.size:
             raise ValueError(
-                f"a flat vector must have {self.space.size} entries, one per probed parameter, got shape {tuple(v.shape)}."
+                f"a flat vector must have {self.space.size} entries, one per probed parameter, "
+                f"got shape {tuple(v.shape)}."
             )
         return v.detach().to(device=self.probe.device, dtype=self.probe.dtype)
 

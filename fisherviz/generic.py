@@ -48,7 +48,7 @@ def per_example_gradients(
         def output(p: Mapping[str, Tensor]) -> Tensor:
             return call(lambda *args, **kwargs: functional_call(model, dict(p), args, kwargs), single)[0]
 
-        _, pullback = vjp(output, frozen)
+        pullback = vjp(output, frozen)[1]
         return vmap(lambda u: pullback(u)[0])(v)
 
     try:

@@ -48,17 +48,18 @@ def check_modes(model: nn.Module) -> None:
     """Refuse modules whose outputs couple examples or are random: training BatchNorm, active Dropout."""
     for name, module in model.named_modules():
         where = f"module {name!r} ({type(module).__name__})"
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.training or module.running_mean is None:
-                raise ValueError(
-                    f"{where} normalises with the statistics of the batch, which couples the examples: no Fisher of single "
-                    "examples exists; call model.eval() first (and use track_running_stats=True)."
-                )
+        normalises = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if normalises and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"{where} normalises with the statistics of the batch, which couples the examples: no Fisher of "
+                "single examples exists; call model.eval() first (and use track_running_stats=True)."
+            )
         active = isinstance(module, nn.RReLU) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
         active = active or (isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0)
         if active and module.training:
             raise ValueError(
-                f"{where} draws at random in training mode (active Dropout), so that every pass sees another network; call model.eval() first."
+                f"{where} draws at random in training mode (active Dropout), so that every pass "
+                "sees another network; call model.eval() first."
             )
 
 
@@ -75,7 +76,7 @@ def digest(marks: tuple[int, ...]) -> str:
 
 
 def _sums(t: Tensor) -> Tensor:
-    """Exact sums of a tensor's bits in 61 residue classes: a single change alters one, an exchange of rows nearly all."""
+    """Exact sums of a tensor's bits in 61 residue classes: any single change alters one, exchanged rows nearly all."""
     flat = t.detach().contiguous().reshape(-1)
     raw = flat.view(torch.uint8) if flat.numel() else flat.new_zeros(0, dtype=torch.uint8)
     words = raw[: raw.numel() // 8 * 8].view(torch.int64)  # sums wrap around, which loses nothing

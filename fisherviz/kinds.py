@@ -1,4 +1,4 @@
-"""The three Fishers as vectors to backpropagate: exact, sampled (mc) and empirical. The only place that tells them apart.
+"""The three Fishers as vectors to backpropagate: exact, mc and empirical; the only place that tells them apart.
 
 Vectors are scaled so that the sum of their outer products is the (estimated) output Fisher of one example.
 """
@@ -82,8 +82,8 @@ class EmpiricalVectors:
         """Scores (1, N, ...)."""
         if targets is None:
             raise ValueError(
-                "kind='empirical' needs the data's labels, and a batch has none; pass targets=, tuples (inputs, targets), "
-                "or kind='exact' or 'mc'."
+                "kind='empirical' needs the data's labels, and a batch has none; pass targets=, "
+                "tuples (inputs, targets), or kind='exact' or 'mc'."
             )
         return self.likelihood.score(z, self.likelihood.check_targets(z, targets.to(z.device))).unsqueeze(0)
 

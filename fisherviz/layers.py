@@ -254,7 +254,7 @@ class ParameterSpace:
             raise ValueError(
                 f"a flat vector must have {self.size} entries (or shape ({self.size}, k)), got {tuple(v.shape)}."
             )
-        pieces = torch.split(v, self.sizes)
+        pieces = torch.split(v, list(self.sizes))
         return [layer.to_unit(piece) for layer, piece in zip(self.layers, pieces, strict=True)]
 
     def join(self, pieces: Sequence[Tensor]) -> Tensor:
@@ -304,7 +304,7 @@ class ParameterSpace:
         return matrix[index][:, index]
 
     def write_block(self, out: Tensor, quarters: Tensor, row: int, col: int, scale: float = 1.0) -> None:
-        """Write a block (dg, da, dg', da') between two layers, times `scale`, into a torch-order block (P_row, P_col)."""
+        """Write a block (dg, da, dg', da') between two layers, times `scale`, into a torch-order one (P_row, P_col)."""
         for rows, inputs, shape in self.layers[row].pieces:
             for cols, others, other_shape in self.layers[col].pieces:
                 target = out[rows, cols].unflatten(1, other_shape).unflatten(0, shape)

@@ -327,8 +327,9 @@ class _MeanCrossEntropy(Categorical):
         super().check_output(z)
         if math.prod(z.shape[2:]) > 1:
             raise ValueError(
-                f"CrossEntropyLoss(reduction='mean') averages over the {math.prod(z.shape[2:])} positions of an example, "
-                "and the mean of log-likelihoods is the log-likelihood of no distribution; pass fv.Categorical() (the sum)."
+                f"CrossEntropyLoss(reduction='mean') averages over the {math.prod(z.shape[2:])} positions of an "
+                "example, and the mean of log-likelihoods is the log-likelihood of no distribution; "
+                "pass fv.Categorical(class_axis=1) (the sum)."
             )
 
 

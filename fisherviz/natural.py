@@ -1,7 +1,7 @@
-"""The damped natural gradient of the data's own loss in one pass: scores and the Fisher's vectors backpropagated together.
+"""The damped natural gradient of the data's own loss in one pass: scores and vectors backpropagated together.
 
-With U the Fisher's columns and ∇h = Σ_n g⁰_n a_nᵀ / N, Uᵀ∇h needs Gram matrices alone, and (∇h - U w) / λ is one product of
-combined pseudo-gradients with the inputs (Benzing eq. 18-21; Shrestha eq. 40-43).
+With U the Fisher's columns and ∇h = Σ_n g⁰_n a_nᵀ / N, Uᵀ∇h needs Gram matrices alone, and (∇h - U w) / λ is one
+product of combined pseudo-gradients with the inputs (Benzing eq. 18-21; Shrestha eq. 40-43).
 """
 
 from __future__ import annotations

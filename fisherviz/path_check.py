@@ -158,7 +158,7 @@ def _forward_alone(probe: Probe, inputs: Inputs, n: int) -> Tensor:
 
 
 def _check_generic(probe: Probe, few: Inputs, v: Tensor, truths: list[dict[str, Tensor]]) -> None:
-    """Batching rules of `vmap` have been found wrong (PReLU with one vector): believe them only where they are right."""
+    """Batching rules of `vmap` have been found wrong (PReLU, one vector): believe them only where they are right."""
     generic = [layer for layer in probe.space.layers if not layer.structured]
     if not generic:
         return

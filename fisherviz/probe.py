@@ -111,7 +111,7 @@ class Probe:
         return next(iter(self._layers[0].parameters.values())).dtype
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for info in self.layers:
             shape = (
                 f"{info.out_features} x {info.in_features}{' + 1' if info.bias else ''}" if info.out_features else ""
@@ -315,7 +315,8 @@ class Probe:
         n = len(z)
         if not z.requires_grad:
             raise RuntimeError(
-                "the model's output does not depend on the probed parameters; is its forward under torch.no_grad(), or detached?"
+                "the model's output does not depend on the probed parameters; "
+                "is its forward under torch.no_grad(), or detached?"
             )
         self._check_examples(n, calls)
         self.likelihood.check_output(z)

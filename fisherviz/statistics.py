@@ -269,7 +269,7 @@ def update_all(statistics: Iterable[Statistic], batch: Batch) -> None:
 def _check_setting(setting: str) -> Setting:
     if setting not in SETTINGS:
         raise ValueError(f"setting must be one of {', '.join(SETTINGS)}, got {setting!r}.")
-    return setting  # type: ignore[return-value]
+    return setting
 
 
 def _structured(capture: AnyCapture, statistic: Statistic) -> Capture:
@@ -285,7 +285,8 @@ def _check_aligned(row: Capture, col: Capture, statistic: Statistic) -> None:
     if row.grouped or col.grouped or row.positions != col.positions:
         raise ValueError(
             f"layers {statistic.layers[0]!r} and {statistic.layers[1]!r} share weights over different positions "
-            f"({row.positions} and {col.positions}) or in groups; their cross factor needs setting='reduce' without groups."
+            f"({row.positions} and {col.positions}) or in groups; "
+            "their cross factor needs setting='reduce' without groups."
         )
 
 

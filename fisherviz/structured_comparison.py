@@ -50,7 +50,8 @@ class StructuredComparison:
         left_out = sorted(wanted & {*DAMPED, "relative_nuclear", "relative_max"})
         if left_out:
             self.notes.append(
-                f"{', '.join(left_out)} are left out: they need the dense {self.space.size:,} x {self.space.size:,} matrix."
+                f"{', '.join(left_out)} are left out: they need the dense "
+                f"{self.space.size:,} x {self.space.size:,} matrix."
             )
         self.spectral = "relative_spectral" in wanted and (explicit or self.space.size <= _SPECTRAL_PARAMETERS)
         if "relative_spectral" in wanted and not self.spectral:

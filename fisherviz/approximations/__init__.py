@@ -9,7 +9,7 @@ from fisherviz.approximations.nearest import NearestKronecker
 from fisherviz.approximations.registry import approximate, approximations, make, register
 from fisherviz.approximations.simple import Diagonal, Identity
 
-for _name, _cls in {
+_OURS: dict[str, type[Approximation]] = {
     "identity": Identity,
     "diagonal": Diagonal,
     "layer": LayerWise,
@@ -20,8 +20,9 @@ for _name, _cls in {
     "ekfac": EKFAC,
     "foof": FOOF,
     "nearest-kronecker": NearestKronecker,
-}.items():
-    register(_name, _cls)
+}
+for _name, _class in _OURS.items():
+    register(_name, _class)
 
 __all__ = [
     "CWNGD",

@@ -58,7 +58,9 @@ class Kronecker(Operator):
             raise TypeError(
                 f"A is {A.dtype} on {A.device} and G {G.dtype} on {G.device}; bring them together first."
             )
-        self.A, self._G, self._outputs = A, G, (G.shape[0], G.shape[1])
+        self.A = A
+        self._G: Tensor | None = G
+        self._outputs = (G.shape[0], G.shape[1])
         self._trusted = False
 
     @classmethod
