@@ -277,7 +277,7 @@ class KFAC(NaturalGradient):
         return float(loss.detach() if isinstance(loss, Tensor) else loss) + self.eta / 2 * squares
 
     def _adjust(self, closure: Callable[[], Any], before: float, lr: float) -> None:
-        """λ by the reduction ratio ρ (section 6.5); the closure's gradients and side effects on the model are undone."""
+        """λ by the reduction ratio ρ (section 6.5); the closure's gradients and side effects are undone."""
         after = self._objective(self._evaluate(closure))
         change = lr * self.last["linear"] + 0.5 * lr**2 * self.last["quadratic"]
         rho = (after - before) / change if change < 0 else 0.0

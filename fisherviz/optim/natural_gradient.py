@@ -362,7 +362,7 @@ class NaturalGradient(torch.optim.Optimizer):
     # ----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state and "fisherviz": the generator, the averages and what the cached factorisations are made from."""
+        """Torch's state and "fisherviz": generator, averages and what the cached factorisations are made from."""
         return super().state_dict() | {"fisherviz": self._own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
