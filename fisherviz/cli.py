@@ -155,7 +155,7 @@ def _show(sections: list[Section]) -> None:
         if shown is not None:
             title = section.title if shown.groups else f"{section.title}. {shown.caption}"
             console.print(title, markup=False, highlight=False)
-            table = Table(box=SIMPLE_HEAD, pad_edge=False)
+            table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
             table.add_column(shown.corner, no_wrap=True)
             for head in shown.heads:
                 table.add_column("\n".join(escape(head).split()), justify="right")
