@@ -108,6 +108,11 @@ def test_scores_of_confident_right_answers_keep_their_digits_in_float32(likeliho
     probe = fv.Probe(net.float(), likelihood)
     assert_matches(probe.fisher(x.float(), y, kind="empirical").to_dense(), F, 1e-4)
     assert_matches(probe.fisher(x.float()).to_dense(), exact_F, 1e-4)
+    v = nets.vectors(len(F), 1)[:, 0].float()
+    product = exact_F @ v.double().numpy()
+    assert_matches(probe.fisher(x.float()) @ v, product, 1e-3)
+    quadratic = float(probe.fisher(x.float()).quadratic(v))
+    assert quadratic == pytest.approx(v.double().numpy() @ product, rel=1e-3)
 
 
 def test_soft_targets_of_a_bernoulli_are_scored_as_they_are():
