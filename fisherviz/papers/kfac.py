@@ -21,7 +21,7 @@ from fisherviz.papers.pictures import draw
 from fisherviz.papers.registry import Run, exhibit
 
 PAPER_ERROR, PAPER_BOUND = 2894.4, 4134.6  # section 3.1
-F_TILDE, F_CHECK, F_HAT = r"\tilde{F}", r"\check{F}", r"\hat{F}"
+F_TILDE, F_CHECK, F_HAT = r"\tilde{F}", r"\breve{F}", r"\hat{F}"  # matplotlib sets \check beside the letter
 BRIGHT = 0.99  # share of the cells of F̃ below the top of its scale
 BRIGHT_INVERSE = 0.93  # the same of inverses, whose diagonal blocks would leave everything else black
 
@@ -140,7 +140,7 @@ def fig3(run: Run) -> Outcome:
             inverse_rule,
             far <= 0.5,
             net.other_data,
-            _at(others, ".2f"),
+            _at(others, 0.5),
             {"far_share": far, "gamma": gamma},
         ),
         Claim(
@@ -159,7 +159,7 @@ def fig3(run: Run) -> Outcome:
             "both rules above hold for F and its inverse, damped by the same matrix as F̃",
             exact_far <= 0.5 < exact_flat,
             net.other_data,
-            f"F's inverse {_at(exact_others, '.2f')}",
+            f"F's inverse {_at(exact_others, 0.5)}",
             {"far_share_inverse": exact_far, "far_share": exact_flat, "gamma": gamma},
         ),
         Claim(
@@ -176,7 +176,8 @@ def fig3(run: Run) -> Outcome:
     caption = (
         f"Left F̃, middle its exact inverse under factored Tikhonov damping at {net.damping}, right the "
         "averages of the |entries| of each of the inverse's blocks. Below: the exact F, damped by the same "
-        f"matrix. {_scale(BRIGHT, 'F')} {_scale(BRIGHT_INVERSE, 'the inverse')}"
+        f"matrix. |entries| on linear scales from 0 to the {BRIGHT:.0%} quantile of F̃ and of F, and to the "
+        f"{BRIGHT_INVERSE:.0%} quantile of either inverse."
     )
     return net.outcome(claims, caption, draw(9.6, 5.6, fill))
 
@@ -264,7 +265,7 @@ def fig6(run: Run) -> Outcome:
             "at most half of the error of F̌",
             good <= poor / 2,
             net.other_data,
-            _at({g: pair[0] for g, pair in others.items()}, ".2g"),
+            _at({g: pair[0] for g, pair in others.items()}, poor / 2),
             {"inverse_frobenius": good, "relative_frobenius": poor, "gamma": gamma},
         ),
         Claim(
@@ -274,7 +275,7 @@ def fig6(run: Run) -> Outcome:
             "at most two thirds",
             better <= 2 / 3 * good,
             net.other_data,
-            _at({g: pair[1] / pair[0] for g, pair in others.items()}, ".2f"),
+            _at({g: pair[1] / pair[0] for g, pair in others.items()}, 2 / 3),
             {"tridiagonal": better, "diagonal": good, "gamma": gamma},
         ),
         Claim(
@@ -313,7 +314,8 @@ def _triptych(
 ) -> None:
     top = _top(left, net, share)
     plotting.triptych(left.cpu(), right.cpu(), ax=axes, edges=net.edges, layers=MIDDLE, vmax=top)
-    for ax, title in zip(axes, titles, strict=True):
+    relative = f"{titles[-1]}, {_relative(left - right, left):#.2g} in norm"
+    for ax, title in zip(axes, (*titles[:-1], relative), strict=True):
         _title(ax, title)
 
 
@@ -326,14 +328,20 @@ def _top(matrix: Tensor, net: KFACNetwork, share: float) -> float:
     return plotting.shared_maximum([plotting.heatmap_info(matrix.cpu(), edges=net.edges)], share)
 
 
-def _scale(share: float, of: str = "the left image") -> str:
-    """How |entries| became colours, in words."""
-    return f"|entries| on a linear scale from 0 to the {share:.0%} quantile of {of}, the same in each image."
+def _scale(share: float) -> str:
+    """How |entries| became colours, in words, and what the number above the difference is."""
+    return (
+        f"|entries| on a linear scale from 0 to the {share:.0%} quantile of the left image; above the difference "
+        "its Frobenius norm, to that of the left image."
+    )
 
 
-def _at(found: Mapping[float, float], digits: str) -> str:
-    """The same measurement at other dampings."""
-    return "; ".join(f"at γ = {gamma:.2g}: {value:{digits}}" for gamma, value in found.items())
+def _at(found: Mapping[float, float], most: float) -> str:
+    """The same measurement at other dampings, and whether it keeps the rule there."""
+    return "; ".join(
+        f"at γ = {gamma:.2g}: {value:.2g}{'' if value <= most else ', which breaks the rule'}"
+        for gamma, value in found.items()
+    )
 
 
 def _relative(difference: Tensor, reference: Tensor) -> float:

@@ -74,7 +74,7 @@ class KFACNetwork:
     @property
     def other_data(self) -> tuple[str, ...]:
         """The departure from the paper's data and sizes, if there is one; it matters to every claim."""
-        found = [] if self.data == "mnist" else [f"{self.data} instead of MNIST"]
+        found = [] if self.data == "MNIST" else [f"{self.data} instead of MNIST"]
         return tuple([*found, "a smaller network"] if self.width != 20 else found)
 
     @property
@@ -156,7 +156,8 @@ def kfac_network(run: Run) -> KFACNetwork:
     inputs, targets = data.train.inputs.double(), data.train.targets
     batches = tuple(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
     steps, reached = history["steps"], history["error"][-1]
-    return KFACNetwork(model.double().eval(), name, batches, width, steps, reached, run.progress)
+    title = "MNIST" if name == "mnist" else name
+    return KFACNetwork(model.double().eval(), title, batches, width, steps, reached, run.progress)
 
 
 @dataclass(frozen=True)
