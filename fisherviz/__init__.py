@@ -3,6 +3,9 @@
 Attach a `Probe` to a trained network, ask for its exact `Fisher`, `approximate` it, `compare` the approximations.
 """
 
+import importlib
+from typing import Any
+
 from fisherviz import optim
 from fisherviz.approximations import Approximation, approximate, approximations, register
 from fisherviz.comparison import compare
@@ -11,6 +14,7 @@ from fisherviz.damping import FactoredTikhonov, Tikhonov
 from fisherviz.fisher import Fisher
 from fisherviz.layers import LayerInfo
 from fisherviz.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from fisherviz.monitor import Monitor
 from fisherviz.probe import Probe
 from fisherviz.results import Comparison, load_comparison
 
@@ -25,13 +29,30 @@ __all__ = [
     "Gaussian",
     "LayerInfo",
     "Likelihood",
+    "Monitor",
     "Probe",
     "Tikhonov",
     "approximate",
     "approximations",
     "compare",
     "cumulants",
+    "datasets",
     "load_comparison",
+    "models",
     "optim",
+    "plot",
     "register",
 ]
+
+# what draws, loads data or builds the papers' networks is imported when it is first asked for
+_LATER = {"plot": "fisherviz.plotting", "datasets": "fisherviz.datasets", "models": "fisherviz.models"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(_LATER[name])
+    raise AttributeError(f"module 'fisherviz' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

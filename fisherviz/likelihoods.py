@@ -80,8 +80,7 @@ class Categorical(Likelihood):
         class_axis: where the classes are in outputs with positions: -1, (N, positions..., C), or 1,
             (N, C, positions...) as in `nn.CrossEntropyLoss`.
 
-    The factor diag(√p) - p √pᵀ annihilates √p, so a Householder reflection that maps √p to the first axis
-    leaves C - 1 columns: one backpropagation fewer than classes.
+    F_R = diag(p) - p pᵀ has rank C - 1: its Cholesky factor has one column, and backpropagation, fewer than classes.
     """
 
     name = "categorical"
@@ -112,9 +111,10 @@ class Categorical(Likelihood):
 
     def score(self, z: Tensor, y: Tensor) -> Tensor:
         """Softmax minus one-hot label, shape of z."""
-        p = torch.softmax(self._rows(z), 1)
-        p = p.scatter_add(1, y.reshape(len(z), 1, -1), -torch.ones_like(p[:, :1]))
-        return self._back(p, z)
+        labels = y.reshape(len(z), 1, -1)
+        others = torch.softmax(self._rows(z), 1).scatter(1, labels, 0.0)
+        # minus the sum of the others, not p - 1, which cancels for confident and right examples
+        return self._back(others.scatter(1, labels, -others.sum(1, keepdim=True)), z)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class indices (N,) or (N, positions...) drawn from the softmax."""
@@ -131,17 +131,17 @@ class Categorical(Likelihood):
         return (classes - 1) * (math.prod(z.shape[1:]) // classes)
 
     def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Columns of S H without the zero one, S = diag(√p) - p √pᵀ and H the Householder reflection of √p."""
+        """Columns of the Cholesky factor of diag(p) - p pᵀ, without the last, which is zero."""
         stop = self.num_vectors(z) if stop is None else stop
         p = torch.softmax(self._rows(z), 1)
         n, classes, positions = p.shape
         if positions == 1:
-            return self._back(_reflected_columns(p[..., 0], start, stop).unsqueeze(-1), z)
+            return self._back(_softmax_factor(p[..., 0], start, stop).unsqueeze(-1), z)
         out = z.new_zeros(stop - start, n, classes, positions)
         for position in range(start // (classes - 1), -(-stop // (classes - 1))):
             first = position * (classes - 1)
             low, high = max(start, first), min(stop, first + classes - 1)
-            out[low - start : high - start, :, :, position] = _reflected_columns(
+            out[low - start : high - start, :, :, position] = _softmax_factor(
                 p[..., position], low - first, high - first
             )
         return self._back(out, z)
@@ -149,6 +149,8 @@ class Categorical(Likelihood):
     def product(self, z: Tensor, t: Tensor) -> Tensor:
         """p∘t - p (pᵀt) for each example and position."""
         p, rows = torch.softmax(self._rows(z), 1), self._rows(t)
+        # a constant shift of t changes nothing; taking the likeliest class's entry as zero, nothing cancels
+        rows = rows - rows.gather(1, p.argmax(1, keepdim=True))
         return self._back(p * (rows - (p * rows).sum(1, keepdim=True)), z)
 
     def check_output(self, z: Tensor) -> None:
@@ -197,8 +199,8 @@ class Bernoulli(Likelihood):
         return loss.reshape(len(z), -1).sum(1)
 
     def score(self, z: Tensor, y: Tensor) -> Tensor:
-        """Logistic of z minus y."""
-        return torch.sigmoid(z) - y
+        """σ(z) - y, written so that confident and right examples keep their digits."""
+        return (1 - y) * torch.sigmoid(z) - y * torch.sigmoid(-z)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Zeros and ones of the shape of z."""
@@ -399,16 +401,20 @@ def _same_shape(name: str, z: Tensor, y: Tensor) -> Tensor:
     return y.reshape(z.shape).to(device=z.device, dtype=z.dtype)
 
 
-def _reflected_columns(p: Tensor, start: int, stop: int) -> Tensor:
-    """Columns start + 1..stop + 1 of (diag(√p) - p √pᵀ) H, shape (stop - start, N, C); column 0 is zero."""
-    root = p.sqrt()
-    v = root.clone()
-    v[:, 0] += 1.0  # H = I - v vᵀ / (1 + √p₀) reflects √p to -e₀; the denominator never vanishes
-    image = root * v - p * (root * v).sum(1, keepdim=True)
+def _softmax_factor(p: Tensor, start: int, stop: int) -> Tensor:
+    """Columns start..stop of the Cholesky factor of diag(p) - p pᵀ, shape (stop - start, N, C).
+
+    Made of tail sums and ratios alone, so that no digit of a confident example cancels (Tanabe & Sagae 1992).
+    """
+    tail = p.flip(1).cumsum(1).flip(1)  # p_j + ... + p_{C-1}
+    rest = torch.cat([tail[:, 1:], torch.zeros_like(tail[:, :1])], 1)
+    tiny = torch.finfo(p.dtype).tiny
+    diagonal = (p * (rest / tail.clamp_min(tiny))).sqrt()
     index = torch.arange(start, stop, device=p.device)
-    weight = (v / (1.0 + root[:, :1]))[:, index + 1].T.unsqueeze(-1)
-    columns = -(p * root[:, index + 1].T.unsqueeze(-1)) - image * weight
-    columns[index - start, :, index + 1] += root[:, index + 1].T
+    below = torch.arange(p.shape[1], device=p.device) > index[:, None]  # (J, C)
+    ratio = p.unsqueeze(0) / rest[:, index].T.clamp_min(tiny).unsqueeze(-1)  # (J, N, C)
+    columns = -(ratio * below.unsqueeze(1)) * diagonal[:, index].T.unsqueeze(-1)
+    columns[index - start, :, index] = diagonal[:, index].T
     return columns
 
 

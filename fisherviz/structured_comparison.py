@@ -94,7 +94,10 @@ class StructuredComparison:
                     out += [(names[row], names[col], name, value) for name, value in found.items()]
         found = self._relative(self.total, error_total, inner_total, own_total)
         if self.spectral and self.largest > 0:
-            found["relative_spectral"] = self._spectral(approximation) / self.largest
+            try:
+                found["relative_spectral"] = self._spectral(approximation) / self.largest
+            except RuntimeError as error:  # Lanczos has not converged
+                self.notes.append(f"relative_spectral of {label} is left out: {error}")
         if self.step is not None and self.gradient is not None:
             found |= self._directions(label, approximation)
         return [(WHOLE, WHOLE, name, value) for name, value in found.items()] + out
