@@ -1,0 +1,119 @@
+"""The benchmark of the analysis: `python -m benchmarks.fisher [W1 W3 ... big report]`, everything without names.
+
+Each workload runs in a process of its own, against the peers that are installed (the bench extra).
+Writes benchmarks/results.json and benchmarks/README.md; rows that were not asked for stay as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import large, table
+from benchmarks.measure import Timing, measure
+
+HERE = Path(__file__).parent
+NAMES = ["W1", "W2", "W2c", "W3", "W3m", "W5", "W5 inverses", "W6", "W6 kept", "W7", "W7 N=100", "big", "report"]
+_DISTRIBUTIONS = {
+    "nngeometry": "nngeometry",
+    "ASDL": "asdfghjkl",
+    "BackPACK": "backpack-for-pytorch",
+    "curvlinops": "curvlinops-for-pytorch",
+}
+
+
+def run_one(name: str, peers: bool) -> dict[str, Any]:
+    """Measure one workload in this process."""
+    if name in large.GOALS:
+        return getattr(large, name)()
+    from benchmarks.peers import PEERS, check
+    from benchmarks.workloads import WORKLOADS
+
+    workload = WORKLOADS[name]
+    case = workload.make()
+    ours = measure(lambda: workload.ours(case), case.one_pass, workload.rounds)
+    row: dict[str, Any] = {"ours": _numbers(ours), "peers": {}}
+    few = case if workload.examples is None else case.few(workload.examples)
+    product = workload.product(few, workload.ours(few))
+    for peer_name, peer in PEERS[name].items() if peers else ():
+        if not peer.installed:
+            row["peers"][peer_name] = {"why": "not installed"}
+            continue
+        theirs = case.copy()
+        try:
+            error = check(few.copy(), peer, product)
+            timing = measure(lambda: peer.run(theirs), theirs.one_pass, min(workload.rounds, 5))  # noqa: B023
+        except Exception as problem:
+            row["peers"][peer_name] = {"why": f"{type(problem).__name__}: {problem}"}
+            continue
+        row["peers"][peer_name] = _numbers(timing) | {"difference": error, "note": peer.note}
+    return row
+
+
+def _numbers(timing: Timing) -> dict[str, float]:
+    return {
+        "ms": 1e3 * timing.seconds, "pass_ms": 1e3 * timing.forward_backward, "x": timing.ratio,
+        "wall_ms_two_threads": 1e3 * timing.wall_two_threads, "gflop": timing.gflop,
+    }  # fmt: skip
+
+
+def _in_own_process(name: str, peers: bool) -> dict[str, Any]:
+    environment = os.environ | {"OMP_NUM_THREADS": "2" if name in large.GOALS else "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fisher", "--here", name]
+    if not peers:
+        command.append("--no-peers")
+    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _machine() -> dict[str, Any]:
+    packages = {"torch": torch.__version__}
+    for name, distribution in _DISTRIBUTIONS.items():
+        try:
+            packages[name] = version(distribution)
+        except PackageNotFoundError:
+            continue
+    return {"packages": packages, "python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
+
+
+def main() -> None:
+    """Measure, print the table, write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--no-peers", action="store_true", help="measure fisherviz alone, and write nothing")
+    parser.add_argument("--here", action="store_true", help="measure one workload in this process, print it as JSON")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no workload is called {', '.join(unknown)}; they are {', '.join(NAMES)}")
+    if arguments.here:
+        print(json.dumps(run_one(arguments.names[0], not arguments.no_peers)))
+        return
+    path = HERE / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    for name in arguments.names or NAMES:
+        row = _in_own_process(name, not arguments.no_peers)
+        results["rows"][name] = row | {"measured": datetime.now(UTC).isoformat(timespec="seconds")}
+        print(table.line(name, row), flush=True)
+    if arguments.no_peers:
+        return
+    results["rows"] = {name: results["rows"][name] for name in NAMES if name in results["rows"]}
+    results["machine"] = _machine()
+    table.write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    table.write_whole(HERE / "README.md", table.page(results))
+
+
+if __name__ == "__main__":
+    main()

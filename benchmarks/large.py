@@ -1,0 +1,59 @@
+"""Jobs measured by wall seconds and memory, each in a process of its own: a block of 10¹² entries, and the report.
+
+The block's relative errors come from N × N matrices (DESIGN section 6); the report runs as a user starts it.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+GOALS = {
+    "big": ("exact relative Frobenius errors of kfac, foof and cw-ngd on a 1000×1000 layer, N = 1000", 8.0, 3.0),
+    "report": ("`fisherviz report`", 60.0, 2.0),
+}
+"""What, at most how many wall seconds on two threads, at most how many GiB."""
+
+
+def big() -> dict[str, Any]:
+    """Relative errors of a layer whose exact block has 10¹² entries; in a process of its own."""
+    import fisherviz as fv
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 10))
+    x = torch.randn(1000, 1000)
+    before = _peak(resource.RUSAGE_SELF)
+    start = time.perf_counter()
+    fisher = fv.Probe(model, "categorical", layers=["0"]).fisher(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        comparison = fv.compare(fisher, ["kfac", "foof", "cw-ngd"], metrics=["relative_frobenius"])
+    seconds = time.perf_counter() - start
+    errors = comparison.summary()["relative_frobenius"].to_dict()
+    return {"wall": seconds, "gib": _peak(resource.RUSAGE_SELF), "gib_before": before, "errors": errors}
+
+
+def report() -> dict[str, Any]:
+    """The report with no argument; in a process of its own, whose children's memory is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        start_it = "from fisherviz.cli import main; main()"
+        command = [sys.executable, "-c", start_it, "report", "--out", f"{folder}/report"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+    return {"wall": seconds, "gib": _peak(resource.RUSAGE_CHILDREN)}
+
+
+def _peak(who: int) -> float:
+    """Largest resident set in GiB."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(who).ru_maxrss / unit

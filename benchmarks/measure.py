@@ -1,0 +1,125 @@
+"""Timing and counting: CPU seconds on one thread between two passes of the same batch, wall seconds on two, operations.
+
+Shared machines make single timings swing, so that a ratio is the quotient of two minima over interleaved rounds. Matrix
+products and factorisations are counted by the dispatcher; element-wise work is not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+SLOW = 3.0
+"""Seconds above which a workload gets two rounds only."""
+PASSES = 5
+"""Passes on either side of a workload, of which the fastest counts."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The fastest of several rounds.
+
+    Attributes:
+        seconds: CPU seconds of the workload, one thread.
+        forward_backward: CPU seconds of one forward+backward pass, measured before and after each round.
+        wall_two_threads: wall seconds with two threads.
+        gflop: 10⁹ multiplications and additions in matrix products, convolutions and factorisations.
+    """
+
+    seconds: float
+    forward_backward: float
+    wall_two_threads: float
+    gflop: float
+
+    @property
+    def ratio(self) -> float:
+        """Passes that the workload costs."""
+        return self.seconds / self.forward_backward
+
+
+def measure(work: Callable[[], Any], one_pass: Callable[[], Any], rounds: int) -> Timing:
+    """Measure a workload between passes.
+
+    Args:
+        work: the workload.
+        one_pass: one forward+backward pass of the same batch.
+        rounds: how often; at most two for slow workloads.
+
+    Returns:
+        The minima.
+    """
+    torch.set_num_threads(1)
+    one_pass()
+    gflop = operations(work)  # also warms up
+    passes, works = [], []
+    for done in range(rounds):
+        passes += [_cpu(one_pass) for _ in range(PASSES)]
+        works.append(_cpu(work))
+        passes += [_cpu(one_pass) for _ in range(PASSES)]
+        if done and min(works) > SLOW:
+            break
+    torch.set_num_threads(2)
+    walls = [_wall(work) for _ in range(1 if min(works) > SLOW else 3)]
+    torch.set_num_threads(1)
+    return Timing(min(works), min(passes), min(walls), gflop)
+
+
+def _cpu(f: Callable[[], Any]) -> float:
+    start = time.process_time()
+    f()
+    return time.process_time() - start
+
+
+def _wall(f: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+def operations(work: Callable[[], Any]) -> float:
+    """10⁹ operations of a workload; a multiply-add counts as two."""
+    with FlopCounterMode(display=False, custom_mapping=_COUNTS) as counter:
+        work()
+    return counter.get_total_flops() / 1e9
+
+
+def _batch(shape: torch.Size) -> int:
+    return math.prod(shape[:-2])
+
+
+def _product(x: torch.Size, y: torch.Size) -> int:
+    return 2 * _batch(x) * x[-2] * x[-1] * y[-1]
+
+
+def _added_product(_: Any, x: torch.Size, y: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return _product(x, y)
+
+
+def _factorisation(cubes: float) -> Callable[..., int]:
+    def count(shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+        return int(cubes * _batch(shape) * shape[-1] ** 3)
+
+    return count
+
+
+def _triangular_solves(right: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return 2 * _batch(right) * right[-2] ** 2 * right[-1]
+
+
+_aten = torch.ops.aten
+_COUNTS: dict[Any, Callable[..., int]] = {
+    _aten.addmm_: _added_product,
+    _aten.baddbmm_: _added_product,
+    _aten.linalg_cholesky_ex: _factorisation(1 / 3),
+    _aten.cholesky: _factorisation(1 / 3),
+    _aten.cholesky_inverse: _factorisation(2 / 3),
+    _aten.linalg_inv_ex: _factorisation(2.0),
+    _aten._linalg_eigh: _factorisation(9.0),
+    _aten.cholesky_solve: _triangular_solves,
+}

@@ -1,0 +1,107 @@
+"""The benchmark's numbers as lines for the terminal and as a page of Markdown; drawn from the saved results alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.large import GOALS as LARGE
+from benchmarks.workloads import WORKLOADS
+
+
+def best_peer(row: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The fastest peer that runs and agrees."""
+    ran = {name: peer for name, peer in row["peers"].items() if "ms" in peer}
+    return min(ran.items(), key=lambda item: item[1]["x"]) if ran else None
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """One row for the terminal."""
+    if name in LARGE:
+        _, seconds, gib = LARGE[name]
+        return f"{name:12} {row['wall']:7.2f} s (goal {seconds:g}), {row['gib']:.2f} GiB (goal {gib:g})"
+    workload, ours = WORKLOADS[name], row["ours"]
+    text = f"{name:12} {ours['x']:7.2f}x {ours['ms']:8.1f} ms (pass {ours['pass_ms']:.2f} ms), "
+    text += f"{ours['gflop']:6.2f} GFLOP, "
+    text += f"goal {workload.goal:g} {workload.unit}: {ours[workload.unit] / workload.goal:.2f} of it"
+    for peer_name, peer in row["peers"].items():
+        text += f"\n{'':14}{peer_name}: " + (f"{peer['x']:.2f}x {peer['ms']:.1f} ms" if "ms" in peer else peer["why"])
+    return text
+
+
+def page(results: dict[str, Any]) -> str:
+    """The whole page."""
+    rows = results["rows"]
+    machine = results["machine"]
+    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
+    parts = [
+        "# What fisherviz costs",
+        "Written by `python -m benchmarks.fisher`; the numbers are in `results.json`. "
+        f"{machine['cores']} CPU cores, Python {machine['python']}, {packages}.",
+        "× is the CPU time on one thread over that of one forward+backward pass of the same batch, measured before and "
+        "after each round in the same process; both are minima over the rounds. The GFLOP are counted by torch's "
+        "dispatcher (matrix products, convolutions, factorisations; element-wise work is not in them). Wall time is "
+        "that of two threads, for information. A peer is timed only after its product with a random vector equals ours "
+        "(up to the scales and blocks named in `peers.py`; sampled labels within the noise of sampling).",
+        _summary(rows),
+        "## Every peer",
+        _peers(rows),
+    ]
+    if any(name in rows for name in LARGE):
+        parts += ["## Wall time and memory", _large(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: list[str], body: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in body])
+
+
+def _summary(rows: dict[str, Any]) -> str:
+    body = []
+    for name, row in rows.items():
+        if name in LARGE:
+            continue
+        workload, ours = WORKLOADS[name], row["ours"]
+        share = ours[workload.unit] / workload.goal
+        goal = f"{workload.goal:g}×" if workload.unit == "x" else f"{workload.goal:g} ms"
+        best = best_peer(row)
+        against = "–" if best is None else f"{best[0]} {best[1]['x']:.3g}× ({best[1]['x'] / ours['x']:.1f} of ours)"
+        body.append([
+            f"**{name}** {workload.text}", goal, f"{ours['x']:.3g}×, {ours['ms']:.3g} ms", f"{share:.2f}", against,
+            f"{ours['gflop']:.3g}", f"{ours['wall_ms_two_threads']:.3g} ms",
+        ])  # fmt: skip
+    return _table(["work", "goal", "ours", "ours / goal", "best peer", "GFLOP", "two threads"], body)
+
+
+def _peers(rows: dict[str, Any]) -> str:
+    body = []
+    for name, row in rows.items():
+        for peer_name, peer in row.get("peers", {}).items():
+            if "ms" in peer:
+                difference = f"{peer['difference']:.1g}" + (f" ({peer['note']})" if peer["note"] else "")
+                costs = [f"{peer['x']:.3g}×", f"{peer['ms']:.3g} ms", f"{peer['gflop']:.3g}"]
+                body.append([name, peer_name, *costs, difference])
+            else:
+                body.append([name, peer_name, "–", "–", "–", peer["why"].splitlines()[0][:120]])
+    return _table(["work", "peer", "passes", "CPU time", "GFLOP", "difference from ours"], body)
+
+
+def _large(rows: dict[str, Any]) -> str:
+    body = []
+    for name, (text, seconds, gib) in LARGE.items():
+        if name in rows:
+            row = rows[name]
+            body.append([text, f"{seconds:g} s, {gib:g} GiB", f"{row['wall']:.3g} s, {row['gib']:.2f} GiB"])
+    return _table(["work", "goal", "ours"], body)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
