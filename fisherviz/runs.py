@@ -16,6 +16,8 @@ import pandas as pd
 import yaml
 
 METRICS, CONFIG, SUMMARY, CHECKPOINT = "metrics.jsonl", "config.yaml", "summary.json", "checkpoint.pt"
+MONITOR = ("method", "layer", "metric", "value")
+"""What a row of a monitor's line holds."""
 KINDS = ("step", "epoch", "monitor")
 
 
@@ -50,16 +52,18 @@ class Run:
         """The lines of one kind as a table; what was in "seconds" becomes seconds_total, seconds_forward, ...
 
         Args:
-            kind: "epoch", "step" or "monitor".
+            kind: "epoch", "step" or "monitor" (a row per value, as `Monitor.frame`).
 
         Raises:
             ValueError: another kind.
         """
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
-        rows = []
+        rows: list[dict[str, Any]] = []
         for record in self.records:
-            if record["kind"] == kind:
+            if record["kind"] == kind == "monitor":
+                rows += [{"step": record["step"], **dict(zip(MONITOR, row, strict=True))} for row in record["rows"]]
+            elif record["kind"] == kind:
                 row = {key: value for key, value in record.items() if key not in ("kind", "seconds")}
                 rows.append(row | {f"seconds_{k}": v for k, v in record.get("seconds", {}).items()})
         return pd.DataFrame(rows)
@@ -89,8 +93,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     except OSError as error:
         raise ValueError(
             f"{directory} holds no training run: {Path(str(error.filename)).name} cannot be read; give "
-            f"the folder that "
-            "`fisherviz train` wrote."
+            "the folder that `fisherviz train` wrote."
         ) from error
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{directory} holds a damaged training run: {' '.join(str(error).split())}.") from error

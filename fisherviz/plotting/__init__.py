@@ -9,6 +9,7 @@ from fisherviz.plotting.fronts import pareto, pareto_info
 from fisherviz.plotting.heatmaps import heatmap, heatmap_info, shared_maximum, triptych, triptych_info
 from fisherviz.plotting.means import block_means, block_means_info
 from fisherviz.plotting.spectra import spectrum, spectrum_info
+from fisherviz.plotting.training import monitor, monitor_info, training, training_info
 
 __all__ = [
     "block_means",
@@ -17,11 +18,15 @@ __all__ = [
     "comparison_info",
     "heatmap",
     "heatmap_info",
+    "monitor",
+    "monitor_info",
     "pareto",
     "pareto_info",
     "shared_maximum",
     "spectrum",
     "spectrum_info",
+    "training",
+    "training_info",
     "triptych",
     "triptych_info",
 ]

@@ -78,15 +78,31 @@ class Batches:
         """All examples in their own order, batch by batch."""
         return list(zip(self.inputs.split(self.size), self.targets.split(self.size), strict=True))
 
-    def independent(self) -> list[Pair]:
+    def independent(self) -> Reordered:
         """All examples in another order than training's, for Fishers of an independent mini-batch."""
-        order = permutation(len(self), self.seed, 0, INDEPENDENT).to(self.inputs.device)
-        return [(self.inputs[i], self.targets[i]) for i in order.split(self.size)]
+        return Reordered(self)
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, permutation(len(self), self.seed, epoch).to(self.inputs.device))
         return self._order[1]
+
+
+class Reordered:
+    """Mini-batches of the same examples in another order, the same every time.
+
+    Args:
+        batches: the training batches.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Batch by batch."""
+        order = permutation(len(self.batches), self.batches.seed, 0, INDEPENDENT).to(self.batches.inputs.device)
+        for chosen in order.split(self.batches.size):
+            yield self.batches.inputs[chosen], self.batches.targets[chosen]
 
 
 def permutation(count: int, *words: int) -> Tensor:

@@ -31,7 +31,7 @@ REQUIRED: dict[str, Any] = {"lr": 0.1, "damping": 0.01}
 """Defaults for options that a class requires."""
 DEFAULTS: dict[str, dict[str, Any]] = {"lbfgs": {"line_search_fn": "strong_wolfe"}}
 """Defaults that differ from the class's own: without a line search L-BFGS diverges on mini-batches."""
-_GIVEN = ("self", "model", "likelihood", "params", "output", "data", "fisher_data", "loss_scale")
+_GIVEN = ("self", "model", "likelihood", "params", "output", "data", "loss_scale")
 
 
 def find_optimizer(name: str) -> type[torch.optim.Optimizer]:
@@ -98,13 +98,21 @@ def make_optimizer(
             made = cls([p for p in model.parameters() if p.requires_grad], **given)
         else:
             if "fisher_data" in parameters:
-                given["fisher_data"] = batches.independent()
+                given["fisher_data"] = _fisher_data(given.get("fisher_data", "independent"), batches)
             if "data" in parameters:
                 given["data"] = batches.once()
             made = cls(model, likelihood, **given)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer_options: {error}") from error
     return made
+
+
+def _fisher_data(wanted: Any, batches: Batches) -> Any:
+    """What the option names: mini-batches of their own, the previous step's inputs, or the step's own."""
+    choices = {"independent": batches.independent(), "previous": None, "same": "same"}
+    if wanted not in choices:
+        raise ValueError(f"fisher_data must be one of {', '.join(choices)}, got {wanted!r}.")
+    return choices[wanted]
 
 
 def dampings(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from fisherviz import models
 from fisherviz._version import __version__
+from fisherviz.approximations import approximations
 from fisherviz.likelihoods import resolve
-from fisherviz.report.inputs import imported
-from fisherviz.runs import Run, load_run
+from fisherviz.monitor import Monitor
+from fisherviz.probe import Probe
+from fisherviz.runs import MONITOR, Run, load_run
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
-from fisherviz.training.config import Config, make_config, read_config, unknown
+from fisherviz.training.config import Config, make_config, read_config
 from fisherviz.training.data import Batches, Position, load_dataset, split
 from fisherviz.training.diagnosis import StoppedRun, explain
 from fisherviz.training.evaluation import Average, evaluate
 from fisherviz.training.folder import Folder
+from fisherviz.training.network import build_model, usable
 from fisherviz.training.optimizers import check_options, dampings, make_optimizer
 
 Say = Callable[[str], None]
@@ -75,18 +77,6 @@ def train(
     return load_run(made.directory)
 
 
-def usable(name: str) -> torch.device:
-    """A device that tensors can be made on.
-
-    Raises:
-        ValueError: it is unknown or not there.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from error
-
-
 class Session:
     """A run in this process.
 
@@ -117,6 +107,7 @@ class Session:
         self.position, self.steps, self.examples = Position(), 0, 0
         self.running, self.counted = 0.0, 0
         self.seconds: dict[str, float] = {"total": 0.0}
+        self.monitor = self._monitor() if config.monitor else None
         self.folder = Folder(config)
         self.board: Board | None = None
 
@@ -139,6 +130,7 @@ class Session:
         try:
             if saved is None:
                 self.evaluated(say)
+                self.look()
                 self.save()
             with self._bar() as bar:
                 while not self.finished:
@@ -147,6 +139,8 @@ class Session:
                     bar.set_postfix(epoch=self.position.epoch, loss=f"{loss:.4g}", refresh=False)
                     if self._border or self.finished:
                         self.evaluated(say)
+                    if self.steps % self.config.monitor_every == 0:
+                        self.look()
                     if self.steps % self.config.checkpoint_every == 0 or self.finished:
                         self.save()
         except StoppedRun as error:
@@ -231,6 +225,26 @@ class Session:
             f"validation loss {line.get('validation_loss', math.inf):.4g}  {score.replace('_', ' ')} "
             f"{line[score]:.4g}"
         )
+
+    def _monitor(self) -> Monitor:
+        few = slice(self.config.monitor_examples)
+        data = (self.train_part[0][few], self.train_part[1][few])
+        try:
+            for name in self.config.monitor_methods:
+                approximations[name]
+        except ValueError as error:
+            raise ValueError(f"monitor_methods: {error}") from error
+        probe = Probe(self.model, self.likelihood)
+        return Monitor(probe, self.config.monitor_methods, data=data, optimizer=self.optimizer, seed=self.config.seed)
+
+    def look(self) -> None:
+        """Compare the monitored approximations with the exact Fisher, and log it."""
+        if self.monitor is None:
+            return
+        began = time.perf_counter()
+        found = self.monitor.measure(self.steps)
+        rows = [list(row) for row in found[list(MONITOR)].itertuples(index=False, name=None)]
+        self._log("monitor", {"rows": rows}, {"monitor": time.perf_counter() - began})
 
     def _measured(self, prefix: str) -> dict[str, float]:
         found = {}
@@ -373,29 +387,3 @@ class Session:
         if self.board is not None:
             self.board.close()
         self.folder.close()
-
-
-def build_model(config: Config, dataset: Any) -> nn.Module:
-    """The network of a run, on its device.
-
-    Raises:
-        ValueError: it is unknown, an option is, or it does not fit the data.
-    """
-    if config.model in models.names():
-        try:
-            model: nn.Module = models.build(config.model, seed=config.seed, dataset=dataset, **config.model_options)
-        except TypeError as error:
-            raise ValueError(f"model_options: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"model: {error}") from error
-    elif ":" in config.model:
-        try:
-            found = imported(config.model)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"model: {error}") from error
-        model = found(**config.model_options)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model: {config.model} gave {type(model).__name__}; it must give a torch.nn.Module.")
-    else:
-        raise ValueError(f"model: {unknown('network', config.model, models.names())}")
-    return model.to(device=config.device, dtype=getattr(torch, config.dtype)).train()
