@@ -225,7 +225,10 @@ def test_a_one_shot_iterator(data):
         fv.Probe(nets.mlp(3, 4, 2), "categorical").fisher(data(nets.vectors(4, 3)))
 
 
-@pytest.mark.parametrize("data", [None, 3, "digits", {"x": 1}, np.zeros((3, 3)), object()], ids=str)
+OTHER_DATA = [None, 3, "digits", {"x": 1}, np.zeros((3, 3)), object()]
+
+
+@pytest.mark.parametrize("data", OTHER_DATA, ids=lambda data: type(data).__name__)
 def test_data_of_another_type(data):
     with raises(r"data|tensor|batch"):
         fv.Probe(nets.mlp(3, 4, 2), "categorical").fisher(data).to_dense()

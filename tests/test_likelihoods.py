@@ -163,7 +163,7 @@ def test_a_reweighted_loss_is_refused_with_the_way_out(loss, word):
 UNKNOWN = [nn.L1Loss(), nn.HuberLoss(), nn.NLLLoss(), nn.BCELoss(), nn.functional.mse_loss]
 
 
-@pytest.mark.parametrize("loss", UNKNOWN, ids=str)
+@pytest.mark.parametrize("loss", UNKNOWN, ids=lambda loss: getattr(loss, "__name__", type(loss).__name__))
 def test_an_unknown_loss_is_refused(loss):
     with pytest.raises((TypeError, ValueError, NotImplementedError), match=r"categorical.*gaussian"):
         fv.Probe(nets.mlp(2, 3), loss)
