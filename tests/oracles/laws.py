@@ -40,16 +40,15 @@ class Bernoulli:
         return -(y * torch.log1p(torch.exp(-z)) + (1 - y) * torch.log1p(torch.exp(z))).sum()
 
     def labels(self, z):
-        p = (1 / (1 + torch.exp(-z))).detach()
+        p, q = (1 / (1 + torch.exp(-z))).detach(), (1 / (1 + torch.exp(z))).detach()  # not 1 - p, which cancels
         pairs = []
         for bits in product([0.0, 1.0], repeat=len(z)):
             y = torch.tensor(bits, dtype=z.dtype)
-            pairs.append((float(torch.prod(y * p + (1 - y) * (1 - p))), y))
+            pairs.append((float(torch.prod(y * p + (1 - y) * q)), y))
         return pairs
 
     def output_fisher(self, z):
-        p = 1 / (1 + torch.exp(-z))
-        return torch.diag(p * (1 - p))
+        return torch.diag(1 / (1 + torch.exp(-z)) / (1 + torch.exp(z)))
 
     def draw(self, N, D):
         return torch.randint(2, (N, D)).double()
