@@ -1,9 +1,7 @@
 """KFAC, complete (Martens & Grosse 2015, sections 5 to 9) or plain, with fixed damping.
 
-Complete (algorithm 2): proposals of the factored approximation are re-scaled by the exact F on the
-mini-batch, with
-momentum from a 2 × 2 system, λ by Levenberg-Marquardt and γ by greedy search. Plain: what Benzing (2021)
-compares.
+Complete (algorithm 2): proposals of the factored approximation are re-scaled by the exact F on the mini-batch, with
+momentum from a 2 × 2 system, λ by Levenberg-Marquardt and γ by greedy search. Plain: what Benzing (2021) compares.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
+from fisherviz.optim.moments import distributed
 from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
@@ -160,20 +159,24 @@ class KFAC(NaturalGradient):
         """Take one step.
 
         Args:
-            closure: zeroes the gradients, evaluates the loss on the mini-batch, backpropagates and returns
-            it. Needed
-                where λ is adapted; it is evaluated a second time, at the new weights, every T1 steps.
+            closure: zeroes the gradients, evaluates the loss on the mini-batch, backpropagates and returns it.
+                Needed where λ is adapted; it is evaluated a second time, at the new weights, every T1 steps.
 
         Returns:
             What the closure returned.
 
         Raises:
             RuntimeError: no closure where λ is adapted, or no statistics since the last step.
+            NotImplementedError: complete KFAC in a run of several processes.
         """
+        if self.rescale and distributed():
+            raise NotImplementedError(
+                "complete KFAC re-scales its step by one process's mini-batch; under torch.distributed use the plain "
+                "KFAC(rescale=False, adapt=False)."
+            )
         if self.adapt and closure is None:
             raise RuntimeError(
-                "adaptive KFAC evaluates the loss again to adjust λ: call step(closure) with a closure that "
-                "zeroes the "
+                "adaptive KFAC evaluates the loss again to adjust λ: call step(closure) with a closure that zeroes the "
                 "gradients, computes the loss, calls backward and returns it; or pass adapt=False."
             )
         return super().step(closure)

@@ -226,9 +226,8 @@ class Moments:
             return
         if self.keeps_captures:
             raise NotImplementedError(
-                f"{self.approximation.name} works on the examples themselves, which other processes do not "
-                f"see; "
-                "under torch.distributed use a method made of averages (foof, kfac, cw-ngd)."
+                f"{self.approximation.name} works on the examples themselves, which other processes do not see; "
+                "under torch.distributed use a method made of averages (foof, plain kfac)."
             )
         for named in statistics:
             for statistic in named.values():
