@@ -1,4 +1,4 @@
-"""What the optimizers' speed rests on: products of low rank, A ⊗ I without its I, trusted Cholesky factors, Woodbury."""
+"""What the optimizers' speed rests on: products of low rank, A ⊗ I without I, trusted Cholesky factors, Woodbury."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sub-sampled natural gradients, K-BFGS and Hessian-free steps against explicit dense matrices; all presets on digits."""
+"""Sub-sampled, K-BFGS and Hessian-free steps against explicit dense matrices; all presets on real digits."""
 
 import io
 

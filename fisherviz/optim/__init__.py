@@ -6,8 +6,9 @@ for plain SGD. `T` is the number of steps between factorisations; the signatures
 
     NaturalGradient            any method of `fv.approximate`, or "exact"
     FOOF, EKFAC, CWNGD         presets with their papers' defaults; CWNGD reads the scores of the user's backward
-    KFAC                       complete (default): needs `step(closure)`, weight_decay is η, T is T₃; `opt.lam`, `opt.gamma`
-                               and `opt.last` show what it did. Plain: KFAC(rescale=False, adapt=False, lr=..., damping=...)
+    KFAC                       complete (default): needs `step(closure)`, weight_decay is η, T is T₃; `opt.lam`,
+                               `opt.gamma` and `opt.last` show what it did.
+                               Plain: KFAC(rescale=False, adapt=False, lr=..., damping=...)
     TENGraD                    exact layer blocks by Woodbury
     SubsampledNaturalGradient  the whole Fisher or its layers by Woodbury, from `fisher_data=`
     KBFGS, HessianFree         need `step(closure)`
