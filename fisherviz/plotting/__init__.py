@@ -9,6 +9,7 @@ from fisherviz.plotting.fronts import pareto, pareto_info
 from fisherviz.plotting.heatmaps import heatmap, heatmap_info, shared_maximum, triptych, triptych_info
 from fisherviz.plotting.means import block_means, block_means_info
 from fisherviz.plotting.spectra import spectrum, spectrum_info
+from fisherviz.plotting.sweeps import sweep, sweep_info
 from fisherviz.plotting.training import monitor, monitor_info, training, training_info
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "shared_maximum",
     "spectrum",
     "spectrum_info",
+    "sweep",
+    "sweep_info",
     "training",
     "training_info",
     "triptych",

@@ -5,5 +5,6 @@ from fisherviz.training.baselines import Nesterov
 from fisherviz.training.config import Config
 from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun
 from fisherviz.training.run import train
+from fisherviz.training.sweep import Sweep, sweep
 
-__all__ = ["Config", "Nesterov", "NonFiniteLoss", "Run", "StoppedRun", "load_run", "train"]
+__all__ = ["Config", "Nesterov", "NonFiniteLoss", "Run", "StoppedRun", "Sweep", "load_run", "sweep", "train"]

@@ -1,0 +1,145 @@
+"""A sweep's points: the metric over what was varied, a line per value of the second thing that was."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fisherviz.plotting import style
+
+LINES = 12
+"""Values of the second thing that get lines of their own."""
+_ASIDE = ("value", "low", "high", "seconds", "stopped", "run")
+
+
+@dataclass(frozen=True)
+class Points:
+    """A line per label: places, values, and the smallest and largest value of the seeds."""
+
+    x_name: str
+    line_name: str
+    lines: dict[str, tuple[list[Any], np.ndarray, np.ndarray, np.ndarray]]
+    numeric: bool
+    stopped: int
+
+
+def sweep_info(found: Any) -> Points:
+    """Gather what `sweep` draws; see there for the arguments.
+
+    Returns:
+        The finished points by line; runs that stopped have none.
+
+    Raises:
+        ValueError: no point has a value.
+    """
+    table: pd.DataFrame = found.table
+    held = table[np.isfinite(table["value"].astype(float))]
+    if held.empty:
+        raise ValueError("no point of the sweep has a value: every run stopped, or none has finished.")
+    varied = [name for name in table.columns if name not in _ASIDE]
+    numeric = [name for name in varied if pd.api.types.is_numeric_dtype(table[name]) and table[name].nunique() > 1]
+    x_name = max(numeric, key=lambda name: table[name].nunique()) if numeric else varied[0]
+    rest = [name for name in varied if name != x_name and table[name].nunique() > 1]
+    groups = held.groupby(rest, sort=True, dropna=False) if rest else [((), held)]
+    lines = {}
+    for key, part in groups:
+        values = key if isinstance(key, tuple) else (key,)
+        part = part.sort_values(x_name)
+        label = ", ".join(f"{_short(n)} {_shown(v)}" for n, v in zip(rest, values, strict=True))
+        lines[label] = (
+            part[x_name].tolist(), part["value"].to_numpy(float), part["low"].to_numpy(float),
+            part["high"].to_numpy(float),
+        )  # fmt: skip
+    return Points(x_name, ", ".join(map(_short, rest)), lines, bool(numeric), len(table) - len(held))
+
+
+def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Draw the metric of a sweep over what was varied; bars reach from the lowest to the highest seed.
+
+    Args:
+        found: a `Sweep`.
+        ax: axes to draw on; a new figure without them.
+        title: above the axes.
+
+    Returns:
+        The axes; the best point has a ring.
+
+    Raises:
+        ValueError: no point has a value.
+    """
+    info = sweep_info(found)
+    ax = ax or style.new_axes(6.4, 4.0)
+    many = len(info.lines) > LINES
+    colors = ["#0072B2"] if len(info.lines) == 1 else colormaps["viridis"](np.linspace(0.0, 0.9, len(info.lines)))
+    for color, (label, (x, y, low, high)) in zip(colors, info.lines.items(), strict=True):
+        places = x if info.numeric else [_shown(v) for v in x]
+        ax.plot(places, y, color=color, marker="" if many else "o", markersize=4, linestyle="" if many else "-",
+                linewidth=1.2, label="" if many else style.legend_label(label))  # fmt: skip
+        if many:
+            ax.scatter(places, y, color=color, s=16)
+        if np.any(high > low):
+            spread = np.isfinite(low) & np.isfinite(high)
+            ax.vlines(np.asarray(places)[spread], low[spread], high[spread], colors=[color], linewidth=1.0, alpha=0.6)
+    _ring(ax, info, found.maximise)
+    values = np.concatenate([y for _, y, _, _ in info.lines.values()])
+    if info.numeric:
+        xs = np.asarray([v for x, *_ in info.lines.values() for v in x], dtype=float)
+        if xs.min() > 0 and xs.max() / xs.min() >= 30:
+            ax.set_xscale("log")
+            style.plain_decades(ax.xaxis, xs.max() / xs.min())
+    if values.min() > 0 and values.max() / values.min() >= 30:
+        ax.set_yscale("log")
+        style.plain_decades(ax.yaxis, values.max() / values.min())
+    stopped = f" ({info.stopped} stopped)" if info.stopped else ""
+    ax.set_xlabel(_short(info.x_name))
+    ax.set_ylabel(f"final {found.metric.replace('_', ' ')}{stopped}")
+    style.tidy(ax)
+    if len(info.lines) > 1 and not many:
+        legend = ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
+        style.plain(legend.get_texts())
+    if title is not None:
+        ax.set_title(title, fontsize="medium", parse_math=False)
+    return ax
+
+
+def sweep_picture(found: Any) -> bytes:
+    """The picture of a sweep as PNG; a sentence where no point has a value."""
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.add_subplot()
+    try:
+        sweep(found, ax=ax)
+    except ValueError as error:
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def _ring(ax: Axes, info: Points, maximise: bool) -> None:
+    better = max if maximise else min
+    points = [(v, k) for x, y, _, _ in info.lines.values() for k, v in zip(x, y.tolist(), strict=True)]
+    value, place = better(points, key=lambda point: point[0])
+    ax.scatter(
+        [place if info.numeric else _shown(place)], [value], s=90, facecolors="none", edgecolors=style.INK, zorder=4
+    )
+
+
+def _short(name: str) -> str:
+    return name.split(".")[-1]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:g}"
+    return str(value)

@@ -1,0 +1,200 @@
+"""Optuna's side of a sweep: the study in its storage, which points are left, and who works on what.
+
+Several processes and machines may work on one study. A worker that dies stops beating, and its trial is handed on.
+Points of a grid are queued, so that each is tried once whoever works on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fisherviz.training.space import Space, grid
+
+SAMPLERS = ("grid", "random", "tpe")
+ATTRIBUTE, POINT = "fisherviz", "point"
+Objective = Callable[[Any, dict[str, Any]], float]
+
+
+def optuna() -> Any:
+    """The library.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    try:
+        import optuna as found
+    except ImportError as error:
+        raise RuntimeError('sweeps need Optuna; run pip install "fisherviz[sweep]".') from error
+    return found
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Optuna's own lines and its warnings about what is experimental in it."""
+    library = optuna()
+    level = library.logging.get_verbosity()
+    library.logging.set_verbosity(library.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        library.logging.set_verbosity(level)
+
+
+def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any], heartbeat: int) -> Any:
+    """The study of a name, made if there is none.
+
+    Args:
+        url: of the storage, sqlite:///... or postgresql://...
+        name: of the study.
+        maximise: whether larger values are better.
+        identity: what the sweep is; a study of another sweep is refused.
+        heartbeat: seconds between signs of life; a trial silent for three of them is taken over.
+
+    Raises:
+        ValueError: the storage cannot be used, or the study is another sweep's.
+    """
+    library = optuna()
+    shown = url.rsplit("@", 1)[-1]  # without a password
+    retry = library.storages.RetryFailedTrialCallback()
+    known = inspect.signature(library.storages.RDBStorage.__init__).parameters
+    callback = "heartbeat_stale_trial_callback"
+    options: dict[str, Any] = {callback if callback in known else "failed_trial_callback": retry}
+    if url.startswith("sqlite:"):
+        options["engine_kwargs"] = {"connect_args": {"timeout": 60}}
+    try:
+        storage = library.storages.RDBStorage(
+            with_driver(url), heartbeat_interval=heartbeat, grace_period=3 * heartbeat, **options
+        )
+        study = library.create_study(
+            storage=storage, study_name=name, direction="maximize" if maximise else "minimize", load_if_exists=True
+        )
+    except Exception as error:  # drivers and servers fail in classes of their own
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(f"storage: {shown} cannot be used: {told}") from error
+    plain = json.loads(json.dumps(identity, sort_keys=True))
+    found = study.user_attrs.get(ATTRIBUTE)
+    if found is None:
+        study.set_user_attr(ATTRIBUTE, plain)
+    elif found != plain:
+        wrong = next(key for key in plain if found.get(key) != plain[key])
+        raise ValueError(
+            f"storage: the study {name!r} is one with {wrong}={found.get(wrong)!r}, not {plain[wrong]!r}; choose "
+            "another study or folder, or give the same options to continue it."
+        )
+    return study
+
+
+def with_driver(url: str) -> str:
+    """A PostgreSQL URL that names no driver, with the one that is installed; any other as it is.
+
+    Raises:
+        RuntimeError: none is installed.
+    """
+    scheme, colon, rest = url.partition(":")
+    if scheme not in ("postgresql", "postgres"):
+        return url
+    for driver in ("psycopg", "psycopg2"):
+        if importlib.util.find_spec(driver) is not None:
+            return f"postgresql+{driver}{colon}{rest}"
+    raise RuntimeError("storage: PostgreSQL needs a driver; run pip install psycopg[binary].")
+
+
+def work(study: Any, space: Space, sampler: str, trials: int | None, seed: int, objective: Objective) -> None:
+    """Take trials until none is left, or all that are left are finished by others.
+
+    Args:
+        study: the study.
+        space: what is varied.
+        sampler: "grid", "random" or "tpe".
+        trials: how many random and tpe try.
+        seed: of random and tpe.
+        objective: the value of a trial at a point.
+    """
+    points = grid(space) if sampler == "grid" else None
+    if points is not None:
+        for point in points:
+            study.enqueue_trial(point, user_attrs={POINT: _key(point)}, skip_if_exists=True)
+
+    def tried(trial: Any) -> float:
+        if points is None:
+            study.sampler = _sampler(sampler, seed, trial.number)
+        elif POINT not in trial.user_attrs:
+            raise optuna().TrialPruned("another worker took the last point of the grid")
+        point = {name: dimension.suggest(trial, name) for name, dimension in space.items()}
+        if points is not None and _someone_else(study, trial):
+            raise optuna().TrialPruned("two workers queued this point")
+        return objective(trial, point)
+
+    total = len(points) if points is not None else int(trials or 0)
+    while (left := _left(study, points, total)) is not None:
+        if left:
+            study.optimize(tried, n_trials=1)
+        else:
+            time.sleep(1.0)  # others are at work; what they leave behind is taken over
+            optuna().storages.fail_stale_trials(study)
+
+
+def _left(study: Any, points: list[dict[str, Any]] | None, total: int) -> bool | None:
+    """Whether there is a trial to take now; None: all are done."""
+    states = optuna().trial.TrialState
+    found = study.get_trials(deepcopy=False)
+    done, waiting = [t for t in found if t.state == states.COMPLETE], [t for t in found if t.state == states.WAITING]
+    running = [t for t in found if t.state == states.RUNNING]
+    if points is None:
+        if len(done) >= total:
+            return None
+        return bool(waiting) or len(done) + len(running) < total
+    if waiting:
+        return True
+    finished = {_key(t.params) for t in done}
+    missing = [point for point in points if _key(point) not in finished]
+    if not missing:
+        return None
+    if running:
+        return False
+    for point in missing:  # a worker was interrupted before its end
+        study.enqueue_trial(point, user_attrs={POINT: _key(point)})
+    return True
+
+
+def _someone_else(study: Any, trial: Any) -> bool:
+    """Whether an earlier trial has this point too, and is at work on it or done."""
+    states = optuna().trial.TrialState
+    mine = trial.user_attrs[POINT]
+    return any(
+        t.number < trial.number and t.user_attrs.get(POINT) == mine and t.state in (states.RUNNING, states.COMPLETE)
+        for t in study.get_trials(deepcopy=False)
+    )
+
+
+def _key(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True)
+
+
+def _sampler(name: str, seed: int, number: int) -> Any:
+    """A sampler for one trial: what it draws depends on the seed, the number and the history, not on the worker."""
+    drawn = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    samplers = optuna().samplers
+    return (
+        samplers.RandomSampler(seed=drawn) if name == "random" else samplers.TPESampler(seed=drawn, constant_liar=True)
+    )
+
+
+def default_storage(out: Path) -> str:
+    """The study's own SQLite file."""
+    return f"sqlite:///{(out / 'study.db').absolute()}"

@@ -1,0 +1,182 @@
+"""Sweeps: many runs over any fields of a configuration, and the best of them; a sweep that was stopped goes on.
+
+Every point is trained with the same number of seeds and judged by the mean of one metric. Runs live in the sweep's
+folder under the digest of their configuration, so that a trial that somebody left goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fisherviz import files
+from fisherviz.runs import load_run
+from fisherviz.training.config import Config, make_config
+from fisherviz.training.diagnosis import StoppedRun
+from fisherviz.training.run import Say, train
+from fisherviz.training.space import check, configure, load_preset, make_space
+from fisherviz.training.study import SAMPLERS, default_storage, open_study, optuna, quietly, work
+
+TABLE = "runs.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A sweep's trials, best first.
+
+    Args:
+        path: its folder.
+        metric: what they are judged by.
+        maximise: whether larger is better.
+        table: one row per finished point: value, low and high over the seeds, what was varied, seconds, run.
+    """
+
+    path: Path
+    metric: str
+    maximise: bool
+    table: pd.DataFrame
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """Names of what was varied."""
+        return tuple(c for c in self.table.columns if c not in ("value", "low", "high", "seconds", "stopped", "run"))
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """What was varied, at the best point."""
+        return self.table.iloc[0][list(self.varied)].to_dict() if len(self.table) else {}
+
+    def __repr__(self) -> str:
+        if not len(self.table):
+            return f"Sweep({str(self.path)!r}, no point finished)"
+        at = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in self.best.items())
+        return f"Sweep({len(self.table)} points, best {self.metric} {self.table['value'].iloc[0]:.4g} at {at})"
+
+    def _repr_html_(self) -> str:
+        return self.table.head(20).to_html(index=False)
+
+
+def sweep(
+    base: Mapping[str, Any] | Config | None = None,
+    over: Mapping[str, Any] | None = None,
+    *,
+    preset: str | None = None,
+    sampler: str = "grid",
+    trials: int = 20,
+    metric: str | None = None,
+    seeds: int = 1,
+    out: str | Path = "sweeps/sweep",
+    storage: str | None = None,
+    study: str | None = None,
+    heartbeat: int = 10,
+    say: Say | None = None,
+) -> Sweep:
+    """Run a sweep, or help with one that other processes work on, or go on with one that was stopped.
+
+    Args:
+        base: fields of `Config` that stay the same.
+        over: what is varied: name to a list of values, or "LOW..HIGH"; options of the optimizer by their bare names.
+        preset: a grid that ships with the package: benzing, benzing-sgd, benzing-adam.
+        sampler: "grid", "random" or "tpe".
+        trials: points of random and tpe.
+        metric: of the final evaluation, by whose mean over the seeds a point is judged; None: train_loss.
+        seeds: runs per point, with the seeds base.seed, base.seed + 1, ...
+        out: folder of this machine's runs, the table and, by default, the study.
+        storage: Optuna storage; None: SQLite in `out`. A postgresql:// URL is shared by any number of machines.
+        study: name of the study; None: the folder's name.
+        heartbeat: seconds between a worker's signs of life.
+        say: told each finished point, a line at a time.
+
+    Returns:
+        The finished points, best first.
+
+    Raises:
+        ValueError: a field, a value, the storage or the study is wrong.
+        RuntimeError: Optuna is not installed.
+    """
+    fields = dict(base.model_dump(exclude_unset=True) if isinstance(base, Config) else base or {})
+    grids = load_preset(preset) if preset is not None else {}
+    space = make_space({**grids.get("over", {}), **(over or {})})
+    metric = metric or grids.get("metric") or "train_loss"
+    _check_numbers(sampler, trials, seeds, heartbeat)
+    check(fields, space)
+    folder = Path(out)
+    maximise = metric.endswith("accuracy")
+    identity = {
+        "base": {k: v for k, v in make_config(fields).identity().items() if k not in space},
+        "over": {name: dimension.plain() for name, dimension in space.items()},
+        "epochs": make_config(fields).epochs, "max_steps": make_config(fields).max_steps,
+        "sampler": sampler, "metric": metric, "seeds": seeds,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    first = make_config(fields).seed
+    tell = say or (lambda line: None)
+
+    def objective(trial: Any, point: dict[str, Any]) -> float:
+        config = configure(fields, space, point, out=None, quiet=True)
+        place = folder / "runs" / _digest(config)
+        values, seconds, stopped = [], 0.0, ""
+        for seed in range(first, first + seeds):
+            one = config.model_copy(update={"seed": seed} if "seed" not in space else {})
+            path = place / f"seed-{one.seed}"
+            try:
+                run = train(one.model_copy(update={"out": path}))
+            except StoppedRun as error:
+                run, stopped = load_run(path), str(error)
+            final = run.summary["final"]
+            if metric not in final and not stopped:
+                raise ValueError(f"metric: there is no {metric!r} at the end of a run; there is {', '.join(final)}.")
+            values.append(_worst(maximise) if stopped else float(final[metric]))
+            seconds += run.summary["seconds"]["total"]
+        value = float(np.mean(values))
+        for key, said in {
+            "low": min(values), "high": max(values), "seconds": seconds, "stopped": stopped, "run": str(place),
+        }.items():  # fmt: skip
+            trial.set_user_attr(key, said if not isinstance(said, float) or math.isfinite(said) else str(said))
+        tell(f"{metric} {value:.4g}  " + "  ".join(f"{k.split('.')[-1]}={v}" for k, v in point.items()))
+        return value
+
+    with quietly():
+        opened = open_study(storage or default_storage(folder), study or folder.name, maximise, identity, heartbeat)
+        work(opened, space, sampler, trials, first, objective)
+        found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise))
+    files.write_whole(folder / TABLE, found.table.to_csv(index=False))
+    return found
+
+
+def _check_numbers(sampler: str, trials: int, seeds: int, heartbeat: int) -> None:
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
+    for name, value in (("trials", trials), ("seeds", seeds), ("heartbeat", heartbeat)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: must be a positive whole number, got {value!r}.")
+
+
+def _worst(maximise: bool) -> float:
+    return -math.inf if maximise else math.inf
+
+
+def _digest(config: Config) -> str:
+    plain = {k: v for k, v in config.plain().items() if k not in ("seed", "out", "quiet")}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _table(study: Any, names: list[str], maximise: bool) -> pd.DataFrame:
+    """Finished points, each once, best first."""
+    done = [t for t in study.get_trials(deepcopy=False) if t.state == optuna().trial.TrialState.COMPLETE]
+    rows = [
+        {"value": t.value, "low": float(t.user_attrs["low"]), "high": float(t.user_attrs["high"]), **t.params,
+         "seconds": t.user_attrs["seconds"], "stopped": t.user_attrs["stopped"], "run": t.user_attrs["run"]}
+        for t in done
+    ]  # fmt: skip
+    columns = ["value", "low", "high", *names, "seconds", "stopped", "run"]
+    table = pd.DataFrame(rows, columns=columns).drop_duplicates(names)
+    return table.sort_values("value", ascending=not maximise, kind="stable").reset_index(drop=True)

@@ -1,0 +1,193 @@
+"""Sweeps: what they try, that they go on where they were stopped, and how the best are shown."""
+
+import importlib.util
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from fisherviz import plotting
+from fisherviz.cli import app
+from fisherviz.runs import load_run
+from fisherviz.training import sweep, train
+from fisherviz.training.space import Choices, Range, check, configure, grid, load_preset, make_space, presets
+from fisherviz.training.sweep import Sweep
+
+pytest.importorskip("optuna")
+
+SMALL = {
+    "limit": 60, "epochs": 1, "batch_size": 30, "model_options": {"hidden": [4]}, "tensorboard": False,
+    "optimizer": "foof",
+}  # fmt: skip
+
+
+def test_names_are_fields_or_options_of_the_optimizer():
+    space = make_space({"lr": [0.1], "batch_size": [20, 50], "model_options.hidden": [[4], [8, 8]]})
+    assert list(space) == ["optimizer_options.lr", "batch_size", "model_options.hidden"]
+    config = configure(SMALL, space, {"optimizer_options.lr": 0.1, "batch_size": 50, "model_options.hidden": "[8, 8]"})
+    assert (config.batch_size, config.optimizer_options, config.model_options) == (50, {"lr": 0.1}, {"hidden": [8, 8]})
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ("1e-3..1e0", Range(1e-3, 1.0, True, False)),
+        ("-1.0..2.5", Range(-1.0, 2.5, False, False)),
+        ("10..200", Range(10, 200, False, True)),
+        ({"low": 1, "high": 100, "log": True}, Range(1, 100, True, True)),
+        ([1, 2], Choices((1, 2))),
+        (3, Choices((3,))),
+    ],
+)
+def test_values_are_lists_or_ranges(given, made):
+    assert make_space({"lr": given}) == {"optimizer_options.lr": made}
+
+
+@pytest.mark.parametrize(
+    ("over", "told"),
+    [
+        ({}, "name what is varied"),
+        ({"lr": [0.1, 0.1]}, "values that differ"),
+        ({"lr": []}, "values that differ"),
+        ({"lr": "1.0..0.1"}, "low < high"),
+        ({"lr": {"low": 0, "high": 1, "log": True}}, "above 0 for log"),
+        ({"lr": {"low": 0}}, "needs low and high"),
+        ({"optimiser_options.lr": [1]}, "did you mean 'optimizer_options'"),
+        ({"out": ["a"]}, "cannot be varied"),
+        ({"learning": [1]}, "no option of foof 'learning'"),
+        ({"epochs": [0, 1]}, "epochs: "),
+    ],
+)
+def test_what_cannot_be_varied_is_refused_before_anything_runs(tmp_path, over, told):
+    with pytest.raises(ValueError, match=told):
+        sweep(SMALL, over, out=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_shipped_grids_fit_their_optimizers(name):
+    preset = load_preset(name)
+    space = make_space(preset["over"])
+    for optimizer in {"benzing": ("foof", "kfac"), "benzing-sgd": ("sgd",), "benzing-adam": ("adam",)}[name]:
+        check({"optimizer": optimizer}, space)
+    for value in space["optimizer_options.lr"].values:
+        mantissa = value / 10 ** np.floor(np.log10(value) + 1e-9)
+        assert round(float(mantissa), 6) in (1.0, 3.0)
+    assert preset["metric"] == "train_loss"
+
+
+def test_benzings_dampings_go_from_1e_minus_6_to_1e6_in_steps_of_100():
+    values = make_space(load_preset("benzing")["over"])["optimizer_options.damping"].values
+    np.testing.assert_allclose(values, 10.0 ** np.arange(-6, 7, 2))
+
+
+def test_a_grid_tries_every_point_once_and_ranks_them(tmp_path):
+    over = {"lr": [0.01, 0.3], "damping": [0.1, 1.0]}
+    found = sweep(SMALL, over, out=tmp_path / "sweep")
+    names = ["optimizer_options.lr", "optimizer_options.damping"]
+    points = {tuple(p.values()) for p in grid(make_space(over))}
+    assert set(found.table[names].itertuples(index=False, name=None)) == points
+    assert len(found.table) == 4
+    assert found.table["value"].is_monotonic_increasing
+    row = found.table.iloc[0]
+    options = {"lr": row[names[0]], "damping": row[names[1]]}
+    alone = train(SMALL, optimizer_options=options, out=tmp_path / "alone", quiet=True)
+    assert alone.summary["final"]["train_loss"] == row["value"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "sweep" / "runs.csv")[names], found.table[names])
+    assert repr(found).startswith("Sweep(4 points, best train_loss ")
+
+
+def test_a_point_is_judged_by_the_mean_of_its_seeds(tmp_path):
+    found = sweep(SMALL, {"lr": [0.1]}, seeds=3, metric="validation_accuracy", out=tmp_path / "sweep")
+    runs = [
+        load_run(tmp_path / "sweep" / "runs" / found.table["run"][0].split("/")[-1] / f"seed-{s}") for s in range(3)
+    ]
+    values = [run.summary["final"]["validation_accuracy"] for run in runs]
+    assert len(set(values)) > 1
+    row = found.table.iloc[0]
+    assert (row["value"], row["low"], row["high"]) == (pytest.approx(np.mean(values)), min(values), max(values))
+    assert found.maximise
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_an_interrupted_sweep_goes_on_and_ends_as_one_that_was_not(tmp_path, sampler):
+    over = {"lr": [0.01, 0.1, 0.3, 1.0]} if sampler == "grid" else {"lr": "1e-3..1e0"}
+    options = {"sampler": sampler, "trials": 4}
+    reference = sweep(SMALL, over, out=tmp_path / "reference", **options)
+    lines = []
+
+    def say(line):
+        lines.append(line)
+        if len(lines) == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        sweep(SMALL, over, out=tmp_path / "sweep", study="reference", say=say, **options)
+    again = sweep(SMALL, over, out=tmp_path / "sweep", study="reference", say=lines.append, **options)
+    if sampler == "grid":
+        drop = ["seconds", "run"]
+        pd.testing.assert_frame_equal(again.table.drop(columns=drop), reference.table.drop(columns=drop))
+    assert len(again.table) == 4
+    assert len(lines) == 5  # the point that was interrupted at its end is told again
+
+
+def test_another_sweep_in_the_same_study_is_refused(tmp_path):
+    sweep(SMALL, {"lr": [0.1]}, out=tmp_path / "sweep")
+    with pytest.raises(ValueError, match="the study 'sweep' is one with over="):
+        sweep(SMALL, {"lr": [0.2]}, out=tmp_path / "sweep")
+
+
+def test_runs_that_stop_are_last_and_say_so(tmp_path):
+    fields = SMALL | {
+        "model": "shrestha-mlp", "task": "autoencoder", "likelihood": "gaussian", "optimizer": "sgd", "epochs": 20,
+    }  # fmt: skip
+    found = sweep(fields, {"lr": [1e4, 1e-4]}, out=tmp_path / "sweep")
+    assert found.table["optimizer_options.lr"].tolist() == [1e-4, 1e4]
+    assert found.table["value"].tolist()[1] == np.inf
+    assert "step" in found.table["stopped"][1]
+    assert plotting.sweep_info(found).stopped == 1
+
+
+def test_a_storage_that_cannot_be_used_is_named_without_its_password(tmp_path):
+    if not (importlib.util.find_spec("psycopg") or importlib.util.find_spec("psycopg2")):
+        pytest.skip("there is no PostgreSQL driver")
+    with pytest.raises(ValueError, match=r"^storage: 127\.0\.0\.1:1/none cannot be used") as told:
+        sweep(SMALL, {"lr": [0.1]}, out=tmp_path / "s", storage="postgresql://me:secret@127.0.0.1:1/none")
+    assert "secret" not in str(told.value)
+
+
+def test_a_picture_has_a_line_per_value_of_the_second_thing():
+    table = pd.DataFrame(
+        {"value": [1.0, 2.0, 3.0, 4.0], "low": [1.0, 2.0, 3.0, 3.5], "high": [1.0, 2.0, 3.0, 4.5],
+         "optimizer_options.lr": [0.1, 0.1, 1.0, 10.0], "optimizer_options.damping": [1.0, 2.0, 1.0, 1.0],
+         "seconds": 1.0, "stopped": "", "run": "x"}
+    )  # fmt: skip
+    ax = plotting.sweep(Sweep(None, "train_loss", False, table))
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.get_lines()}
+    assert lines == {"damping 1": ([0.1, 1.0, 10.0], [1.0, 3.0, 4.0]), "damping 2": ([0.1], [2.0])}
+    assert ax.get_xlabel() == "lr"
+    assert ax.get_xscale() == "log"
+
+
+def test_the_command_writes_table_and_picture(tmp_path):
+    done = CliRunner().invoke(
+        app,
+        ["sweep", "--limit", "60", "--epochs", "1", "--optimizer", "adam", "--over", "lr=[1e-3,1e-2]", "-M",
+         "hidden=[4]", "--no-tensorboard", "--out", str(tmp_path / "sweep")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "best of 2 by train_loss" in done.output
+    assert len(pd.read_csv(tmp_path / "sweep" / "runs.csv")) == 2
+    assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    wrong = CliRunner().invoke(app, ["sweep", "--over", "lrr=[1]", "--out", str(tmp_path / "other")])
+    assert wrong.exit_code == 2
+    assert "did you mean 'lr'" in wrong.output
