@@ -170,6 +170,7 @@ def _show(sections: list[Section]) -> None:
 
 app.command(epilog=papers_command.EXAMPLE)(papers_command.papers)
 app.command(epilog=training_command.EXAMPLE)(training_command.train)
+app.command(epilog=training_command.SWEEP_EXAMPLE)(training_command.sweep)
 
 
 def main() -> None:
