@@ -69,9 +69,20 @@ class Capture:
             return (self.g[:, :, 0, :, None] * self.a[:, 0, None, :]).reshape(k, n, -1)
         if self.grouped:
             return torch.einsum("kntho,nthi->knhoi", self.g, self.a).reshape(k, n, -1)
-        # one (K dg x T)(T x da) product per example
-        stacked = self.g.permute(1, 0, 3, 2).reshape(n, -1, self.positions)
-        return torch.bmm(stacked, self.a).reshape(n, k, -1).transpose(0, 1)
+        return self._by_example().transpose(0, 1)
+
+    def _by_example(self) -> Tensor:
+        """Gradients (N, K, P) by one (K dg x T)(T x da) product per example."""
+        n, t = self.a.shape[:2]
+        stacked = self.g.permute(1, 0, 3, 2).reshape(n, -1, t)
+        return torch.bmm(stacked, self.a).reshape(n, self.vectors, -1)
+
+    @property
+    def rows(self) -> Tensor:
+        """Per-example gradients (K N, P) for sums over all of them: in no particular order."""
+        if self.factored or self.grouped:
+            return self.gradients.flatten(0, 1)
+        return self._by_example().flatten(0, 1)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -119,6 +130,11 @@ class GenericCapture:
     def bytes(self) -> int:
         """Memory held by the gradients."""
         return self.gradients.numel() * self.gradients.element_size()
+
+    @property
+    def rows(self) -> Tensor:
+        """Per-example gradients (K N, P)."""
+        return self.gradients.flatten(0, 1)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

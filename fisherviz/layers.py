@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 Order = Literal["torch", "unit", "input"]
 ORDERS: tuple[Order, ...] = ("torch", "unit", "input")
+_UNFOLD_ENTRIES = 2**20
+"""Entries of patches that are unfolded at once, about."""
 _CONVOLUTIONS = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
 
 
@@ -129,9 +131,28 @@ class Layer:
 
     def inputs(self, x: Tensor) -> Tensor:
         """Inputs with the bias coordinate: (N, T, da), or (N, T, groups, da) for grouped convolutions."""
-        columns = self._unfold(x) if self.has_weight else self._ones(x)
-        if self.has_weight and self.has_bias:
-            columns = torch.cat([columns, columns.new_ones(*columns.shape[:-1], 1)], -1)
+        if not self.has_weight:
+            return self._ones(x)
+        if not self.has_bias:
+            return self._unfold(x)
+        if self.kind == "linear":
+            columns = self._unfold(x)
+            return torch.cat([columns, columns.new_ones(*columns.shape[:-1], 1)], -1)
+        return self._unfold_with_bias(x)
+
+    def _unfold_with_bias(self, x: Tensor) -> Tensor:
+        """Patches with the bias coordinate, some examples at a time: large temporaries cost by their fresh pages."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        step = max(1, _UNFOLD_ENTRIES // max(1, x[:1].numel() * weight.shape[2:].numel()))
+        columns: Tensor | None = None
+        for start in range(0, max(1, len(x)), step):
+            part = self._unfold(x[start : start + step])
+            if columns is None:
+                columns = part.new_empty(len(x), *part.shape[1:-1], part.shape[-1] + 1)
+                columns[..., -1] = 1
+            columns[start : start + step, ..., :-1] = part
+        assert columns is not None
         return columns
 
     def output_gradients(self, g: Tensor) -> Tensor:

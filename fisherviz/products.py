@@ -13,49 +13,45 @@ from fisherviz.captures import AnyCapture, Capture
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
-OUTER_ENTRIES = 2**23
+ROW_ENTRIES = 2**22
+"""Entries of per-example gradients that are multiplied at once for one block: memory that is used again, not fresh."""
+OUTER_ENTRIES = 2**19
 """Entries of per-example outer products that are held at once."""
+_WHOLE_ENTRIES = 2**22
+"""Diagonal blocks up to this many entries are expanded whole before they are written."""
 _LEAF = 192
 """Widths up to this are multiplied whole; wider Gram matrices are halved."""
 
 
-def gram(x: Tensor) -> Tensor:
-    """Second moment xᵀ x of rows (R, d), or (..., R, d), computing one triangle."""
+def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
+    """Second moment xᵀ x of rows (R, d), or (..., R, d), computing one triangle; added to `total` in place."""
     d = x.shape[-1]
     if d <= 2 * _LEAF or x.shape[-2] < d // 2:  # few rows: writing two triangles costs more than it saves
-        return x.mT @ x
-    out = x.new_empty(*x.shape[:-2], d, d)
-    _gram_into(out, x, 0, d)
+        return x.mT @ x if total is None else total.add_(x.mT @ x)
+    out = x.new_empty(*x.shape[:-2], d, d) if total is None else total
+    _gram_into(out, x, 0, d, total is not None)
     return out
 
 
-def _gram_into(out: Tensor, x: Tensor, low: int, high: int) -> None:
+def _gram_into(out: Tensor, x: Tensor, low: int, high: int, add: bool) -> None:
     if high - low <= _LEAF:
         part = x[..., low:high]
-        out[..., low:high, low:high] = part.mT @ part
+        square = part.mT @ part
+        out[..., low:high, low:high] = square.add_(out[..., low:high, low:high]) if add else square
         return
     middle = (low + high) // 2
     cross = x[..., middle:high].mT @ x[..., low:middle]
+    if add:
+        cross += out[..., middle:high, low:middle]
     out[..., middle:high, low:middle] = cross
     out[..., low:middle, middle:high] = cross.mT
-    _gram_into(out, x, low, middle)
-    _gram_into(out, x, middle, high)
+    _gram_into(out, x, low, middle, add)
+    _gram_into(out, x, middle, high, add)
 
 
 def pair_gram(x: Tensor, y: Tensor) -> Tensor:
     """Cross moment xᵀ y of (..., d) and (..., e) over all leading dimensions."""
     return x.flatten(0, -2).T @ y.flatten(0, -2)
-
-
-def half_products(x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-    """x_i x_j for i <= j of each row (N, d), packed row by row of the upper triangle: (N, d (d + 1) / 2)."""
-    n, d = x.shape
-    out = x.new_empty(n, d * (d + 1) // 2)
-    position = 0
-    for i in range(d):
-        torch.mul(x[:, i : i + 1], x[:, i:], out=out[:, position : position + d - i])
-        position += d - i
-    return out
 
 
 def unpack_index(d: int, device: torch.device) -> Tensor:
@@ -66,24 +62,27 @@ def unpack_index(d: int, device: torch.device) -> Tensor:
     return index.reshape(-1)
 
 
-def summed_outer(row: Tensor, col: Tensor) -> Tensor:
+def summed_outer(row: Tensor, col: Tensor, out: Tensor | None = None) -> Tensor:
     """Σ_k g_nk h_nkᵀ, (N, d, e), from (K, N, d) and (K, N, e)."""
     if len(row) == 1:
-        return row[0].unsqueeze(2) * col[0].unsqueeze(1)
-    return row.permute(1, 2, 0) @ col.transpose(0, 1)
+        return torch.mul(row[0].unsqueeze(2), col[0].unsqueeze(1), out=out)
+    return torch.bmm(row.permute(1, 2, 0), col.transpose(0, 1), out=out)
 
 
 def weighted_moments(a: Tensor, weights: Tensor) -> Tensor:
     """Σ_n w_no a_n a_nᵀ for each column o of the weights (N, d): (d, da, da).
 
-    Column i of all of them is one product of the weighted inputs a_i with a; one triangle is computed.
+    A few columns i of all of them are one product of the weighted inputs a_i with a; one triangle is computed.
     """
-    out = a.new_empty(weights.shape[1], a.shape[1], a.shape[1])
+    da = a.shape[1]
+    out = a.new_empty(weights.shape[1], da, da)
     rows, columns = weights.T.contiguous(), a.T.contiguous()
-    for i in range(a.shape[1]):
-        part = (rows * columns[i]) @ a[:, i:]
-        out[:, i, i:] = part
-        out[:, i + 1 :, i] = part[:, 1:]
+    step = max(1, OUTER_ENTRIES // max(1, rows.numel()))
+    for i in range(0, da, step):
+        weighted = (columns[i : i + step].unsqueeze(1) * rows).flatten(0, 1)
+        part = (weighted @ a[:, i:]).unflatten(0, (-1, len(rows))).transpose(0, 1)
+        out[:, i : i + step, i:] = part
+        out[:, i:, i : i + step] = part.mT
     return out
 
 
@@ -109,10 +108,16 @@ def block(row: AnyCapture, col: AnyCapture) -> Tensor:
             view.copy_(cross_block(row, col).transpose(1, 2))
         return out
     total: Tensor | None = None
+    if row is col:
+        step = max(1, ROW_ENTRIES // (row.vectors * row.size), 2048 // row.vectors)
+        for start in range(0, row.examples, step):
+            total = gram(row.select(start, start + step).rows, total)
+        assert total is not None
+        return total
     step = max(1, GRADIENT_ENTRIES // (row.vectors * (row.size + col.size)))
     for start in range(0, row.examples, step):
         left = row.select(start, start + step).gradients.flatten(0, 1)
-        part = gram(left) if row is col else left.T @ col.select(start, start + step).gradients.flatten(0, 1)
+        part = left.T @ col.select(start, start + step).gradients.flatten(0, 1)
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
@@ -122,14 +127,21 @@ def cross_block(row: Capture, col: Capture) -> Tensor:
     """A block between two factored layers as Σ_n (Σ_k g gᵀ) ⊗ (a aᵀ), axes (dg_row, dg_col, da_row, da_col)."""
     a, b = row.a[:, 0], col.a[:, 0]
     shape = (row.g.shape[-1], col.g.shape[-1], a.shape[-1], b.shape[-1])
-    total = a.new_zeros(shape[0] * shape[1], shape[2] * shape[3])
-    step = max(64, OUTER_ENTRIES // (shape[0] * shape[1] + shape[2] * shape[3]))
+    total = a.new_empty(shape[0] * shape[1], shape[2] * shape[3])
+    step = _outer_step(len(a), shape[0] * shape[1] + shape[2] * shape[3])
+    inputs, outputs = a.new_empty(step, *shape[2:]), a.new_empty(step, *shape[:2])
     for start in range(0, len(a), step):
-        rows = slice(start, start + step)
-        inputs = (a[rows].unsqueeze(2) * b[rows].unsqueeze(1)).flatten(1)
-        outputs = summed_outer(row.g[:, rows, 0], col.g[:, rows, 0]).flatten(1)
-        total.addmm_(outputs.T, inputs)
+        rows, n = slice(start, start + step), min(step, len(a) - start)
+        torch.mul(a[rows].unsqueeze(2), b[rows].unsqueeze(1), out=inputs[:n])
+        summed_outer(row.g[:, rows, 0], col.g[:, rows, 0], out=outputs[:n])
+        total.addmm_(outputs[:n].flatten(1).T, inputs[:n].flatten(1), beta=float(start > 0))
     return total.view(shape)
+
+
+def _outer_step(n: int, entries: int) -> int:
+    """Examples per tile: equal tiles whose outer products stay in the cache where the result is small."""
+    tiles = -(-n // max(512, OUTER_ENTRIES // entries))
+    return -(-n // tiles)
 
 
 def half_block(capture: Capture) -> Tensor:
@@ -137,26 +149,36 @@ def half_block(capture: Capture) -> Tensor:
     a, g = capture.a[:, 0], capture.g[:, :, 0]
     da, dg = a.shape[-1], g.shape[-1]
     pairs_a, pairs_g = da * (da + 1) // 2, dg * (dg + 1) // 2
-    total = a.new_zeros(pairs_g, pairs_a)
-    step = max(64, OUTER_ENTRIES // (pairs_a + pairs_g))
+    total = a.new_empty(pairs_g, pairs_a)
+    step = _outer_step(len(a), pairs_a + pairs_g)
+    inputs, outputs = a.new_empty(pairs_a, step), a.new_empty(pairs_g, step)
     for start in range(0, len(a), step):
-        rows = slice(start, start + step)
-        total.addmm_(_half_outputs(g[:, rows]).T, half_products(a[rows]))
+        rows, n = slice(start, start + step), min(step, len(a) - start)
+        _half_products(a[rows], inputs[:, :n])
+        _half_outputs(g[:, rows], outputs[:, :n])
+        total.addmm_(outputs[:, :n], inputs[:, :n].T, beta=float(start > 0))
     return total
 
 
-def _half_outputs(g: Tensor) -> Tensor:
-    """Upper triangle of Σ_k g gᵀ, (N, dg (dg + 1) / 2)."""
-    if len(g) == 1:
-        return half_products(g[0])
-    whole = summed_outer(g, g)
-    n, d, _ = whole.shape
-    out = whole.new_empty(n, d * (d + 1) // 2)
+def _half_products(x: Tensor, out: Tensor) -> None:
+    """x_i x_j for i <= j of each row of (N, d), packed row by row of the upper triangle: (d (d + 1) / 2, N)."""
+    columns, d = x.T.contiguous(), x.shape[1]
     position = 0
     for i in range(d):
-        out[:, position : position + d - i] = whole[:, i, i:]
+        torch.mul(columns[i], columns[i:], out=out[position : position + d - i])
         position += d - i
-    return out
+
+
+def _half_outputs(g: Tensor, out: Tensor) -> None:
+    """Upper triangle of Σ_k g gᵀ, (dg (dg + 1) / 2, N)."""
+    if len(g) == 1:
+        _half_products(g[0], out)
+        return
+    whole = summed_outer(g, g).permute(1, 2, 0)
+    d, position = len(whole), 0
+    for i in range(d):
+        out[position : position + d - i] = whole[i, i:]
+        position += d - i
 
 
 def write_half(half: Tensor, targets: list[tuple[Tensor, slice, slice]], dg: int, da: int, scale: float = 1.0) -> None:
@@ -170,6 +192,11 @@ def write_half(half: Tensor, targets: list[tuple[Tensor, slice, slice]], dg: int
         scale: a factor.
     """
     index = unpack_index(da, half.device)
+    if (dg * da) ** 2 <= _WHOLE_ENTRIES:  # many small writes would cost more than the products
+        whole = half.index_select(0, unpack_index(dg, half.device)).index_select(1, index).reshape(dg, dg, da, da)
+        for out, rows, cols in targets:
+            torch.mul(whole[:, :, rows, cols].transpose(1, 2), scale, out=out)
+        return
     start = 0
     for o in range(dg):
         expanded = half[start : start + dg - o].index_select(1, index).reshape(dg - o, da, da)
