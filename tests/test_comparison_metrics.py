@@ -84,10 +84,7 @@ class Setting:
     def value(self, method, metric, row="all", col="all"):
         frame = self.comparison.frame
         chosen = frame[
-            (frame["method"] == method)
-            & (frame["metric"] == metric)
-            & (frame["row"] == row)
-            & (frame["col"] == col)
+            (frame["method"] == method) & (frame["metric"] == metric) & (frame["row"] == row) & (frame["col"] == col)
         ]
         return chosen["value"].item()
 
@@ -199,9 +196,7 @@ def test_errors_of_blocks_without_the_matrix(large, method):
                 approximation[large.parts[i], large.parts[j]],
             )
             error = np.linalg.norm(block - other) / np.linalg.norm(block)
-            assert large.value(method, "relative_frobenius", row, col) == pytest.approx(
-                error, rel=1e-6, abs=1e-7
-            )
+            assert large.value(method, "relative_frobenius", row, col) == pytest.approx(error, rel=1e-6, abs=1e-7)
 
 
 def test_metrics_that_need_the_matrix_are_left_out_and_the_notes_say_so(large):

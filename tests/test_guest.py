@@ -175,9 +175,7 @@ def test_nothing_changes_after_a_call(call, kind):
     assert_untouched(before, net)
 
 
-@pytest.mark.parametrize(
-    "name", ["to_dense", "quadratic", "kfac", "ekfac", "posterior samples", "leading eigenvalue"]
-)
+@pytest.mark.parametrize("name", ["to_dense", "quadratic", "kfac", "ekfac", "posterior samples", "leading eigenvalue"])
 def test_global_random_state_is_not_consumed_even_by_a_model_that_draws(name):
     net, data = nets.randomised(nn.Sequential(nn.Linear(3, 2), Drawing())), batches()
     before = torch.get_rng_state()
@@ -301,9 +299,7 @@ def test_user_gradients_flow_through_an_attached_model_as_before():
         actual = torch.autograd.grad(loss(net(x), y), list(net.parameters()))
         probe.fisher(x)
         again = torch.autograd.grad(loss(net(x), y), list(net.parameters()))
-    assert all(
-        torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(expected, actual, again, strict=True)
-    )
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(expected, actual, again, strict=True))
 
 
 def test_data_are_not_changed():

@@ -51,9 +51,7 @@ def test_samples_have_the_explicit_posterior_covariance(likelihood, widths, N, r
 def test_whitened_samples_are_standard_normal():
     net, x = nets.mlp(2, 2), nets.vectors(4, 2)
     precision = 2.0 * np.eye(6) + exact.fisher(net, x, laws.Gaussian(), reduction="sum")
-    samples = (
-        fv.Probe(net, "gaussian").fisher(x).sample(2.0, DRAWS, generator=torch.Generator().manual_seed(1))
-    )
+    samples = fv.Probe(net, "gaussian").fisher(x).sample(2.0, DRAWS, generator=torch.Generator().manual_seed(1))
     white = (samples.numpy() - centre(net)) @ np.linalg.cholesky(precision)
     covariance = white.T @ white / DRAWS
     assert np.linalg.norm(covariance - np.eye(6), 2) < 5 * np.sqrt(6 / DRAWS)
@@ -63,9 +61,7 @@ def test_whitened_samples_are_standard_normal():
 
 def test_without_data_weight_the_prior_is_left():
     net, x = nets.mlp(2, 2), nets.vectors(4, 2)
-    samples = (
-        fv.Probe(net, "gaussian").fisher(x).sample(1e8, DRAWS, generator=torch.Generator().manual_seed(1))
-    )
+    samples = fv.Probe(net, "gaussian").fisher(x).sample(1e8, DRAWS, generator=torch.Generator().manual_seed(1))
     spread = (samples - torch.from_numpy(centre(net))).std(0) * 1e4
     assert (spread - 1).abs().max() < 5 / np.sqrt(2 * DRAWS)
 

@@ -146,12 +146,8 @@ def test_norms_of_blocks(likelihood, N):
         for j in range(2):
             block = F[parts[i], parts[j]]
             assert float(fisher.norm("fro", block=(i, j))) == pytest.approx(np.linalg.norm(block), rel=1e-9)
-            assert float(fisher.norm("spectral", block=(i, j))) == pytest.approx(
-                np.linalg.norm(block, 2), rel=1e-7
-            )
-        assert float(fisher.norm("trace", block=(i, i))) == pytest.approx(
-            np.trace(F[parts[i], parts[i]]), rel=1e-10
-        )
+            assert float(fisher.norm("spectral", block=(i, j))) == pytest.approx(np.linalg.norm(block, 2), rel=1e-7)
+        assert float(fisher.norm("trace", block=(i, i))) == pytest.approx(np.trace(F[parts[i], parts[i]]), rel=1e-10)
     by_name = float(fisher.norm("fro", block=("0", "2")))
     assert by_name == pytest.approx(float(fisher.norm("fro", block=(0, 1))), rel=1e-12)
 
@@ -263,7 +259,5 @@ def test_a_huge_layer_is_never_formed():
     gram = a @ a.T
     assert float(fisher.norm("fro")) == pytest.approx(float((100 * gram.square().sum()).sqrt() / 4), rel=1e-5)
     assert float(fisher.norm("trace")) == pytest.approx(float(100 * gram.trace() / 4), rel=1e-5)
-    assert float(fisher.norm("spectral")) == pytest.approx(
-        float(torch.linalg.eigvalsh(gram)[-1] / 4), rel=1e-4
-    )
+    assert float(fisher.norm("spectral")) == pytest.approx(float(torch.linalg.eigvalsh(gram)[-1] / 4), rel=1e-4)
     assert (fisher @ torch.ones(100100)).shape == (100100,)

@@ -65,9 +65,7 @@ def test_exact_quantities_and_factors_of_a_random_network(drawn, N, batch, empir
     law = laws.Gaussian()
     y = law.draw(N, net(x).shape[1]) if empirical else None
     F = exact.fisher(net, x, law, targets=y)
-    data = [
-        (x[n : n + batch], y[n : n + batch]) if empirical else x[n : n + batch] for n in range(0, N, batch)
-    ]
+    data = [(x[n : n + batch], y[n : n + batch]) if empirical else x[n : n + batch] for n in range(0, N, batch)]
     probe, kind = fv.Probe(net, "gaussian"), "empirical" if empirical else "exact"
     v = nets.vectors(len(F), 1)[:, 0]
     assert_matches(probe.fisher(data, kind=kind).to_dense(), F)

@@ -10,18 +10,13 @@ import torch
 
 def trainable(model, names=None):
     """The parameters that count, as [(name, parameter)] in torch order; tied ones once."""
-    return [
-        (name, p)
-        for name, p in model.named_parameters()
-        if p.requires_grad and (names is None or name in names)
-    ]
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)]
 
 
 def flatten(gradients, parameters):
     """One (P,) vector; a parameter that the output does not depend on gives zeros."""
     pieces = [
-        torch.zeros_like(p) if d is None else d.to_dense()
-        for d, (_, p) in zip(gradients, parameters, strict=True)
+        torch.zeros_like(p) if d is None else d.to_dense() for d, (_, p) in zip(gradients, parameters, strict=True)
     ]
     return torch.cat([piece.detach().reshape(-1) for piece in pieces]).double().numpy()
 
@@ -62,10 +57,7 @@ def jacobian(model, x, n, *, names=None, output=None):
     """d z_n / d theta, (D, P)."""
     parameters = trainable(model, names)
     z = outputs(model, x, n, output)
-    rows = [
-        torch.autograd.grad(z_d, [p for _, p in parameters], retain_graph=True, allow_unused=True)
-        for z_d in z
-    ]
+    rows = [torch.autograd.grad(z_d, [p for _, p in parameters], retain_graph=True, allow_unused=True) for z_d in z]
     return np.stack([flatten(row, parameters) for row in rows])
 
 

@@ -42,9 +42,7 @@ class MeanTokens(nn.Module):
 def tokens_net(d=3, hidden=4, out=2, *, bias=True):
     """Two Linear layers shared over tokens, averaged at the end."""
     return randomised(
-        nn.Sequential(
-            nn.Linear(d, hidden, bias=bias), nn.Tanh(), nn.Linear(hidden, out, bias=bias), MeanTokens()
-        )
+        nn.Sequential(nn.Linear(d, hidden, bias=bias), nn.Tanh(), nn.Linear(hidden, out, bias=bias), MeanTokens())
     )
 
 

@@ -80,9 +80,7 @@ def moments(model, x, law, targets=None):
         labels = law.labels(z[0]) if targets is None else [(1.0, targets[n])]
         a = [part.a[0].detach().numpy() for part in parts]
         for weight, y in labels:
-            gradients = torch.autograd.grad(
-                law.log_density(z[0], y), [part.s for part in parts], retain_graph=True
-            )
+            gradients = torch.autograd.grad(law.log_density(z[0], y), [part.s for part in parts], retain_graph=True)
             g = [d.reshape(-1, d.shape[-1]).numpy() for d in gradients]
             found.append((weight / len(x), a, g))
     return found
