@@ -43,6 +43,14 @@ def test_flags_make_a_run(tmp_path):
     assert run.config["seed"] == 3
 
 
+def test_a_run_ends_with_its_pictures(tmp_path):
+    monitored = ["--monitor", "--monitor-every", "1", "--monitor-examples", "20", "--monitor-methods", "kfac"]
+    done = call(*SMALL, *monitored, "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    for name in ("curves.png", "monitor.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_file_makes_a_run_and_flags_come_first(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("optimizer: sgd\noptimizer_options: {lr: 0.5, momentum: 0.9}\nepochs: 3\n")

@@ -18,6 +18,8 @@ from fisherviz.plotting import style
 
 LINES = 12
 """Values of the second thing that get lines of their own."""
+FAR = 1e4
+"""Times the smallest value up to which the picture goes; runs that all but diverged lie above it."""
 _ASIDE = ("value", "low", "high", "seconds", "stopped", "run")
 
 
@@ -96,12 +98,17 @@ def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Ax
         if xs.min() > 0 and xs.max() / xs.min() >= 30:
             ax.set_xscale("log")
             style.plain_decades(ax.xaxis, xs.max() / xs.min())
+    top = FAR * values.min()
+    off = int(np.sum(values > top)) if values.min() > 0 else 0
     if values.min() > 0 and values.max() / values.min() >= 30:
         ax.set_yscale("log")
-        style.plain_decades(ax.yaxis, values.max() / values.min())
-    stopped = f" ({info.stopped} stopped)" if info.stopped else ""
+        style.plain_decades(ax.yaxis, min(values.max(), top) / values.min())
+        if off:
+            ax.set_ylim(top=top)
+    left_out = [f"{count} {word}" for count, word in ((off, "above"), (info.stopped, "stopped")) if count]
     ax.set_xlabel(_short(info.x_name))
-    ax.set_ylabel(f"final {found.metric.replace('_', ' ')}{stopped}")
+    aside = f" ({', '.join(left_out)})" if left_out else ""
+    ax.set_ylabel(f"final {found.metric.replace('_', ' ')}{aside}")
     style.tidy(ax)
     if len(info.lines) > 1 and not many:
         legend = ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))

@@ -1,7 +1,8 @@
 """Where a step's time goes: forward, backward, statistics, inversion, the rest; nothing counted twice.
 
 A part that runs inside another is taken off it. The package's optimizers are watched at the methods named in
-`PARTS`; "inversion" holds factorising the damped matrix and the solve with it. All else counts as "step".
+`PARTS`; "inversion" holds factorising the damped matrix and the solve with it. All else counts as "step",
+also the complete KFAC's own forwards.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from typing import Any
 import torch
 
 PARTS = {
-    "statistics": ("_collect", "_update_moments"),
-    "inversion": ("_preconditioner_now", "_for_gamma", "_solve"),
-}
+    "statistics": (
+        "_collect", "_update_moments", "_estimate", "_update_inputs", "_update_outputs", "_average_data", "_again",
+    ),
+    "inversion": (
+        "_preconditioner_now", "_for_gamma", "_solve", "_woodbury", "_preconditioning", "_conjugate_gradients",
+    ),
+}  # fmt: skip
 """Methods of an optimizer that belong to a part."""
 WATCHER_PARTS = {"statistics": ("fire", "_finish")}
 """Methods of the optimizer's watcher, which run inside the user's backward."""

@@ -31,10 +31,14 @@ def _train(
     ] = None,
 ) -> None:
     """Train a network: metrics, checkpoints and summary in a folder; the same command again continues."""
+    from fisherviz import files
+    from fisherviz.plotting.pictures import run_pictures
     from fisherviz.training.run import train as run
 
     made = make_config(read_config(config) if config is not None else {}, fields)
     done = run(made, say=None if made.quiet else tqdm.write)
+    for name, picture in run_pictures(done).items():
+        files.write_whole(done.path / name, picture)
     typer.echo(f"Wrote {done.path}")
 
 

@@ -1,0 +1,55 @@
+"""The pictures that a training run ends with: its curves, and what was monitored, as PNG files in its folder."""
+
+from __future__ import annotations
+
+import io
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fisherviz.plotting.training import monitor, training
+from fisherviz.runs import Run
+
+MONITORED = ("relative_frobenius", "direction_cosine", "similarity", "condition_number", "lambda", "gamma")
+_TITLES = {
+    "similarity": "KFAC's similarity to FOOF", "relative_frobenius": "error of the approximation",
+    "direction_cosine": "direction", "condition_number": "condition of the damped matrix",
+    "lambda": "λ of the optimizer", "gamma": "γ of the optimizer",
+}  # fmt: skip
+
+
+def run_pictures(run: Run) -> dict[str, bytes]:
+    """Draw a run.
+
+    Args:
+        run: a training run with at least one evaluation.
+
+    Returns:
+        "curves.png", and "monitor.png" where approximations were monitored.
+    """
+    epochs = run.frame("epoch")
+    metrics = [name for name in ("train_loss", "validation_loss") if name in epochs]
+    metrics += [n for n in ("validation_accuracy", "validation_squared_error") if n in epochs]
+    pictures = {"curves.png": _drawn([(training, name, name.replace("_", " ")) for name in metrics], run)}
+    if any(record["kind"] == "monitor" for record in run.records):
+        seen = set(run.frame("monitor")["metric"]) | {"similarity"}
+        if "foof_cosine_factored" not in seen:
+            seen.discard("similarity")
+        panels = [(monitor, name, _TITLES[name]) for name in MONITORED if name in seen]
+        pictures["monitor.png"] = _drawn(panels, run)
+    return pictures
+
+
+def _drawn(panels: list, run: Run) -> bytes:
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for k, (draw, metric, title) in enumerate(panels):
+        ax = figure.add_subplot(rows, columns, k + 1)
+        draw(run, metric, ax=ax, title=title)
+        if draw is training and (legend := ax.get_legend()) is not None:  # one run: the title says it
+            legend.remove()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()
