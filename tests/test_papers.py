@@ -83,7 +83,7 @@ def test_a_number_that_is_none_is_never_written(tmp_path):
 
 
 def test_names_choose_exhibits():
-    assert [one.name for one in registry.chosen(None)] == KFAC
+    assert [one.name for one in registry.chosen(None)][: len(KFAC)] == KFAC
     assert [one.name for one in registry.chosen(["kfac.fig6", "kfac.fig2"])] == ["kfac.fig2", "kfac.fig6"]
     assert [one.name for one in registry.chosen(["kfac"])] == KFAC
     with pytest.raises(ValueError, match=r"no exhibit 'kfac\.fig4'; choose from kfac\.fig2, "):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fisherviz._version import __version__
 from fisherviz.papers.claims import Outcome, record
 
-MODULES = ("kfac",)
+MODULES = ("kfac", "sang", "benzing", "shrestha", "autoencoders")
 SCALES = ("smoke", "desk", "paper")
+RUNS = ".runs"
+"""Folder of training runs beside the pictures: a command that was interrupted goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Run:
         seed: of initial weights and whatever else is random.
         device: where to compute.
         progress: show progress bars.
+        work: folder where finished training runs are kept; None: nowhere.
     """
 
     scale: str = "desk"
     seed: int = 0
     device: str = "cpu"
     progress: bool = True
+    work: Path | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def measure(one: Exhibit, run: Run, out: Path) -> Outcome:
     """
     if run.scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {run.scale!r}.")
-    outcome = one.measure(run)
-    kept = {key: value for key, value in asdict(run).items() if key != "progress"}
+    outcome = one.measure(replace(run, work=run.work or out / RUNS))
+    kept = {key: value for key, value in asdict(run).items() if key not in ("progress", "work")}
     record(out, one.name, one.title, outcome, fisherviz=__version__, **kept)
     return outcome

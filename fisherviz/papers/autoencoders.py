@@ -1,0 +1,225 @@
+"""Martens & Grosse 2015, figure 11 on the MNIST autoencoder: reconstruction error over iterations.
+
+784-1000-500-250-30 and back, logistic units, sparse initialisation, η = 1e-5, averaged iterates with ξ = 0.99. K-FAC
+complete, diagonal and tridiagonal, with momentum and growing batches and without; against Nesterov's momentum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from fisherviz import models
+from fisherviz.papers.claims import Claim, Outcome
+from fisherviz.papers.curves import draw_curves, logarithmic, picture
+from fisherviz.papers.registry import Run, exhibit
+from fisherviz.papers.training import (
+    Effort,
+    Method,
+    Problem,
+    Trained,
+    at_hand,
+    compare,
+    effort_words,
+    finite,
+    settings_words,
+    spread,
+    stopped_words,
+)
+
+ERROR = "train_squared_error"
+ETA = 1e-5
+BASELINE = "Nesterov"
+DIAGONAL, TRIDIAGONAL = "K-FAC diagonal", "K-FAC tridiagonal"
+STILL = ", no momentum"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the paper's setting is run; None: all."""
+
+    iterations: int
+    look: int
+    limit: int | None
+    first: int  # m₁ of K-FAC's growing batches
+    full_at: int  # iteration at which they hold all examples
+    batch: int  # of the others
+    seeds: int
+    trials: int
+    trial_iterations: int
+
+
+SCALES = {
+    "smoke": Scale(3, 1, 120, 40, 3, 40, 2, 1, 1),
+    "desk": Scale(60, 5, 4000, 500, 60, 500, 3, 3, 30),
+    "paper": Scale(2000, 20, None, 1000, 500, 500, 3, 12, 500),
+}
+
+
+def small_autoencoder(inputs: int, *, generator: torch.Generator) -> nn.Sequential:
+    """An autoencoder of the same make in small, for tests.
+
+    Args:
+        inputs: pixels.
+        generator: where the weights come from.
+    """
+    model = nn.Sequential(
+        nn.Linear(inputs, 12), nn.Sigmoid(), nn.Linear(12, 3), nn.Linear(3, 12), nn.Sigmoid(), nn.Linear(12, inputs)
+    )
+    return models.sparse_init(model, generator=generator)
+
+
+def methods() -> tuple[Method, ...]:
+    """Nesterov's momentum and four versions of K-FAC; for these λ₀ is what the paper leaves to the application."""
+    rates = tuple(float(f"{a}e{i}") for i in range(-5, 0) for a in (1, 3))
+    found = [
+        Method(
+            BASELINE, "nesterov", {"weight_decay": ETA},
+            {"lr": rates, "momentum": (0.9, 0.99, 0.995, 0.999)}, {"lr": 0.003, "momentum": 0.99},
+        )
+    ]  # fmt: skip
+    for words, momentum in (("", None), (STILL, 0.0)):
+        for name, inverse in ((DIAGONAL, "block-diagonal"), (TRIDIAGONAL, "block-tridiagonal")):
+            fixed = {"inverse": inverse, "weight_decay": ETA, "momentum": momentum}
+            grid = {"damping": (1.5, 15.0, 150.0, 1500.0)}
+            found.append(Method(f"{name}{words}", "kfac", fixed, grid, {"damping": 150.0}))
+    return tuple(found)
+
+
+@exhibit("autoencoders.fig11", "Martens & Grosse 2015, figure 11, middle: K-FAC and Nesterov on the MNIST autoencoder")
+def fig11(run: Run) -> Outcome:
+    """Train the autoencoder with the baseline and four versions of K-FAC.
+
+    Args:
+        run: scale, seed and device.
+
+    Returns:
+        The picture and its claims.
+    """
+    scale = SCALES[run.scale]
+    name = "mnist" if at_hand("mnist", run) else "digits"
+    small = run.scale == "smoke"
+    network = "fisherviz.papers.autoencoders:small_autoencoder" if small else "mnist-autoencoder"
+    common: dict[str, Any] = {
+        "task": "autoencoder", "limit": scale.limit, "averaging": 0.99, "evaluated": 10_000,
+        "size": 28 if name == "digits" and not small else None,
+    }  # fmt: skip
+    still = Problem(name, network, batch=scale.batch, **common)
+    growing = Problem(name, network, batch=scale.first, full_at=scale.full_at, **common)
+    effort = Effort(scale.iterations, scale.look, scale.seeds, scale.trials, scale.trial_iterations)
+    found: dict[str, Trained] = {}
+    for method in methods():
+        problem = growing if method.name in (DIAGONAL, TRIDIAGONAL) else still
+        found |= compare(problem, [method], effort, run)
+    other = _departures(scale, name, small)
+    claims = (_against_baseline(found, other), _against_no_momentum(found, other), _tridiagonal(found, other))
+    title = "MNIST" if name == "mnist" else name
+    sizes = "64-12-3-12-64" if small else "784-1000-500-250-30 and back"
+    examples = len(growing.data().train.inputs)
+    details = (
+        f"{title}, {examples:,} training images, {sizes}, logistic units, sparse initialisation, η = {ETA:g}; K-FAC "
+        f"with T₁ = 5, T₂ = T₃ = 20, τ₁ = 1/8, τ₂ = 1/4, batches from {scale.first} growing to all at iteration "
+        f"{scale.full_at} (without momentum: {scale.batch}), Nesterov's momentum on Sutskever's schedule with batch "
+        f"{scale.batch}; the better of the iterate and its average with ξ = 0.99 counts; {effort_words(effort)}; "
+        f"chosen: {settings_words(found)}{stopped_words(found)}"
+    )
+    caption = "Squared reconstruction error of the training images over iterations (median and range of the seeds)."
+
+    def fill(figure: Figure) -> None:
+        ax = figure.subplots()
+        draw_curves(ax, found, ERROR, over="step")
+        logarithmic(ax)
+        ax.set_ylabel("squared error of an image")
+        ax.legend(fontsize=8)
+
+    setting = f"{title} autoencoder, {scale.iterations} iterations, {scale.seeds} seeds"
+    return Outcome(claims, setting, details, caption, picture(6.6, 4.2, fill))
+
+
+def _departures(scale: Scale, name: str, small: bool) -> tuple[str, ...]:
+    found = ["digits instead of MNIST"] if name == "digits" else []
+    found += ["a smaller network"] if small else []
+    found += [f"{scale.limit:,} training images instead of 60,000"] if scale.limit is not None else []
+    found += [f"{scale.iterations} iterations instead of about 2000"] if scale.iterations < 2000 else []
+    return tuple(found)
+
+
+def iterations_to(run: Mapping[str, Any], error: float) -> float:
+    """Iterations until a run's error is as low as given, between two looks in proportion; infinite if never.
+
+    Args:
+        run: one seed's.
+        error: of an image.
+    """
+    lines = run["curve"]
+    for before, after in pairwise(lines):
+        if after[ERROR] <= error:
+            drop = before[ERROR] - after[ERROR]
+            share = min(max((before[ERROR] - error) / drop, 0.0), 1.0) if drop > 0 else 1.0
+            return before["step"] + share * (after["step"] - before["step"])
+    return math.inf
+
+
+def ratios(slow: Trained, fast: Trained) -> list[float]:
+    """How many times fewer iterations the fast method needs to the slow one's lowest error, by seed; 0: never."""
+    found = []
+    for first, second in zip(slow.runs, fast.runs, strict=True):
+        lowest = min(first["curve"], key=lambda line: line[ERROR])
+        needed = iterations_to(second, lowest[ERROR])
+        found.append(iterations_to(first, lowest[ERROR]) / needed if lowest["step"] and needed < math.inf else 0.0)
+    return found
+
+
+def _claim(
+    found: Mapping[str, Trained], pairs: Sequence[tuple[str, str]], least: float, most: float, words: tuple[str, ...],
+    other: tuple[str, ...],
+) -> Claim:  # fmt: skip
+    measured = {f"{fast} against {slow}": ratios(found[slow], found[fast]) for slow, fast in pairs}
+    statement, paper, rule = words
+    ends = "; ".join(f"{name} {spread(found[name].last(ERROR))}" for name in dict.fromkeys(sum(pairs, ())))
+    return Claim(
+        statement,
+        paper,
+        ", ".join(f"{name}: {spread(values, '.3g')} times" for name, values in measured.items())
+        + f" fewer iterations to the slower one's lowest error; errors at the end: {ends}",
+        rule,
+        all(least <= median(values) <= most for values in measured.values()),
+        other,
+        values=finite({name: median(values) for name, values in measured.items()}),
+    )
+
+
+def _against_baseline(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
+    words = (
+        "with momentum, K-FAC's progress per iteration is orders of magnitude higher than the baseline's",
+        "orders of magnitude (figure 11)",
+        "both versions need at least 10 times fewer iterations to the baseline's lowest error",
+    )
+    return _claim(found, [(BASELINE, DIAGONAL), (BASELINE, TRIDIAGONAL)], 10.0, math.inf, words, other)
+
+
+def _against_no_momentum(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
+    words = (
+        "K-FAC's momentum is what makes the difference",
+        "without it K-FAC was not significantly faster than the baseline (section 13)",
+        "both versions need at least 2 times fewer iterations than without momentum",
+    )
+    pairs = [(f"{name}{STILL}", name) for name in (DIAGONAL, TRIDIAGONAL)]
+    return _claim(found, pairs, 2.0, math.inf, words, other)
+
+
+def _tridiagonal(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
+    words = (
+        "the block-tridiagonal version's progress per iteration is larger than the block-diagonal one's",
+        "typically 25 % to 40 %",
+        "1.25 to 1.4 times fewer iterations to the block-diagonal version's lowest error",
+    )
+    return _claim(found, [(DIAGONAL, TRIDIAGONAL)], 1.25, 1.4, words, other)

@@ -1,0 +1,326 @@
+"""Benzing 2021, figure 5B/C (training losses of five optimizers) and 4A (K-FAC's similarity to FOOF against damping).
+
+784-1000-1000-1000-10, ReLU, no biases, batch 100, data standardised. Learning rates and dampings of K-FAC and FOOF
+are for means over the batch: the author's, which are for sums over it, divided by 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from fisherviz.approximations import approximate
+from fisherviz.likelihoods import resolve
+from fisherviz.monitor import SIMILARITIES, similarity
+from fisherviz.papers.claims import Claim, Outcome
+from fisherviz.papers.curves import STYLES, draw_curves, logarithmic, picture
+from fisherviz.papers.registry import Run, exhibit
+from fisherviz.papers.training import (
+    Effort,
+    Method,
+    Problem,
+    Trained,
+    at_hand,
+    build,
+    compare,
+    effort_words,
+    finite,
+    kept,
+    settings_words,
+    spread,
+    stopped_words,
+)
+from fisherviz.plotting.style import tidy
+from fisherviz.probe import Probe
+from fisherviz.results import WHOLE
+from fisherviz.training.data import Batches, Position
+from fisherviz.training.evaluation import evaluate
+
+RATES = tuple(float(f"{a}e{i}") for i in range(-7, 1) for a in (1, 3))
+DAMPINGS = tuple(float(f"1e{i}") for i in range(-8, 7, 2))
+TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits"}
+PAPER = {"SGD": 0.14, "Adam": 0.11, "natural gradient": 0.18, "K-FAC": 0.007, "FOOF": 0.002}
+"""Final training losses on Fashion-MNIST, read off the plots of the paper's later version."""
+SIMILAR = {"foof_cosine_factored": 0.7, "foof_cosine_eigenvalues": 0.1}
+"""K-FAC's cosine with FOOF, read off the same."""
+TUNED_DAMPING = 0.01
+"""The damping of K-FAC at which they were (the author's 1, for sums over a batch of 100)."""
+WORDS = {"foof_cosine_factored": "factors damped", "foof_cosine_eigenvalues": "product damped"}
+
+
+def methods(amortised: int) -> tuple[Method, ...]:
+    """The five optimizers; those with matrices renew them every so many steps."""
+    fixed = {"T": amortised}
+    both: dict[str, Sequence[Any]] = {"lr": RATES, "damping": DAMPINGS}
+    return (
+        Method("SGD", "sgd", {}, {"lr": RATES, "momentum": (0.0, 0.9)}, {"lr": 0.01, "momentum": 0.9}),
+        Method("Adam", "adam", {}, {"lr": RATES}, {"lr": 1e-4}),
+        Method("natural gradient", "subsampled", fixed, both, {"lr": 1e-5, "damping": 1e-4}),
+        Method("K-FAC", "kfac", {"rescale": False, "adapt": False, **fixed}, both, {"lr": 3e-3, "damping": 0.01}),
+        Method("FOOF", "foof", fixed, both, {"lr": 0.3, "damping": 1.0}),
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the paper's setting is run; None: all."""
+
+    width: int
+    limit: int | None
+    epochs: int
+    trial_epochs: int
+    trials: int
+    amortised: int
+    warm: tuple[int, ...]  # steps of training before figure 4A's looks
+    examples: int  # that figure 4A's factors are taken over
+    seeds: int = 3
+
+
+SCALES = {
+    "smoke": Scale(12, 300, 2, 1, 2, 2, (2,), 60, 2),
+    "desk": Scale(400, 6000, 10, 4, 6, 10, (300,), 500),
+    "paper": Scale(1000, None, 10, 10, 40, 1, (300, 6000), 1000),
+}
+
+
+@exhibit("benzing.fig5", "Benzing 2021, figures 5B and 5C: training loss of FOOF, K-FAC and the others")
+def fig5(run: Run) -> Outcome:
+    """Train the five optimizers on Fashion-MNIST and MNIST.
+
+    Args:
+        run: scale, seed and device.
+
+    Returns:
+        The picture and its claims.
+    """
+    scale = SCALES[run.scale]
+    names = [name for name in ("fashion-mnist", "mnist") if at_hand(name, run)] or ["digits"]
+    found = {name: compare(*_setup(name, scale), run) for name in names}
+    effort = _setup(names[0], scale)[2]
+    other = _departures(scale, names)
+    claims = [_ten_times(found, other), _ahead(found, other)]
+    if "fashion-mnist" in found:
+        claims += [_number(name, one, other) for name, one in found["fashion-mnist"].items()]
+    chosen = "; ".join(f"{TITLES[name]}: {settings_words(one)}{stopped_words(one)}" for name, one in found.items())
+    details = (
+        f"{' and '.join(TITLES[n] for n in names)} standardised, ReLU network with three hidden layers of "
+        f"{scale.width}, no biases, batch 100, {scale.epochs} epochs"
+        f"{'' if scale.limit is None else f' of the first {scale.limit:,} training images'}; "
+        f"matrices renewed every {scale.amortised} steps, averages with decay 0.95, the natural gradient's Fisher on "
+        f"an independent mini-batch; {effort_words(effort)}; chosen: {chosen}"
+    )
+    caption = "Training loss of the tuned optimizers (median and range of the seeds)."
+
+    def fill(figure: Figure) -> None:
+        axes = np.atleast_1d(figure.subplots(1, len(found)))
+        for ax, (name, one) in zip(axes, found.items(), strict=True):
+            draw_curves(ax, one, "train_loss")
+            logarithmic(ax)
+            ax.set_title(TITLES[name], fontsize=10)
+        axes[0].set_ylabel("training loss")
+        axes[0].legend(fontsize=7.5)
+
+    setting = f"width {scale.width}, {scale.epochs} epochs, {scale.seeds} seeds, {scale.trials} trials each"
+    return Outcome(tuple(claims), setting, details, caption, picture(4.8 * len(found), 3.6, fill))
+
+
+def _setup(name: str, scale: Scale) -> tuple[Problem, tuple[Method, ...], Effort]:
+    options = (("hidden", (scale.width,) * 3),)
+    problem = Problem(name, "foof-mlp", options, batch=100, limit=scale.limit, standardise=True)
+    epoch = -(-len(problem.data().train.inputs) // problem.batch)
+    effort = Effort(scale.epochs * epoch, epoch, scale.seeds, scale.trials, scale.trial_epochs * epoch)
+    return problem, methods(scale.amortised), effort
+
+
+def _departures(scale: Scale, names: Sequence[str]) -> tuple[str, ...]:
+    found = ["digits instead of Fashion-MNIST and MNIST"] if "digits" in names else []
+    found += [f"hidden layers of {scale.width} instead of 1000"] if scale.width != 1000 else []
+    found += [f"{scale.limit:,} training images instead of 60,000"] if scale.limit is not None else []
+    return tuple(found)
+
+
+def _ten_times(found: Mapping[str, Mapping[str, Trained]], other: tuple[str, ...]) -> Claim:
+    ratios = {
+        name: _ratio(one["natural gradient"].last("train_loss"), one["K-FAC"].last("train_loss"))
+        for name, one in found.items()
+    }
+    return Claim(
+        "K-FAC reaches an approximately 10 times lower training loss than the subsampled natural gradient",
+        "approximately 10 times, both data sets",
+        ", ".join(f"{TITLES[name]} {value:.3g} times" for name, value in ratios.items()),
+        "at least 5 times on each data set (medians)",
+        all(value >= 5 for value in ratios.values()),
+        other,
+        values=finite(ratios),
+    )
+
+
+def _ahead(found: Mapping[str, Mapping[str, Trained]], other: tuple[str, ...]) -> Claim:
+    measured, ratios = [], {}
+    for name, one in found.items():
+        foof, kfac = one["FOOF"].last("train_loss"), one["K-FAC"].last("train_loss")
+        ratios[name] = _ratio(foof, kfac)
+        measured.append(f"{TITLES[name]}: FOOF {spread(foof)}, K-FAC {spread(kfac)}")
+    return Claim(
+        "FOOF performs similarly to K-FAC, if not better",
+        "figures 5B and 5C (about 0.002 against 0.007 on Fashion-MNIST)",
+        "; ".join(measured),
+        "FOOF's median loss is at most 1.1 times K-FAC's on each data set",
+        all(value <= 1.1 for value in ratios.values()),
+        other,
+        values=finite({f"{name}_ratio": value for name, value in ratios.items()}),
+    )
+
+
+def _number(name: str, one: Trained, other: tuple[str, ...]) -> Claim:
+    losses = one.last("train_loss")
+    factor = median(losses) / PAPER[name]
+    return Claim(
+        f"{name}: training loss after 10 epochs on Fashion-MNIST",
+        f"about {PAPER[name]:g} (read off a plot)",
+        spread(losses),
+        "within a factor of 1.5",
+        2 / 3 <= factor <= 1.5,
+        other,
+        values=finite({"loss": median(losses)}),
+    )
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Of the medians; a method that diverged is infinitely far behind."""
+    first, second = median(above), median(below)
+    return first / second if second < float("inf") else 0.0
+
+
+# ---- figure 4A -------------------------------------------------------------------------------------------------
+
+
+@exhibit("benzing.fig4a", "Benzing 2021, figure 4A: K-FAC's similarity to FOOF against damping, both kinds of damping")
+def fig4a(run: Run) -> Outcome:
+    """Measure the cosine between K-FAC's and FOOF's directions for each damping on a network in training.
+
+    Args:
+        run: scale, seed and device.
+
+    Returns:
+        The picture and its claims.
+    """
+    scale = SCALES[run.scale]
+    name = "mnist" if at_hand("mnist", run) else "digits"
+    width = scale.width if run.scale == "smoke" else 1000  # few steps: the paper's network is affordable
+    limit = scale.limit if run.scale == "smoke" else None
+    problem = Problem(name, "foof-mlp", (("hidden", (width,) * 3),), batch=100, limit=limit, standardise=True)
+    looks = [
+        [_cosines(problem, steps, seed, scale.examples, run) for seed in range(run.seed, run.seed + scale.seeds)]
+        for steps in scale.warm
+    ]
+    other = tuple(["digits instead of MNIST"] if name == "digits" else [])
+    other += tuple([f"hidden layers of {width} instead of 1000"] if width != 1000 else [])
+    curves = {metric: np.array([[row[metric] for row in one["rows"]] for one in looks[-1]]) for metric in WORDS}
+    steps = scale.warm[-1]
+    early = other if run.scale == "paper" else (*other, f"after {steps} steps of SGD, not along K-FAC's training")
+    claims = [_rises(curves, other), _factored(curves, other)]
+    claims += [_cosine_number(metric, curves[metric], early) for metric in WORDS]
+    losses = [one["loss"] for one in looks[-1]]
+    details = (
+        f"{TITLES[name]} standardised, ReLU network with three hidden layers of {width}, no biases, after {steps} "
+        f"steps of SGD (learning rate 0.01, momentum 0.9, batch 100; training loss {spread(losses)}); factors over "
+        f"{scale.examples} training images with one label drawn for each, gradient over the same images; FOOF has "
+        f"K-FAC's own damping of A, π√λ; cosine over all layers; {scale.seeds} seeds. Dampings are for means over the "
+        f"batch"
+    )
+    caption = "Cosine between the directions of K-FAC and FOOF (median and range of the seeds)."
+
+    def fill(figure: Figure) -> None:
+        ax = figure.subplots()
+        for (metric, values), look in zip(curves.items(), (STYLES["K-FAC"], STYLES["natural gradient"]), strict=True):
+            ax.plot(
+                DAMPINGS, np.median(values, axis=0), color=look.color, linestyle=look.line, marker=look.marker,
+                markersize=4, label=WORDS[metric],
+            )  # fmt: skip
+            ax.fill_between(DAMPINGS, values.min(0), values.max(0), color=look.color, alpha=0.18, linewidth=0)
+        ax.set_xscale("log")
+        ax.set_ylim(0, 1.03)
+        ax.set_xlabel("damping λ")
+        ax.set_ylabel("K-FAC's cosine with FOOF")
+        ax.legend(fontsize=8)
+        tidy(ax)
+
+    setting = f"{TITLES[name]}, width {width}, {steps} steps of SGD, {scale.seeds} seeds"
+    return Outcome(tuple(claims), setting, details, caption, picture(5.2, 3.6, fill))
+
+
+def _cosines(problem: Problem, steps: int, seed: int, examples: int, run: Run) -> dict[str, Any]:
+    """Train by SGD, then both cosines for every damping."""
+    what = {"cosines": True, "dataset": problem.dataset, "model": problem.model_options, "limit": problem.limit,
+            "steps": steps, "seed": seed, "examples": examples, "dampings": DAMPINGS, "device": run.device}  # fmt: skip
+
+    def measure() -> dict[str, Any]:
+        data = problem.data().to(run.device)
+        model, likelihood = build(problem, data, seed).to(run.device), resolve(data.likelihood)
+        batches, position = Batches(*data.train, problem.batch, None, seed), Position()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        for step in range(1, steps + 1):
+            x, y, position = batches.take(position, step)
+            optimizer.zero_grad()
+            likelihood.nll(model(x), y).mean().backward()
+            optimizer.step()
+        loss = evaluate(model, likelihood, (data.train.inputs, data.train.targets), 10_000)["loss"]
+        few = (data.train.inputs[:examples], data.train.targets[:examples])
+        generator = torch.Generator(device=run.device).manual_seed(seed)
+        fisher = Probe(model, likelihood).fisher(few, kind="mc", generator=generator)
+        kfac = approximate(fisher, "kfac")
+        rows = []
+        for damping in DAMPINGS:
+            found = {metric: value for _, layer, metric, value in similarity(fisher, kfac, damping) if layer == WHOLE}
+            rows.append({metric: found[metric] for metric in SIMILARITIES})
+        return {"loss": loss, "rows": rows}
+
+    return kept(what, measure, run)
+
+
+def _rises(curves: Mapping[str, np.ndarray], other: tuple[str, ...]) -> Claim:
+    ranges = {metric: np.median(values, axis=0) for metric, values in curves.items()}
+    smallest = min(float(np.diff(values).min()) for values in ranges.values())
+    shown = "; ".join(f"{WORDS[metric]}: {values[0]:.2f} to {values[-1]:.2f}" for metric, values in ranges.items())
+    return Claim(
+        "damping increases the similarity of K-FAC to FOOF",
+        "figure 4A (no number in the text)",
+        f"from λ = {DAMPINGS[0]:g} to {DAMPINGS[-1]:g}: {shown}; smallest step between neighbours {smallest:+.3f}",
+        "both medians are larger at the largest damping, and never fall by more than 0.02 between neighbours",
+        all(values[-1] > values[0] for values in ranges.values()) and smallest >= -0.02,
+        other,
+        values={"smallest_step": smallest},
+    )
+
+
+def _factored(curves: Mapping[str, np.ndarray], other: tuple[str, ...]) -> Claim:
+    gap = np.median(curves["foof_cosine_factored"] - curves["foof_cosine_eigenvalues"], axis=0)
+    return Claim(
+        "damping the factors increases the similarity to FOOF more than damping the product",
+        "section 4 (no number in the text)",
+        f"cosine with factored damping minus cosine with damping of the product: {gap.min():+.3f} to {gap.max():+.3f}",
+        "the median difference is nowhere below -0.01 and at least 0.05 somewhere",
+        bool(gap.min() >= -0.01 and gap.max() >= 0.05),
+        other,
+        values={"smallest": float(gap.min()), "largest": float(gap.max())},
+    )
+
+
+def _cosine_number(metric: str, values: np.ndarray, other: tuple[str, ...]) -> Claim:
+    at = values[:, DAMPINGS.index(TUNED_DAMPING)].tolist()
+    return Claim(
+        f"the cosine with FOOF at K-FAC's tuned damping, {WORDS[metric]}",
+        f"about {SIMILAR[metric]:g} (read off a plot)",
+        f"{spread(at, '.2f')} at λ = {TUNED_DAMPING:g}",
+        "within 0.1",
+        abs(median(at) - SIMILAR[metric]) <= 0.1,
+        other,
+        values={"cosine": median(at)},
+    )

@@ -1,0 +1,384 @@
+"""Training comparisons: every method gets the same number of trials, then the same seeds; runs are kept one by one.
+
+A trial is a run with other options; the setting with the lowest final training loss is trained again from seeds that
+no trial saw. Each run is a JSON file, written when it ends, so that an interrupted command goes on with the next run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fisherviz import datasets, models
+from fisherviz.files import write_whole
+from fisherviz.likelihoods import resolve
+from fisherviz.papers.registry import Run
+from fisherviz.report.inputs import imported
+from fisherviz.training.data import Batches, Position
+from fisherviz.training.evaluation import Average, evaluate
+from fisherviz.training.optimizers import make_optimizer
+
+Options = Mapping[str, Any]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained.
+
+    Args:
+        dataset: name of a data set.
+        model: name of a network, or "pkg.mod:factory" called with the number of inputs and `generator`.
+        model_options: of the network, as pairs.
+        batch: examples per step.
+        limit: first training examples that are kept.
+        size: side that images are scaled to.
+        task: of the data set; None: its usual one.
+        standardise: as for `datasets.load`.
+        full_at: step at which growing batches hold all examples.
+        averaging: ξ of the averaged iterate; the better of it and the last iterate counts.
+        evaluated: training examples that are evaluated; None: all.
+    """
+
+    dataset: str
+    model: str
+    model_options: tuple[tuple[str, Any], ...] = ()
+    batch: int = 100
+    limit: int | None = None
+    size: int | None = None
+    task: str | None = None
+    standardise: bool | None = None
+    full_at: int | None = None
+    averaging: float | None = None
+    evaluated: int | None = None
+
+    def data(self) -> datasets.Dataset:
+        """The data set."""
+        return _load(self.dataset, self.limit, self.size, self.task, self.standardise)
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, limit: int | None, size: int | None, task: str | None, standardise: bool | None) -> Any:
+    return datasets.load(name, limit=limit, size=size, task=task, standardise=standardise)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a comparison.
+
+    Args:
+        name: in tables and legends.
+        optimizer: as for `fisherviz train`.
+        fixed: options that are not tuned.
+        grid: options that are tuned, each with its values in order.
+        start: where tuning begins, a value of each.
+    """
+
+    name: str
+    optimizer: str
+    fixed: Options = field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    start: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much training each method gets.
+
+    Args:
+        steps: of a run that counts.
+        look: steps between evaluations.
+        seeds: how many runs count.
+        trials: settings tried.
+        trial_steps: steps of a trial.
+    """
+
+    steps: int
+    look: int
+    seeds: int
+    trials: int
+    trial_steps: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method after tuning.
+
+    Args:
+        method: which.
+        options: those that were chosen.
+        trials: options and final training loss of every trial.
+        runs: one for each seed.
+    """
+
+    method: Method
+    options: Options
+    trials: tuple[tuple[Options, float], ...]
+    runs: tuple[dict[str, Any], ...]
+
+    def last(self, key: str) -> list[float]:
+        """A metric at the end of each seed's run; a run that broke off counts as the worst that it can be."""
+        return [final(run, key) for run in self.runs]
+
+    def at(self, key: str, step: int) -> list[float]:
+        """A metric at a step of each seed's run."""
+        found = []
+        for run in self.runs:
+            values = [line[key] for line in run["curve"] if line["step"] == step]
+            found.append(values[0] if values else worst(key))
+        return found
+
+    @property
+    def stopped(self) -> int:
+        """How many runs broke off."""
+        return sum(run["stopped"] is not None for run in self.runs)
+
+
+def worst(key: str) -> float:
+    """What a run that broke off counts as."""
+    return -math.inf if key.endswith("accuracy") else math.inf
+
+
+def final(run: Mapping[str, Any], key: str) -> float:
+    """A metric at the end of a run."""
+    return worst(key) if run["stopped"] is not None else float(run["curve"][-1][key])
+
+
+def compare(problem: Problem, methods: Sequence[Method], effort: Effort, run: Run) -> dict[str, Trained]:
+    """Tune each method with the same number of trials, then train it from the same seeds.
+
+    Args:
+        problem: what is trained.
+        methods: the lines of the comparison; one without a grid is not tuned.
+        effort: how much training.
+        run: seed of the trials (those that count have the next ones), device, where runs are kept.
+
+    Returns:
+        Name to method.
+    """
+    return {method.name: tuned(problem, method, effort, run) for method in methods}
+
+
+def tuned(problem: Problem, method: Method, effort: Effort, run: Run) -> Trained:
+    """Tune one method and train it; see `compare`."""
+
+    def loss(options: Options) -> float:
+        found = trained(problem, method, options, effort.trial_steps, effort.trial_steps, run.seed, run)
+        return final(found, "train_loss")
+
+    trials = search(method, effort.trials, loss) if method.grid else []
+    options = min(trials, key=lambda trial: trial[1])[0] if trials else {}
+    seeds = range(run.seed + 1, run.seed + 1 + effort.seeds)
+    runs = tuple(trained(problem, method, options, effort.steps, effort.look, seed, run) for seed in seeds)
+    return Trained(method, options, tuple(trials), runs)
+
+
+def search(method: Method, trials: int, loss: Callable[[Options], float]) -> list[tuple[Options, float]]:
+    """Walk over a grid: from the start always to the nearest setting not tried yet around the best so far.
+
+    Args:
+        method: with its grid.
+        trials: how many settings to try.
+        loss: of a setting; lower is better.
+
+    Returns:
+        The settings in the order tried, with their losses.
+    """
+    names = list(method.grid)
+    begin = tuple(list(method.grid[name]).index(method.start[name]) for name in names)
+    places = list(itertools.product(*(range(len(method.grid[name])) for name in names)))
+    tried: dict[tuple[int, ...], float] = {}
+    best = begin
+    for _ in range(min(trials, len(places))):
+        left = [place for place in places if place not in tried]
+        here = min(left, key=lambda place: sum(abs(i - j) for i, j in zip(place, best, strict=True)))
+        tried[here] = loss(_chosen(method, names, here))
+        best = min(tried, key=lambda place: tried[place])
+    return [(_chosen(method, names, place), value) for place, value in tried.items()]
+
+
+def _chosen(method: Method, names: Sequence[str], place: Sequence[int]) -> dict[str, Any]:
+    return {name: method.grid[name][i] for name, i in zip(names, place, strict=True)}
+
+
+def trained(
+    problem: Problem, method: Method, options: Options, steps: int, look: int, seed: int, run: Run
+) -> dict[str, Any]:
+    """One run, or what is kept of it.
+
+    Args:
+        problem: what is trained.
+        method: the optimizer.
+        options: of it, beside those that are fixed.
+        steps: how many.
+        look: steps between evaluations.
+        seed: of weights and batches.
+        run: device, and where runs are kept.
+
+    Returns:
+        "curve" (a line per evaluation: step, epoch, train_loss, ...), "stopped" (why it broke off, or None), "seconds".
+    """
+    what = {
+        "problem": asdict(problem), "optimizer": method.optimizer,
+        "options": {**method.fixed, **options}, "steps": steps, "look": look, "seed": seed, "device": run.device,
+    }  # fmt: skip
+    title = f"{problem.dataset} {method.name} {' '.join(f'{k}={v:g}' for k, v in options.items())} seed {seed}"
+
+    def measure() -> dict[str, Any]:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return _train(problem, what, title, run)
+
+    return kept(what, measure, run)
+
+
+def kept(what: Mapping[str, Any], measure: Callable[[], dict[str, Any]], run: Run) -> dict[str, Any]:
+    """A measurement, or what is kept of it.
+
+    Args:
+        what: everything that decides it, as JSON holds it.
+        measure: makes it.
+        run: where measurements are kept.
+
+    Returns:
+        It, with `what`.
+    """
+    text = json.dumps({"format": FORMAT, **what}, sort_keys=True)
+    path = None if run.work is None else run.work / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+    if path is not None and path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    found = {"what": json.loads(text), **measure()}
+    if path is not None:
+        write_whole(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    return found
+
+
+def _train(problem: Problem, what: Mapping[str, Any], title: str, run: Run) -> dict[str, Any]:
+    data = problem.data().to(run.device)
+    likelihood = resolve(data.likelihood)
+    model = build(problem, data, what["seed"]).to(run.device)
+    batches = Batches(*data.train, problem.batch, problem.full_at, what["seed"])
+    optimizer = make_optimizer(what["optimizer"], what["options"], model, likelihood, batches)
+    average = None if problem.averaging is None else Average(model, problem.averaging)
+    position, curve, stopped, seconds = Position(), [], None, 0.0
+
+    def look(step: int) -> None:
+        line = _measured(model, likelihood, data, problem.evaluated)
+        if average is not None:
+            with average.inside():
+                other = _measured(model, likelihood, data, problem.evaluated)
+            line = min(line, other, key=lambda metrics: metrics["train_loss"])
+        if not math.isfinite(line["train_loss"]):
+            raise ArithmeticError(f"the training loss is {line['train_loss']} after step {step}")
+        kept = {key: value for key, value in line.items() if math.isfinite(value)}
+        epoch = position.epoch + position.offset / len(batches)
+        curve.append({"step": step, "epoch": epoch, **kept})
+
+    try:
+        look(0)
+        for step in tqdm(range(1, what["steps"] + 1), desc=title, disable=not run.progress, leave=False):
+            x, y, position = batches.take(position, step)
+            began = time.process_time()
+            _step(model, likelihood, optimizer, x, y, step)
+            seconds += time.process_time() - began
+            if average is not None:
+                average.update()
+            if step % what["look"] == 0 or step == what["steps"]:
+                look(step)
+    except (ArithmeticError, RuntimeError, ValueError) as error:  # diverged: the options', not the command's failure
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        stopped = str(error) or type(error).__name__
+    return {"curve": curve, "stopped": stopped, "seconds": seconds}
+
+
+def _step(model: nn.Module, likelihood: Any, optimizer: Any, x: Tensor, y: Tensor, step: int) -> None:
+    first: list[float] = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = likelihood.nll(model(x), y).mean()
+        if not first:
+            first.append(loss.item())
+            if not math.isfinite(first[0]):
+                raise ArithmeticError(f"the loss is {first[0]} at step {step}")
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def _measured(model: nn.Module, likelihood: Any, data: datasets.Dataset, limit: int | None) -> dict[str, float]:
+    train = evaluate(model, likelihood, data.train, limit)
+    test = evaluate(model, likelihood, data.test)
+    return {f"train_{k}": v for k, v in train.items()} | {f"validation_{k}": v for k, v in test.items()}
+
+
+def build(problem: Problem, data: datasets.Dataset, seed: int) -> nn.Module:
+    """The network of a problem with a seed's weights."""
+    options = dict(problem.model_options)
+    if ":" in problem.model:
+        return imported(problem.model)(data.inputs, generator=torch.Generator().manual_seed(seed), **options)
+    return models.build(problem.model, seed=seed, dataset=data, **options)
+
+
+# ---- words -----------------------------------------------------------------------------------------------------
+
+
+def at_hand(name: str, run: Run) -> bool:
+    """Whether a data set is to be used: at "paper" always, at "desk" if its files are there, at "smoke" never."""
+    return run.scale == "paper" or (run.scale == "desk" and datasets.where(name) is not None)
+
+
+def spread(values: Sequence[float], digits: str = ".3g", factor: float = 1.0, unit: str = "") -> str:
+    """Median and range of the seeds, in words."""
+    middle, low, high = (factor * v for v in (median(values), min(values), max(values)))
+    if all(math.isinf(v) for v in values):
+        return "diverged"
+    shown = [format(v, digits) if math.isfinite(v) else "diverged" for v in (middle, low, high)]
+    return shown[0] + unit + (f" ({shown[1]} to {shown[2]})" if len(values) > 1 else "")
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """The values that JSON can hold."""
+    return {key: value for key, value in values.items() if math.isfinite(value)}
+
+
+def effort_words(effort: Effort) -> str:
+    """Tuning and seeds, in words."""
+    seeds = f"{effort.seeds} seed{'s' if effort.seeds > 1 else ''}"
+    return (
+        f"{effort.trials} trials of {effort.trial_steps} steps for each tuned method, chosen by final training loss, "
+        f"then {effort.steps} steps from each of {seeds} that no trial saw; medians, ranges in brackets"
+    )
+
+
+def settings_words(found: Mapping[str, Trained]) -> str:
+    """What tuning chose, in words."""
+    parts = []
+    for name, one in found.items():
+        if one.options:
+            parts.append(f"{name} {', '.join(f'{k} {v:g}' for k, v in one.options.items())}")
+    return "; ".join(parts)
+
+
+def stopped_words(found: Mapping[str, Trained]) -> str:
+    """Which runs broke off and why, in words; empty if none did."""
+    parts = []
+    for name, one in found.items():
+        if one.stopped:
+            why = next(run["stopped"] for run in one.runs if run["stopped"] is not None)
+            parts.append(f"{name}: {one.stopped} of {len(one.runs)} ({why.rstrip('.')})")
+    return f"; runs that broke off: {', '.join(parts)}" if parts else ""
