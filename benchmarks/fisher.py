@@ -67,8 +67,10 @@ def _numbers(timing: Timing) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _in_own_process(name: str, peers: bool) -> dict[str, Any]:
+def _in_own_process(name: str, peers: bool, huge_pages: bool = False) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": "2" if name in large.GOALS else "1"}
+    if huge_pages:
+        environment["THP_MEM_ALLOC_ENABLE"] = "1"
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fisher", "--here", name]
     if not peers:
         command.append("--no-peers")
@@ -105,6 +107,8 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     for name in arguments.names or NAMES:
         row = _in_own_process(name, not arguments.no_peers)
+        if name not in large.GOALS:
+            row["huge_pages"] = _in_own_process(name, False, huge_pages=True)["ours"]
         results["rows"][name] = row | {"measured": datetime.now(UTC).isoformat(timespec="seconds")}
         print(table.line(name, row), flush=True)
     if arguments.no_peers:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 SLOW = 3.0
 """Seconds above which a workload gets two rounds only."""
@@ -84,9 +86,30 @@ def _wall(f: Callable[[], Any]) -> float:
 
 def operations(work: Callable[[], Any]) -> float:
     """10⁹ operations of a workload; a multiply-add counts as two."""
-    with FlopCounterMode(display=False, custom_mapping=_COUNTS) as counter:
+    with _Counter() as counter:
         work()
-    return counter.get_total_flops() / 1e9
+    return counter.total / 1e9
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up operations; torch's own FlopCounterMode puts hooks on modules, which peers that call autograd refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet in _COUNTS:
+            self.total += _COUNTS[packet](*pytree.tree_map(_shape, args))
+        elif packet in flop_registry:
+            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _shape(x: Any) -> Any:
+    return x.shape if isinstance(x, torch.Tensor) else x
 
 
 def _batch(shape: torch.Size) -> int:

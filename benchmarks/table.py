@@ -25,6 +25,8 @@ def line(name: str, row: dict[str, Any]) -> str:
     text = f"{name:12} {ours['x']:7.2f}x {ours['ms']:8.1f} ms (pass {ours['pass_ms']:.2f} ms), "
     text += f"{ours['gflop']:6.2f} GFLOP, "
     text += f"goal {workload.goal:g} {workload.unit}: {ours[workload.unit] / workload.goal:.2f} of it"
+    if huge := row.get("huge_pages"):
+        text += f"\n{'':14}with huge pages: {huge['x']:.2f}x {huge['ms']:.1f} ms"
     for peer_name, peer in row["peers"].items():
         text += f"\n{'':14}{peer_name}: " + (f"{peer['x']:.2f}x {peer['ms']:.1f} ms" if "ms" in peer else peer["why"])
     return text
@@ -44,6 +46,8 @@ def page(results: dict[str, Any]) -> str:
         "dispatcher (matrix products, convolutions, factorisations; element-wise work is not in them). Wall time is "
         "that of two threads, for information. A peer is timed only after its product with a random vector equals ours "
         "(up to the scales and blocks named in `peers.py`; sampled labels within the noise of sampling).",
+        "Fresh memory is handed out in pages of 4 KiB whose first touch can cost more than the arithmetic on them; the "
+        "column *huge pages* is the same measured with `THP_MEM_ALLOC_ENABLE=1`, torch's own switch (Linux).",
         _summary(rows),
         "## Every peer",
         _peers(rows),
@@ -70,9 +74,10 @@ def _summary(rows: dict[str, Any]) -> str:
         against = "–" if best is None else f"{best[0]} {best[1]['x']:.3g}× ({best[1]['x'] / ours['x']:.1f} of ours)"
         body.append([
             f"**{name}** {workload.text}", goal, f"{ours['x']:.3g}×, {ours['ms']:.3g} ms", f"{share:.2f}", against,
-            f"{ours['gflop']:.3g}", f"{ours['wall_ms_two_threads']:.3g} ms",
+            f"{ours['gflop']:.3g}", f"{row['huge_pages'][workload.unit]:.3g} {'×' if workload.unit == 'x' else 'ms'}",
+            f"{ours['wall_ms_two_threads']:.3g} ms",
         ])  # fmt: skip
-    return _table(["work", "goal", "ours", "ours / goal", "best peer", "GFLOP", "two threads"], body)
+    return _table(["work", "goal", "ours", "ours / goal", "best peer", "GFLOP", "huge pages", "two threads"], body)
 
 
 def _peers(rows: dict[str, Any]) -> str:
