@@ -50,6 +50,7 @@ class Problem:
         full_at: step at which growing batches hold all examples.
         averaging: ξ of the averaged iterate; the better of it and the last iterate counts.
         evaluated: training examples that are evaluated; None: all.
+        dtype: floating-point type.
     """
 
     dataset: str
@@ -63,10 +64,12 @@ class Problem:
     full_at: int | None = None
     averaging: float | None = None
     evaluated: int | None = None
+    dtype: str = "float32"
 
     def data(self) -> datasets.Dataset:
         """The data set."""
-        return _load(self.dataset, self.limit, self.size, self.task, self.standardise)
+        found = _load(self.dataset, self.limit, self.size, self.task, self.standardise)
+        return found if self.dtype == "float32" else found.to(dtype=getattr(torch, self.dtype))
 
 
 @lru_cache(maxsize=4)
@@ -268,7 +271,7 @@ def kept(what: Mapping[str, Any], measure: Callable[[], dict[str, Any]], run: Ru
 def _train(problem: Problem, what: Mapping[str, Any], title: str, run: Run) -> dict[str, Any]:
     data = problem.data().to(run.device)
     likelihood = resolve(data.likelihood)
-    model = build(problem, data, what["seed"]).to(run.device)
+    model = build(problem, data, what["seed"]).to(device=run.device, dtype=getattr(torch, problem.dtype))
     batches = Batches(*data.train, problem.batch, problem.full_at, what["seed"])
     optimizer = make_optimizer(what["optimizer"], what["options"], model, likelihood, batches)
     average = None if problem.averaging is None else Average(model, problem.averaging)
