@@ -20,8 +20,8 @@ from fisherviz._version import __version__
 from fisherviz.approximations import Approximation, approximations, make
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.dense_comparison import DenseComparison
-from fisherviz.fisher import Fisher
-from fisherviz.results import WHOLE, Comparison
+from fisherviz.fisher import Fisher, require_fisher
+from fisherviz.results import WHOLE, Comparison, row_label
 from fisherviz.structured_comparison import StructuredComparison
 
 METRICS = (
@@ -63,6 +63,7 @@ def compare(
         ValueError: a method or a metric is unknown.
         NotImplementedError: a method that was asked for by name refuses a layer.
     """
+    require_fisher(fisher, "fv.compare")
     wanted = _check_metrics(metrics)
     chosen = _resolve(methods)
     notes: list[str] = []
@@ -113,7 +114,7 @@ def off_unit_share(fisher: Fisher) -> dict[str, float]:
         if layer.structured:
             total = fisher.norm("fro", block=(i, i)) ** 2
             if total > 0:
-                shares[layer.name] = max(0.0, 1.0 - fisher.units_square_norm(i) / total)
+                shares[row_label(layer.name)] = max(0.0, 1.0 - fisher.units_square_norm(i) / total)
     return shares
 
 
@@ -160,6 +161,12 @@ def _gradient(
 ) -> Tensor | None:
     if gradient is not None:
         flat = fisher.space.flatten(gradient) if isinstance(gradient, Mapping) else gradient
+        if not isinstance(flat, Tensor):
+            raise TypeError(f"gradient is a tensor or a dictionary name -> tensor, got {type(flat).__name__}.")
+        if not bool(torch.isfinite(flat).all()):
+            raise ValueError("gradient contains NaN or infinity; recompute it.")
+        if not bool(flat.any()):
+            notes.append("directions are left out: the gradient is zero.")
         if flat.shape != (fisher.shape[0],):
             raise ValueError(f"gradient must have {fisher.shape[0]} entries, got shape {tuple(flat.shape)}.")
         return flat.detach().to(fisher.probe.device)
@@ -187,7 +194,7 @@ def _meta(fisher: Fisher, rule: Damping, strength: float, unit: float, notes: li
         "parameters": fisher.shape[0],
         "layers": [
             {
-                "name": info.name, "kind": info.kind, "path": info.path, "parameters": list(info.parameters),
+                "name": row_label(info.name), "kind": info.kind, "path": info.path, "parameters": list(info.parameters),
                 "num_parameters": info.num_parameters, "in_features": info.in_features,
                 "out_features": info.out_features, "bias": info.bias, "skipped_reason": info.note,
             }

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fisherviz.captures import Capture
-from fisherviz.fisher import Fisher
+from fisherviz.fisher import Fisher, require_fisher
 
 _TILE_ENTRIES = 2**23
 """Entries of per-example products, and of a block's tile, held at once."""
@@ -63,11 +63,15 @@ def cumulants(
     Raises:
         NotImplementedError: a layer has weight sharing or takes the generic path.
     """
+    require_fisher(fisher, "fv.cumulants")
     chosen = (
         range(len(fisher.space.layers))
         if layers is None
         else [fisher.space.position(k) for k in ([layers] if isinstance(layers, str | int) else layers)]
     )
+    chosen = list(dict.fromkeys(chosen))
+    if not chosen:
+        raise ValueError("layers= names no layer; leave it out for all of them.")
     captures = fisher.example_space()
     sides: dict[int, Capture] = {}
     for i in chosen:

@@ -14,7 +14,7 @@ from fisherviz.damping import Damping
 from fisherviz.fisher import Fisher
 from fisherviz.measures import DenseExact, damped_measures, error_measures
 from fisherviz.reduction import LIMIT, reduce_matrix
-from fisherviz.results import WHOLE
+from fisherviz.results import WHOLE, row_label
 
 Row = tuple[str, str, str, float]
 _SINGULAR = {"relative_spectral", "relative_nuclear"}
@@ -38,6 +38,7 @@ class DenseComparison:
     ) -> None:
         self.rule, self.wanted, self.explicit = rule, wanted, explicit
         self.space = fisher.space
+        self.labels = [row_label(name) for name in self.space.names]
         self.notes: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
         matrix = symmetrised(fisher.to_dense("unit").double())
@@ -97,7 +98,7 @@ class DenseComparison:
             out += self._block_rows(damped)
         for (i, j), exact in self.blocks.items():
             part = matrix[self._range(i), self._range(j)]
-            names = (self.space.names[i], self.space.names[j])
+            names = (self.labels[i], self.labels[j])
             wanted = self.wanted if i == j or self.explicit or min(part.shape) <= _SMALL else self.wanted - _SINGULAR
             out += [(*names, name, value) for name, value in error_measures(exact, part, wanted).items()]
         self._gather(label, matrix, inverse)
@@ -109,7 +110,7 @@ class DenseComparison:
         for (i, j), exact in self.blocks.items():
             if i == j and exact.frobenius > 0:
                 found, _ = damped_measures(exact, damped[self._range(i), self._range(i)], self.wanted)
-                out += [(self.space.names[i], self.space.names[i], name, value) for name, value in found.items()]
+                out += [(self.labels[i], self.labels[i], name, value) for name, value in found.items()]
         return out
 
     def _gather(self, label: str, matrix: Tensor, inverse: Tensor | None) -> None:

@@ -6,7 +6,8 @@ earlier one (DESIGN sections 3 and 5). `passes.Passes` holds the data's side of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, overload
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fisherviz import spectra
 from fisherviz.captures import Capture
+from fisherviz.damping import Tikhonov
 from fisherviz.examplespace import columns_product, example_gram, rows_product
 from fisherviz.forward_mode import fisher_product, forward_mode_is_right, output_tangent
 from fisherviz.joint import JointBlocks
@@ -287,8 +289,7 @@ class Fisher(Passes):
         if isinstance(v, Mapping):
             return self.space.unflatten(self.solve(self.space.flatten(v), damping))
         v = self._check_vector(v)
-        if isinstance(damping, bool) or not isinstance(damping, int | float):
-            raise TypeError(f"the exact Fisher takes a number as Tikhonov damping, got {type(damping).__name__}.")
+        damping = _number(damping)
         if not 0 <= damping < float("inf"):
             raise ValueError(f"damping must be a finite number of at least 0, got {damping}.")
         right = v.unsqueeze(1) if v.dim() == 1 else v
@@ -374,6 +375,8 @@ class Fisher(Passes):
         """
         if ord not in ("fro", "spectral", "trace"):
             raise ValueError(f"ord must be one of fro, spectral, trace, got {ord!r}.")
+        if block is not None and (isinstance(block, str) or not isinstance(block, Sequence) or len(block) != 2):
+            raise ValueError(f"block is a pair (row, col) of layers, got {block!r}.")
         pair = None if block is None else (self.space.position(block[0]), self.space.position(block[1]))
         if ord == "trace":
             return spectra.trace(self, pair)
@@ -388,7 +391,7 @@ class Fisher(Passes):
         """Eigenvalues in descending order: the k largest, or all the non-zero ones.
 
         Args:
-            k: how many; None: all above rounding.
+            k: how many at most; None: all above rounding.
 
         Returns:
             Eigenvalues in float64, clamped at 0.
@@ -414,3 +417,23 @@ class Fisher(Passes):
             ValueError: the prior precision is not positive.
         """
         return sample_posterior(self, prior_precision, n, generator)
+
+
+def _number(damping: Any) -> float:
+    """The λ of a number, a scalar tensor or `Tikhonov`."""
+    if isinstance(damping, Tikhonov):
+        return damping.value
+    if isinstance(damping, Tensor) and damping.numel() == 1:
+        return float(damping)
+    if isinstance(damping, bool) or not isinstance(damping, Real):
+        raise TypeError(f"the exact Fisher takes a number as Tikhonov damping, got {type(damping).__name__}.")
+    return float(damping)
+
+
+def require_fisher(fisher: object, what: str) -> None:
+    """Raise TypeError for what is not a Fisher."""
+    if not isinstance(fisher, Fisher):
+        raise TypeError(
+            f"{what} takes a Fisher, got {type(fisher).__name__}; "
+            "make one with fv.Probe(model, likelihood).fisher(data)."
+        )

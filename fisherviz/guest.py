@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _visits = threading.local()
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+def lock_of(model: nn.Module) -> Any:
+    """One lock for each model: its hooks and modes serve one pass at a time."""
+    with _locks_lock:
+        return _locks.setdefault(model, threading.RLock())
 
 
 def visiting() -> bool:
@@ -21,6 +31,12 @@ def visiting() -> bool:
 @contextmanager
 def as_guest(model: nn.Module) -> Iterator[None]:
     """Run with gradients on; restore buffers, training modes and the global random state afterwards."""
+    with lock_of(model), _restored(model):
+        yield
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, b, b._version, b.clone())
         for module in model.modules()

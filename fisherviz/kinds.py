@@ -155,6 +155,8 @@ def make_vectors(
         return ExactVectors(likelihood)
     if kind == "empirical":
         return EmpiricalVectors(likelihood)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
     # the user's generator gives one seed, so that two Fishers made with it see different labels
     seed = (
         torch.initial_seed()

@@ -6,6 +6,7 @@ order. Solves of full matrices are dense where that fits and conjugate gradients
 
 from __future__ import annotations
 
+import html
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -156,11 +157,23 @@ class LayeredMatrix(ABC):
     def _on_columns(self, v: Tensor, function) -> Tensor:  # type: ignore[no-untyped-def]
         if not isinstance(v, Tensor):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
-        v = v.detach().to(device=self._like.device, dtype=self._like.dtype)
+        model = self._like.dtype
+        # operators of half-precision models are float32, like their statistics
+        v = v.detach().to(device=self._like.device, dtype=self._work)
         pieces = self.space.split(v)
         flat = v.dim() == 1
-        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces))
+        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(model)
         return out[:, 0] if flat else out
+
+    @property
+    def _work(self) -> torch.dtype:
+        return torch.promote_types(self._like.dtype, torch.float32)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.shape[0]:,} x {self.shape[1]:,} over {len(self.space.layers)} layers"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>"
 
     def inverse(self, damping: float | Damping | None = None) -> LayeredMatrix:
         """The inverse of the damped matrix, as a structured matrix of its own."""
@@ -182,7 +195,7 @@ class BlockDiagonal(LayeredMatrix):
         """The layer's operator, or zero."""
         if i == j:
             return self.operators[i]
-        return Zero(self.space.sizes[i], self.space.sizes[j], dtype=self._like.dtype, device=self._like.device)
+        return Zero(self.space.sizes[i], self.space.sizes[j], dtype=self._work, device=self._like.device)
 
     def _product(self, pieces: list[Tensor]) -> list[Tensor]:
         return [op @ piece for op, piece in zip(self.operators, pieces, strict=True)]
@@ -235,7 +248,7 @@ class FullMatrix(LayeredMatrix):
             return self.operators[i, j]
         if (j, i) in self.operators:
             return self.operators[j, i].T
-        return Zero(self.space.sizes[i], self.space.sizes[j], dtype=self._like.dtype, device=self._like.device)
+        return Zero(self.space.sizes[i], self.space.sizes[j], dtype=self._work, device=self._like.device)
 
     def _product(self, pieces: list[Tensor]) -> list[Tensor]:
         n = len(pieces)
@@ -284,7 +297,7 @@ class FullMatrix(LayeredMatrix):
                 self._stacked_product,
                 self.space.size,
                 which="magnitude",
-                dtype=self._like.dtype,
+                dtype=self._work,
                 device=self._like.device,
             )
             return abs(float(top[0]))
@@ -326,7 +339,7 @@ class TridiagonalInverse(LayeredMatrix):
             return self.tridiagonal.block(self.chain.index(i), self.chain.index(j))
         if i == j:
             return self.rest[i]
-        return Zero(self.space.sizes[i], self.space.sizes[j], dtype=self._like.dtype, device=self._like.device)
+        return Zero(self.space.sizes[i], self.space.sizes[j], dtype=self._work, device=self._like.device)
 
     def _in_chain(self, pieces: list[Tensor], on_chain, on_rest) -> list[Tensor]:  # type: ignore[no-untyped-def]
         out = [on_rest(i, piece) if i in self.rest else piece for i, piece in enumerate(pieces)]
@@ -388,7 +401,7 @@ class Inverse(LayeredMatrix):
 
     def _tridiagonal_dense(self, matrix: TridiagonalInverse) -> Tensor:
         offsets = self.space.offsets
-        out = self._like.new_zeros(self.shape)
+        out = self._like.new_zeros(self.shape, dtype=self._work)
         index = torch.cat([torch.arange(offsets[i], offsets[i + 1]) for i in matrix.chain]).to(out.device)
         out[index.unsqueeze(1), index] = matrix.tridiagonal.inverse_dense()
         for i, op in matrix.rest.items():

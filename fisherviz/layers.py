@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -255,8 +256,12 @@ class ParameterSpace:
         for size in self.sizes:
             self.offsets.append(self.offsets[-1] + size)
 
-    def position(self, layer: str | int) -> int:
-        """Position of a layer given by name or position."""
+    def position(self, layer: str | int | LayerInfo) -> int:
+        """Position of a layer given by name, position or `LayerInfo`."""
+        if isinstance(layer, LayerInfo):
+            layer = layer.name
+        if isinstance(layer, Integral) and not isinstance(layer, bool):
+            layer = int(layer)
         if isinstance(layer, bool) or not isinstance(layer, str | int):
             raise TypeError(f"a layer is given by its name or position, got {type(layer).__name__}.")
         if isinstance(layer, str):
@@ -293,6 +298,8 @@ class ParameterSpace:
             )
         for layer in self.layers:
             for name, p in layer.parameters.items():
+                if not isinstance(tensors[name], Tensor):
+                    raise TypeError(f"entry {name!r} must be a tensor, got {type(tensors[name]).__name__}.")
                 if tensors[name].shape != p.shape:
                     raise ValueError(
                         f"entry {name!r} must have shape {tuple(p.shape)}, got {tuple(tensors[name].shape)}."

@@ -5,6 +5,7 @@ The posterior precision is Λ₀ + Σₙ Fₙ, whatever the Fisher's reduction.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +22,10 @@ def sample_posterior(
     space, probe = fisher.space, fisher.probe
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n must be a positive whole number of samples, got {n!r}.")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
+    if not isinstance(prior_precision, Real | Tensor):
+        raise TypeError(f"prior_precision must be a number or a tensor, got {type(prior_precision).__name__}.")
     prior = torch.as_tensor(prior_precision, dtype=torch.float64, device=probe.device)
     if prior.dim() > 1 or (prior.dim() == 1 and len(prior) != space.size):
         raise ValueError(

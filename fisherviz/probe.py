@@ -73,8 +73,11 @@ class Probe:
             raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
         self.model = model
         self.likelihood = resolve(likelihood)
+        if output is not None and not callable(output):
+            raise TypeError(f"output= is a function that picks the output tensor, got {type(output).__name__}.")
         self.output = output
         self._layers, self.left_out = find_layers(model, layers)
+        _check_types(self._layers)
         self.space = ParameterSpace(self._layers)
         self._recorder = Recorder(self._layers)
         self._held = False
@@ -138,6 +141,10 @@ class Probe:
             f"Probe of {type(self.model).__name__}: {self.likelihood!r}, {self.space.size:,} parameters"
         )
         return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy holds no hooks."""
+        return {**self.__dict__, "_held": False}
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
 
@@ -209,7 +216,7 @@ class Probe:
             out = function(**inputs)
         else:
             out = function(*inputs)
-        z = self.output(out) if self.output is not None else out
+        z = out if self.output is None else self._pick(out)
         if not isinstance(z, Tensor):
             raise TypeError(
                 f"the model returned {type(z).__name__}, not a tensor; "
@@ -224,6 +231,18 @@ class Probe:
                 "its first dimension must count them: pick or reshape it with output=."
             )
         return z.unsqueeze(1) if z.dim() == 1 else z
+
+    def _pick(self, out: Any) -> Any:
+        """The output tensor that `output=` finds in what the model returned."""
+        assert self.output is not None
+        try:
+            return self.output(out)
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            keys = f" with keys {', '.join(map(repr, out))}" if isinstance(out, dict) else ""
+            raise ValueError(
+                f"output= failed on what the model returned ({type(out).__name__}{keys}): "
+                f"{type(error).__name__} {error}; change the callable."
+            ) from error
 
     def loss_gradient(self, inputs: Inputs, targets: Tensor | None = None) -> tuple[Tensor, ...]:
         """Gradients of a batch's mean loss by one forward+backward pass; without targets, of the output's mean."""
@@ -313,13 +332,14 @@ class Probe:
     ) -> Batch:
         z, calls = self.record(inputs)
         n = len(z)
+        self.likelihood.check_output(z)
         if not z.requires_grad:
             raise RuntimeError(
                 "the model's output does not depend on the probed parameters; "
                 "is its forward under torch.no_grad(), or detached?"
             )
         self._check_examples(n, calls)
-        self.likelihood.check_output(z)
+        self._check_absent(z, calls)
         self.check_finite(z, calls, first)
         v = vectors(z.detach(), targets, first)
         captures: dict[str, AnyCapture] = {}
@@ -333,6 +353,17 @@ class Probe:
             if layer.name not in captures:
                 captures[layer.name] = GenericCapture(z.new_zeros(len(v), n, layer.size))
         return Batch({layer.name: captures[layer.name] for layer in self._layers}, n, first)
+
+    def _check_absent(self, z: Tensor, calls: dict[str, list[Call]]) -> None:
+        """A structured layer that did not run has no gradient, unless its parameters act some other way."""
+        for layer in self._layers:
+            if not layer.structured or layer.name in calls:
+                continue
+            own = list(layer.parameters.values())
+            found = torch.autograd.grad(z, own, torch.ones_like(z), retain_graph=True, allow_unused=True)
+            if any(g is not None for g in found):
+                layer.make_generic("its forward did not run, but its parameters act")
+                raise PathChanged
 
     def _check_examples(self, n: int, calls: dict[str, list[Call]]) -> None:
         """A layer that sees only some of the examples (a mixture of experts) goes the generic way, from the start."""
@@ -438,6 +469,13 @@ class Probe:
         assert self._example_output is not None
         inputs, per_vector = self._example_bytes
         return max(1, CAPTURE_BYTES // (inputs + per_vector * vectors.count(self._example_output)))
+
+
+def _check_types(layers: Sequence[Layer]) -> None:
+    kinds = {p.dtype: name for layer in layers for name, p in layer.parameters.items()}
+    if len(kinds) > 1:
+        examples = ", ".join(f"{name!r} is {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())
+        raise ValueError(f"the probed parameters have several types ({examples}); convert the model to one with .to().")
 
 
 def _regroup(calls: dict[str, list[Call]], gradients: Sequence[Tensor | None], z: Tensor) -> dict[str, list[Tensor]]:

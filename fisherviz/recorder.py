@@ -78,6 +78,10 @@ class Recorder:
         self.active = False
         self._handles: list[RemovableHandle] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy records for itself: it has no hooks on any model yet."""
+        return {"layers": self.layers, "calls": [], "active": False, "_handles": []}
+
     @property
     def attached(self) -> bool:
         """Whether hooks are on the model."""

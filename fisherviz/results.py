@@ -27,6 +27,11 @@ FORMAT = 1
 TABLE, FACTS, ARRAYS = "comparison.parquet", "comparison.json", "arrays.npz"
 
 
+def row_label(layer: str) -> str:
+    """What a layer is called in the table: its name, unless that means the whole matrix."""
+    return f"{layer} (layer)" if layer == WHOLE else layer
+
+
 class Comparison:
     """How far each approximation is from the exact Fisher, per pair of layers and as a whole.
 

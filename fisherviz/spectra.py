@@ -75,8 +75,6 @@ def spectrum(fisher: Fisher, k: int | None, dense: bool) -> Tensor:
     else:
         values = torch.linalg.eigvalsh(fisher.example_gram().double()).flip(0) * fisher.scale
     values = values.double().clamp(min=0)
-    if k is not None:
-        return values[:k]
     # what rounding leaves of a zero eigenvalue is no eigenvalue
     floor = torch.finfo(fisher.probe.dtype).eps * max(size, len(values)) * float(values[0])
-    return values[values > floor]
+    return values[values > floor][:k]

@@ -199,7 +199,8 @@ class UnitBlocks(Statistic):
         """Sum over the batch and its vectors."""
         capture = _structured(captures[0], self)
         if capture.factored:
-            return weighted_moments(capture.a[:, 0], capture.g[:, :, 0].square().sum(0))
+            work = torch.promote_types(capture.a.dtype, torch.float32)
+            return weighted_moments(capture.a[:, 0].to(work), capture.g[:, :, 0].to(work).square().sum(0))
         da = capture.a.shape[-1]
         units = capture.gradients.unflatten(2, (-1, da)).flatten(0, 1).transpose(0, 1)  # (d_out, K N, da)
         return units.transpose(1, 2) @ units
@@ -236,6 +237,7 @@ class EigenMoment(Statistic):
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
         capture = _structured(captures[0], self)
+        capture = Capture(capture.a.to(self.qa.dtype), capture.g.to(self.qg.dtype))
         if capture.grouped:
             a = torch.einsum("nthi,hij->nthj", capture.a, self.qa)
             turned = Capture(a, torch.einsum("knthi,hij->knthj", capture.g, self.qg))

@@ -18,7 +18,7 @@ from fisherviz.fisher import Fisher
 from fisherviz.measures import DAMPED, DIRECTIONS, direction_measures
 from fisherviz.operators import Dense, Operator, Zero, extreme_eigenvalues
 from fisherviz.products import GRADIENT_ENTRIES
-from fisherviz.results import WHOLE
+from fisherviz.results import WHOLE, row_label
 
 Row = tuple[str, str, str, float]
 _MAX_PAIRS = 100
@@ -79,7 +79,7 @@ class StructuredComparison:
         """All rows (row, col, metric, value) of a fitted approximation."""
         out: list[Row] = []
         inner_total, own_total, error_total = 0.0, 0.0, 0.0
-        names = self.space.names
+        names = [row_label(name) for name in self.space.names]
         show_pairs = len(self.space.layers) ** 2 <= _MAX_PAIRS
         for i, j in self.all_pairs:
             operator = approximation.operator(i, j)

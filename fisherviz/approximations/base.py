@@ -117,10 +117,22 @@ class Approximation(LayeredMatrix):
             The structured matrix (of the mean Fisher).
         """
         operators = [
-            self.operator_for(layer, v) if self._handles(layer) else DiagonalOperator(v["diagonal"])
+            self._checked(layer, self.operator_for(layer, v))
+            if self._handles(layer)
+            else DiagonalOperator(v["diagonal"])
             for layer, v in zip(space.layers, values, strict=True)
         ]
         return self.assemble(space, operators, couplings)
+
+    def _checked(self, layer: Layer, operator: Operator) -> Operator:
+        """Authors of approximations learn here, not at a later product, that an operator does not fit."""
+        if not isinstance(operator, Operator) or operator.shape != (layer.size, layer.size):
+            got = f"{operator.shape}" if isinstance(operator, Operator) else type(operator).__name__
+            raise TypeError(
+                f"{type(self).__name__}.operator_for({layer.name!r}) must return an Operator of size "
+                f"{layer.size} x {layer.size}, got {got}."
+            )
+        return operator
 
     @restarting
     def fit(self, fisher: Fisher) -> Approximation:
@@ -132,6 +144,11 @@ class Approximation(LayeredMatrix):
         Returns:
             self.
         """
+        if not hasattr(fisher, "collect"):
+            raise TypeError(
+                f"{self.name} is built from a Fisher, got {type(fisher).__name__}; "
+                "make one with fv.Probe(model, likelihood).fisher(data)."
+            )
         start = time.perf_counter()
         self.space = fisher.space
         self.kind, self.reduction = fisher.kind, fisher.reduction

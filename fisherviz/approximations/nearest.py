@@ -78,6 +78,8 @@ def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None)
     Raises:
         RuntimeError: block power iteration has not converged.
     """
+    work = torch.promote_types(capture.a.dtype, torch.float32)
+    capture = Capture(capture.a.to(work), capture.g.to(work))
     da, dg = capture.a.shape[-1], capture.g.shape[-1]
     # for one position R maps everything to symmetric matrices; with weight sharing it has antisymmetric pairs too
     symmetric = capture.factored

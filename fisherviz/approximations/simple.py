@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from fisherviz.approximations.base import Approximation, Values
 from fisherviz.layers import Layer
 from fisherviz.operators import Diagonal as DiagonalOperator
@@ -24,7 +26,9 @@ class Identity(Approximation):
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """I."""
         parameter = next(iter(layer.parameters.values()))
-        return IdentityOperator(layer.size, dtype=parameter.dtype, device=parameter.device)
+        return IdentityOperator(
+            layer.size, dtype=torch.promote_types(parameter.dtype, torch.float32), device=parameter.device
+        )
 
 
 class Diagonal(Approximation):
