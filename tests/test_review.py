@@ -53,6 +53,9 @@ def test_threads_share_a_model_one_pass_at_a_time(net, data):
     assert gaps == [0.0] * 12
 
 
+ROWS = torch.ones(2, 3).double()
+
+
 class NamedAll(nn.Module):
     def __init__(self):
         super().__init__()
@@ -110,7 +113,7 @@ def test_the_spectrum_does_not_depend_on_what_was_asked_before(net, data):
         (lambda f: fv.compare(f.to_dense()), "Fisher"),
         (lambda f: fv.cumulants(f.to_dense()), "Fisher"),
         (lambda f: fv.Probe(f.probe.model, "categorical", output="logits"), "output="),
-        (lambda f: fv.Probe(f.probe.model, "categorical", output=lambda z: z.x).forward(torch.ones(2, 3).double()), "output="),
+        (lambda f: fv.Probe(f.probe.model, "gaussian", output=lambda z: z.x).forward(ROWS), "output="),
         (lambda f: f.sample("a", 2), "prior_precision"),
     ],
     ids=range(11),
