@@ -59,7 +59,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(3, 1, 120, 40, 3, 40, 2, 1, 1),
-    "desk": Scale(60, 5, 4000, 500, 60, 500, 3, 3, 30),
+    "desk": Scale(40, 4, 2000, 250, 40, 250, 3, 2, 20),
     "paper": Scale(2000, 20, None, 1000, 500, 500, 3, 12, 500),
 }
 
@@ -109,7 +109,7 @@ def fig11(run: Run) -> Outcome:
     small = run.scale == "smoke"
     network = "fisherviz.papers.autoencoders:small_autoencoder" if small else "mnist-autoencoder"
     common: dict[str, Any] = {
-        "task": "autoencoder", "limit": scale.limit, "averaging": 0.99, "evaluated": 10_000,
+        "task": "autoencoder", "limit": scale.limit, "averaging": 0.99, "evaluated": scale.limit,
         "size": 28 if name == "digits" and not small else None,
     }  # fmt: skip
     still = Problem(name, network, batch=scale.batch, **common)

@@ -49,7 +49,7 @@ class Problem:
         standardise: as for `datasets.load`.
         full_at: step at which growing batches hold all examples.
         averaging: ξ of the averaged iterate; the better of it and the last iterate counts.
-        evaluated: training examples that are evaluated; None: all.
+        evaluated: most examples of each part that are evaluated; None: all.
         dtype: floating-point type.
     """
 
@@ -325,7 +325,7 @@ def _step(model: nn.Module, likelihood: Any, optimizer: Any, x: Tensor, y: Tenso
 
 def _measured(model: nn.Module, likelihood: Any, data: datasets.Dataset, limit: int | None) -> dict[str, float]:
     train = evaluate(model, likelihood, data.train, limit)
-    test = evaluate(model, likelihood, data.test)
+    test = evaluate(model, likelihood, data.test, limit)
     return {f"train_{k}": v for k, v in train.items()} | {f"validation_{k}": v for k, v in test.items()}
 
 
