@@ -9,6 +9,7 @@ the authors' code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class KBFGS(NaturalGradient):
         powell: first threshold of the double damping.
         loss_scale: c where the loss is c times the sum of the examples' nll; None: 1/N, the mean.
         output: picks the output tensor from what the model returns.
+
+    Raises:
+        ValueError: an option is out of range, or there is data and no layer to precondition.
     """
 
     def __init__(
@@ -69,8 +73,8 @@ class KBFGS(NaturalGradient):
     ) -> None:
         for name, value in (("pair_decay", pair_decay), ("powell", powell)):
             check_number(name, value, 0.0, 1.0)
-        if not damping > 0:
-            raise ValueError(f"damping must be positive for K-BFGS, got {damping!r}.")
+        if isinstance(damping, bool) or not isinstance(damping, Real | Tensor) or not float(damping) > 0:
+            raise ValueError(f"damping must be a positive number for K-BFGS, got {damping!r}.")
         self.pair_decay, self.powell = pair_decay, powell
         self._first = None if data is None else Batches(data)
         super().__init__(
@@ -78,6 +82,11 @@ class KBFGS(NaturalGradient):
             weight_decay=weight_decay, decay=decay, kind="empirical", loss_scale=loss_scale, output=output,
         )  # fmt: skip
         self._factors: dict[str, dict[str, Tensor]] = {}
+        if self._first is not None and not self.layers:
+            raise ValueError(
+                "data is there for the first A of the preconditioned layers, and every parameter is frozen or in a "
+                "group with approximation='none'; leave data out, or leave K-BFGS a layer."
+            )
 
     def _reads_labels(self) -> bool:
         return True
@@ -120,7 +129,7 @@ class KBFGS(NaturalGradient):
         assert closure is not None
         layers = self._active() if self.moments is not None else []
         before = {layer.name: self._means(layer) for layer in layers}
-        if self._first is not None and not self._factors:
+        if self._first is not None and layers and not self._factors:
             self._average_data(layers)
         for layer in layers:
             self._update_inputs(layer)
@@ -230,7 +239,7 @@ class KBFGS(NaturalGradient):
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         super()._load_own_state(state)
-        device = next(iter(self._known)).device
+        device = self.generator.device
         self._factors = {
             name: {key: t.to(device, copy=True) for key, t in own.items()} for name, own in state["factors"].items()
         }

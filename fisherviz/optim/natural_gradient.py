@@ -1,8 +1,7 @@
 """NaturalGradient: any approximation, any damping, one step rule, in a plain training loop.
 
-θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning. Statistics come from the user's own
-forwards and
-backwards (`watch`), averages from `moments`, solves from `preconditioner`; the presets only set defaults.
+θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning. Statistics come from the user's own forwards
+and backwards (`watch`), averages from `moments`, solves from `preconditioner`; the presets only set defaults.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from fisherviz.optim.selection import (
     split_matrix,
     unwrap,
 )
+from fisherviz.optim.settings import check_choice, check_count, check_damping, check_loss_scale
 from fisherviz.optim.watch import Pass, Wanted, Watcher
 from fisherviz.recorder import Call
 
@@ -67,7 +67,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     Raises:
         ValueError: an option is out of range or unknown.
-        TypeError: the model is no module or the likelihood cannot be told.
+        TypeError: the model is no module, the likelihood cannot be told, or damping or loss_scale is no number.
         RuntimeError: the model is compiled already.
 
     Example:
@@ -111,15 +111,12 @@ class NaturalGradient(torch.optim.Optimizer):
         check_number("momentum", momentum, 0.0, 1.0)
         check_number("weight_decay", weight_decay, 0.0, math.inf)
         check_number("decay", decay, 0.0, 1.0)
-        for name, value, allowed in (("kind", self.kind, KINDS), ("reduction", reduction, ("mean", "sum"))):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-        for name, number in (("T", T), ("samples", samples)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} must be a positive whole number, got {number!r}.")
-        if loss_scale is not None and not loss_scale > 0:
-            raise ValueError(f"loss_scale must be positive, got {loss_scale!r}.")
-        as_damping(damping)
+        check_choice("kind", self.kind, KINDS)
+        check_choice("reduction", reduction, ("mean", "sum"))
+        check_count("T", T)
+        check_count("samples", samples)
+        check_loss_scale(loss_scale)
+        check_damping(damping)
         self.T, self.decay, self.ramp, self.reduction, self.samples = T, decay, ramp, reduction, samples
         self.k = 0
         """Steps taken."""
@@ -128,6 +125,7 @@ class NaturalGradient(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(list(model.parameters()) if params is None else params, defaults)
         for group in self.param_groups:
+            check_damping(group["damping"])
             if group["approximation"] not in (None, "none"):
                 raise ValueError(f"a group's approximation must be 'none' or left out, got {group['approximation']!r}.")
         self.model = model

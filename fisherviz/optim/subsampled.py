@@ -229,7 +229,7 @@ class SubsampledNaturalGradient(NaturalGradient):
                 f"the state is one of structure {state.get('structure')!r}, this optimizer's is {self.structure!r}."
             )
         super()._load_own_state(state)
-        device = next(iter(self._known)).device
+        device = self.generator.device
         self._fisher, self._factors = unpack(state["fisher"], device), {}
         self._previous = [
             (tuple(x.to(device) if isinstance(x, Tensor) else x for x in args), dict(kwargs))
