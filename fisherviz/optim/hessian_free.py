@@ -22,7 +22,7 @@ from fisherviz.optim.moments import distributed
 from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.quadratic import FisherForms, combine, dot
-from fisherviz.optim.selection import matrix_of, split_matrix
+from fisherviz.optim.selection import joint_lr, matrix_of, split_matrix
 
 SPACING = 1.3
 """Ratio of the iterations at which conjugate gradients leave an iterate for the backtracking."""
@@ -130,7 +130,7 @@ class HessianFree(NaturalGradient):
         h = self._objective(loss, parameters)
         (k, delta, model_change), value = self._backtrack(iterates, closure, parameters)
         rho = (value - h) / model_change if model_change < 0 else 0.0
-        step, slope = float(self.param_groups[0]["lr"]), dot(gradient, delta)
+        step, slope = joint_lr(self.param_groups), dot(gradient, delta)
         after = value if step == 1 else self._at(delta, step, closure, parameters)
         for _ in range(_SEARCH):  # Armijo along the chosen iterate
             if after <= h + 1e-2 * step * slope:

@@ -21,6 +21,7 @@ from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.revisit import capture_forward
+from fisherviz.optim.selection import joint_lr
 from fisherviz.optim.watch import Inputs
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
@@ -134,13 +135,11 @@ class KFAC(NaturalGradient):
             rule = as_damping(damping)
             self.lam = rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
             self.gamma = math.sqrt(self.lam + self.eta)
-            if any(
-                g["lr"] != lr or g["weight_decay"] != self.eta or g["damping"] != damping for g in self.param_groups
-            ):
+            joined = [group for group in self.param_groups if group["approximation"] != "none"]
+            if any(g["lr"] != lr or g["weight_decay"] != self.eta or g["damping"] != damping for g in joined):
                 raise ValueError(
-                    "with rescale=True all groups share one lr, damping and weight_decay, which the "
-                    "quadratic model joins; "
-                    "only approximation='none' may differ between groups."
+                    "with rescale=True the preconditioned groups share one lr, damping and weight_decay, which the "
+                    "quadratic model joins; only a group with approximation='none' may have its own."
                 )
 
     # ---- plain
@@ -203,17 +202,17 @@ class KFAC(NaturalGradient):
         active = self._active()
         gradient = self._gradients(active)
         delta = self._best(active, gradient, [choose(b, self.tau2, self.generator) for b in batches])
-        lr = float(self.param_groups[0]["lr"])
+        lr = joint_lr(self.param_groups)
         before = self._objective(loss) if loss is not None else 0.0
         self._update = {p: lr * d for p, d in delta.items()}
         plain = {p for g in self.param_groups for p in g["params"] if p.grad is not None} - set(delta)
         for p, d in self._update.items():
             p.add_(d)
-        if plain:
-            self._apply_plain(plain)
         if self.adapt and self.k % self.T1 == 0:
             assert closure is not None
             self._adjust(closure, before, lr)
+        if plain:  # after λ, whose ratio is that of the quadratic model's own step
+            self._apply_plain(plain)
 
     def _gradients(self, active: list[Layer]) -> Directions:
         """∇h with the ℓ₂ term."""
