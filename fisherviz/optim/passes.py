@@ -29,7 +29,7 @@ def make_source(likelihood: Likelihood, kind: str, samples: int, generator: torc
         generator: where the labels come from.
 
     Returns:
-        A function of outputs.
+        A function of outputs; ValueError where labels are to be sampled from NaN or infinite ones.
     """
 
     def exact(z: Tensor) -> Tensor:
@@ -38,6 +38,12 @@ def make_source(likelihood: Likelihood, kind: str, samples: int, generator: torc
 
     def sampled(z: Tensor) -> Tensor:
         likelihood.check_output(z)
+        finite = z.isfinite().reshape(len(z), -1).all(1)
+        if not bool(finite.all()):  # before sampling, which on an accelerator would end the process's context
+            raise ValueError(
+                f"the model's output is NaN or infinite for {int((~finite).sum())} of {len(z)} examples, and no labels "
+                "can be sampled from it; look for such values in the inputs and the weights, or lower lr."
+            )
         scores = [likelihood.score(z, likelihood.sample(z, generator)) for _ in range(samples)]
         return torch.stack(scores) / samples**0.5
 
