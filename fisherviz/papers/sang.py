@@ -178,7 +178,7 @@ class Scale:
     limit: int | None = None
 
 
-SCALES = {"smoke": Scale(2, 1, 2, 2, 200), "desk": Scale(15, 3, 5, 3), "paper": Scale(100, 20, 20, 5)}
+SCALES = {"smoke": Scale(2, 1, 1, 2, 130), "desk": Scale(15, 3, 5, 3), "paper": Scale(100, 20, 20, 5)}
 
 
 @dataclass(frozen=True)

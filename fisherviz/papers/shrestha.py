@@ -54,7 +54,7 @@ METHODS = (
     ),
 )  # fmt: skip
 EFFORTS = {
-    "smoke": Effort(steps=6, look=3, seeds=2, trials=2, trial_steps=3),
+    "smoke": Effort(steps=4, look=2, seeds=2, trials=1, trial_steps=2),
     "desk": Effort(steps=1000, look=250, seeds=3, trials=6, trial_steps=300),
     "paper": Effort(steps=30_000, look=1000, seeds=5, trials=28, trial_steps=10_000),
 }
