@@ -1,5 +1,9 @@
 """What the optimizers refuse with a sentence, or say once, instead of failing bare or stepping wrongly in silence."""
 
+import copy
+import pickle
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,10 +54,146 @@ def test_loss_scale_is_a_positive_number(value, error):
 
 def test_kbfgs_without_a_layer_has_no_use_for_data():
     model, (x, y) = net(), data()
-    groups = [{"params": list(model.parameters()), "approximation": "none"}]
+    group = {"params": list(model.parameters()), "approximation": "none"}
     with pytest.raises(ValueError, match="leave data out"):
-        optim.KBFGS(model, "categorical", data=[x], params=groups)
-    opt = optim.KBFGS(model, "categorical", params=groups, lr=0.1)
+        optim.KBFGS(model, "categorical", data=[x], params=[dict(group)])
+    opt = optim.KBFGS(model, "categorical", params=[group], lr=0.1)
     before = model[0].weight.detach().clone()
     opt.step(closure_of(opt, model, x, y))
     assert torch.allclose(model[0].weight, before - 0.1 * model[0].weight.grad, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_copies_and_pickles_go_by_state_dict_and_the_model_alone_still_copies(name):
+    model, (x, y) = net(), data()
+    opt = ALL[name](model, "categorical")
+    for attempt in (copy.deepcopy, copy.copy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"use state_dict\(\)"):
+            attempt(opt)
+    with pytest.raises(TypeError, match=r"use state_dict\(\)"):
+        copy.deepcopy((model, opt))
+    F.cross_entropy(model(x), y).backward()
+    twin = copy.deepcopy(model)
+    twin.zero_grad()
+    F.cross_entropy(twin(x), y).backward()
+    assert torch.equal(twin[0].weight.grad, model[0].weight.grad)
+
+
+def without(state, key):
+    return {k: v for k, v in state.items() if k != key}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_states_that_are_none_are_refused_and_change_nothing(name):
+    model, (x, y) = net(), data()
+    opt = ALL[name](model, "categorical")
+    opt.step(closure_of(opt, model, x, y))
+    state = opt.state_dict()
+    other = ALL[name](net(), "categorical")
+    own = state["fisherviz"]
+    for wrong in (3, None, {}, {"fisherviz": None}, without(state, "fisherviz"), without(state, "param_groups")):
+        with pytest.raises(ValueError, match="state"):
+            other.load_state_dict(wrong)
+    for wrong in ({}, without(own, "moments"), without(own, "k")):
+        with pytest.raises(ValueError, match="lacks"):
+            other.load_state_dict(state | {"fisherviz": wrong})
+    narrow = ALL[name](net(widths=(4, 6, 3, 3)), "categorical")
+    with pytest.raises(ValueError, match=r"another network: parameter '0.weight'"):
+        narrow.load_state_dict(state)
+    assert other.k == 0
+    other.load_state_dict(state)
+    assert other.k == 1
+
+
+def test_damaged_statistics_are_refused():
+    model, (x, y) = net(), data()
+    opt = optim.FOOF(model, "categorical")
+    opt.step(closure_of(opt, model, x, y))
+    state = opt.state_dict()
+    own = state["fisherviz"]
+    with pytest.raises(ValueError, match="cannot be read"):
+        opt.load_state_dict(state | {"fisherviz": own | {"moments": {}}})
+
+
+@pytest.mark.parametrize("name", ["cw-ngd", "tengrad", "kbfgs"])
+@pytest.mark.parametrize("scale", [None, 1 / 12])
+def test_accumulation_without_loss_scale_is_said_once(name, scale):
+    model, (x, y) = net(), data(12)
+    opt = ALL[name](model, "categorical", loss_scale=scale)
+
+    def closure():
+        opt.zero_grad()
+        for piece in (slice(0, 5), slice(5, 12)):
+            (F.cross_entropy(model(x[piece]), y[piece], reduction="sum") / 12).backward()
+        return 0.0
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            opt.step(closure)
+    assert sum("averages 2 passes" in str(w.message) for w in said) == (scale is None)
+
+
+@pytest.mark.parametrize("name", ["cw-ngd", "ekfac"])
+def test_nothing_is_said_of_one_pass_or_of_sampled_labels(name):
+    model, (x, y) = net(), data(12)
+    opt = ALL[name](model, "categorical")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2 if name == "ekfac" else 1):
+            F.cross_entropy(model(x), y).backward()
+        opt.step()
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_a_batch_with_nan_is_named_and_does_not_poison_the_next(likelihood):
+    model, (x, y) = net(), data()
+    opt = optim.EKFAC(model, likelihood)
+    bad = x.clone()
+    bad[3] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite for 1 of 12 examples"):
+        model(bad).square().sum().backward()
+    opt.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    opt.step()
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def plain_first(model, **plain):
+    rest = [*model[2].parameters(), *model[4].parameters()]
+    return [{"params": list(model[0].parameters()), "approximation": "none"} | plain, {"params": rest}]
+
+
+@pytest.mark.parametrize("make", [optim.KFAC, optim.HessianFree])
+def test_a_plain_group_keeps_its_own_lr_and_weight_decay_beside_adaptive_steps(make):
+    steps = []
+    x, y = data()
+    for lr in (0.05, 0.0):
+        model = net()
+        opt = make(model, "categorical", params=plain_first(model, lr=lr, weight_decay=0.1), weight_decay=1e-5)
+        before = [p.detach().clone() for p in model.parameters()]
+        opt.step(closure_of(opt, model, x, y))
+        for p, old in zip(model[0].parameters(), before, strict=False):
+            assert torch.allclose(p, old - lr * (p.grad + 0.1 * old), atol=1e-15)
+        steps.append([p.detach() - old for p, old in zip(model.parameters(), before, strict=True)][2:])
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))  # the plain lr touches the plain group alone
+    assert steps[0][0].abs().max() > 0
+
+
+def test_lambda_is_adjusted_by_the_quadratic_models_own_step():
+    x, y = data()
+    ratios = []
+    for lr in (0.5, 0.0):
+        model = net()
+        opt = optim.KFAC(model, "categorical", params=plain_first(model, lr=lr), T1=1, damping=1.0)
+        opt.step(closure_of(opt, model, x, y))
+        ratios.append(opt.last["rho"])
+    assert ratios[0] == ratios[1]
+
+
+def test_preconditioned_groups_still_share_one_lr():
+    model = net()
+    groups = plain_first(model, lr=0.05)
+    groups[1]["lr"] = 0.5
+    with pytest.raises(ValueError, match="only a group with approximation='none' may have its own"):
+        optim.KFAC(model, "categorical", params=groups)

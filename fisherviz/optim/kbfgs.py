@@ -9,7 +9,6 @@ the authors' code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from fisherviz.optim.moments import distributed
 from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import check_number, gradient_matrix, say_once, split_matrix
+from fisherviz.optim.settings import check_positive
 from fisherviz.optim.watch import Inputs, Pass
 
 SKIP = 1e-4
@@ -73,8 +73,7 @@ class KBFGS(NaturalGradient):
     ) -> None:
         for name, value in (("pair_decay", pair_decay), ("powell", powell)):
             check_number(name, value, 0.0, 1.0)
-        if isinstance(damping, bool) or not isinstance(damping, Real | Tensor) or not float(damping) > 0:
-            raise ValueError(f"damping must be a positive number for K-BFGS, got {damping!r}.")
+        check_positive("damping", damping)
         self.pair_decay, self.powell = pair_decay, powell
         self._first = None if data is None else Batches(data)
         super().__init__(

@@ -20,6 +20,7 @@ from fisherviz.guest import as_guest
 from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood, resolve
+from fisherviz.optim import settings
 from fisherviz.optim.exact import ExactFisher
 from fisherviz.optim.moments import Moments, distributed, positions_and_neighbours
 from fisherviz.optim.passes import Source, make_source
@@ -31,11 +32,11 @@ from fisherviz.optim.selection import (
     one_damping,
     refuse_thawed,
     rows_explain,
+    say_once,
     settle,
     split_matrix,
     unwrap,
 )
-from fisherviz.optim.settings import check_choice, check_count, check_damping, check_loss_scale
 from fisherviz.optim.watch import Pass, Wanted, Watcher
 from fisherviz.recorder import Call
 
@@ -47,8 +48,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     Args:
         model: the model that is trained; its forwards in training mode are watched.
-        likelihood: as for `fv.Probe`; the criterion is its mean nll over the batch unless `loss_scale` says
-            otherwise.
+        likelihood: as for `fv.Probe`; the criterion is its mean nll over the batch unless `loss_scale` says otherwise.
         method: "exact" (dense, small networks), any name in `fv.approximations`, or an `Approximation`.
         params: torch parameter groups, None for all; a group with approximation="none" is left to plain SGD.
         lr: learning rate.
@@ -111,12 +111,12 @@ class NaturalGradient(torch.optim.Optimizer):
         check_number("momentum", momentum, 0.0, 1.0)
         check_number("weight_decay", weight_decay, 0.0, math.inf)
         check_number("decay", decay, 0.0, 1.0)
-        check_choice("kind", self.kind, KINDS)
-        check_choice("reduction", reduction, ("mean", "sum"))
-        check_count("T", T)
-        check_count("samples", samples)
-        check_loss_scale(loss_scale)
-        check_damping(damping)
+        settings.check_choice("kind", self.kind, KINDS)
+        settings.check_choice("reduction", reduction, ("mean", "sum"))
+        settings.check_count("T", T)
+        settings.check_count("samples", samples)
+        settings.check_loss_scale(loss_scale)
+        settings.check_damping(damping)
         self.T, self.decay, self.ramp, self.reduction, self.samples = T, decay, ramp, reduction, samples
         self.k = 0
         """Steps taken."""
@@ -125,7 +125,7 @@ class NaturalGradient(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(list(model.parameters()) if params is None else params, defaults)
         for group in self.param_groups:
-            check_damping(group["damping"])
+            settings.check_damping(group["damping"])
             if group["approximation"] not in (None, "none"):
                 raise ValueError(f"a group's approximation must be 'none' or left out, got {group['approximation']!r}.")
         self.model = model
@@ -137,12 +137,13 @@ class NaturalGradient(torch.optim.Optimizer):
         self._passes: list[Pass] = []
         self._preconditioner: tuple[tuple[Any, ...], Preconditioner] | None = None
         self._watcher: Watcher | None = None
+        self._guesses_scale = False
         if self.layers:
             wanted = self._wanted(loss_scale)
+            self._guesses_scale = wanted.scores and loss_scale is None
             self._watcher = Watcher(model, self.layers, output, wanted, self._collect, self._describe)
 
-    # ---- what passes show
-    # ------------------------------------------------------------------------------------------
+    # ---- what passes show ----------------------------------------------------------------------------------
 
     def _wanted(self, loss_scale: float | None) -> Wanted:
         labels = self._reads_labels()
@@ -198,8 +199,7 @@ class NaturalGradient(torch.optim.Optimizer):
         made.captures = {}
         self._passes.append(made)
 
-    # ---- the step
-    # --------------------------------------------------------------------------------------------------
+    # ---- the step ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -253,15 +253,16 @@ class NaturalGradient(torch.optim.Optimizer):
         return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
 
     def _check_passes(self) -> None:
+        if len(self._passes) > 1 and self._guesses_scale:
+            say_once(settings.ACCUMULATED.format(len(self._passes)))
+            self._guesses_scale = False
         refuse_thawed(self.param_groups, self._known)
         for layer in self._active():
             if not self._seen(layer):
                 raise RuntimeError(
-                    f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward "
-                    f"of the model in "
-                    "training mode ran it and was backpropagated. Call model.train() and the model itself "
-                    "(not a copy), or "
-                    "put the layer in a group with approximation='none'."
+                    f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the "
+                    "model in training mode ran it and was backpropagated. Call model.train() and the model itself "
+                    "(not a copy), or put the layer in a group with approximation='none'."
                 )
 
     def _seen(self, layer: Layer) -> bool:
@@ -356,8 +357,11 @@ class NaturalGradient(torch.optim.Optimizer):
                     d = state["momentum_buffer"]
                 p.add_(d, alpha=-float(group["lr"]))
 
-    # ---- saving
-    # ----------------------------------------------------------------------------------------------------
+    # ---- saving --------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refused: hooks and averages belong to one model, and a copy would have neither."""
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled; use state_dict() and load_state_dict().")
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state and "fisherviz": generator, averages and what the cached factorisations are made from."""
@@ -369,28 +373,26 @@ class NaturalGradient(torch.optim.Optimizer):
         Raises:
             ValueError: the state is another optimizer's, network's or method's.
         """
-        if "fisherviz" not in state_dict:
-            raise ValueError("this is no state of a fisherviz optimizer; load one that its state_dict() gave.")
+        settings.check_state(state_dict, self._own_state())
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "fisherviz"})
-        self._load_own_state(state_dict["fisherviz"])
+        try:
+            self._load_own_state(state_dict["fisherviz"])
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(settings.DAMAGED.format(error)) from error
 
     def _own_state(self) -> dict[str, Any]:
         return {
             "method": self.approximation.name,
+            "shapes": settings.shapes_of(self.layers),
             "k": self.k,
             "generator": self.generator.get_state(),
             "moments": None if self.moments is None else self.moments.state_dict(),
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        if state["method"] != self.approximation.name:
-            raise ValueError(
-                f"the state is one of method {state['method']!r}, this optimizer's is {self.approximation.name!r}."
-            )
         self.k = state["k"]
         self.generator.set_state(state["generator"].cpu())
-        self._preconditioner, self._passes = None, []
-        self.moments = None
+        self._preconditioner, self._passes, self.moments = None, [], None
         if state["moments"] is not None:
             self.moments = Moments.from_state(self.approximation, self.layers, state["moments"], self._defers)
             if self._watcher is not None:

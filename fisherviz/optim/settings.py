@@ -18,6 +18,13 @@ from fisherviz.layers import Layer
 
 FOREIGN = "this is no state of a fisherviz optimizer; load one that its state_dict() gave."
 
+DAMAGED = "the state under 'fisherviz' cannot be read ({!r}); load one that state_dict() of this class gave, unchanged."
+ACCUMULATED = (
+    "the step averages {} passes, and without loss_scale each loss is taken for the mean over its own pass's "
+    "examples; where losses were divided for gradient accumulation, give the optimizer loss_scale=c, each loss "
+    "being c times the sum of its examples' nll."
+)
+
 
 def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Refuse what is not on the list."""
@@ -29,6 +36,12 @@ def check_count(name: str, value: Any) -> None:
     """Refuse what is not a positive whole number."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Refuse what is not a positive number."""
+    if isinstance(value, bool) or not isinstance(value, Real | Tensor) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
 def check_loss_scale(value: Any) -> None:
