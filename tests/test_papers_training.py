@@ -149,8 +149,10 @@ def test_converged_means_to_stay_there(values, epochs):
     assert sang.epochs_to_converge(curve(*values, key="train_accuracy"), 10) == epochs
 
 
-@pytest.mark.parametrize(("sgd", "tengrad", "holds"), [(0.3, 0.1, True), (0.1, 0.3, False), (0.3, math.inf, False)])
-def test_the_verdict_of_a_cell_follows_from_its_medians(sgd, tengrad, holds):
+@pytest.mark.parametrize(
+    ("sgd", "tengrad", "holds"), [(0.3, 0.1, True), (0.1, 0.3, False), (0.3, 0.3, False), (0.3, math.inf, False)]
+)
+def test_the_verdict_of_a_cell_follows_from_its_seeds(sgd, tengrad, holds):
     def one(loss):
         last = curve(loss, key="train_loss") if loss < math.inf else curve(1.0, stopped="it diverged")
         return Trained(SGD, {}, (), (last,) * 3)

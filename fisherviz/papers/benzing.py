@@ -224,7 +224,7 @@ def fig4a(run: Run) -> Outcome:
     other += tuple([f"hidden layers of {width} instead of 1000"] if width != 1000 else [])
     curves = {metric: np.array([[row[metric] for row in one["rows"]] for one in looks[-1]]) for metric in WORDS}
     steps = scale.warm[-1]
-    early = other if run.scale == "paper" else (*other, f"after {steps} steps of SGD, not along K-FAC's training")
+    early = (*other, f"after {steps} steps of SGD, not along K-FAC's training")
     claims = [_rises(curves, other), _factored(curves, other)]
     claims += [_cosine_number(metric, curves[metric], early) for metric in WORDS]
     losses = [one["loss"] for one in looks[-1]]
