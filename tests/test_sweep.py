@@ -140,6 +140,25 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_one_that_was_not(tmp_path, sam
     assert len(lines) == 5  # the point that was interrupted at its end is told again
 
 
+def test_a_trial_that_another_worker_took_over_is_left_to_it(tmp_path):
+    import optuna
+
+    from fisherviz.training.study import default_storage
+
+    url, lines = default_storage(tmp_path / "sweep"), []
+
+    def say(line):  # as if this worker had been silent during its first trial
+        lines.append(line)
+        if len(lines) == 1:
+            study = optuna.load_study(study_name="sweep", storage=url)
+            (trial,) = (t for t in study.trials if t.state == optuna.trial.TrialState.RUNNING)
+            study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+
+    found = sweep(SMALL, {"lr": [0.1, 0.3]}, out=tmp_path / "sweep", say=say)
+    assert sorted(found.table["optimizer_options.lr"]) == [0.1, 0.3]
+    assert len(lines) == 3  # the point that was taken away is tried again
+
+
 def test_another_sweep_in_the_same_study_is_refused(tmp_path):
     sweep(SMALL, {"lr": [0.1]}, out=tmp_path / "sweep")
     with pytest.raises(ValueError, match="the study 'sweep' is one with over="):

@@ -143,10 +143,28 @@ def work(study: Any, space: Space, sampler: str, trials: int | None, seed: int, 
     total = len(points) if points is not None else int(trials or 0)
     while (left := _left(study, points, total)) is not None:
         if left:
-            study.optimize(tried, n_trials=1)
+            _one(study, tried)
         else:
             time.sleep(1.0)  # others are at work; what they leave behind is taken over
             optuna().storages.fail_stale_trials(study)
+
+
+def _one(study: Any, tried: Callable[[Any], float]) -> None:
+    """One trial; if this worker was silent for so long that another took it over, its result is left to the other."""
+    ended: list[int] = []
+
+    def noted(trial: Any) -> float:
+        value = tried(trial)
+        ended.append(trial.number)
+        return value
+
+    try:
+        study.optimize(noted, n_trials=1)
+    except optuna().exceptions.UpdateFinishedTrialError:
+        return
+    except Exception:  # Optuna fails in several ways where a trial has been failed by somebody else meanwhile
+        if not ended or study.get_trials(deepcopy=False)[ended[0]].state != optuna().trial.TrialState.FAIL:
+            raise
 
 
 def _left(study: Any, points: list[dict[str, Any]] | None, total: int) -> bool | None:
