@@ -156,7 +156,7 @@ def invoke(*arguments):
 
 
 def test_every_exhibit_of_kfac_is_drawn_and_recorded(tmp_path):
-    result = invoke("--scale", "smoke", "--out", str(tmp_path), "--quiet")
+    result = invoke("--only", "kfac", "--scale", "smoke", "--out", str(tmp_path), "--quiet")
     assert result.exit_code == 0, result.output
     known = json.loads((tmp_path / "claims.json").read_text())
     assert sorted(known) == sorted(KFAC)
@@ -186,7 +186,7 @@ def test_one_exhibit_is_run_again_without_the_others(tmp_path):
 def test_the_command_names_its_exhibits():
     result = invoke("--list")
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.output.splitlines()] == KFAC
+    assert [line.split()[0] for line in result.output.splitlines()][: len(KFAC)] == KFAC
 
 
 @pytest.mark.parametrize(

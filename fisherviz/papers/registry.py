@@ -73,7 +73,9 @@ def exhibits() -> dict[str, Exhibit]:
     """All exhibits by name, in the order of the papers."""
     for module in MODULES:
         importlib.import_module(f"fisherviz.papers.{module}")
-    return dict(_EXHIBITS)
+    # somebody may have imported the modules before, in another order
+    ordered = sorted(_EXHIBITS, key=lambda name: MODULES.index(name.partition(".")[0]))
+    return {name: _EXHIBITS[name] for name in ordered}
 
 
 def chosen(only: Sequence[str] | None) -> list[Exhibit]:
