@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 SLOW = 3.0
 """Seconds above which a workload gets two rounds only."""
 PASSES = 5
-"""Passes on either side of a workload, of which the fastest counts."""
+"""Passes on either side of a workload, of which the fastest counts; one where a pass takes long."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Timing:
 
     seconds: float
     forward_backward: float
-    wall_two_threads: float
+    wall_two_threads: float | None
     gflop: float
 
     @property
@@ -45,27 +45,30 @@ class Timing:
         return self.seconds / self.forward_backward
 
 
-def measure(work: Callable[[], Any], one_pass: Callable[[], Any], rounds: int) -> Timing:
+def measure(work: Callable[[], Any], one_pass: Callable[[], Any], rounds: int, wall: bool = True) -> Timing:
     """Measure a workload between passes.
 
     Args:
         work: the workload.
         one_pass: one forward+backward pass of the same batch.
         rounds: how often; at most two for slow workloads.
+        wall: whether to measure two threads as well.
 
     Returns:
         The minima.
     """
     torch.set_num_threads(1)
-    one_pass()
+    several = PASSES if _cpu(one_pass) < 0.02 else 1
     gflop = operations(work)  # also warms up
     passes, works = [], []
     for done in range(rounds):
-        passes += [_cpu(one_pass) for _ in range(PASSES)]
+        passes += [_cpu(one_pass) for _ in range(several)]
         works.append(_cpu(work))
-        passes += [_cpu(one_pass) for _ in range(PASSES)]
+        passes += [_cpu(one_pass) for _ in range(several)]
         if done and min(works) > SLOW:
             break
+    if not wall:
+        return Timing(min(works), min(passes), None, gflop)
     torch.set_num_threads(2)
     walls = [_wall(work) for _ in range(1 if min(works) > SLOW else 3)]
     torch.set_num_threads(1)

@@ -20,7 +20,8 @@ def line(name: str, row: dict[str, Any]) -> str:
     """One row for the terminal."""
     if name in LARGE:
         _, seconds, gib = LARGE[name]
-        return f"{name:12} {row['wall']:7.2f} s (goal {seconds:g}), {row['gib']:.2f} GiB (goal {gib:g})"
+        text = f"{name:12} {row['wall']:7.2f} s (goal {seconds:g}), CPU {row['cpu']:.2f} s, "
+        return text + f"{row['gib']:.2f} GiB (goal {gib:g})"
     workload, ours = WORKLOADS[name], row["ours"]
     text = f"{name:12} {ours['x']:7.2f}x {ours['ms']:8.1f} ms (pass {ours['pass_ms']:.2f} ms), "
     text += f"{ours['gflop']:6.2f} GFLOP, "
@@ -98,7 +99,8 @@ def _large(rows: dict[str, Any]) -> str:
     for name, (text, seconds, gib) in LARGE.items():
         if name in rows:
             row = rows[name]
-            body.append([text, f"{seconds:g} s, {gib:g} GiB", f"{row['wall']:.3g} s, {row['gib']:.2f} GiB"])
+            measured = f"{row['wall']:.3g} s ({row['cpu']:.3g} s CPU), {row['gib']:.2f} GiB"
+            body.append([text, f"{seconds:g} s, {gib:g} GiB", measured])
     return _table(["work", "goal", "ours"], body)
 
 
