@@ -1,8 +1,7 @@
 # The two commands of the README are `make report` and `make test`; both build the environment first.
 #
 #   PYTHON       the interpreter that the environment is made from
-#   TORCH_INDEX  another index for torch alone; on Linux without an accelerator
-#                https://download.pytorch.org/whl/cpu spares the gigabytes of CUDA libraries
+#   TORCH_INDEX  another package index for torch alone, for example one with builds for the CPU only
 #   TESTS        what pytest runs, for example `make test TESTS=tests/test_models.py`
 
 PYTHON ?= python3
