@@ -105,12 +105,13 @@ import json, os, random, signal, sys, time
 from fisherviz.training import train
 from fisherviz.training.run import Session
 step = Session.step
-def slowly(session):  # so that no run ends before it is killed
-    time.sleep(0.01)
+fields, seed, steps = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+chance, kills, longest = random.Random(seed), 0, 0.4
+def slowly(session):  # the first eight attempts together are shorter than the steps of one run
+    if kills < 8:
+        time.sleep(8.5 * longest / steps)
     return step(session)
 Session.step = slowly
-fields, seed = json.loads(sys.argv[1]), int(sys.argv[2])
-chance, kills = random.Random(seed), 0
 while True:
     child = os.fork()
     if child == 0:
@@ -120,7 +121,7 @@ while True:
             print(repr(error), file=sys.stderr)
             os._exit(1)
         os._exit(0)
-    end, status = time.monotonic() + (chance.uniform(0, 0.4) if kills < 8 else 1e3), None
+    end, status = time.monotonic() + (chance.uniform(0, longest) if kills < 8 else 1e3), None
     while status is None and time.monotonic() < end:
         found, code = os.waitpid(child, os.WNOHANG)
         status = code if found else None
@@ -144,9 +145,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_was_not(tmp_pat
     options = {"optimizer": optimizer, "optimizer_options": OPTIONS.get(optimizer, {})}
     fields = SMALL | options | {"epochs": 12, "checkpoint_every": 2}
     reference = train(fields, out=tmp_path / "reference")
-    seed = random.randrange(10**6)
+    seed, steps = random.randrange(10**6), reference.summary["steps"]
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, json.dumps(fields | {"out": str(tmp_path / "run")}), str(seed)],
+        [sys.executable, "-c", KILLER, json.dumps(fields | {"out": str(tmp_path / "run")}), str(seed), str(steps)],
         capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"seed {seed}: {done.stderr}"
