@@ -1,13 +1,13 @@
 """Two approximations that only optimizers use: the dense exact Fisher, and unit blocks of one batch.
 
-`ExactFisher` couples all layers (small networks). `BatchUnits` is CW-NGD's algorithm 1, solved per unit over
-its fan-in
-or over the examples, whichever is smaller (Sang et al. 2022).
+`ExactFisher` couples all layers (small networks). `BatchUnits` is CW-NGD's algorithm 1 (Sang et al. 2022); its
+blocks stay unformed until the damping is known, which decides the precision that they need (`UnitExamples`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,10 +19,13 @@ from fisherviz.layered import FullMatrix, LayeredMatrix
 from fisherviz.layers import Layer, ParameterSpace
 from fisherviz.operators import Dense, Operator, UnitBlocks
 from fisherviz.operators.base import NormOrder
+from fisherviz.operators.factorise import trusted_cholesky
 from fisherviz.statistics import Block, Statistic
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 
 DENSE_PARAMETERS = 6000
+FAR = 100.0
+"""How many times a block's rounding must fit into the damping: a solve's relative error is at most the reciprocal."""
 
 
 class ExactFisher(Approximation):
@@ -84,14 +87,14 @@ class BatchUnits(UnitApproximation):
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """E[g_o² ā āᵀ] for each unit o."""
         capture = values["capture"]
-        if capture.examples * capture.vectors < layer.da:
-            return UnitExamples(capture, 1.0 / capture.examples)
-        blocks = UnitBlocksStatistic(layer.name).contribution(capture)
-        return UnitBlocks(blocks / capture.examples)
+        return UnitExamples(capture, 1.0 / capture.examples)
 
 
 class UnitExamples(Operator):
     """Unit blocks s V_oᵀ V_o + shift I known by V_o (R, da), one row per example and vector.
+
+    Solved over the fan-in da or over the R examples, whichever is smaller. Beside a sum over a batch a small damping
+    drowns in float32's rounding, so that solves work in float64 wherever that comes near the damping.
 
     Args:
         capture: inputs and pseudo-gradients of one layer.
@@ -117,13 +120,18 @@ class UnitExamples(Operator):
         """Itself."""
         return self
 
+    @property
+    def doubled(self) -> UnitExamples:
+        """The same operator in float64."""
+        c = self.capture
+        return UnitExamples(Capture(c.a.double(), c.g.double()), self.factor, self.shift)
+
     def _rows(self) -> tuple[Tensor, Tensor] | Tensor:
         """A (R, da) and g (R, d_out) where V_o is g_o ∘ a; V (d_out, R, da) otherwise. In float64."""
-        c = self.capture
+        c = self.doubled.capture
         if c.factored:
-            a = c.a[:, 0].double().repeat(c.vectors, 1)
-            return a, c.g[:, :, 0].flatten(0, 1).double()
-        return c.gradients.unflatten(2, (-1, c.a.shape[-1])).flatten(0, 1).transpose(0, 1).double()
+            return c.a[:, 0].repeat(c.vectors, 1), c.g[:, :, 0].flatten(0, 1)
+        return c.gradients.unflatten(2, (-1, c.a.shape[-1])).flatten(0, 1).transpose(0, 1)
 
     def _times(self, rows: tuple[Tensor, Tensor] | Tensor, v: Tensor) -> Tensor:
         """V_o v_o: (d_out, R) from (d_out, da)."""
@@ -152,22 +160,46 @@ class UnitExamples(Operator):
         return (self.factor * torch.stack(columns, 1)).to(v.dtype) + self.shift * v
 
     def _solve(self, v: Tensor) -> Tensor:
-        if self.shift <= 0:
-            self.blocks()._solve(v)  # says what is wrong
-        rows, da = self._rows(), self.capture.a.shape[-1]
-        gram = self._gram(rows)
-        gram.diagonal(dim1=1, dim2=2).add_(self.shift / self.factor)
-        factor = torch.linalg.cholesky(gram)
+        c = self.capture
+        if c.examples * c.vectors >= c.a.shape[-1] or self.shift <= 0:
+            return self._over_fan_in._solve(v.to(self._over_fan_in.dtype)).to(v.dtype)
+        rows, da = self._rows(), c.a.shape[-1]
         columns = []
         for column in v.unbind(1):
             u = column.reshape(-1, da).double()
-            w = torch.cholesky_solve(self._times(rows, u).unsqueeze(2), factor).squeeze(2)
+            w = torch.cholesky_solve(self._times(rows, u).unsqueeze(2), self._over_examples).squeeze(2)
             columns.append(((u - self._back(rows, w)) / self.shift).reshape(-1))
         return torch.stack(columns, 1).to(v.dtype)
 
+    @cached_property
+    def _over_examples(self) -> Tensor:
+        """Cholesky factors of V_o V_oᵀ + shift/s I, (d_out, R, R)."""
+        gram = self._gram(self._rows())
+        gram.diagonal(dim1=1, dim2=2).add_(self.shift / self.factor)
+        return trusted_cholesky(gram, "the examples' Gram matrix of unit")
+
+    @cached_property
+    def _over_fan_in(self) -> UnitBlocks:
+        """The blocks, in float64 unless float32 rounds them far below the damping."""
+        # a block's norm is at least its trace over √da, which costs no block
+        da, made = self.capture.a.shape[-1], None
+        if self._rounds_far_below(self.diagonal().reshape(-1, da).sum(1) / da**0.5):
+            made = self.blocks()
+        if made is None or not self._rounds_far_below(torch.linalg.vector_norm(made.B, dim=(1, 2))):
+            made = self.doubled.blocks()
+        return made.trust() if self.shift > 0 else made
+
+    def _rounds_far_below(self, norms: Tensor) -> bool:
+        """Whether blocks of these norms can be trusted in their own precision; in float64 there is no better one."""
+        if norms.dtype == torch.float64:
+            return True
+        return bool((FAR * torch.finfo(norms.dtype).eps * norms < self.shift).all())
+
     def blocks(self) -> UnitBlocks:
         """The same matrix with its blocks written down."""
-        B = UnitBlocksStatistic("").contribution(self.capture) * self.factor
+        B = UnitBlocksStatistic("").contribution(self.capture)
+        if self.factor != 1.0:
+            B.mul_(self.factor)
         B.diagonal(dim1=1, dim2=2).add_(self.shift)
         return UnitBlocks(B)
 
