@@ -14,13 +14,14 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fisherviz._version import __version__
 from fisherviz.approximations import Approximation, approximations, make
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.dense_comparison import DenseComparison
 from fisherviz.fisher import Fisher, require_fisher
+from fisherviz.layers import ParameterSpace
+from fisherviz.progress import progress_bar
 from fisherviz.results import WHOLE, Comparison, row_label
 from fisherviz.structured_comparison import StructuredComparison
 
@@ -43,7 +44,7 @@ def compare(
     damping: float | Damping | None = None,
     metrics: Iterable[str] | None = None,
     gradient: Tensor | Mapping[str, Tensor] | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Comparison:
     """Compare approximations with the exact Fisher.
 
@@ -54,13 +55,14 @@ def compare(
             `FactoredTikhonov(γ)` damps Kronecker factors, everything else takes λ = γ².
         metrics: names out of `METRICS`; None: all that are exact and affordable for the matrix's size.
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
-        progress: show a progress bar.
+        progress: show a progress bar where it takes longer than a moment, on a terminal or in a notebook; False: never.
 
     Returns:
-        A `Comparison`.
+        A `Comparison`; its `notes` say what was left out.
 
     Raises:
-        ValueError: a method or a metric is unknown.
+        ValueError: a method or a metric is unknown or none is left, or a fitted approximation is of another network.
+        TypeError: a method is neither a name nor an approximation, or the gradient no tensor.
         NotImplementedError: a method that was asked for by name refuses a layer.
     """
     require_fisher(fisher, "fv.compare")
@@ -79,9 +81,9 @@ def compare(
     kind = DenseComparison if dense else StructuredComparison
     measured = kind(fisher, rule, strength, slope, wanted, metrics is not None)
     rows: list[tuple[str, str, str, str, float]] = []
-    bar = tqdm(chosen.items(), disable=not progress, desc="comparing", unit="method")
+    bar = progress_bar(chosen.items(), "comparing", "method", progress)
     for label, method in bar:
-        bar.set_postfix_str(label)
+        bar.set_postfix_str(label, refresh=False)  # a refresh would not wait for the moment
         try:
             fitted = _fit(fisher, method)
         except NotImplementedError as error:
@@ -122,29 +124,67 @@ def _fit(fisher: Fisher, method: Method) -> Approximation:
     """Fit on a Fisher without memory, so that the seconds pay for the passes."""
     unfitted = make(method)
     if "matrix" in unfitted.__dict__:
+        _check_fitted(fisher, unfitted)
         return unfitted
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*exact diagonal there.*")
         return unfitted.fit(fisher.fresh())
 
 
+def _check_fitted(fisher: Fisher, fitted: Approximation) -> None:
+    """A fitted approximation may be of other data or another kind, but not of other parameters or another scale."""
+    own, other = _shapes(fisher.space), _shapes(fitted.space)
+    if own != other:
+        raise ValueError(
+            f"the fitted {fitted.name} is of other parameters ({fitted.space.size:,} in layers "
+            f"{', '.join(map(repr, fitted.space.names))}) than the Fisher ({fisher.space.size:,} in layers "
+            f"{', '.join(map(repr, fisher.space.names))}); fit it on a Fisher of the same probe, or pass its name."
+        )
+    if fitted.follows_scale and fitted.reduction != fisher.reduction:
+        raise ValueError(
+            f"the fitted {fitted.name} has reduction {fitted.reduction!r} and the Fisher {fisher.reduction!r}; "
+            "fit both with the same reduction=."
+        )
+
+
+def _shapes(space: ParameterSpace) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for layer in space.layers for name, p in layer.parameters.items()}
+
+
 def _check_metrics(metrics: Iterable[str] | None) -> set[str]:
     if metrics is None:
         return set(METRICS)
-    wanted = {metrics} if isinstance(metrics, str) else set(metrics)
-    unknown = sorted(wanted - set(METRICS))
-    if unknown:
-        raise ValueError(f"unknown metric {unknown[0]!r}; metrics are {', '.join(METRICS)}.")
-    return wanted
+    wanted = {metrics} if isinstance(metrics, str) else metrics
+    if not isinstance(wanted, Iterable):
+        raise TypeError(f"metrics= takes names of metrics, got {type(metrics).__name__}.")
+    found = list(wanted)
+    if not found:
+        raise ValueError("metrics= names no metric; leave it out for all of them.")
+    for name in found:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}; metrics are {', '.join(METRICS)}.")
+    return set(found)
 
 
 def _resolve(methods: Iterable[Method] | Mapping[str, Method] | Method | None) -> dict[str, Method]:
     if methods is None:
         return {name: name for name in approximations}
-    if isinstance(methods, Mapping):
-        return dict(methods)
     if isinstance(methods, str | Approximation | type):
         methods = [methods]
+    if not isinstance(methods, Iterable):
+        raise TypeError(f"methods= takes names, Approximation classes or instances, got {type(methods).__name__}.")
+    if isinstance(methods, Mapping):
+        labelled = {str(label): method for label, method in methods.items()}
+        for method in labelled.values():
+            make(method)  # what is no method is refused before anything is computed
+    else:
+        labelled = _labelled(methods)
+    if not labelled:
+        raise ValueError("methods= names no method; leave it out for all of them.")
+    return labelled
+
+
+def _labelled(methods: Iterable[Method]) -> dict[str, Method]:
     chosen: dict[str, Method] = {}
     for method in methods:
         label = method if isinstance(method, str) else make(method).name
@@ -161,8 +201,9 @@ def _gradient(
 ) -> Tensor | None:
     if gradient is not None:
         flat = fisher.space.flatten(gradient) if isinstance(gradient, Mapping) else gradient
-        if not isinstance(flat, Tensor):
-            raise TypeError(f"gradient is a tensor or a dictionary name -> tensor, got {type(flat).__name__}.")
+        if not isinstance(flat, Tensor) or flat.is_complex():
+            what = "a complex tensor" if isinstance(flat, Tensor) else type(flat).__name__
+            raise TypeError(f"gradient is a real tensor or a dictionary name -> tensor, got {what}.")
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("gradient contains NaN or infinity; recompute it.")
         if not bool(flat.any()):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fisherviz.captures import Capture
 from fisherviz.fisher import Fisher, require_fisher
+from fisherviz.progress import progress_bar
 
 _TILE_ENTRIES = 2**23
 """Entries of per-example products, and of a block's tile, held at once."""
@@ -48,14 +48,15 @@ class CumulantBound:
 
 
 def cumulants(
-    fisher: Fisher, layers: Sequence[str | int] | str | int | None = None, *, progress: bool = False
+    fisher: Fisher, layers: Sequence[str | int] | str | int | None = None, *, progress: bool = True
 ) -> CumulantBound:
     """Sum the error of KFAC's Khatri-Rao matrix and its cumulant bound over all pairs of weights.
 
     Args:
         fisher: the exact Fisher.
         layers: names or positions of the layers taken jointly; None: all.
-        progress: show a progress bar over block pairs.
+        progress: show a progress bar over block pairs where it takes longer than a moment, on a terminal or in a
+            notebook; False: never.
 
     Returns:
         A `CumulantBound`. For reduction "sum", both are N times those of the mean.
@@ -86,7 +87,7 @@ def cumulants(
     factor = fisher.scale * fisher.examples
     rows = []
     pairs = [(i, j) for i in chosen for j in chosen if i <= j]
-    for i, j in tqdm(pairs, disable=not progress, desc="cumulants", unit="block"):
+    for i, j in progress_bar(pairs, "cumulants", "block", progress):
         error, bound = _pair(sides[i], sides[j], fisher.kind)
         for row, col in sorted({(i, j), (j, i)}):
             rows.append((fisher.space.names[row], fisher.space.names[col], factor * error, factor * bound))

@@ -72,6 +72,11 @@ class Comparison:
             return tuple(layer["name"] for layer in self.meta["layers"])
         return tuple(name for name in dict.fromkeys(self.frame["row"]) if name != WHOLE)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out and what was assumed, a sentence each."""
+        return tuple(str(note) for note in self.meta.get("notes") or ())
+
     def whole(self, metric: str) -> dict[str, float]:
         """One metric of the whole matrix.
 
@@ -105,7 +110,8 @@ class Comparison:
         """One row per method with the metrics of the whole matrix, smallest relative Frobenius error first.
 
         Returns:
-            Table indexed by method. A metric that does not apply to a method is a missing cell (`pd.NA`).
+            Table indexed by method. A metric that does not apply to a method is a missing cell (`pd.NA`). What was
+            left out and why is in its `attrs["notes"]`, and in the comparison's `notes`.
         """
         columns = {name: self.whole(name) for name in self.metrics}
         columns = {name: values for name, values in columns.items() if values}
@@ -118,6 +124,7 @@ class Comparison:
             table[name] = pd.array(values, dtype="float64" if complete else "Float64")
         if "relative_frobenius" in table:
             table = table.sort_values("relative_frobenius", kind="stable", na_position="last")
+        table.attrs["notes"] = list(self.notes)
         return table
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -164,9 +171,11 @@ class Comparison:
         size = f", {self.meta['parameters']} parameters" if "parameters" in self.meta else ""
         best = self.summary()
         closest = f", closest: {best.index[0]}" if "relative_frobenius" in best and len(best) else ""
+        left_out = sum("left out" in note for note in self.notes)
+        said = f", {left_out} left out: see .notes" if left_out else ""
         return (
             f"Comparison({len(self.methods)} methods, {len(self.layers)} layers{size}"
-            f"{', ' + kind + ' Fisher' if kind else ''}{closest})"
+            f"{', ' + kind + ' Fisher' if kind else ''}{closest}{said})"
         )
 
     def _repr_html_(self) -> str:
@@ -182,6 +191,7 @@ class Comparison:
         return (
             f"<table><caption>{html.escape(repr(self))}</caption>"
             f"<thead><tr><th scope='col'>method</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         )
 
 

@@ -20,6 +20,7 @@ ORDER = (
     "glossary",
     "files",
     "memory",
+    "progress",
     # data and networks of the papers (see ONLY_FOR)
     "_sources",
     "datasets",

@@ -80,7 +80,7 @@ def test_meta_that_is_no_json_is_refused(comparison):
 
 def test_it_prints_one_helpful_line_and_shows_itself_as_a_table(comparison):
     assert repr(comparison) == (
-        "Comparison(10 methods, 4 layers, 96 parameters, exact Fisher, closest: kfac-full)"
+        "Comparison(10 methods, 4 layers, 96 parameters, exact Fisher, closest: kfac-full, 1 left out: see .notes)"
     )
     assert comparison._repr_html_().count("<tr>") == 11
 

@@ -1,6 +1,8 @@
 """What a fresh pair of eyes stumbled over: copies, threads, names, half precision, and objects of another kind."""
 
 import copy
+import io
+import sys
 import threading
 
 import pytest
@@ -8,6 +10,8 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from fisherviz import progress
+from fisherviz.operators import Identity
 
 
 @pytest.fixture
@@ -141,3 +145,122 @@ def test_parameters_of_several_types_are_refused_by_name(net):
     net[2].float()
     with pytest.raises(ValueError, match="several types"):
         fv.Probe(net, "categorical")
+
+
+# ---- authors of approximations ---------------------------------------------------------------------------------------
+
+
+def author(**methods):
+    """An approximation with methods of its own over a complete one's."""
+    complete = {"statistics": lambda self, layer: {}, "operator_for": lambda self, layer, values: Identity(layer.size)}
+    return type("Mine", (fv.Approximation,), {"__doc__": "Mine.", **complete, **methods})
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ({"operator_for": lambda self, layer, values: values["zz"]}, r"Mine.operator_for\('0'\).*KeyError: 'zz'"),
+        ({"operator_for": lambda self, layer, values: layer.nothing}, r"Mine.operator_for\('0'\).*AttributeError"),
+        ({"statistics": lambda self, layer: [][0]}, r"Mine.statistics\('0'\).*IndexError"),
+        ({"statistics": lambda self, layer: {"a": 3}}, r"Mine.statistics\('0'\).*name -> Statistic, got int"),
+        ({"statistics": lambda self, layer: None}, r"Mine.statistics\('0'\).*name -> Statistic, got NoneType"),
+        ({"pairs": lambda self, layers, adjacent: layers[9]}, r"Mine.pairs.*IndexError"),
+        ({"operator_for": lambda self, layer, values: Identity(3)}, r"Mine.operator_for\('0'\).*16 x 16, got \(3, 3\)"),
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_what_fails_in_an_authors_method_names_it(net, data, methods, words):
+    fisher = fv.Probe(net, "categorical").fisher(data[0])
+    for call in (fv.approximate, lambda f, m: fv.compare(f, [m])):
+        with pytest.raises((TypeError, RuntimeError), match=words):
+            call(fisher, author(**methods))
+
+
+def test_an_authors_own_refusal_stays_what_it_is_and_says_where(net, data):
+    def refuse(self, layer, values):
+        raise ValueError("not this layer.")
+
+    with pytest.raises(ValueError, match="not this layer") as caught:
+        fv.compare(fv.Probe(net, "categorical").fisher(data[0]), [author(operator_for=refuse)])
+    assert str(caught.value) == "not this layer."
+    assert caught.value.__notes__ == ["raised in Mine.operator_for('0')."]
+
+
+def test_an_incomplete_approximation_says_what_is_missing(net, data):
+    incomplete = type("Half", (fv.Approximation,), {"statistics": lambda self, layer: {}})
+    for call in (lambda: fv.register("half", incomplete), lambda: fv.approximate(None, incomplete)):
+        with pytest.raises(TypeError, match=r"Half is no complete approximation: it must define operator_for\."):
+            call()
+    assert "half" not in fv.approximations
+
+
+# ---- what compare is given -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"methods": 3}, "methods="), ({"methods": [3]}, "method must be"), ({"methods": {"a": 3}}, "method must be"),
+        ({"methods": []}, "no method"), ({"metrics": 3}, "metrics="), ({"metrics": [3]}, "unknown metric 3"),
+        ({"metrics": []}, "no metric"), ({"gradient": torch.ones(31, dtype=torch.complex128)}, "complex"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_compare_names_what_it_cannot_take(net, data, options, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        fv.compare(fv.Probe(net, "categorical").fisher(data[0]), **options)
+
+
+def test_a_fitted_approximation_of_other_parameters_or_another_scale_is_refused(net, data):
+    fisher = fv.Probe(net, "categorical").fisher(data[0])
+    wider = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    with pytest.raises(ValueError, match=r"fitted kfac is of other parameters \(45 .*Fisher \(31"):
+        fv.compare(fisher, [fv.approximate(fv.Probe(wider, "categorical").fisher(data[0]), "kfac")])
+    summed = fv.Probe(net, "categorical").fisher(data[0], reduction="sum")
+    with pytest.raises(ValueError, match="reduction 'sum' and the Fisher 'mean'"):
+        fv.compare(fisher, [fv.approximate(summed, "kfac")])
+    foof = fv.approximate(summed, "foof")
+    assert fv.compare(fisher, [foof], metrics=["bytes"]).whole("bytes")["foof"] == foof.bytes
+
+
+def test_an_instance_takes_no_options(net, data):
+    fisher = fv.Probe(net, "categorical").fisher(data[0])
+    with pytest.raises(TypeError, match=r"options \(setting\).*this kfac is an instance"):
+        fv.approximate(fisher, fv.approximate(fisher, "kfac"), setting="reduce")
+
+
+def test_the_summary_says_what_was_left_out(net, data):
+    fisher = fv.Probe(net, "categorical").fisher(*data)
+    comparison = fv.compare(fisher, ["kfac"], damping=0.1, gradient=torch.zeros(31).double())
+    sentence = "directions are left out: the gradient is zero."
+    assert comparison.notes == (sentence,)
+    assert comparison.summary().attrs["notes"] == [sentence]
+    assert "1 left out: see .notes" in repr(comparison)
+    assert sentence in comparison._repr_html_()
+
+
+# ---- progress --------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_long_work_shows_progress_on_a_terminal_unless_turned_off(net, data, monkeypatch, shown, stream):
+    monkeypatch.setattr(progress, "MOMENT", 0.0)
+    monkeypatch.setattr("sys.stderr", stream())
+    fisher = fv.Probe(net, "categorical").fisher(data[0])
+    fv.compare(fisher, ["kfac"], progress=shown)
+    fv.cumulants(fisher, progress=shown)
+    text = sys.stderr.getvalue()
+    assert [word in text for word in ("comparing", "cumulants")] == [shown and stream is Terminal] * 2
+
+
+def test_short_work_shows_no_progress(net, data, monkeypatch):
+    monkeypatch.setattr(progress, "MOMENT", 1e9)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    fv.compare(fv.Probe(net, "categorical").fisher(data[0]), ["kfac", "diagonal"])
+    assert "comparing" not in sys.stderr.getvalue()

@@ -6,10 +6,11 @@ Subclass it, register it, and it is in `compare`, the report, the plots and the 
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from fisherviz.layered import BlockDiagonal, LayeredMatrix
 from fisherviz.layers import Layer, Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
-from fisherviz.path_check import restarting
+from fisherviz.path_check import PathChanged, restarting
 from fisherviz.statistics import Diagonal, Statistic
 
 if TYPE_CHECKING:
@@ -101,7 +102,11 @@ class Approximation(LayeredMatrix):
 
     def needs(self, layer: Layer) -> dict[str, Statistic]:
         """The statistics for a layer, the exact diagonal where it has no structure."""
-        return self.statistics(layer) if self._handles(layer) else {"diagonal": Diagonal(layer.name)}
+        if not self._handles(layer):
+            return {"diagonal": Diagonal(layer.name)}
+        with naming(self, f"statistics({layer.name!r})"):
+            named = self.statistics(layer)
+        return self._checked_statistics(named, f"statistics({layer.name!r})")
 
     def build(
         self, space: ParameterSpace, values: Sequence[Values], couplings: Mapping[tuple[int, int], Values]
@@ -117,12 +122,26 @@ class Approximation(LayeredMatrix):
             The structured matrix (of the mean Fisher).
         """
         operators = [
-            self._checked(layer, self.operator_for(layer, v))
-            if self._handles(layer)
-            else DiagonalOperator(v["diagonal"])
+            self._operator(layer, v) if self._handles(layer) else DiagonalOperator(v["diagonal"])
             for layer, v in zip(space.layers, values, strict=True)
         ]
-        return self.assemble(space, operators, couplings)
+        with naming(self, "assemble"):
+            return self.assemble(space, operators, couplings)
+
+    def _operator(self, layer: Layer, values: Values) -> Operator:
+        with naming(self, f"operator_for({layer.name!r})"):
+            operator = self.operator_for(layer, values)
+        return self._checked(layer, operator)
+
+    def _checked_statistics(self, named: Any, method: str) -> dict[str, Statistic]:
+        if isinstance(named, Mapping) and all(isinstance(value, Statistic) for value in named.values()):
+            return dict(named)
+        values = named.values() if isinstance(named, Mapping) else [named]
+        wrong = next(type(value).__name__ for value in values if not isinstance(value, Statistic))
+        raise TypeError(
+            f"{type(self).__name__}.{method} must return a dictionary name -> Statistic, got {wrong}; "
+            "fisherviz.statistics has them."
+        )
 
     def _checked(self, layer: Layer, operator: Operator) -> Operator:
         """Authors of approximations learn here, not at a later product, that an operator does not fit."""
@@ -154,7 +173,8 @@ class Approximation(LayeredMatrix):
         self.kind, self.reduction = fisher.kind, fisher.reduction
         layers = fisher.space.layers
         fisher.look()
-        self.prepare(layers, fisher.probe.positions)
+        with naming(self, "prepare"):
+            self.prepare(layers, fisher.probe.positions)
         generic = [layer.name for layer in layers if not layer.structured and not self.handles_generic]
         if generic:
             warnings.warn(
@@ -168,17 +188,20 @@ class Approximation(LayeredMatrix):
                 f"{', '.join(f'{a!r}-{b!r}' for a, b in fisher.probe.chain_pairs) or 'none'}.",
                 stacklevel=3,
             )
-        pairs = self.pairs(layers, fisher.probe.chain_pairs)
+        with naming(self, "pairs"):
+            pairs = self.pairs(layers, fisher.probe.chain_pairs)
         wanted = [self.needs(layer) for layer in layers]
-        wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
+        with naming(self, "pair_statistics"):
+            wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
         means = collect_means(fisher, wanted)
         values, couplings = means[: len(layers)], dict(zip(pairs, means[len(layers) :], strict=True))
         for layer, named in zip(layers, values, strict=True):
             if self.wants_capture(layer):
                 named["capture"] = fisher.example_space()[layer.name]
-        further = [
-            self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)
-        ]
+        with naming(self, "refine"):
+            further = [
+                self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)
+            ]
         if any(further):
             values = [v | more for v, more in zip(values, collect_means(fisher, further), strict=True)]
         self.matrix = self.build(fisher.space, values, couplings)
@@ -239,6 +262,28 @@ class Approximation(LayeredMatrix):
         import html
 
         return f"<p>{html.escape(repr(self))}</p>"
+
+
+@contextlib.contextmanager
+def naming(approximation: Approximation, method: str) -> Iterator[None]:
+    """What goes wrong in an author's method says which one; a bare exception becomes a RuntimeError that says so.
+
+    Args:
+        approximation: whose method runs.
+        method: how the method was called, for the message.
+    """
+    known = f" (method {approximation.name!r})" if approximation.name != Approximation.name else ""
+    where = f"{type(approximation).__name__}.{method}{known}"
+    try:
+        yield
+    except PathChanged:
+        raise
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # meant for the user as they are
+        if not type(approximation).__module__.startswith("fisherviz."):
+            error.add_note(f"raised in {where}.")
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{where} failed with {type(error).__name__}: {error}; correct it.") from error
 
 
 def collect_means(fisher: Fisher, wanted: Sequence[Mapping[str, Statistic]]) -> list[dict[str, Any]]:

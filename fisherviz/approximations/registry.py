@@ -50,6 +50,7 @@ class Registry(Mapping[str, type[Approximation]]):
             raise TypeError(f"an approximation must be a subclass of fv.Approximation, got {cls!r}.")
         if name in self._classes and self._classes[name] is not cls and _is_ours(self._classes[name]):
             raise ValueError(f"{name!r} is one of fisherviz's own approximations; register yours under another name.")
+        _refuse_abstract(cls)
         cls.name = name
         self._classes[name] = cls
 
@@ -59,6 +60,12 @@ class Registry(Mapping[str, type[Approximation]]):
             f"{name.ljust(width)}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in self._classes.items()
         ]
         return "\n".join(lines)
+
+
+def _refuse_abstract(cls: type[Approximation]) -> None:
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise TypeError(f"{cls.__name__} is no complete approximation: it must define {' and '.join(missing)}.")
 
 
 def _is_ours(cls: type) -> bool:
@@ -90,11 +97,17 @@ def make(method: str | type[Approximation] | Approximation, **options: Any) -> A
         ValueError: the name is unknown.
         TypeError: an option is unknown, or the method is neither a name nor a class.
     """
-    if isinstance(method, Approximation) and not options:
+    if isinstance(method, Approximation):
+        if options:
+            raise TypeError(
+                f"options ({', '.join(options)}) go with a name or a class, and this {method.name} is an instance; "
+                f"pass its class, or give {type(method).__name__}(...) the options."
+            )
         return method
     cls = approximations[method] if isinstance(method, str) else method
     if not (isinstance(cls, type) and issubclass(cls, Approximation)):
         raise TypeError(f"method must be a name or a subclass of fv.Approximation, got {type(method).__name__}.")
+    _refuse_abstract(cls)
     try:
         return cls(**options)
     except TypeError as error:
