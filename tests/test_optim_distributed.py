@@ -1,14 +1,24 @@
 """Two processes with DistributedDataParallel take the steps of one process on the whole batch."""
 
-import socket
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from fisherviz import optim
 from tests.optim_oracle import assert_same, data, matrices, net
+
+N = 12
+ADAPTIVE = {"damping": 0.5, "weight_decay": 1e-2, "T": 2, "T1": 2, "T2": 4}
+WHOLE = ADAPTIVE | {"tau1": 1.0, "tau2": 1.0}
+
+
+def plain_last_layer(m):
+    return [{"params": m[:4].parameters()}, {"params": m[4:].parameters(), "approximation": "none", "lr": 0.1}]
+
 
 MAKE = {
     "foof": lambda m: optim.FOOF(m, "categorical", damping=0.1),
@@ -16,58 +26,111 @@ MAKE = {
         m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact", T=2
     ),
     "tengrad": lambda m: optim.TENGraD(m, "categorical"),
+    "adaptive": lambda m: optim.KFAC(m, "categorical", kind="exact", **WHOLE),
+    "adaptive tridiagonal": lambda m: optim.KFAC(
+        m, "categorical", kind="exact", inverse="block-tridiagonal", **WHOLE
+    ),
+    "adaptive, last layer plain": lambda m: optim.KFAC(
+        m, "categorical", kind="exact", params=plain_last_layer(m), **WHOLE
+    ),
+    "adaptive, sampled": lambda m: optim.KFAC(m, "categorical", **WHOLE),
+    "adaptive, subsets": lambda m: optim.KFAC(m, "categorical", **ADAPTIVE),
 }
+SAME_AS_ONE = ["foof", "kfac", "adaptive", "adaptive tridiagonal", "adaptive, last layer plain"]
 
 
-def worker(rank, port, queue):
+def train(name, inner, model, part, seed=0):
+    """Weights, λ, γ, what the last step did, and means of the statistics after each step."""
+    torch.manual_seed(seed)  # of the optimizer's generator
+    opt = MAKE[name](inner)
+    found = []
+    for k in range(9 if "adaptive" in name else 3):
+        x, y = data(N, seed=k)
+
+        def closure(x=x[part], y=y[part]):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+        state = (getattr(opt, "lam", 0.0), getattr(opt, "gamma", 0.0), dict(getattr(opt, "last", {})))
+        means = [s.mean.clone() for named in opt.moments.average for s in named.values()]
+        found.append((matrices(inner), *state, means))
+    return found
+
+
+def worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     found = {}
-    for name, make in MAKE.items():
+    for name in MAKE:
         inner = net()
-        model = torch.nn.parallel.DistributedDataParallel(inner)
-        opt = make(model)
+        # gradients that are views of memory which the next backward overwrites: the harder case
+        model = DistributedDataParallel(inner, gradient_as_bucket_view=True)
         try:
-            for k in range(3):
-                x, y = data(12, seed=k)
-                own = slice(0, 6) if rank == 0 else slice(6, 12)
-                opt.zero_grad()
-                F.cross_entropy(model(x[own]), y[own]).backward()
-                opt.step()
-            found[name] = [M.tolist() for M in matrices(inner)]
+            found[name] = train(name, inner, model, half(rank), seed=rank)
         except NotImplementedError as error:
             found[name] = str(error)
-    queue.put((rank, found))
+    torch.save(found, f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
 
+def half(rank):
+    return slice(rank * N // 2, (rank + 1) * N // 2)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / str(rank)) for rank in range(2)]
+
+
 @pytest.mark.slow
-def test_distributed_data_parallel_steps_like_one_process():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = dict(queue.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(30)
-    for name in ("foof", "kfac"):
+@pytest.mark.parametrize("name", SAME_AS_ONE)
+def test_distributed_data_parallel_steps_like_one_process(ranks, name):
+    model = net()
+    alone = train(name, model, model, slice(None))
+    for found in ranks:
+        for (W, lam, gamma, last, means), (W1, lam1, gamma1, last1, means1) in zip(found[name], alone, strict=True):
+            assert_same(W, W1, 1e-9)
+            assert_same(means, means1, 1e-9)
+            assert (lam, gamma) == pytest.approx((lam1, gamma1), rel=1e-12)
+            assert last == pytest.approx(last1, rel=1e-6)
+    if "adaptive" in name:
+        lams, gammas = {state[1] for state in alone}, {state[2] for state in alone}
+        assert len(lams) > 1
+        assert len(gammas) > 1  # λ and γ were adapted on the way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MAKE if name != "tengrad"])
+def test_all_processes_take_the_same_step_to_the_bit(ranks, name):
+    for (W, *state, _), (W1, *state1, _) in zip(ranks[0][name], ranks[1][name], strict=True):
+        assert state == state1
+        for left, right in zip(W, W1, strict=True):
+            assert torch.equal(left, right)
+
+
+@pytest.mark.slow
+def test_sampled_factors_are_the_mean_of_what_each_process_samples(ranks):
+    """Each process draws labels by its own generator: at equal weights, as one process on that half would."""
+    first = [found["adaptive, sampled"][0][-1] for found in ranks]
+    halves = []
+    for rank in range(2):
         model = net()
-        opt = MAKE[name](model)
-        for k in range(3):
-            x, y = data(12, seed=k)
-            opt.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            opt.step()
-        for rank in range(2):
-            found = [torch.tensor(M, dtype=torch.float64) for M in results[rank][name]]
-            assert_same(found, matrices(model), 1e-10)
-    assert "which other processes do not see" in results[0]["tengrad"]
+        halves.append(train("adaptive, sampled", model, model, half(rank), seed=rank)[0][-1])
+    assert not torch.allclose(halves[0][1], halves[1][1])
+    for found in first:
+        assert_same(found, [(a + b) / 2 for a, b in zip(*halves, strict=True)], 1e-12)
+
+
+@pytest.mark.slow
+def test_what_works_on_the_examples_themselves_is_refused(ranks):
+    assert "which other processes do not see" in ranks[0]["tengrad"]
 
 
 def test_data_parallel_is_refused():

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
-from fisherviz.optim.moments import distributed
-from fisherviz.optim.natural_gradient import Directions, NaturalGradient
+from fisherviz.optim.low_rank import dense
+from fisherviz.optim.natural_gradient import NaturalGradient
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
+from fisherviz.optim.processes import mean
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import joint_lr
 from fisherviz.optim.watch import Inputs
+
+Tensors = dict[nn.Parameter, Tensor]
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
 
@@ -31,6 +34,8 @@ class KFAC(NaturalGradient):
     """Kronecker-factored approximate curvature (Martens & Grosse 2015).
 
     The complete optimizer assumes that the criterion is the likelihood's mean nll, and takes `step(closure)`.
+    Under DistributedDataParallel every process steps with its own part of the batch, and all take the same step: the
+    exact F and the factors are means over all examples, the loss is the mean of the processes'.
 
     Args:
         model: the model.
@@ -130,7 +135,7 @@ class KFAC(NaturalGradient):
         """γ of the factored damping."""
         self.last: dict[str, float] = {}
         """What the last step did: alpha, mu, decrease (M(0) − M(δ)), and rho where λ was adjusted."""
-        self._update: Directions = {}
+        self._update: Tensors = {}
         if rescale:
             rule = as_damping(damping)
             self.lam = rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
@@ -166,13 +171,7 @@ class KFAC(NaturalGradient):
 
         Raises:
             RuntimeError: no closure where λ is adapted, or no statistics since the last step.
-            NotImplementedError: complete KFAC in a run of several processes.
         """
-        if self.rescale and distributed():
-            raise NotImplementedError(
-                "complete KFAC re-scales its step by one process's mini-batch; under torch.distributed use the plain "
-                "KFAC(rescale=False, adapt=False)."
-            )
         if self.adapt and closure is None:
             raise RuntimeError(
                 "adaptive KFAC evaluates the loss again to adjust λ: call step(closure) with a closure that zeroes the "
@@ -214,7 +213,7 @@ class KFAC(NaturalGradient):
         if plain:  # after λ, whose ratio is that of the quadratic model's own step
             self._apply_plain(plain)
 
-    def _gradients(self, active: list[Layer]) -> Directions:
+    def _gradients(self, active: list[Layer]) -> Tensors:
         """∇h with the ℓ₂ term."""
         return {
             p: p.grad.add(p, alpha=self.eta)
@@ -223,7 +222,7 @@ class KFAC(NaturalGradient):
             if p.grad is not None
         }
 
-    def _best(self, active: list[Layer], gradient: Directions, batches: list[Inputs]) -> Directions:
+    def _best(self, active: list[Layer], gradient: Tensors, batches: list[Inputs]) -> Tensors:
         """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
         assert self._watcher is not None
         assert self.moments is not None
@@ -233,11 +232,11 @@ class KFAC(NaturalGradient):
         candidates = [self.gamma]
         if self.adapt and self.k % self.T2 == 0:
             candidates += [self.omega2 * self.gamma, self.gamma / self.omega2]
-        best: tuple[float, float, dict[str, float], Directions] | None = None
+        best: tuple[float, float, dict[str, float], Tensors] | None = None
         cache = dict.fromkeys(candidates)
         for gamma in candidates:
             cache[gamma] = made = self._for_gamma(gamma)
-            proposal = {p: -d for p, d in self._solve(made, active).items() if p in gradient}
+            proposal = {p: -dense(d) for p, d in self._solve(made, active).items() if p in gradient}
             directions = [proposal, previous] if previous else [proposal]
             tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
             n, shift = len(directions), self.lam + self.eta
@@ -273,10 +272,11 @@ class KFAC(NaturalGradient):
                     p.add_(p.grad.add(p, alpha=group["weight_decay"]), alpha=-float(group["lr"]))
 
     def _objective(self, loss: Any) -> float:
-        """H = loss + η/2 ‖θ‖²."""
+        """H = loss + η/2 ‖θ‖²; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""
         weights = {p: p.detach() for layer in self._active() for p in layer.parameters.values()}
         squares = dot(weights, weights) if self.eta else 0.0
-        return float(loss.detach() if isinstance(loss, Tensor) else loss) + self.eta / 2 * squares
+        own = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        return mean(own, self.generator.device) + self.eta / 2 * squares
 
     def _adjust(self, closure: Callable[[], Any], before: float, lr: float) -> None:
         """λ by the reduction ratio ρ (section 6.5); the closure's gradients and side effects are undone."""

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fisherviz.batches import count_examples
 from fisherviz.guest import as_guest
 from fisherviz.likelihoods import Likelihood
+from fisherviz.optim.processes import summed
 from fisherviz.optim.watch import Inputs, Watcher, at_least_float32
 
 Direction = Mapping[nn.Parameter, Tensor]
@@ -105,11 +106,12 @@ class FisherForms:
         return total
 
     def form(self, u: Sequence[tuple[Tensor, Tensor]], v: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """uᵀFv from the two directions' tangents, in float64."""
+        """uᵀFv from the two directions' tangents, in float64, over the examples of all processes."""
         total = 0.0
         for (z, s), (_, t) in zip(u, v, strict=True):
             total += float((s.double() * self.likelihood.product(z, t).double()).sum())
-        return total / self.examples
+        total, examples = summed([total, self.examples], u[0][0].device)
+        return total / examples
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,13 +1,19 @@
-"""A forward and backward of our own on given inputs, for statistics of other examples than the step's.
+"""Passes that are never counted as training: on given inputs, for statistics, and of the user's closure once more.
 
-Used for the K-FAC paper's subset τ₁, for independent mini-batches and for a first pass over data; never
-counted as training.
+Statistics of other examples than the step's are those of the K-FAC paper's subset τ₁, of independent mini-batches and
+of a first pass over data; the closure is evaluated again for the loss at new weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
 from fisherviz.captures import AnyCapture, Capture
 from fisherviz.guest import as_guest
+from fisherviz.optim.moments import distributed
 from fisherviz.optim.passes import Source, backpropagate
 from fisherviz.optim.watch import Inputs, Pass, Watcher, at_least_float32
 from fisherviz.recorder import capture_calls
@@ -49,3 +55,29 @@ def capture_forward(watcher: Watcher, inputs: Inputs, source: Source) -> tuple[d
     if watcher.generic_diagonal:
         captures |= watcher.generic_captures(Pass(len(z), inputs, None, {}, {}), v)
     return captures, len(z)
+
+
+def evaluate(watcher: Watcher, closure: Callable[[], Any], parameters: Sequence[nn.Parameter]) -> Any:
+    """The closure's loss at the present weights; its gradients and side effects on the model are undone.
+
+    Args:
+        watcher: the watcher, which looks away.
+        closure: evaluates the loss and backpropagates it.
+        parameters: those whose gradients are put back, in a run of several processes by value, since the next
+            backward of DistributedDataParallel may overwrite the memory of those that it gave.
+
+    Returns:
+        What the closure returned.
+    """
+    gradients = [p.grad for p in parameters]
+    values = [g.clone() if g is not None and distributed() else None for g in gradients]
+    for p in parameters:
+        p.grad = None
+    watcher.paused = True
+    try:
+        with as_guest(watcher.model):
+            return closure()
+    finally:
+        watcher.paused = False
+        for p, g, value in zip(parameters, gradients, values, strict=True):
+            p.grad = g if g is None or value is None else g.copy_(value)

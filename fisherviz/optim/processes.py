@@ -1,0 +1,44 @@
+"""What processes that train together agree on: sums and means of single numbers over all of them.
+
+Every process must ask for the same numbers in the same order; all get the same bits, so that decisions made from them
+are the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from fisherviz.optim.moments import distributed
+
+
+def summed(values: Sequence[float], device: torch.device) -> list[float]:
+    """Sums over the processes, in float64; the values themselves in a run of one process.
+
+    Args:
+        values: this process's.
+        device: where the processes exchange tensors.
+
+    Returns:
+        As many numbers, the same in every process.
+    """
+    if not distributed():
+        return list(values)
+    total = torch.tensor(list(values), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return total.tolist()
+
+
+def mean(value: float, device: torch.device) -> float:
+    """Mean over the processes, each with the same weight, as DistributedDataParallel takes it of gradients.
+
+    Args:
+        value: this process's.
+        device: where the processes exchange tensors.
+
+    Returns:
+        The same number in every process.
+    """
+    total, count = summed([value, 1.0], device)
+    return total / count
