@@ -6,7 +6,7 @@ The result is a list of `Layer`s in torch order and the reasons for everything l
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -56,7 +56,12 @@ def find_layers(
 
 
 def _choose(modules: dict[str, nn.Module], wanted: Sequence[str | nn.Module] | str | nn.Module) -> set[nn.Module]:
+    """The modules named, each with all modules inside it."""
+    if not isinstance(wanted, str | nn.Module | Iterable):
+        raise TypeError(f"layers= takes names or modules, got {type(wanted).__name__}.")
     items = [wanted] if isinstance(wanted, str | nn.Module) else list(wanted)
+    if not items:
+        raise ValueError("layers= names no layer; leave it out for all of them.")
     chosen: set[nn.Module] = set()
     for item in items:
         if isinstance(item, str):

@@ -5,11 +5,13 @@ Relied on by the Probe and the Fisher, which make several passes over the same d
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
@@ -97,8 +99,8 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
     """A batch's inputs and targets; a pair is (inputs, targets), anything else inputs alone."""
     if _is_pair(batch):
         inputs, targets = batch
-        if targets is not None and not isinstance(targets, Tensor):
-            targets = torch.as_tensor(targets)
+        if targets is not None:
+            targets = _as_targets(targets)
     elif isinstance(batch, tuple | list) and len(batch) == 1:
         inputs, targets = batch[0], None
     else:
@@ -109,11 +111,64 @@ def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
     return inputs, targets
 
 
+def _as_targets(targets: Any) -> Tensor:
+    """Targets given as a tensor or as numbers that make one."""
+    if not isinstance(targets, Tensor):
+        try:
+            targets = torch.as_tensor(targets)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"targets must be a tensor, or numbers that make one, got {type(targets).__name__} ({error}); "
+                "give class indices (N,) or values (N, D)."
+            ) from error
+    if targets.dim() == 0:
+        raise ValueError("targets need a first dimension that counts examples, got a single number.")
+    return targets
+
+
+def explain_refusal(model: nn.Module, inputs: Inputs, dtype: torch.dtype, error: Exception) -> Exception | None:
+    """What to tell a user whose model did not take a batch: how batches are given, or which types differ.
+
+    Args:
+        model: the model.
+        inputs: what it was called with.
+        dtype: of its parameters.
+        error: what it raised.
+
+    Returns:
+        A clearer error, or None where the model itself failed.
+    """
+    keywords = inputs if isinstance(inputs, dict) else {}
+    arguments = () if isinstance(inputs, dict) else (inputs,) if isinstance(inputs, Tensor) else inputs
+    try:
+        inspect.signature(model.forward).bind(*arguments, **keywords)
+    except TypeError as mismatch:
+        return TypeError(
+            f"{type(model).__name__}.forward does not take a batch's inputs ({mismatch}); a batch is inputs or a pair "
+            "(inputs, targets), and inputs are a tensor, a tuple of positional or a dictionary of keyword arguments: "
+            "bring yours into that form, for example ({'x': x}, labels)."
+        )
+    except ValueError:  # a forward without a signature
+        return None
+    types = {leaf.dtype for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)} - {dtype}
+    of_types = re.search("dtype|scalar type|input type", str(error), re.IGNORECASE)
+    if isinstance(error, RuntimeError) and types and of_types:
+        names = ", ".join(sorted(str(t).removeprefix("torch.") for t in types))
+        wanted = str(dtype).removeprefix("torch.")
+        return ValueError(
+            f"the model's parameters are {wanted} and the data is {names}, which it refuses ({error}); "
+            f"convert one of them: inputs.to(torch.{wanted}), or model.to(...) before the Probe is made."
+        )
+    return None
+
+
 def count_examples(inputs: Inputs) -> int:
     """Number of examples in a batch's inputs: the first dimension of its first tensor."""
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if not leaves:
-        raise TypeError(f"a batch's inputs must be tensors, got {type(inputs).__name__}.")
+        raise TypeError(
+            f"a batch's inputs must be tensors, got {type(inputs).__name__}; convert them with torch.as_tensor."
+        )
     if leaves[0].dim() == 0:
         raise ValueError("a batch's inputs need a first dimension that counts examples, got a scalar.")
     if len(leaves[0]) == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,38 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     return path
 
 
+def check_place(path: str | os.PathLike[str], *, directory: bool) -> Path:
+    """Refuse a path that cannot be written to, before the work whose result it is meant for; nothing is made.
+
+    Args:
+        path: where a file, or a directory with files, is going to be.
+        directory: whether it is a directory.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: it is no path.
+        ValueError: something else is there, or nothing can be written there.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a path is a string or a Path, got {type(path).__name__}.")
+    path = Path(path)
+    wanted, other = ("directory", "file") if directory else ("file", "directory")
+    if path.exists() and path.is_dir() != directory:
+        raise ValueError(f"{path} is a {other}; give the path of a {wanted} to write to.")
+    above = path if directory else path.parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    try:
+        tempfile.TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written to ({above}: {error.strerror or error}); give another path."
+        ) from error
+    return path
+
+
 def write_together(directory: str | os.PathLike[str], contents: Mapping[str, bytes | str]) -> Path:
     """Write several files of one directory so that readers see all of the old ones or all of the new ones.
 
@@ -51,9 +84,7 @@ def write_together(directory: str | os.PathLike[str], contents: Mapping[str, byt
     Raises:
         ValueError: `directory` is a file, or a name leaves the directory.
     """
-    directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file; give the path of a directory to write to.")
+    directory = check_place(directory, directory=True)
     for name in contents:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"the file name {name!r} leaves the directory {directory}.")

@@ -260,6 +260,8 @@ class Fisher(Passes):
     def _check_vector(self, v: Any, flat: bool = False) -> Tensor:
         if not isinstance(v, Tensor):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
+        if v.is_complex():
+            raise TypeError("a vector must be real, got a complex tensor; multiply its real and imaginary parts apart.")
         if v.dim() not in ((1,) if flat else (1, 2)) or v.shape[0] != self.space.size:
             raise ValueError(
                 f"a flat vector must have {self.space.size} entries, one per probed parameter, "

@@ -157,6 +157,8 @@ class LayeredMatrix(ABC):
     def _on_columns(self, v: Tensor, function) -> Tensor:  # type: ignore[no-untyped-def]
         if not isinstance(v, Tensor):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
+        if v.is_complex():
+            raise TypeError("a vector must be real, got a complex tensor; multiply its real and imaginary parts apart.")
         model = self._like.dtype
         # operators of half-precision models are float32, like their statistics
         v = v.detach().to(device=self._like.device, dtype=self._work)

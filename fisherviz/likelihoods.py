@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -240,9 +241,7 @@ class Gaussian(Likelihood):
     name = "gaussian"
 
     def __init__(self, variance: float = 1.0) -> None:
-        if not (math.isfinite(variance) and variance > 0):
-            raise ValueError(f"the variance of a Gaussian likelihood must be positive and finite, got {variance}.")
-        self._variance = float(variance)
+        self._variance = _as_variance(variance)
 
     def variance(self, z: Tensor) -> float:
         """Variance of each output."""
@@ -345,6 +344,8 @@ _BY_NAME: dict[str, type[Likelihood]] = {
 def resolve(likelihood: str | Likelihood | nn.Module) -> Likelihood:
     """Return the likelihood that a name, an instance or an `nn` loss stands for, with the loss's own scale.
 
+    A loss with `reduction="none"` counts as one with "sum": its entries are the terms of one example's log-likelihood.
+
     Args:
         likelihood: "categorical", "bernoulli", "gaussian", a `Likelihood`, or an unweighted `nn.CrossEntropyLoss`,
             `nn.BCEWithLogitsLoss` or `nn.MSELoss`.
@@ -381,6 +382,18 @@ def resolve(likelihood: str | Likelihood | nn.Module) -> Likelihood:
         f"cannot tell the predictive distribution of {type(likelihood).__name__}; pass 'categorical', 'bernoulli', "
         "'gaussian', fv.Gaussian(variance=...), nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss() or nn.MSELoss()."
     )
+
+
+def _as_variance(variance: Any) -> float:
+    try:
+        number = math.nan if isinstance(variance, bool) else float(variance)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"the variance of a Gaussian likelihood must be a positive and finite number, got {variance!r}."
+        )
+    return number
 
 
 def _refuse(condition: bool, what: str, instead: str) -> None:

@@ -49,6 +49,8 @@ class Passes:
         self.kind = kind
         self.samples = samples
         self.reduction = reduction
+        if samples != 1 and kind in ("exact", "empirical"):
+            raise ValueError(f"samples={samples!r} belongs to kind='mc'; kind={kind!r} draws no labels.")
         self.vectors = make_vectors(probe.likelihood, kind, samples, generator, probe.device)
         self.data = Batches(data, targets)
         if kind == "empirical" and self.data.certainly_without_targets:

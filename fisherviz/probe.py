@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fisherviz.attach import find_layers
-from fisherviz.batches import Inputs, count_examples, move, select
+from fisherviz.batches import Inputs, count_examples, explain_refusal, move, select
 from fisherviz.captures import AnyCapture, Batch, GenericCapture
 from fisherviz.generic import per_example_gradients
 from fisherviz.guest import as_guest, check_modes
@@ -51,7 +51,8 @@ class Probe:
         model: any `nn.Module`; it is left exactly as it was found.
         likelihood: "categorical", "bernoulli", "gaussian", a `Likelihood`, or an unweighted `nn.CrossEntropyLoss`,
             `nn.BCEWithLogitsLoss` or `nn.MSELoss`.
-        layers: names or modules to probe; None: every module that owns trainable parameters.
+        layers: names or modules to probe, each together with all layers inside it (so that "" is the whole model);
+            None: every module that owns trainable parameters.
         output: picks the output tensor from what the model returns, for models that return tuples or dictionaries.
 
     Raises:
@@ -100,7 +101,7 @@ class Probe:
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
-        """What was attached, in torch order."""
+        """What was attached, in torch order; until a first pass (`looked`), `path` is what each class promises."""
         return tuple(layer.info() for layer in self._layers)
 
     @property
@@ -119,8 +120,9 @@ class Probe:
             shape = (
                 f"{info.out_features} x {info.in_features}{' + 1' if info.bias else ''}" if info.out_features else ""
             )
-            path = info.path + (f": {info.note}" if info.note else "")
-            rows.append((info.name or "(root)", info.kind, f"{info.num_parameters:,}", shape, path))
+            unchecked = info.path == "structured" and not self.looked
+            why = f": {info.note}" if info.note else " if the first pass confirms it" if unchecked else ""
+            rows.append((info.name or "(root)", info.kind, f"{info.num_parameters:,}", shape, info.path + why))
         rows += [(name, "", "", "", f"left out: {why}") for name, why in self.left_out]
         return rows
 
@@ -210,12 +212,18 @@ class Probe:
     def call(self, function: Callable[..., Any], inputs: Inputs) -> Tensor:
         """The output of a function with the model's signature, (N, ...) with at least two dimensions."""
         inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
-        if isinstance(inputs, Tensor):  # a clone: some models change their input in place
-            out = function(inputs)
-        elif isinstance(inputs, dict):
-            out = function(**inputs)
-        else:
-            out = function(*inputs)
+        try:
+            if isinstance(inputs, Tensor):  # a clone: some models change their input in place
+                out = function(inputs)
+            elif isinstance(inputs, dict):
+                out = function(**inputs)
+            else:
+                out = function(*inputs)
+        except (RuntimeError, TypeError) as error:
+            explained = explain_refusal(self.model, inputs, self.dtype, error)
+            if explained is None:
+                raise
+            raise explained from error
         z = out if self.output is None else self._pick(out)
         if not isinstance(z, Tensor):
             raise TypeError(

@@ -135,6 +135,9 @@ class Comparison:
 
         Returns:
             The directory.
+
+        Raises:
+            ValueError: nothing can be written there.
         """
         return files.write_together(path, self.to_files())
 
@@ -161,6 +164,9 @@ class Comparison:
 
         Returns:
             The file.
+
+        Raises:
+            ValueError: it is a directory, or nothing can be written there; said before anything is drawn.
         """
         from fisherviz.report import write_page  # the page is drawn from results: it lies above this module
 
@@ -207,6 +213,8 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
     Raises:
         ValueError: there is none, its files do not belong together, or a newer release wrote it.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a path is a string or a Path, got {type(path).__name__}.")
     directory = Path(path)
     contents = {}
     for name in (FACTS, TABLE, ARRAYS):

@@ -208,7 +208,7 @@ def test_pickled_code_is_never_run(here):
         ([*MINE, "--likelihood", "poisson"], "--likelihood: "),
         ([*MINE, "--layers", "seventh"], "--layers: "),
         (["--device", "abacus"], "--device: "),
-        (["--out", "mynet.py"], "--out: mynet.py is a file; give a folder"),
+        (["--out", "mynet.py"], "--out: mynet.py is a file; give the path of a directory"),
         (["--methods", ","], "at least one name"),
     ],
 )

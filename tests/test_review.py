@@ -4,6 +4,7 @@ import copy
 import io
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -264,3 +265,127 @@ def test_short_work_shows_no_progress(net, data, monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
     fv.compare(fv.Probe(net, "categorical").fisher(data[0]), ["kfac", "diagonal"])
     assert "comparing" not in sys.stderr.getvalue()
+
+
+# ---- what a probe is given -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (torch.tensor(1), "first dimension"), (1, "first dimension"), (["a"] * 7, "list.*class indices"),
+        ([[1], [1, 2]], "list.*class indices"), ({"a": 1}, "dict.*class indices"), (len, "builtin"),
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_odd_targets_are_named(net, data, targets, words):
+    probe = fv.Probe(net, "categorical")
+    for source in ((data[0], targets), [(data[0], targets)]):
+        with pytest.raises((TypeError, ValueError), match=words):
+            probe.fisher(source, kind="empirical").norm()
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (lambda x, y: x.float(), r"parameters are float64 and the data is float32.*inputs.to\(torch.float64\)"),
+        (lambda x, y: x.round().long(), "parameters are float64 and the data is int64"),
+        (lambda x, y: x.numpy(), "ndarray; convert them with torch.as_tensor"),
+        (lambda x, y: (x, y, y), r"too many positional arguments.*a pair \(inputs, targets\)"),
+        (lambda x, y: [(x, y, y)], r"too many positional arguments.*a pair \(inputs, targets\)"),
+        (lambda x, y: [{"input": x, "label": y}], r"keyword argument 'label'.*\(\{'x': x\}, labels\)"),
+        (lambda x, y: {"images": x}, r"Sequential.forward does not take"),
+    ],
+    ids=range(7),
+)
+def test_batches_of_another_form_are_named_with_the_way_out(net, data, batch, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        fv.Probe(net, "categorical").fisher(batch(*data)).norm()
+
+
+class Broken(nn.Linear):
+    def forward(self, input):
+        raise RuntimeError("out of luck")
+
+
+def test_a_model_that_fails_by_itself_is_not_explained_away(data):
+    with pytest.raises(RuntimeError, match=r"^out of luck$"):
+        fv.Probe(Broken(3, 3).double(), "categorical").fisher(data[0]).norm()
+
+
+@pytest.mark.parametrize("layers", [0, [0], []], ids=str)
+def test_layers_that_are_none(net, layers):
+    with pytest.raises((TypeError, ValueError), match="layers="):
+        fv.Probe(net, "categorical", layers=layers)
+
+
+@pytest.mark.parametrize("variance", ["a", None, True, [1], 1j, 0, float("inf")], ids=str)
+def test_variances_that_are_none(variance):
+    with pytest.raises(ValueError, match="variance"):
+        fv.Gaussian(variance)
+
+
+def test_samples_belong_to_sampled_labels(net, data):
+    for kind in ("exact", "empirical"):
+        with pytest.raises(ValueError, match="samples=3 belongs to kind='mc'"):
+            fv.Probe(net, "categorical").fisher(*data, kind=kind, samples=3)
+
+
+def test_vectors_are_real_and_switches_are_switches(net, data):
+    fisher = fv.Probe(net, "categorical").fisher(data[0])
+    v, kfac = torch.ones(31, dtype=torch.complex128), fv.approximate(fisher, "kfac")
+    for call in (lambda: fisher @ v, lambda: fisher.quadratic(v), lambda: kfac @ v, lambda: kfac.solve(v, 0.1)):
+        with pytest.raises(TypeError, match="complex"):
+            call()
+    with pytest.raises(TypeError, match="entrywise"):
+        fv.approximate(fisher, "cw-ngd", entrywise="no")
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.MultiheadAttention(4, 1, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.inner(x, x, x)[0].mean(1))
+
+
+def test_paths_are_promises_until_a_first_pass():
+    probe = fv.Probe(Attention(), "categorical")
+    promised = "structured if the first pass confirms it"
+    assert repr(probe).count(promised) == probe._repr_html_().count(promised) == 2
+    probe.fisher(torch.ones(2, 5, 4)).norm()
+    assert promised not in repr(probe)
+    assert "generic: its forward did not run" in repr(probe)
+
+
+def test_a_module_stands_for_all_layers_inside_it():
+    attention = Attention()
+    inside = ("inner", "inner.out_proj")
+    assert fv.Probe(attention, "categorical", layers=["inner"]).space.names == inside
+    assert fv.Probe(attention, "categorical", layers=[""]).space.names == (*inside, "last")
+
+
+# ---- where results are written ---------------------------------------------------------------------------------------
+
+
+def test_paths_are_checked_before_anything_is_drawn(net, data, tmp_path, monkeypatch):
+    comparison = fv.compare(fv.Probe(net, "categorical").fisher(data[0]), ["kfac"])
+    monkeypatch.setattr("fisherviz.report.page.pictures", lambda *given: pytest.fail("drawn"))
+    file = tmp_path / "file"
+    file.write_text("")
+    cases: tuple = (
+        (comparison.to_html, tmp_path, "is a directory; give the path of a file"),
+        (comparison.to_html, file / "x.html", "cannot be written to"),
+        (comparison.save, file, "is a file; give the path of a directory"),
+        (comparison.save, file / "x", "cannot be written to"),
+    )
+    if Path("/proc").is_dir():  # where nothing can be made, not even by root
+        cases += ((comparison.to_html, "/proc/x", "/proc/x cannot"), (comparison.save, "/proc/x", "/proc/x cannot"))
+    for write, path, words in cases:
+        with pytest.raises(ValueError, match=words):
+            write(path)
+    for write in (comparison.to_html, comparison.save, fv.load_comparison):
+        with pytest.raises(TypeError, match="a path is a string or a Path, got int"):
+            write(3)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -30,6 +30,8 @@ class CWNGD(Approximation):
 
     def __init__(self, entrywise: bool = False) -> None:
         super().__init__()
+        if not isinstance(entrywise, bool):
+            raise TypeError(f"entrywise must be True or False, got {entrywise!r}.")
         self.entrywise = entrywise
 
     def wants_capture(self, layer: Layer) -> bool:

@@ -20,6 +20,7 @@ from fisherviz import models
 from fisherviz.approximations import approximations
 from fisherviz.comparison import DENSE_PARAMETERS, METRICS, compare
 from fisherviz.cumulants import cumulants
+from fisherviz.files import check_place
 from fisherviz.fisher import Fisher
 from fisherviz.likelihoods import resolve
 from fisherviz.probe import Probe
@@ -103,6 +104,7 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
         return probe.fisher(data.batches, kind=job.kind, generator=generator)
 
     joint = fisher(joint_layers)
+    joint.look()  # the table then tells each layer's path as it is
     say(repr(joint.probe))
     sections = [_jointly(job, joint, settings, data)]
     everything = joint_layers if job.layers is not None else fisher(None).space.names
@@ -125,8 +127,8 @@ def _checked(job: Job) -> torch.device:
             approximations[name]
     if job.damping is not None and not job.damping > 0:
         raise OptionError(f"--damping: {job.damping} does not damp; choose a positive number.")
-    if job.out.exists() and not job.out.is_dir():
-        raise OptionError(f"--out: {job.out} is a file; give a folder.")
+    with option("--out"):
+        check_place(job.out, directory=True)
     with option("--device"):
         device = torch.device(job.device)
         torch.empty(0, device=device)

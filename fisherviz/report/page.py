@@ -72,7 +72,11 @@ def write_page(
 
     Returns:
         The file.
+
+    Raises:
+        ValueError: nothing can be written there; said before anything is drawn.
     """
+    files.check_place(path, directory=False)
     text, _ = _render(_sections(source), title, alone=True)
     return files.write_whole(path, text)
 
@@ -95,6 +99,7 @@ def write_report(
     Returns:
         The directory. After an interruption all the old files are there.
     """
+    files.check_place(directory, directory=True)
     sections = _sections(source)
     text, drawn = _render(sections, title, progress)
     contents: dict[str, bytes | str] = {"index.html": text}
