@@ -126,30 +126,6 @@ class Operator(ABC):
         solution = self._solve(self._as_columns(v, self.shape[0]))
         return solution.squeeze(1) if v.ndim == 1 else solution
 
-    def outer(self, a: Tensor, g: Tensor) -> Tensor:
-        """Multiply the gradient gᵀ a of one layer, given by its rows.
-
-        Args:
-            a: (R, d_a) inputs, one row per example or position.
-            g: (R, d_g) gradients at the outputs.
-
-        Returns:
-            (d_g, d_a), this operator times gᵀ a.
-        """
-        return (self @ (g.mT @ a).reshape(-1)).reshape(g.shape[1], a.shape[1])
-
-    def solve_outer(self, a: Tensor, g: Tensor) -> Tensor:
-        """Apply the inverse to the gradient gᵀ a of one layer, given by its rows.
-
-        Args:
-            a: (R, d_a) inputs.
-            g: (R, d_g) gradients at the outputs.
-
-        Returns:
-            (d_g, d_a).
-        """
-        return self.solve((g.mT @ a).reshape(-1)).reshape(g.shape[1], a.shape[1])
-
     def trust(self) -> Operator:
         """Say that the operator is a damped second moment, so that checks of symmetry and rank may be left out."""
         return self

@@ -193,16 +193,30 @@ class Kronecker(Operator):
         rows = half.reshape(d_g, d_a, k).transpose(1, 2).reshape(d_g * k, d_a)
         return solve_rows(L_a, rows).reshape(d_g, k, d_a).transpose(1, 2).reshape(d_g * d_a, k)
 
-    def outer(self, a: Tensor, g: Tensor) -> Tensor:
-        """Return (g Gᵀ)ᵀ (a Aᵀ), low rank (Martens & Grosse 2015, end of section 8)."""
-        left = g if self._G is None else g @ self._G.mT
-        return left.mT @ (a @ self.A.mT)
+    def act_rows(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows a Aᵀ and g Gᵀ whose product is this operator times gᵀ a (Martens & Grosse 2015, end of section 8).
 
-    def solve_outer(self, a: Tensor, g: Tensor) -> Tensor:
-        """Return (g G⁻¹)ᵀ (a A⁻¹), low rank (Martens & Grosse 2015, end of section 8)."""
+        Args:
+            a: (R, d_a) inputs, one row per example or position.
+            g: (R, d_g) gradients at the outputs.
+
+        Returns:
+            (R, d_a) and (R, d_g).
+        """
+        return a @ self.A.mT, g if self._G is None else g @ self._G.mT
+
+    def solve_rows(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows a A⁻¹ and g G⁻¹ whose product is the inverse times gᵀ a (Martens & Grosse 2015, end of section 8).
+
+        Args:
+            a: (R, d_a) inputs.
+            g: (R, d_g) gradients at the outputs.
+
+        Returns:
+            (R, d_a) and (R, d_g).
+        """
         L_a, L_g = self._choleskys
-        left = g if L_g is None else solve_rows(L_g, g)
-        return left.mT @ solve_rows(L_a, a)
+        return solve_rows(L_a, a), g if L_g is None else solve_rows(L_g, g)
 
 
 class KroneckerEigen(Operator):

@@ -18,8 +18,9 @@ from fisherviz.approximations import Approximation
 from fisherviz.damping import Tikhonov, as_damping
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
+from fisherviz.optim.low_rank import Tensors
 from fisherviz.optim.moments import distributed
-from fisherviz.optim.natural_gradient import Directions, NaturalGradient
+from fisherviz.optim.natural_gradient import NaturalGradient
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.selection import joint_lr, matrix_of, split_matrix
@@ -30,7 +31,7 @@ SPACING = 1.3
 
 _SEARCH = 30
 """Shortenings of a step before it is given up."""
-Iterate = tuple[int, Directions, float]
+Iterate = tuple[int, Tensors, float]
 """Iteration, solution, and M there less M(0)."""
 
 
@@ -87,7 +88,7 @@ class HessianFree(NaturalGradient):
         self.lam, self.eta = rule.value, weight_decay
         self.last: dict[str, float] = {}
         """What the last step did: iterations, decrease, rho, step."""
-        self._start: Directions = {}
+        self._start: Tensors = {}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
@@ -122,7 +123,7 @@ class HessianFree(NaturalGradient):
         forms = FisherForms(self._watcher, self.likelihood, batches)
         shift = self.lam + self.eta
 
-        def product(d: Directions) -> Directions:
+        def product(d: Tensors) -> Tensors:
             return combine([(1.0, forms.product(d)), (shift, d)])
 
         iterates = self._conjugate_gradients(product, gradient, self._preconditioning(layers))
@@ -156,14 +157,14 @@ class HessianFree(NaturalGradient):
                 if p.grad is not None and p not in gradient:
                     p.add_(p.grad.add(p, alpha=group["weight_decay"]), alpha=-float(group["lr"]))
 
-    def _preconditioning(self, layers: list[Layer]) -> Callable[[Directions], Directions]:
+    def _preconditioning(self, layers: list[Layer]) -> Callable[[Tensors], Tensors]:
         if not self._captures or self.moments is None:
             return lambda d: d
         self._update_moments(True)
         names = [layer.name for layer in self.moments.space.layers]
         made = Preconditioner(self.moments.build(), dict.fromkeys(names, Tikhonov(self.lam + self.eta)), False)
 
-        def solve(d: Directions) -> Directions:
+        def solve(d: Tensors) -> Tensors:
             solved = made.solve({layer.name: matrix_of(layer, d).reshape(-1) for layer in layers if made.has(layer)})
             out = dict(d)
             for layer in layers:
@@ -175,9 +176,9 @@ class HessianFree(NaturalGradient):
 
     def _conjugate_gradients(
         self,
-        product: Callable[[Directions], Directions],
-        gradient: Directions,
-        precondition: Callable[[Directions], Directions],
+        product: Callable[[Tensors], Tensors],
+        gradient: Tensors,
+        precondition: Callable[[Tensors], Tensors],
     ) -> list[Iterate]:
         """Iterates of the minimisation of M, at geometrically spaced iterations; the last one last."""
         zero = {p: torch.zeros_like(g) for p, g in gradient.items()}
@@ -222,7 +223,7 @@ class HessianFree(NaturalGradient):
             best, value = candidate, earlier
         return best, value
 
-    def _at(self, delta: Directions, step: float, closure: Callable[[], Any], parameters: list[nn.Parameter]) -> float:
+    def _at(self, delta: Tensors, step: float, closure: Callable[[], Any], parameters: list[nn.Parameter]) -> float:
         """The objective at θ + step · δ; the weights come back bit for bit."""
         saved = [p.clone() for p in parameters]
         self._move(delta, step)
@@ -231,7 +232,7 @@ class HessianFree(NaturalGradient):
             p.copy_(old)
         return value
 
-    def _move(self, delta: Directions, step: float) -> None:
+    def _move(self, delta: Tensors, step: float) -> None:
         for p, d in delta.items():
             p.add_(d, alpha=step)
 

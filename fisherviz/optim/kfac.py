@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
-from fisherviz.optim.natural_gradient import Directions, NaturalGradient
+from fisherviz.optim.low_rank import Tensors, dense
+from fisherviz.optim.natural_gradient import NaturalGradient
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
 from fisherviz.optim.processes import mean
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
@@ -132,7 +133,7 @@ class KFAC(NaturalGradient):
         """γ of the factored damping."""
         self.last: dict[str, float] = {}
         """What the last step did: alpha, mu, decrease (M(0) − M(δ)), and rho where λ was adjusted."""
-        self._update: Directions = {}
+        self._update: Tensors = {}
         if rescale:
             rule = as_damping(damping)
             self.lam = rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
@@ -210,7 +211,7 @@ class KFAC(NaturalGradient):
         if plain:  # after λ, whose ratio is that of the quadratic model's own step
             self._apply_plain(plain)
 
-    def _gradients(self, active: list[Layer]) -> Directions:
+    def _gradients(self, active: list[Layer]) -> Tensors:
         """∇h with the ℓ₂ term."""
         return {
             p: p.grad.add(p, alpha=self.eta)
@@ -219,7 +220,7 @@ class KFAC(NaturalGradient):
             if p.grad is not None
         }
 
-    def _best(self, active: list[Layer], gradient: Directions, batches: list[Inputs]) -> Directions:
+    def _best(self, active: list[Layer], gradient: Tensors, batches: list[Inputs]) -> Tensors:
         """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
         assert self._watcher is not None
         assert self.moments is not None
@@ -229,11 +230,11 @@ class KFAC(NaturalGradient):
         candidates = [self.gamma]
         if self.adapt and self.k % self.T2 == 0:
             candidates += [self.omega2 * self.gamma, self.gamma / self.omega2]
-        best: tuple[float, float, dict[str, float], Directions] | None = None
+        best: tuple[float, float, dict[str, float], Tensors] | None = None
         cache = dict.fromkeys(candidates)
         for gamma in candidates:
             cache[gamma] = made = self._for_gamma(gamma)
-            proposal = {p: -d for p, d in self._solve(made, active).items() if p in gradient}
+            proposal = {p: -dense(d) for p, d in self._solve(made, active).items() if p in gradient}
             directions = [proposal, previous] if previous else [proposal]
             tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
             n, shift = len(directions), self.lam + self.eta

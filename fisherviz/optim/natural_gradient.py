@@ -21,6 +21,7 @@ from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood, resolve
 from fisherviz.optim import settings
 from fisherviz.optim.exact import ExactFisher
+from fisherviz.optim.low_rank import Direction, LowRank, dense, split_rows
 from fisherviz.optim.moments import Moments, distributed, positions_and_neighbours
 from fisherviz.optim.passes import Source, make_source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
@@ -40,7 +41,7 @@ from fisherviz.optim.selection import (
 from fisherviz.optim.watch import Pass, Wanted, Watcher
 from fisherviz.recorder import Call
 
-Directions = dict[nn.Parameter, Tensor]
+Directions = dict[nn.Parameter, Direction]
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -287,15 +288,15 @@ class NaturalGradient(torch.optim.Optimizer):
     def _solve(self, preconditioner: Preconditioner, active: list[Layer]) -> Directions:
         decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
         out: Directions = {}
-        dense: dict[str, Tensor] = {}
+        whole: dict[str, Tensor] = {}
         for layer in active:
             rows = self._rows(preconditioner, layer, decays)
             if rows is not None:
-                out |= split_matrix(layer, preconditioner.solve_rows(layer, rows))
+                out |= split_rows(layer, *preconditioner.solve_rows(layer, rows))
             else:
-                dense[layer.name] = gradient_matrix(layer, decays).reshape(-1)
-        if dense:
-            solved = preconditioner.solve(dense)
+                whole[layer.name] = gradient_matrix(layer, decays).reshape(-1)
+        if whole:
+            solved = preconditioner.solve(whole)
             for layer in active:
                 if layer.name in solved:
                     out |= split_matrix(layer, solved[layer.name])
@@ -341,11 +342,11 @@ class NaturalGradient(torch.optim.Optimizer):
                 if group["momentum"]:
                     state = self.state[p]
                     if "momentum_buffer" not in state:
-                        state["momentum_buffer"] = d.clone()
+                        state["momentum_buffer"] = dense(d).clone()
                     else:
-                        state["momentum_buffer"].mul_(group["momentum"]).add_(d)
+                        _add(state["momentum_buffer"], d, 1.0, group["momentum"])
                     d = state["momentum_buffer"]
-                p.add_(d, alpha=-float(group["lr"]))
+                _add(p, d, -float(group["lr"]))
 
     # ---- saving --------------------------------------------------------------------------------------------
 
@@ -387,3 +388,13 @@ class NaturalGradient(torch.optim.Optimizer):
             self.moments = Moments.from_state(self.approximation, self.layers, state["moments"], self._defers)
             if self._watcher is not None:
                 self._watcher.generic_diagonal = any(not layer.structured for layer in self.moments.space.layers)
+
+
+def _add(target: Tensor, direction: Direction, scale: float, keep: float = 1.0) -> None:
+    """Target ← keep · target + scale · direction, in place."""
+    if isinstance(direction, LowRank):
+        direction.add_to(target, scale, keep)
+        return
+    if keep != 1.0:
+        target.mul_(keep)
+    target.add_(direction, alpha=scale)

@@ -73,10 +73,11 @@ class Preconditioner:
         outputs = 0 if len(self._operators[layer.name][0].tensors) == 1 else dg
         return rows * (da * da + outputs * dg + da * dg) < dg * da * (da + outputs)
 
-    def solve_rows(self, layer: Layer, rows: Rows) -> Tensor:
-        """The layer's direction (dg, da) from its rows."""
+    def solve_rows(self, layer: Layer, rows: Rows) -> Rows:
+        """Rows of the layer's direction from those of its gradient, where `low_rank_pays`."""
         operator, inverted = self._operators[layer.name]
-        action = operator.outer if inverted else operator.solve_outer
+        assert isinstance(operator, Kronecker)
+        action = operator.act_rows if inverted else operator.solve_rows
         return _named(layer.name, lambda: action(*rows))
 
     def solve(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -111,6 +111,11 @@ def gradient_matrix(layer: Layer, weight_decay: Mapping[nn.Parameter, float]) ->
 
     Missing gradients count as zero.
     """
+    return matrix_of(layer, layer_gradients(layer, weight_decay))
+
+
+def layer_gradients(layer: Layer, weight_decay: Mapping[nn.Parameter, float]) -> dict[nn.Parameter, Tensor]:
+    """The layer's gradients plus weight decay, by parameter; parameters without one are left out."""
     gradients = {}
     for p in layer.parameters.values():
         if p.grad is None:
@@ -121,28 +126,29 @@ def gradient_matrix(layer: Layer, weight_decay: Mapping[nn.Parameter, float]) ->
                 "put it in a group with approximation='none'."
             )
         gradients[p] = p.grad.add(p, alpha=weight_decay[p]) if weight_decay.get(p) else p.grad
-    return matrix_of(layer, gradients)
+    return gradients
 
 
 def matrix_of(layer: Layer, tensors: Mapping[nn.Parameter, Tensor]) -> Tensor:
     """Tensors of a layer's parameters as one (d_out, da) matrix with the bias last; missing ones are zero."""
     rows = layer.d_out if layer.structured else 1
     parts = [
-        at_least_float32(tensors[p] if p in tensors else torch.zeros_like(p)).reshape(rows, -1) for p in _ordered(layer)
+        at_least_float32(tensors[p] if p in tensors else torch.zeros_like(p)).reshape(rows, -1)
+        for p in ordered_parameters(layer)
     ]
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def split_matrix(layer: Layer, direction: Tensor) -> dict[nn.Parameter, Tensor]:
     """The parameters' shares of a direction (d_out, da) or (P,) in unit order."""
-    parameters = _ordered(layer)
+    parameters = ordered_parameters(layer)
     rows = layer.d_out if layer.structured else 1
     matrix = direction.reshape(rows, -1)
     pieces = matrix.split([p.numel() // rows for p in parameters], 1)
     return {p: piece.reshape(p.shape).to(p.dtype) for p, piece in zip(parameters, pieces, strict=True)}
 
 
-def _ordered(layer: Layer) -> list[nn.Parameter]:
+def ordered_parameters(layer: Layer) -> list[nn.Parameter]:
     """Weight before bias, whatever the order of registration; generic layers as they are."""
     own = list(layer.parameters.values())
     if layer.structured and len(own) == 2 and own[0] is layer.module._parameters.get("bias"):
@@ -156,7 +162,8 @@ def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> boo
     Anything else that the user's backward added (a penalty on the weights) shows in every unit's row.
     """
     every = slice(None, None, max(1, layer.d_out // 8))
-    few = [at_least_float32(p.grad).reshape(layer.d_out, -1)[every] for p in _ordered(layer) if p.grad is not None]
+    gradients = [p.grad for p in ordered_parameters(layer) if p.grad is not None]
+    few = [at_least_float32(gradient).reshape(layer.d_out, -1)[every] for gradient in gradients]
     if len(few) < len(layer.parameters):
         return False
     some = g[:, every]

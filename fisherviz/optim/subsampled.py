@@ -8,7 +8,8 @@ independent of the gradient's; everything comes from inputs and pseudo-gradients
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +21,13 @@ from fisherviz.damping import Damping, Tikhonov
 from fisherviz.examplespace import columns_product, example_gram, rows_product
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
+from fisherviz.optim.low_rank import split_rows
 from fisherviz.optim.moments import distributed, pack, unpack
-from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.natural_gradient import Directions, NaturalGradient
+from fisherviz.optim.preconditioner import Rows
 from fisherviz.optim.revisit import capture_forward
-from fisherviz.optim.selection import gradient_matrix, split_matrix
-from fisherviz.optim.watch import Inputs
+from fisherviz.optim.selection import gradient_matrix, layer_gradients, matrix_of, rows_explain, split_matrix
+from fisherviz.optim.watch import Inputs, Wanted
 from fisherviz.solving import DampedCholesky, woodbury_solve
 
 ACCURATE = 1e4
@@ -96,6 +99,9 @@ class SubsampledNaturalGradient(NaturalGradient):
         self._fisher: dict[str, AnyCapture] = {}
         self._factors: dict[float, list[tuple[list[Layer], DampedCholesky, float]]] = {}
 
+    def _wanted(self, loss_scale: float | None) -> Wanted:
+        return replace(super()._wanted(loss_scale), local=True)
+
     def _seen(self, layer: Layer) -> bool:
         return bool(self._passes)
 
@@ -161,7 +167,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         self._factors[damping] = out
         return out
 
-    def _woodbury(self) -> dict[nn.Parameter, Tensor]:
+    def _woodbury(self) -> Directions:
         layers = [layer for layer in self._active() if layer.name in self._fisher]
         if not layers:
             return {}
@@ -169,30 +175,48 @@ class SubsampledNaturalGradient(NaturalGradient):
         if len(dampings) > 1 and self.structure == "full":
             raise ValueError("structure='full' couples layers, which then need one damping; the groups give several.")
         decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
-        out: dict[nn.Parameter, Tensor] = {}
+        out: Directions = {}
         for damping in sorted(dampings):
             mine = [layer for layer in layers if self._value(layer) == damping]
             for members, factor, condition in self._blocks(mine, damping):
                 present = [layer for layer in members if layer in layers]
-                gradients = {layer.name: gradient_matrix(layer, decays) for layer in present}
                 solve = self._once if condition <= ACCURATE else self._refined
-                for layer, direction in zip(present, solve(present, gradients, factor, damping), strict=True):
-                    out |= split_matrix(layer, direction)
+                out |= solve(present, decays, factor, damping)
         return out
 
     def _once(
-        self, layers: list[Layer], gradients: dict[str, Tensor], factor: DampedCholesky, damping: float
-    ) -> list[Tensor]:
-        """(v − U (λN I + UᵀU)⁻¹ Uᵀ v) / λ, one layer after the other, the last step in one product."""
-        w = factor.solve(
-            torch.stack([_rows(self._fisher[layer.name], gradients[layer.name]) for layer in layers]).sum(0)
-        )
-        return [_minus(self._fisher[layer.name], gradients[layer.name], w, damping) for layer in layers]
+        self, layers: list[Layer], decays: Mapping[nn.Parameter, float], factor: DampedCholesky, damping: float
+    ) -> Directions:
+        """(v − U (λN I + UᵀU)⁻¹ Uᵀ v) / λ, where v or its product with U is never written down without need."""
+        parts = []
+        for layer in layers:
+            capture, rows = self._fisher[layer.name], self._gradient_rows(layer, decays)
+            product = None if rows is None else _rows_of_outer(capture, *rows)
+            parts.append(_rows(capture, gradient_matrix(layer, decays)) if product is None else product)
+        w = factor.solve(torch.stack(parts).sum(0))
+        out: Directions = {}
+        for layer in layers:
+            capture, gradients = self._fisher[layer.name], layer_gradients(layer, decays)
+            if isinstance(capture, Capture) and capture.factored:
+                combined = (capture.g[:, :, 0] * (w.reshape(capture.vectors, -1, 1) / -damping)).sum(0)
+                out |= split_rows(layer, capture.a[:, 0], combined, gradients, 1 / damping)
+            else:
+                v = matrix_of(layer, gradients).reshape(-1, 1)
+                out |= split_matrix(layer, (v - columns_product(capture, w)).div_(damping))
+        return out
+
+    def _gradient_rows(self, layer: Layer, decays: Mapping[nn.Parameter, float]) -> Rows | None:
+        """Rows behind the layer's gradient, if it is exactly one unmodified local backward."""
+        if len(self._passes) != 1 or any(decays[p] for p in layer.parameters.values()):
+            return None
+        rows = self._passes[0].rows_behind(layer)
+        return rows if rows is not None and rows_explain(layer, *rows) else None
 
     def _refined(
-        self, layers: list[Layer], gradients: dict[str, Tensor], factor: DampedCholesky, damping: float
-    ) -> list[Tensor]:
+        self, layers: list[Layer], decays: Mapping[nn.Parameter, float], factor: DampedCholesky, damping: float
+    ) -> Directions:
         """The same with the digits that the difference loses put back from the residual."""
+        gradients = {layer.name: gradient_matrix(layer, decays) for layer in layers}
         captures = [self._fisher[layer.name] for layer in layers]
         sizes, n = [layer.size for layer in layers], captures[0].examples
 
@@ -204,7 +228,10 @@ class SubsampledNaturalGradient(NaturalGradient):
 
         v = torch.cat([gradients[layer.name].reshape(-1, 1) for layer in layers])
         solved = woodbury_solve(factor, v, damping, rows, columns, lambda x: columns(rows(x)) / n, math.inf)
-        return list(solved.split(sizes))
+        out: Directions = {}
+        for layer, direction in zip(layers, solved.split(sizes), strict=True):
+            out |= split_matrix(layer, direction)
+        return out
 
     def _value(self, layer: Layer) -> float:
         rule = self._rule(self._damping_of(layer))
@@ -248,9 +275,13 @@ def _rows(capture: AnyCapture, V: Tensor) -> Tensor:
     return rows_product(capture, V.reshape(-1, 1))
 
 
-def _minus(capture: AnyCapture, V: Tensor, w: Tensor, damping: float) -> Tensor:
-    """(V − U w) / λ."""
-    if isinstance(capture, Capture) and capture.factored:
-        g = (capture.g[:, :, 0] * w.reshape(capture.vectors, -1, 1)).sum(0)
-        return torch.addmm(V, g.mT, capture.a[:, 0], beta=1 / damping, alpha=-1 / damping)
-    return (V.reshape(-1, 1) - columns_product(capture, w)).div_(damping)
+def _rows_of_outer(capture: AnyCapture, a: Tensor, g: Tensor) -> Tensor | None:
+    """Uᵀ v for v = gᵀ a from Gram matrices, (K N, 1); None where a product with v itself costs less."""
+    if not isinstance(capture, Capture) or not capture.factored:
+        return None
+    da, dg = capture.a.shape[-1], capture.g.shape[-1]
+    if len(a) * (da + capture.vectors * dg) > da * dg:
+        return None
+    inputs, outputs = capture.a[:, 0] @ a.mT, capture.g[:, :, 0].flatten(0, 1) @ g.mT
+    products = outputs.unflatten(0, (capture.vectors, -1)).mul_(inputs)
+    return products.sum(2).reshape(-1, 1)
