@@ -6,6 +6,7 @@ earlier one (DESIGN sections 3 and 5). `passes.Passes` holds the data's side of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, overload
@@ -192,7 +193,9 @@ class Fisher(Passes):
         """Whether products may run on the network itself; otherwise they come from captures, just as exact."""
         self.look()
         if self.probe.forward_mode is None:
-            self.probe.forward_mode = forward_mode_is_right(self.probe, next(iter(self.data))[0])
+            with warnings.catch_warnings():  # torch scripts its own derivatives when forward mode is first used
+                warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+                self.probe.forward_mode = forward_mode_is_right(self.probe, next(iter(self.data))[0])
         return self.probe.forward_mode
 
     def _example_product(self, v: Tensor) -> Tensor:

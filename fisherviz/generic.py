@@ -5,7 +5,8 @@ Exact for whatever the model computes, tied parameters included; costs a per-exa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,10 +53,25 @@ def per_example_gradients(
         return vmap(lambda u: pullback(u)[0])(v)
 
     try:
-        return vmap(one_example, in_dims=(in_dims, 1), out_dims=1, randomness="error")(inputs, vectors)
+        with _without_fallback_warnings():
+            return vmap(one_example, in_dims=(in_dims, 1), out_dims=1, randomness="error")(inputs, vectors)
     except (RuntimeError, ValueError, NotImplementedError):
         # an operation that vmap cannot batch: one example and vector at a time, the same numbers
         return _one_at_a_time(model, call, parameters, inputs, vectors)
+
+
+@contextlib.contextmanager
+def _without_fallback_warnings() -> Iterator[None]:
+    """Operations without a batching rule are looped over: torch warns for its developers, users cannot do anything.
+
+    Its own switch rather than a filter: a change of filters would show the model's own warnings again in each pass.
+    """
+    shown = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+    shown(False)
+    try:
+        yield
+    finally:
+        shown(True)
 
 
 def _one_at_a_time(

@@ -2,12 +2,15 @@
 
 import copy
 import io
+import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import fisherviz as fv
@@ -389,3 +392,60 @@ def test_paths_are_checked_before_anything_is_drawn(net, data, tmp_path, monkeyp
         with pytest.raises(TypeError, match="a path is a string or a Path, got int"):
             write(3)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# ---- spectra ---------------------------------------------------------------------------------------------------------
+
+
+def test_spectra_are_drawn_of_all_that_heatmaps_are_drawn_of(net, data):
+    fisher = fv.Probe(net, "categorical").fisher(data[0])
+    dense, kfac = fisher.to_dense(), fv.approximate(fisher, "kfac")
+    exact = torch.linalg.eigvalsh(dense).flip(0)[:14].numpy()
+    for source in (fisher, dense, dense.float(), dense.numpy(), fisher.spectrum()):
+        (line,) = fv.plot.spectrum(source, ax=Figure().subplots()).lines
+        assert line.get_ydata()[:14] == pytest.approx(exact, rel=1e-6, abs=1e-6)
+    expected = torch.linalg.eigvalsh(kfac.to_dense()).flip(0)
+    for source in (kfac, {"kfac": kfac}, {"kfac": kfac.to_dense()}, {"kfac": expected}):
+        (line,) = fv.plot.spectrum(source, ax=Figure().subplots()).lines
+        assert line.get_label() == "kfac"
+        assert line.get_ydata()[:14] == pytest.approx(expected[:14].numpy(), rel=1e-6)
+    for source, words in ((dense[:3], "square"), (dense.triu(), "symmetric"), (net, "cannot take the spectrum")):
+        with pytest.raises((TypeError, ValueError), match=words):
+            fv.plot.spectrum(source)
+
+
+# ---- warnings --------------------------------------------------------------------------------------------------------
+
+
+class Deprecated(nn.Module):
+    """Has an operation without a batching rule, parameters on the generic path, and a warning of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        warnings.warn("mine", DeprecationWarning, stacklevel=1)
+        return self.last(self.inner(x)[0][:, -1])
+
+
+FRESH = """
+import warnings
+import torch
+import fisherviz as fv
+from tests.test_review import Deprecated
+torch.manual_seed(0)
+warnings.simplefilter("always")
+fisher = fv.Probe(Deprecated(), "categorical").fisher(torch.randn(4, 5, 3))
+fisher.norm()
+net = torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.Flatten(), torch.nn.Linear(9, 3))
+plain = fv.Probe(net, "categorical")
+plain.fisher(torch.randint(9, (5, 3))) @ torch.ones(plain.space.size)
+"""
+
+
+def test_what_torch_tells_its_developers_is_not_shown_and_the_models_own_warnings_are():
+    told = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True).stderr
+    assert "DeprecationWarning: mine" in told
+    assert "performance drop" not in told
+    assert "torch.jit.script" not in told

@@ -18,6 +18,8 @@ from fisherviz.results import Comparison
 
 RANGE = 1e-9  # eigenvalues below this share of the largest exact one are rounding, and not drawn
 
+SYMMETRIC = 1e-4  # asymmetry that rounding of float32 matrices explains, as a share of the largest entry
+
 
 @dataclass(frozen=True)
 class Spectra:
@@ -43,14 +45,10 @@ def spectrum_info(source: Any, methods: Sequence[str] | None = None) -> Spectra:
         if not found:
             raise ValueError("the comparison holds no spectra.")
     elif isinstance(source, Mapping):
-        found = {str(name): to_array(values) for name, values in source.items()}
-    elif hasattr(source, "spectrum"):
-        found = {"exact": to_array(source.spectrum())}
+        found = {str(name): eigenvalues(values) for name, values in source.items()}
     else:
-        raise TypeError(
-            f"cannot take the spectrum of {type(source).__name__}; "
-            "pass a comparison, a Fisher or a dictionary of eigenvalues."
-        )
+        name = "exact" if hasattr(source, "spectrum") else getattr(source, "name", None)
+        found = {name if isinstance(name, str) else "matrix": eigenvalues(source)}
     if methods is not None:
         wanted = [*(["exact"] if "exact" in found else []), *(m for m in methods if m != "exact")]
         absent = [name for name in wanted if name not in found]
@@ -68,13 +66,45 @@ def spectrum_info(source: Any, methods: Sequence[str] | None = None) -> Spectra:
     return Spectra(values, dropped)
 
 
+def eigenvalues(source: Any) -> np.ndarray:
+    """Eigenvalues of what is drawn.
+
+    Args:
+        source: a Fisher, an approximation or other structured matrix, a symmetric matrix (P, P), or eigenvalues (n,).
+
+    Returns:
+        (n,) numbers in any order.
+
+    Raises:
+        ValueError: the array is neither a symmetric matrix nor a vector.
+        TypeError: it has no eigenvalues.
+    """
+    if hasattr(source, "spectrum"):
+        return to_array(source.spectrum())
+    if not hasattr(source, "to_dense") and not hasattr(source, "shape") and not isinstance(source, list | tuple):
+        raise TypeError(
+            f"cannot take the spectrum of {type(source).__name__}; pass a comparison, a Fisher, an approximation, "
+            "a symmetric matrix, or a dictionary of them or of their eigenvalues."
+        )
+    array = to_array(source)
+    if array.ndim == 1:
+        return array
+    if array.ndim != 2 or array.shape[0] != array.shape[1]:
+        raise ValueError(f"a spectrum needs a square matrix or eigenvalues, this array has the shape {array.shape}.")
+    matrix = array.astype(np.float64)
+    if np.abs(matrix - matrix.T).max(initial=0.0) > SYMMETRIC * np.abs(matrix).max(initial=0.0):
+        raise ValueError("a spectrum needs a symmetric matrix, and this one is not; pass the eigenvalues themselves.")
+    return np.linalg.eigvalsh((matrix + matrix.T) / 2)
+
+
 def spectrum(
     source: Any, methods: Sequence[str] | None = None, *, ax: Axes | None = None, title: str | None = None
 ) -> Axes:
     """Draw eigenvalues in descending order on a logarithmic scale, the exact Fisher's as a thick black line.
 
     Args:
-        source: a comparison, a Fisher, or a dictionary name -> eigenvalues.
+        source: a comparison, a Fisher, an approximation, a symmetric matrix (array or tensor), their eigenvalues, or a
+            dictionary from names to any of these but a comparison.
         methods: which of them; all if None. The exact one is always there.
         ax: axes to draw on; a new figure without them.
         title: above the axes.
@@ -83,7 +113,7 @@ def spectrum(
         The axes.
 
     Raises:
-        ValueError: there is no such spectrum.
+        ValueError: there is no such spectrum, or a matrix is not symmetric.
         TypeError: `source` cannot give eigenvalues.
     """
     info = spectrum_info(source, methods)
