@@ -1,6 +1,7 @@
 """What the optimizers refuse with a sentence, or say once, instead of failing bare or stepping wrongly in silence."""
 
 import copy
+import inspect
 import pickle
 import warnings
 
@@ -146,17 +147,58 @@ def test_nothing_is_said_of_one_pass_or_of_sampled_labels(name):
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
-def test_a_batch_with_nan_is_named_and_does_not_poison_the_next(likelihood):
-    model, (x, y) = net(), data()
-    opt = optim.EKFAC(model, likelihood)
+@pytest.mark.parametrize("name", ALL)
+def test_a_batch_with_nan_is_named_and_does_not_poison_the_next(name, likelihood):
+    model, (x, _) = net(), data()
+    opt = ALL[name](model, likelihood)
+
+    def step(x):
+        def closure():
+            opt.zero_grad()
+            loss = model(x).square().sum() / 24
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+
+    step(x)
     bad = x.clone()
     bad[3] = float("nan")
-    with pytest.raises(ValueError, match="NaN or infinite for 1 of 12 examples"):
-        model(bad).square().sum().backward()
-    opt.zero_grad()
-    F.cross_entropy(model(x), y).backward()
-    opt.step()
+    with pytest.raises(ValueError, match=r"at step 2, .* NaN or infinite for 1 of 12 .* lower lr or raise damping"):
+        step(bad)
+    step(x)
+    assert opt.k == 2
     assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+WRONG = {"lr", "momentum", "weight_decay", "decay", "T", "samples", "kind", "loss_scale", "output", "params"} | {
+    "inverse", "rescale", "adapt", "heuristic_damping", "T1", "T2", "tau1", "tau2", "omega1", "omega2", "tolerance",
+    "carry", "iterations", "structure", "pair_decay", "powell", "ramp", "reduction",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [*ALL.values(), optim.NaturalGradient])
+def test_options_of_a_wrong_type_are_named(make):
+    needed = {"lr": 0.1, "damping": 0.1} if make is optim.NaturalGradient else {}
+    options = WRONG & set(inspect.signature(make.__init__).parameters)
+    assert len(options) > 5
+    for name in options:
+        for value in ("a", object(), torch.ones(2), float("nan")):
+            with pytest.raises((TypeError, ValueError), match=f"^{name} must be "):
+                make(net(), "categorical", **needed | {name: value})
+
+
+@pytest.mark.parametrize("option", ["lr", "momentum", "weight_decay"])
+def test_a_group_with_a_wrong_number_is_refused(option):
+    model = net()
+    with pytest.raises(ValueError, match=f"^{option} must be a number"):
+        optim.FOOF(model, "categorical", params=[{"params": model.parameters(), option: "a"}])
+
+
+@pytest.mark.parametrize("make", [optim.CWNGD, optim.EKFAC, optim.TENGraD, optim.KFAC, optim.HessianFree])
+def test_no_kind_is_not_sampled_labels(make):
+    with pytest.raises(ValueError, match=r"kind must be one of .*got None"):
+        make(net(), "categorical", kind=None)
 
 
 def plain_first(model, **plain):

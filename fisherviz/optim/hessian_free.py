@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
 from fisherviz.damping import Tikhonov, as_damping
+from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.low_rank import Tensors
@@ -24,6 +25,7 @@ from fisherviz.optim.natural_gradient import NaturalGradient
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.selection import joint_lr, matrix_of, split_matrix
+from fisherviz.optim.settings import check_choice, check_count, check_number
 
 SPACING = 1.3
 """Ratio of the iterations at which conjugate gradients leave an iterate for the backtracking."""
@@ -77,13 +79,15 @@ class HessianFree(NaturalGradient):
         rule = as_damping(damping)
         if not isinstance(rule, Tikhonov) or rule.value <= 0:
             raise ValueError(f"damping must be a positive number, got {damping!r}.")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise ValueError(f"iterations must be a positive whole number, got {iterations!r}.")
+        check_count("iterations", iterations)
+        check_number("tolerance", tolerance, 0.0)
+        check_number("carry", carry, 0.0, 1.0)
+        check_choice("kind", kind, KINDS)
         self.iterations, self.tolerance, self.carry = iterations, tolerance, carry
         self._captures = preconditioner is not None
         super().__init__(
-            model, likelihood, preconditioner or "identity", params=params, lr=lr, damping=damping,
-            weight_decay=weight_decay, decay=decay, kind=kind, output=output,
+            model, likelihood, "identity" if preconditioner is None else preconditioner, params=params, lr=lr,
+            damping=damping, weight_decay=weight_decay, decay=decay, kind=kind, output=output,
         )  # fmt: skip
         self.lam, self.eta = rule.value, weight_decay
         self.last: dict[str, float] = {}

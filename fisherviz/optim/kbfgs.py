@@ -21,8 +21,8 @@ from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.moments import distributed
 from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.revisit import capture_forward
-from fisherviz.optim.selection import check_number, gradient_matrix, say_once, split_matrix
-from fisherviz.optim.settings import check_positive
+from fisherviz.optim.selection import gradient_matrix, say_once, split_matrix
+from fisherviz.optim.settings import check_number, check_positive
 from fisherviz.optim.watch import Inputs, Pass
 
 SKIP = 1e-4

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
+from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.low_rank import Tensors, dense
@@ -23,6 +24,7 @@ from fisherviz.optim.processes import mean
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import joint_lr
+from fisherviz.optim.settings import check_choice, check_count, check_flag, check_number, check_share
 from fisherviz.optim.watch import Inputs
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
@@ -94,9 +96,16 @@ class KFAC(NaturalGradient):
         setting: str | None = None,
         output: Callable[[Any], Tensor] | None = None,
     ) -> None:
+        check_choice("inverse", inverse, METHODS)
+        check_choice("kind", kind, KINDS)
+        for name, flag in (("rescale", rescale), ("adapt", adapt), ("heuristic_damping", heuristic_damping)):
+            check_flag(name, flag)
         T = (20 if rescale else 1) if T is None else T
-        if inverse not in METHODS:
-            raise ValueError(f"inverse must be one of {', '.join(METHODS)}, got {inverse!r}.")
+        for name, steps in (("T", T), ("T1", T1), ("T2", T2)):
+            check_count(name, steps)
+        for name, value, high in (("momentum", momentum, 1.0), ("weight_decay", weight_decay, math.inf)):
+            if value is not None:
+                check_number(name, value, 0.0, high)
         if adapt and not rescale:
             raise ValueError("λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False.")
         if not heuristic_damping and (rescale or inverse == "block-tridiagonal"):
@@ -104,11 +113,11 @@ class KFAC(NaturalGradient):
                 "damping of the eigenvalues is there for the plain block-diagonal KFAC only (rescale=False); "
                 "leave heuristic_damping=True."
             )
-        if adapt and (T2 % T or T1 < 1):
+        if adapt and T2 % T:
             raise ValueError(f"T2 must be a multiple of T (the paper's T₃), got T2={T2} and T={T}.")
         for name, value in (("tau1", tau1), ("tau2", tau2), ("omega1", omega1), ("omega2", omega2)):
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")
+            if value is not None or name.startswith("tau"):
+                check_share(name, value)
         if rescale and kind == "empirical":
             raise ValueError("the factors come from a forward of their own, without labels; use kind='mc' or 'exact'.")
         self.rescale, self.adapt, self.heuristic_damping = rescale, adapt, heuristic_damping

@@ -6,7 +6,6 @@ and backwards (`watch`), averages from `moments`, solves from `preconditioner`; 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,7 +26,6 @@ from fisherviz.optim.passes import Source, make_source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
 from fisherviz.optim.revisit import evaluate
 from fisherviz.optim.selection import (
-    check_number,
     choose_layers,
     gradient_matrix,
     one_damping,
@@ -107,28 +105,25 @@ class NaturalGradient(torch.optim.Optimizer):
         model = unwrap(model)
         self.likelihood = resolve(likelihood)
         self.approximation = ExactFisher(**options) if method == "exact" else make(method, **options)
-        self.kind = kind or ("exact" if method == "exact" else "mc")
-        check_number("lr", lr, 0.0, math.inf)
-        check_number("momentum", momentum, 0.0, 1.0)
-        check_number("weight_decay", weight_decay, 0.0, math.inf)
-        check_number("decay", decay, 0.0, 1.0)
+        self.kind = ("exact" if method == "exact" else "mc") if kind is None else kind
+        settings.check_number("decay", decay, 0.0, 1.0)
         settings.check_choice("kind", self.kind, KINDS)
         settings.check_choice("reduction", reduction, ("mean", "sum"))
         settings.check_count("T", T)
         settings.check_count("samples", samples)
+        settings.check_flag("ramp", ramp)
         settings.check_loss_scale(loss_scale)
-        settings.check_damping(damping)
+        settings.check_output(output)
         self.T, self.decay, self.ramp, self.reduction, self.samples = T, decay, ramp, reduction, samples
         self.k = 0
         """Steps taken."""
         defaults = {
             "lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay, "approximation": None,
         }  # fmt: skip
-        super().__init__(list(model.parameters()) if params is None else params, defaults)
+        settings.check_group(defaults)
+        super().__init__(list(model.parameters()) if params is None else settings.as_groups(params), defaults)
         for group in self.param_groups:
-            settings.check_damping(group["damping"])
-            if group["approximation"] not in (None, "none"):
-                raise ValueError(f"a group's approximation must be 'none' or left out, got {group['approximation']!r}.")
+            settings.check_group(group)
         self.model = model
         self.layers = choose_layers(model, self.param_groups)
         self._known = {p for layer in self.layers for p in layer.parameters.values()}
@@ -166,7 +161,7 @@ class NaturalGradient(torch.optim.Optimizer):
         )
 
     def _source(self) -> Source:
-        return make_source(self.likelihood, self.kind, self.samples, self.generator)
+        return make_source(self.likelihood, self.kind, self.samples, self.generator, lambda: self.k + 1)
 
     @property
     def _defers(self) -> bool:
@@ -225,10 +220,13 @@ class NaturalGradient(torch.optim.Optimizer):
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 self.k += 1
                 self._advance(loss, closure)
+        self._forget()
+        return loss
+
+    def _forget(self) -> None:
         self._passes = []
         if self.moments is not None:
             self.moments.forget()
-        return loss
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
         self._apply(self._directions())
@@ -244,6 +242,10 @@ class NaturalGradient(torch.optim.Optimizer):
         return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
 
     def _check_passes(self) -> None:
+        finite = [made.finite for made in self._passes if made.finite is not None]
+        if finite and not bool(torch.cat(finite).all()):
+            self._forget()  # what the step would have averaged is NaN, too
+            settings.refuse_outputs(torch.cat(finite), self.k + 1)
         if len(self._passes) > 1 and self._guesses_scale:
             say_once(settings.ACCUMULATED.format(len(self._passes)))
             self._guesses_scale = False

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from fisherviz.likelihoods import Likelihood
+from fisherviz.optim.settings import refuse_outputs
 from fisherviz.recorder import Call
 
 Source = Callable[[Tensor], Tensor]
 """From an output (N, ...) to the vectors (K, N, ...) that are backpropagated from it."""
 
 
-def make_source(likelihood: Likelihood, kind: str, samples: int, generator: torch.Generator) -> Source:
+def make_source(
+    likelihood: Likelihood, kind: str, samples: int, generator: torch.Generator, step: Callable[[], int]
+) -> Source:
     """The vectors of a kind of Fisher.
 
     Args:
@@ -27,6 +30,7 @@ def make_source(likelihood: Likelihood, kind: str, samples: int, generator: torc
         kind: "exact"; anything else samples labels from the model.
         samples: labels per example.
         generator: where the labels come from.
+        step: gives the number of the step, for errors.
 
     Returns:
         A function of outputs; ValueError where labels are to be sampled from NaN or infinite ones.
@@ -38,12 +42,8 @@ def make_source(likelihood: Likelihood, kind: str, samples: int, generator: torc
 
     def sampled(z: Tensor) -> Tensor:
         likelihood.check_output(z)
-        finite = z.isfinite().reshape(len(z), -1).all(1)
-        if not bool(finite.all()):  # before sampling, which on an accelerator would end the process's context
-            raise ValueError(
-                f"the model's output is NaN or infinite for {int((~finite).sum())} of {len(z)} examples, and no labels "
-                "can be sampled from it; look for such values in the inputs and the weights, or lower lr."
-            )
+        # before sampling, which on an accelerator would end the process's context
+        refuse_outputs(z.isfinite().reshape(len(z), -1).all(1), step())
         scores = [likelihood.score(z, likelihood.sample(z, generator)) for _ in range(samples)]
         return torch.stack(scores) / samples**0.5
 

@@ -13,9 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fisherviz.damping import Damping
+from fisherviz.kinds import KINDS
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.exact import BatchUnits
 from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.settings import check_choice
 
 ModelLikelihood = str | Likelihood | nn.Module
 Output = Callable[[Any], Tensor] | None
@@ -98,6 +100,7 @@ class CWNGD(NaturalGradient):
         kind: str = "empirical",
         output: Output = None,
     ) -> None:
+        check_choice("kind", kind, KINDS)
         super().__init__(
             model, likelihood, BatchUnits, params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=0.0, kind=kind, reduction="sum", loss_scale=loss_scale,
@@ -144,6 +147,7 @@ class EKFAC(NaturalGradient):
         setting: str = "expand",
         output: Output = None,
     ) -> None:
+        check_choice("kind", kind, KINDS)
         super().__init__(
             model, likelihood, "ekfac", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=decay, kind=kind, samples=samples, output=output, setting=setting,
@@ -182,6 +186,7 @@ class TENGraD(NaturalGradient):
         loss_scale: float | None = None,
         output: Output = None,
     ) -> None:
+        check_choice("kind", kind, KINDS)
         super().__init__(
             model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=0.0, kind=kind, loss_scale=loss_scale, output=output,

@@ -6,7 +6,6 @@ section 7).
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -214,12 +213,3 @@ def settle(
     if not approximation.handles_generic:
         say_once(f"layers {names} have no structure; they are preconditioned by the exact diagonal.")
     return list(layers)
-
-
-def check_number(name: str, value: float, low: float, high: float) -> None:
-    """Refuse a setting outside [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor) or not low <= float(value) <= high:
-        raise ValueError(
-            f"{name} must be a number of at least "
-            f"{low:g}{'' if high == math.inf else f' and at most {high:g}'}, got {value!r}."
-        )

@@ -7,7 +7,7 @@ Checked before anything is changed: a refused option or state leaves the optimiz
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -26,10 +26,30 @@ ACCUMULATED = (
 )
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+NOT_FINITE = (
+    "at step {}, the model's output is NaN or infinite for {} of {} examples; look for such values in the inputs and "
+    "the weights, and where training has diverged, lower lr or raise damping."
+)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Refuse what is not on the list."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def refuse_outputs(finite: Tensor, step: int) -> None:
+    """Raise where outputs are not finite.
+
+    Args:
+        finite: (N,) whether each example's output is.
+        step: number of the step, for the sentence.
+
+    Raises:
+        ValueError: naming the step and how many examples are not.
+    """
+    if not bool(finite.all()):
+        raise ValueError(NOT_FINITE.format(step, int((~finite).sum()), len(finite)))
 
 
 def check_count(name: str, value: Any) -> None:
@@ -40,15 +60,62 @@ def check_count(name: str, value: Any) -> None:
 
 def check_positive(name: str, value: Any) -> None:
     """Refuse what is not a positive number."""
-    if isinstance(value, bool) or not isinstance(value, Real | Tensor) or not 0 < float(value) < math.inf:
+    if not _is_number(value) or not 0 < float(value) < math.inf:
         raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Refuse what is not a finite number in [low, high]."""
+    if not _is_number(value) or not low <= float(value) <= high or math.isinf(float(value)):
+        most = "" if high == math.inf else f" and at most {high:g}"
+        raise ValueError(f"{name} must be a number of at least {low:g}{most}, got {value!r}.")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse what is not a number in (0, 1]."""
+    if not _is_number(value) or not 0 < float(value) <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+
+
+def check_output(value: Any) -> None:
+    """Refuse what cannot pick an output."""
+    if value is not None and not callable(value):
+        raise TypeError(f"output must be a function of what the model returns, or None, got {value!r}.")
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Refuse options of a parameter group, or defaults, that are out of range."""
+    for name, high in (("lr", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)):
+        check_number(name, group[name], 0.0, high)
+    check_damping(group["damping"])
+    if group["approximation"] not in (None, "none"):
+        raise ValueError(f"a group's approximation must be 'none' or left out, got {group['approximation']!r}.")
+
+
+def as_groups(params: Any) -> list[Any]:
+    """Parameters, or groups of them, as a list; what they are is for `torch.optim` to check."""
+    if isinstance(params, Tensor | str | Mapping) or not isinstance(params, Iterable):
+        raise TypeError(f"params must be parameters or a list of parameter groups, got {type(params).__name__}.")
+    return list(params)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex()
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_loss_scale(value: Any) -> None:
     """Refuse what is neither None nor a positive number."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, Real | Tensor):
+    if not _is_number(value):
         raise TypeError(f"loss_scale must be a positive number or None, got {value!r}.")
     if not 0 < float(value) < math.inf:
         raise ValueError(f"loss_scale must be positive and finite, got {value!r}.")

@@ -19,6 +19,7 @@ from fisherviz.batches import Batches
 from fisherviz.captures import AnyCapture, Capture
 from fisherviz.damping import Damping, Tikhonov
 from fisherviz.examplespace import columns_product, example_gram, rows_product
+from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.low_rank import split_rows
@@ -27,6 +28,7 @@ from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.preconditioner import Rows
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import gradient_matrix, layer_gradients, matrix_of, rows_explain, split_matrix
+from fisherviz.optim.settings import check_choice
 from fisherviz.optim.watch import Inputs, Wanted
 from fisherviz.solving import DampedCholesky, woodbury_solve
 
@@ -80,8 +82,8 @@ class SubsampledNaturalGradient(NaturalGradient):
         samples: int = 1,
         output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        if structure not in STRUCTURES:
-            raise ValueError(f"structure must be one of {', '.join(STRUCTURES)}, got {structure!r}.")
+        check_choice("structure", structure, STRUCTURES)
+        check_choice("kind", kind, KINDS)
         if kind == "empirical":
             raise ValueError("the Fisher's mini-batch has no labels; use kind='mc' or 'exact', or TENGraD.")
         if isinstance(fisher_data, str) and fisher_data != "same":
@@ -109,7 +111,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         if distributed():
             raise NotImplementedError(
                 "SubsampledNaturalGradient works on examples that other processes do not see; "
-                "under torch.distributed use foof, kfac or cw-ngd."
+                "under torch.distributed use foof or kfac."
             )
         inputs = [made.inputs for made in self._passes if made.inputs is not None]
         if not inputs or self.moments is None:

@@ -74,6 +74,7 @@ class Pass:
         inputs: arguments of the forward, where wanted.
         captures: by layer name, complete once the user's backward has ended.
         local: rows a (R, da) and g (R, dg) with a gradient gᵀ a, by layer name, where heard exactly once.
+        finite: (N,) whether each example's output is finite.
         gradients: `.grad` of each parameter and its version when the backward ended, if it began without one.
     """
 
@@ -87,6 +88,7 @@ class Pass:
     local: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     gradients: dict[nn.Parameter, tuple[Tensor, int]] = field(default_factory=dict)
     fresh: list[nn.Parameter] = field(default_factory=list)
+    finite: Tensor | None = None
 
     def rows_behind(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
         """The layer's rows, if `.grad` still is what this pass's backward left, untouched (version counter)."""
@@ -242,6 +244,7 @@ class Watcher:
         z = made.output
         assert z is not None
         self.describe(made.calls, made.examples)
+        made.finite = z.detach().reshape(made.examples, -1).isfinite().all(1)
         if self.wanted.captures:
             v = self._vectors(z.detach(), gradient.detach())
             if v is not None and not self.wanted.scores:
