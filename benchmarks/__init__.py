@@ -1,5 +1,5 @@
 """What fisherviz costs, against the public peers that run, as ratios measured in one run.
 
-`python -m benchmarks.fisher` measures the analysis, `python benchmarks/optim.py` the optimizers' steps. Nothing of the
+`python -m benchmarks.fisher` measures the analysis, `python -m benchmarks.optim` the optimizers' steps. Nothing of the
 package imports this folder.
 """

@@ -1,35 +1,22 @@
 """The benchmark of the analysis: `python -m benchmarks.fisher [W1 W3 ... big report]`, everything without names.
 
 Each workload runs in a process of its own, against the peers that are installed (the bench extra).
-Writes benchmarks/results.json and benchmarks/README.md; rows that were not asked for stay as they were.
+Writes benchmarks/results.json and the first part of benchmarks/README.md; rows that were not asked for stay as they
+were.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks import large, table
 from benchmarks.measure import Timing, measure
+from benchmarks.running import HERE, in_own_process, machine
 
-HERE = Path(__file__).parent
 NAMES = ["W1", "W2", "W2c", "W3", "W3m", "W5", "W5 inverses", "W6", "W6 kept", "W7", "W7 N=100", "big", "report"]
-_DISTRIBUTIONS = {
-    "nngeometry": "nngeometry",
-    "ASDL": "asdfghjkl",
-    "BackPACK": "backpack-for-pytorch",
-    "curvlinops": "curvlinops-for-pytorch",
-}
 
 
 def run_one(name: str, peers: bool) -> dict[str, Any]:
@@ -72,29 +59,6 @@ def _numbers(timing: Timing) -> dict[str, float]:
     return numbers
 
 
-def _in_own_process(name: str, peers: bool, huge_pages: bool = False) -> dict[str, Any]:
-    environment = os.environ | {"OMP_NUM_THREADS": "2" if name in large.GOALS else "1"}
-    if huge_pages:
-        environment["THP_MEM_ALLOC_ENABLE"] = "1"
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fisher", "--here", name]
-    if not peers:
-        command.append("--no-peers")
-    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _machine() -> dict[str, Any]:
-    packages = {"torch": torch.__version__}
-    for name, distribution in _DISTRIBUTIONS.items():
-        try:
-            packages[name] = version(distribution)
-        except PackageNotFoundError:
-            continue
-    return {"packages": packages, "python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
-
-
 def main() -> None:
     """Measure, print the table, write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,16 +75,18 @@ def main() -> None:
     path = HERE / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     for name in arguments.names or NAMES:
-        row = _in_own_process(name, not arguments.no_peers)
+        alone = ["--here", name, "--no-peers"]
+        threads = 2 if name in large.GOALS else 1
+        row = in_own_process("benchmarks.fisher", alone if arguments.no_peers else alone[:2], threads)
         if name not in large.GOALS:
-            row["huge_pages"] = _in_own_process(name, False, huge_pages=True)["ours"]
+            row["huge_pages"] = in_own_process("benchmarks.fisher", alone, huge_pages=True)["ours"]
         results["rows"][name] = row | {"measured": datetime.now(UTC).isoformat(timespec="seconds")}
         print(table.line(name, row), flush=True)
         if not arguments.no_peers:  # after every row: a run that is stopped keeps what it measured
             results["rows"] = {known: results["rows"][known] for known in NAMES if known in results["rows"]}
-            results["machine"] = _machine()
+            results["machine"] = machine()
             table.write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-            table.write_whole(HERE / "README.md", table.page(results))
+            table.write_readme(HERE)
 
 
 if __name__ == "__main__":

@@ -58,30 +58,32 @@ def measure(work: Callable[[], Any], one_pass: Callable[[], Any], rounds: int, w
         The minima.
     """
     torch.set_num_threads(1)
-    several = PASSES if _cpu(one_pass) < 0.02 else 1
+    several = PASSES if cpu_seconds(one_pass) < 0.02 else 1
     gflop = operations(work)  # also warms up
     passes, works = [], []
     for done in range(rounds):
-        passes += [_cpu(one_pass) for _ in range(several)]
-        works.append(_cpu(work))
-        passes += [_cpu(one_pass) for _ in range(several)]
+        passes += [cpu_seconds(one_pass) for _ in range(several)]
+        works.append(cpu_seconds(work))
+        passes += [cpu_seconds(one_pass) for _ in range(several)]
         if done and min(works) > SLOW:
             break
     if not wall:
         return Timing(min(works), min(passes), None, gflop)
     torch.set_num_threads(2)
-    walls = [_wall(work) for _ in range(1 if min(works) > SLOW else 3)]
+    walls = [wall_seconds(work) for _ in range(1 if min(works) > SLOW else 3)]
     torch.set_num_threads(1)
     return Timing(min(works), min(passes), min(walls), gflop)
 
 
-def _cpu(f: Callable[[], Any]) -> float:
+def cpu_seconds(f: Callable[[], Any]) -> float:
+    """CPU seconds of one call."""
     start = time.process_time()
     f()
     return time.process_time() - start
 
 
-def _wall(f: Callable[[], Any]) -> float:
+def wall_seconds(f: Callable[[], Any]) -> float:
+    """Wall seconds of one call."""
     start = time.perf_counter()
     f()
     return time.perf_counter() - start
@@ -138,6 +140,14 @@ def _triangular_solves(right: torch.Size, *args: Any, **kwargs: Any) -> int:
     return 2 * _batch(right) * right[-2] ** 2 * right[-1]
 
 
+def _one_triangular_solve(triangle: torch.Size, right: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return triangle[-1] * math.prod(right)
+
+
+def _matrix_vector(matrix: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
 _aten = torch.ops.aten
 _COUNTS: dict[Any, Callable[..., int]] = {
     _aten.addmm_: _added_product,
@@ -148,4 +158,6 @@ _COUNTS: dict[Any, Callable[..., int]] = {
     _aten.linalg_inv_ex: _factorisation(2.0),
     _aten._linalg_eigh: _factorisation(9.0),
     _aten.cholesky_solve: _triangular_solves,
+    _aten.linalg_solve_triangular: _one_triangular_solve,
+    _aten.mv: _matrix_vector,
 }

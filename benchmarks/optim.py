@@ -1,158 +1,124 @@
-"""What one step of each optimizer costs, as a ratio to one SGD step of the same network in the same run.
+"""The benchmark of the optimizers' steps: `python -m benchmarks.optim [NAME ...]`, everything without names.
 
-One thread and CPU time. The network is 784-1000-1000-1000-10 (ReLU, no biases), batch 100, float32; CW-NGD's
-step is that of one Linear 128→64 at batch 1024. Run: `OMP_NUM_THREADS=1 python benchmarks/optim.py [name ...]`.
+Each row runs in a process of its own, with the public implementations that are installed (the bench extra) in the same
+process. Writes benchmarks/optim.json and the second part of benchmarks/README.md; rows that were not asked for stay as
+they were.
 """
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
-from itertools import pairwise
-from statistics import median
+import argparse
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+from benchmarks import depth, steps_table, table
+from benchmarks.cycles import StepTiming, measure_steps
+from benchmarks.running import HERE, in_own_process, machine
+from benchmarks.step_peers import PEERS, check
+from benchmarks.steps import ROWS, sgd
 
-from fisherviz import optim
-
-GOALS = {
-    "kfac T=1": 5.5,
-    "kfac T=100": 3.0,
-    "kfac T=100 eigenvalues": None,
-    "foof T=1": 4.0,
-    "foof T=100": 1.7,
-    "subsampled T=1": 2.6,
-    "subsampled T=100": 2.0,
-    "adaptive kfac": None,
-    "plain kfac T=20": None,
-    "ekfac T=100": None,
-    "tengrad": None,
-}
+DEPTH = "depth"
+NAMES = [*ROWS, DEPTH]
 
 
-def network() -> nn.Sequential:
-    """Benzing's network."""
-    torch.manual_seed(0)
-    widths = (784, 1000, 1000, 1000, 10)
-    modules: list[nn.Module] = []
-    for d_in, d_out in pairwise(widths):
-        modules += [nn.Linear(d_in, d_out, bias=False), nn.ReLU()]
-    return nn.Sequential(*modules[:-1])
+def run_one(name: str, peers: bool = True, rounds: int | None = None) -> dict[str, Any]:
+    """Measure one row in this process.
 
+    Args:
+        name: one of `NAMES`.
+        peers: whether the public implementations are measured too.
+        rounds: of timing at most; None: the row's own.
 
-def make(name: str, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a row."""
-    plain = {"rescale": False, "adapt": False, "lr": 1e-3, "damping": 1.0}
-    made: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "sgd": lambda: torch.optim.SGD(model.parameters(), lr=1e-3),
-        "kfac T=1": lambda: optim.KFAC(model, "categorical", T=1, **plain),
-        "kfac T=100": lambda: optim.KFAC(model, "categorical", T=100, **plain),
-        "kfac T=100 eigenvalues": lambda: optim.KFAC(model, "categorical", T=100, heuristic_damping=False, **plain),
-        "plain kfac T=20": lambda: optim.KFAC(model, "categorical", T=20, **plain),
-        "foof T=1": lambda: optim.FOOF(model, "categorical", lr=1e-3, T=1),
-        "foof T=100": lambda: optim.FOOF(model, "categorical", lr=1e-3, T=100),
-        "subsampled T=1": lambda: optim.SubsampledNaturalGradient(model, "categorical", lr=1e-5, damping=1e-2, T=1),
-        "subsampled T=100": lambda: optim.SubsampledNaturalGradient(model, "categorical", lr=1e-5, damping=1e-2, T=100),
-        "adaptive kfac": lambda: optim.KFAC(model, "categorical"),
-        "ekfac T=100": lambda: optim.EKFAC(model, "categorical", lr=1e-4, T=100),
-        "tengrad": lambda: optim.TENGraD(model, "categorical", lr=1e-4),
+    Returns:
+        The row.
+
+    Raises:
+        FloatingPointError: our training diverged, so that its steps may not be the usual ones.
+    """
+    if name == DEPTH:
+        return depth.run(rounds)
+    row = ROWS[name]
+    few = row.rounds if rounds is None else min(rounds, row.rounds)
+    problem = row.problem()
+    ours = row.trainer(problem)
+    found: dict[str, Any] = {
+        "ours": _numbers(measure_steps(ours.step, sgd(problem).step, row.cycle, few)),
+        "rounds": few,
+        "peers": {},
     }
-    return made[name]()
-
-
-class Trainer:
-    """One network with its optimizer on fixed batches."""
-
-    def __init__(self, name: str) -> None:
-        self.model = network()
-        self.opt = make(name, self.model)
-        generator = torch.Generator().manual_seed(1)
-        self.data = [
-            (torch.randn(100, 784, generator=generator), torch.randint(10, (100,), generator=generator))
-            for _ in range(4)
-        ]
-        self.k = 0
-        self.closure = name == "adaptive kfac"
-
-    def step(self) -> None:
-        """One training step."""
-        x, y = self.data[self.k % len(self.data)]
-        self.k += 1
-
-        def closure() -> torch.Tensor:
-            self.opt.zero_grad()
-            loss = F.cross_entropy(self.model(x), y)
-            loss.backward()
-            return loss
-
-        if self.closure:
-            self.opt.step(closure)
-        else:
-            closure()
-            self.opt.step()
-
-
-def seconds(trainer: Trainer, steps: int) -> list[float]:
-    """CPU seconds of single steps."""
-    out = []
-    for _ in range(steps):
-        start = time.process_time()
-        trainer.step()
-        out.append(time.process_time() - start)
-    return out
-
-
-def ratios(names: list[str], rounds: int = 5) -> dict[str, float]:
-    """Median over rounds of (mean step)/(mean SGD step), interleaved with SGD."""
-    sgd = Trainer("sgd")
-    seconds(sgd, 5)
-    found: dict[str, float] = {}
-    for name in names:
-        trainer = Trainer(name)
-        # a cycle holds one factorisation for every T steps, so that an amortised cost is the whole cost
-        period = {"T=100": 100, "adaptive kfac": 20, "plain kfac T=20": 20}
-        cycle = next((steps for key, steps in period.items() if key in name), 1)
-        seconds(trainer, 3)
-        values = []
-        if cycle > 1:
-            while trainer.k % cycle:
-                trainer.step()
-            per_sgd = sum(seconds(sgd, 10)) / 10
-            each = seconds(trainer, cycle)
-            per_sgd = (per_sgd + sum(seconds(sgd, 10)) / 10) / 2
-            values.append(sum(each) / cycle / per_sgd)
-        else:
-            for _ in range(rounds):
-                base = sum(seconds(sgd, 3)) / 3
-                values.append(sum(seconds(trainer, 3)) / 3 / base)
-        found[name] = median(values)
-        goal = GOALS.get(name)
-        print(f"{name:26s} {found[name]:6.2f} x SGD{'' if goal is None else f'   (goal {goal})'}", flush=True)
+    if not math.isfinite(ours.loss):
+        raise FloatingPointError(f"{name}: the loss became {ours.loss} after {ours.k} steps; lower its lr.")
+    del ours
+    for peer_name, peer in PEERS.get(name, {}).items() if peers else ():
+        if not peer.installed:
+            found["peers"][peer_name] = {"why": "not installed"}
+            continue
+        try:
+            alike = check(problem, peer)
+            step = peer.trainer(problem, row.cycle)
+            timing = measure_steps(step, sgd(problem).step, row.cycle, min(few, 3), wall=False)
+        except Exception as problem_met:
+            found["peers"][peer_name] = {"why": f"{type(problem_met).__name__}: {problem_met}"}
+            continue
+        found["peers"][peer_name] = _numbers(timing) | alike | {"note": peer.note}
     return found
 
 
-def cwngd(kind: str) -> float:
-    """Milliseconds of CW-NGD's step on Linear 128→64 at batch 1024, forward and backward included."""
-    torch.manual_seed(0)
-    model = nn.Linear(128, 64)
-    opt = optim.CWNGD(model, "categorical", damping=1e-2, lr=1e-3, kind=kind)
-    x, y = torch.randn(1024, 128), torch.randint(64, (1024,))
-    times = []
-    for _ in range(8):
-        start = time.process_time()
-        opt.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        opt.step()
-        times.append(time.process_time() - start)
-    return 1e3 * median(times[2:])
+def _numbers(timing: StepTiming) -> dict[str, float]:
+    numbers = {
+        "ms": 1e3 * timing.seconds,
+        "sgd_ms": 1e3 * timing.sgd,
+        "x": timing.ratio,
+        "slowest_ms": 1e3 * timing.slowest,
+        "usual_ms": 1e3 * timing.usual,
+        "gflop": timing.gflop,
+        "sgd_gflop": timing.sgd_gflop,
+    }
+    if timing.wall_two_threads is not None:
+        numbers["wall_ms_two_threads"] = 1e3 * timing.wall_two_threads
+    return numbers
+
+
+def save(folder: Path, name: str, row: dict[str, Any]) -> None:
+    """Put a row among those measured before, and write the page anew."""
+    path = folder / "optim.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    results["rows"][name] = row | {"measured": datetime.now(UTC).isoformat(timespec="seconds")}
+    results["rows"] = {known: results["rows"][known] for known in NAMES if known in results["rows"]}
+    results["machine"] = machine()
+    table.write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    table.write_readme(folder)
+
+
+def main() -> None:
+    """Measure, print the table, write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--no-peers", action="store_true", help="measure fisherviz alone, and write nothing")
+    parser.add_argument("--rounds", type=int, help="rounds of timing at most, without huge pages: quick, noisy")
+    parser.add_argument("--here", action="store_true", help="measure one row in this process, print it as JSON")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no row is called {', '.join(unknown)}; they are {', '.join(NAMES)}")
+    if arguments.rounds is not None and arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    if arguments.here:
+        print(json.dumps(run_one(arguments.names[0], not arguments.no_peers, arguments.rounds)))
+        return
+    rounds = [] if arguments.rounds is None else ["--rounds", str(arguments.rounds)]
+    for name in arguments.names or NAMES:
+        alone = ["--here", name, *rounds, "--no-peers"]
+        row = in_own_process("benchmarks.optim", alone if arguments.no_peers else alone[:-1])
+        if name != DEPTH and not rounds:
+            row["huge_pages"] = in_own_process("benchmarks.optim", alone, huge_pages=True)["ours"]
+        print(steps_table.line(name, row), flush=True)
+        if not arguments.no_peers:  # after every row: a run that is stopped keeps what it measured
+            save(HERE, name, row)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    wanted = sys.argv[1:] or [*GOALS, "cwngd"]
-    ratios([name for name in wanted if name in GOALS])
-    if "cwngd" in wanted:
-        print(f"cw-ngd, Linear 128→64, batch 1024: empirical {cwngd('empirical'):.1f} ms   (goal 65)")
+    main()

@@ -1,19 +1,19 @@
-"""The benchmark's numbers as lines for the terminal and as a page of Markdown; drawn from the saved results alone."""
+"""The analysis' numbers as lines for the terminal, and the page of Markdown with both benchmarks' parts.
+
+Drawn from the saved results alone: each benchmark writes its own JSON file and the whole page from both files.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks import steps_table
 from benchmarks.large import GOALS as LARGE
+from benchmarks.markdown import best_peer, provenance, table
 from benchmarks.workloads import WORKLOADS
-
-
-def best_peer(row: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The fastest peer that runs and agrees."""
-    ran = {name: peer for name, peer in row["peers"].items() if "ms" in peer}
-    return min(ran.items(), key=lambda item: item[1]["x"]) if ran else None
 
 
 def line(name: str, row: dict[str, Any]) -> str:
@@ -33,15 +33,21 @@ def line(name: str, row: dict[str, Any]) -> str:
     return text
 
 
-def page(results: dict[str, Any]) -> str:
-    """The whole page."""
+def page(analysis: dict[str, Any] | None, steps: dict[str, Any] | None) -> str:
+    """The whole page, from what is there."""
+    parts = [] if analysis is None else part(analysis)
+    if steps is not None:
+        parts += steps_table.part(steps)
+    return "\n\n".join(parts) + "\n"
+
+
+def part(results: dict[str, Any]) -> list[str]:
+    """The paragraphs and tables of the analysis."""
     rows = results["rows"]
-    machine = results["machine"]
-    packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     parts = [
         "# What fisherviz costs",
         "Written by `python -m benchmarks.fisher`; the numbers are in `results.json`. "
-        f"{machine['cores']} CPU cores, Python {machine['python']}, {packages}.",
+        f"{provenance(results['machine'])}",
         "× is the CPU time on one thread over that of one forward+backward pass of the same batch, measured before and "
         "after each round in the same process; both are minima over the rounds. The GFLOP are counted by torch's "
         "dispatcher (matrix products, convolutions, factorisations; element-wise work is not in them). Wall time is "
@@ -55,12 +61,7 @@ def page(results: dict[str, Any]) -> str:
     ]
     if any(name in rows for name in LARGE):
         parts += ["## Wall time and memory", _large(rows)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(head: list[str], body: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in body])
+    return parts
 
 
 def _summary(rows: dict[str, Any]) -> str:
@@ -78,7 +79,7 @@ def _summary(rows: dict[str, Any]) -> str:
             f"{ours['gflop']:.3g}", f"{row['huge_pages'][workload.unit]:.3g} {'×' if workload.unit == 'x' else 'ms'}",
             f"{ours['wall_ms_two_threads']:.3g} ms",
         ])  # fmt: skip
-    return _table(["work", "goal", "ours", "ours / goal", "best peer", "GFLOP", "huge pages", "two threads"], body)
+    return table(["work", "goal", "ours", "ours / goal", "best peer", "GFLOP", "huge pages", "two threads"], body)
 
 
 def _peers(rows: dict[str, Any]) -> str:
@@ -91,7 +92,7 @@ def _peers(rows: dict[str, Any]) -> str:
                 body.append([name, peer_name, *costs, difference])
             else:
                 body.append([name, peer_name, "–", "–", "–", peer["why"].splitlines()[0][:120]])
-    return _table(["work", "peer", "passes", "CPU time", "GFLOP", "difference from ours"], body)
+    return table(["work", "peer", "passes", "CPU time", "GFLOP", "difference from ours"], body)
 
 
 def _large(rows: dict[str, Any]) -> str:
@@ -101,7 +102,16 @@ def _large(rows: dict[str, Any]) -> str:
             row = rows[name]
             measured = f"{row['wall']:.3g} s ({row['cpu']:.3g} s CPU), {row['gib']:.2f} GiB"
             body.append([text, f"{seconds:g} s, {gib:g} GiB", measured])
-    return _table(["work", "goal", "ours"], body)
+    return table(["work", "goal", "ours"], body)
+
+
+def write_readme(folder: Path) -> None:
+    """Write the page from the results that the folder holds."""
+    results = []
+    for name in ("results.json", "optim.json"):
+        path = folder / name
+        results.append(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+    write_whole(folder / "README.md", page(*results))
 
 
 def write_whole(path: Path, text: str) -> None:

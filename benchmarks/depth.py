@@ -1,0 +1,93 @@
+"""TENGraD's cost against depth, beside SGD's and that of the exact natural gradient (Shrestha 2023, figure 5).
+
+Hidden layers of 20 units, batch 128, inputs and output as in the weather table (12 → 1, Gaussian likelihood). The paper
+names no axis values; what is judged is how much faster TENGraD's cost grows than SGD's from depth 4 to depth 32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import Optimizer
+
+from benchmarks.cycles import measure_steps
+from benchmarks.steps import BATCHES, LR, Problem, Trainer
+from fisherviz import optim
+
+DEPTHS = (1, 2, 4, 8, 16, 32)
+FROM, TO = 4, 32
+EXACT_UP_TO = 8
+"""Depth up to which the exact Fisher (P × P) is taken; P = 3221 there."""
+METHODS: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=LR),
+    "tengrad": lambda model: optim.TENGraD(model, "gaussian", lr=1e-4),
+    "exact": lambda model: optim.NaturalGradient(model, "gaussian", "exact", lr=1e-4, damping=0.1),
+}
+
+
+def problem(depth: int, inputs: int = 12, width: int = 20, batch: int = 128) -> Problem:
+    """A regression network with `depth` hidden layers."""
+    torch.manual_seed(0)
+    modules: list[nn.Module] = []
+    for d_in, d_out in pairwise([inputs, *[width] * depth]):
+        modules += [nn.Linear(d_in, d_out), nn.ReLU()]
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        (torch.randn(batch, inputs, generator=generator), torch.randn(batch, 1, generator=generator))
+        for _ in range(BATCHES)
+    ]
+    return Problem(nn.Sequential(*modules, nn.Linear(width, 1)), batches, lambda z, y: 0.5 * F.mse_loss(z, y))
+
+
+def trainer(method: str, depth: int) -> Trainer:
+    """One method at one depth."""
+    own = problem(depth)
+    return Trainer(own, METHODS[method](own.model))
+
+
+def run(rounds: int | None = None) -> dict[str, Any]:
+    """Measure all depths in this process.
+
+    Args:
+        rounds: of timing; None: 20.
+
+    Returns:
+        Under "depths" milliseconds of a step and KiB at its peak by depth and method, under "growth" each method's
+        cost at depth `TO` over that at depth `FROM`.
+    """
+    depths: dict[str, Any] = {}
+    for depth in DEPTHS:
+        found = {}
+        for method in ("tengrad", "exact") if depth <= EXACT_UP_TO else ("tengrad",):
+            sgd, other = trainer("sgd", depth), trainer(method, depth)
+            few = 3 if method == "exact" else 20
+            timing = measure_steps(other.step, sgd.step, 1, few if rounds is None else min(few, rounds), wall=False)
+            found[method] = {"ms": 1e3 * timing.seconds, "kib": peak_kib(method, depth)}
+            if method == "tengrad":
+                found["sgd"] = {"ms": 1e3 * timing.sgd, "kib": peak_kib("sgd", depth)}
+        depths[str(depth)] = {method: found[method] for method in METHODS if method in found}
+    growth = {method: depths[str(TO)][method]["ms"] / depths[str(FROM)][method]["ms"] for method in ("sgd", "tengrad")}
+    slopes = {method: math.log(ratio) / math.log(TO / FROM) for method, ratio in growth.items()}
+    return {"depths": depths, "growth": growth, "slopes": slopes}
+
+
+def peak_kib(method: str, depth: int) -> float:
+    """Tensor memory in KiB at the peak of three steps, network and optimizer included, as torch's profiler saw it."""
+    data = problem(depth).batches
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        made = trainer(method, depth)
+        made.problem.batches = data
+        for _ in range(3):
+            made.step()
+    held = highest = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return highest / 2**10
