@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fisherviz.approximations import Approximation
 from fisherviz.approximations.registry import make
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood, resolve
 from fisherviz.optim import settings
@@ -106,12 +105,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self.likelihood = resolve(likelihood)
         self.approximation = ExactFisher(**options) if method == "exact" else make(method, **options)
         self.kind = ("exact" if method == "exact" else "mc") if kind is None else kind
-        settings.check_number("decay", decay, 0.0, 1.0)
-        settings.check_choice("kind", self.kind, KINDS)
-        settings.check_choice("reduction", reduction, ("mean", "sum"))
-        settings.check_count("T", T)
-        settings.check_count("samples", samples)
-        settings.check_flag("ramp", ramp)
+        settings.check_averages(T, decay, ramp, self.kind, samples, reduction)
         settings.check_loss_scale(loss_scale)
         settings.check_output(output)
         self.T, self.decay, self.ramp, self.reduction, self.samples = T, decay, ramp, reduction, samples
@@ -242,10 +236,9 @@ class NaturalGradient(torch.optim.Optimizer):
         return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
 
     def _check_passes(self) -> None:
-        finite = [made.finite for made in self._passes if made.finite is not None]
-        if finite and not bool(torch.cat(finite).all()):
+        if self._passes and not bool((finite := torch.cat([made.finite for made in self._passes])).all()):
             self._forget()  # what the step would have averaged is NaN, too
-            settings.refuse_outputs(torch.cat(finite), self.k + 1)
+            settings.refuse_outputs(finite, self.k + 1)
         if len(self._passes) > 1 and self._guesses_scale:
             say_once(settings.ACCUMULATED.format(len(self._passes)))
             self._guesses_scale = False

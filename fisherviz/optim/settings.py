@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fisherviz.damping import as_damping
+from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 
 FOREIGN = "this is no state of a fisherviz optimizer; load one that its state_dict() gave."
@@ -87,6 +88,16 @@ def check_output(value: Any) -> None:
     """Refuse what cannot pick an output."""
     if value is not None and not callable(value):
         raise TypeError(f"output must be a function of what the model returns, or None, got {value!r}.")
+
+
+def check_averages(T: Any, decay: Any, ramp: Any, kind: Any, samples: Any, reduction: Any) -> None:
+    """Refuse options of the statistics and their averages that are out of range."""
+    check_count("T", T)
+    check_number("decay", decay, 0.0, 1.0)
+    check_flag("ramp", ramp)
+    check_choice("kind", kind, KINDS)
+    check_count("samples", samples)
+    check_choice("reduction", reduction, ("mean", "sum"))
 
 
 def check_group(group: Mapping[str, Any]) -> None:

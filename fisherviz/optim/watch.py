@@ -88,7 +88,7 @@ class Pass:
     local: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     gradients: dict[nn.Parameter, tuple[Tensor, int]] = field(default_factory=dict)
     fresh: list[nn.Parameter] = field(default_factory=list)
-    finite: Tensor | None = None
+    finite: Tensor = field(default_factory=lambda: torch.ones(0, dtype=torch.bool))
 
     def rows_behind(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
         """The layer's rows, if `.grad` still is what this pass's backward left, untouched (version counter)."""
