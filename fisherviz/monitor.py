@@ -6,21 +6,24 @@ with the exact natural gradient, condition numbers, and KFAC's similarity to FOO
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 import torch
 
-from fisherviz.approximations import Approximation, approximate
+from fisherviz.approximations import Approximation, approximate, approximations
+from fisherviz.comparison import METRICS as COMPARED
 from fisherviz.comparison import compare
 from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.fisher import Fisher
+from fisherviz.kinds import KINDS
 from fisherviz.layered import BlockDiagonal
 from fisherviz.operators import Kronecker, Operator
 from fisherviz.probe import Probe
-from fisherviz.results import WHOLE
+from fisherviz.results import WHOLE, row_label
 
 COLUMNS = ("step", "method", "layer", "metric", "value")
 METRICS = ("relative_frobenius", "frobenius_cosine", "direction_cosine", "direction_error")
@@ -38,7 +41,7 @@ class Monitor:
 
     Args:
         probe: of the model that is trained.
-        methods: approximations, by name.
+        methods: approximations, by name; a single name will do.
         every: steps between looks; `step` counts them.
         data: what the Fisher is taken over, as for `Probe.fisher`, with targets for directions; None: given to `step`.
         optimizer: whose λ and γ are recorded and used as damping; it may be any, or None.
@@ -49,7 +52,8 @@ class Monitor:
         seed: of sampled labels.
 
     Raises:
-        ValueError: `every` is no positive number.
+        TypeError: the probe is no `Probe`, or methods or metrics are no names.
+        ValueError: `every` is no positive number, or a method, metric or kind is unknown.
 
     Example:
         >>> import torch, fisherviz as fv
@@ -67,22 +71,30 @@ class Monitor:
     def __init__(
         self,
         probe: Probe,
-        methods: Iterable[str] = ("kfac", "foof"),
+        methods: Iterable[str] | str = ("kfac", "foof"),
         *,
         every: int = 50,
         data: Any = None,
         optimizer: torch.optim.Optimizer | None = None,
         damping: float | Damping | None = None,
         kind: str = "exact",
-        metrics: Sequence[str] = METRICS,
+        metrics: Iterable[str] | str = METRICS,
         seed: int = 0,
     ) -> None:
+        if not isinstance(probe, Probe):
+            raise TypeError(f"a monitor looks through a fv.Probe of the model, got {type(probe).__name__}.")
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be a positive whole number of steps, got {every!r}.")
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}.")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be a whole number, got {seed!r}.")
         as_damping(damping)
-        self.probe, self.methods, self.every = probe, tuple(methods), every
+        self.probe, self.every, self.seed = probe, every, seed
+        self.methods = _known("methods", methods, approximations)
+        self.metrics = _known("metrics", metrics, COMPARED)
+        (self.kind,) = _known("kind", kind, KINDS)
         self.data, self.optimizer, self.damping = data, optimizer, damping
-        self.kind, self.metrics, self.seed = kind, tuple(metrics), seed
         self.steps = 0
         """Calls of `step` so far."""
         self._rows: list[tuple[int, *Row]] = []
@@ -107,7 +119,8 @@ class Monitor:
             data: what the Fisher is taken over; None: the monitor's.
 
         Returns:
-            What was measured: step, method, layer ("all" for the whole network), metric, value.
+            What was measured: step, method, layer ("all" for the whole network; a layer of that name is
+            "all (layer)"), metric, value.
 
         Raises:
             ValueError: there is no data, or a method is unknown.
@@ -174,6 +187,23 @@ class Monitor:
         return f"Monitor({', '.join(self.methods)}, every {self.every} steps, {looks} looks so far)"
 
 
+def _known(option: str, names: Iterable[str] | str, known: Iterable[str]) -> tuple[str, ...]:
+    """Names as a tuple, each of them known."""
+    if isinstance(names, str):
+        names = (names,)
+    found = tuple(names) if isinstance(names, Iterable) else (names,)
+    if not found:
+        raise ValueError(f"{option} is empty; name at least one of {', '.join(known)}.")
+    for name in found:
+        if not isinstance(name, str):
+            raise TypeError(f"{option} takes names, got {type(name).__name__}; choose from {', '.join(known)}.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{option} must be among {', '.join(known)}, got {name!r}{hint}.")
+    return found
+
+
 def strengths(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """λ and γ of an optimizer, as far as it has them.
 
@@ -223,7 +253,7 @@ def similarity(fisher: Fisher, kfac: Approximation, strength: float) -> list[Row
         for name, u in zip(SIMILARITIES, directions, strict=True):
             parts = torch.stack([u @ foof, u @ u, foof @ foof]).cpu()
             sums[name] += parts
-            rows += _cosine(layer.name, name, parts)
+            rows += _cosine(row_label(layer.name), name, parts)
     return rows + [row for name, parts in sums.items() for row in _cosine(WHOLE, name, parts)]
 
 
@@ -248,7 +278,7 @@ def _conditions(fisher: Fisher, fitted: dict[str, Approximation], rule: Damping,
         whole = max(high for high, _ in ends) / min(low for _, low in ends)
         rows.append((name, WHOLE, "condition_number", whole))
         for layer, (high, low) in zip(fisher.space.layers, ends, strict=True):
-            rows.append((name, layer.name, "condition_number", high / low))
+            rows.append((name, row_label(layer.name), "condition_number", high / low))
     return rows
 
 

@@ -1,6 +1,7 @@
 """The monitor: what it measures against brute force, and that training does not notice it."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -182,6 +183,43 @@ def test_a_monitor_without_data_says_so():
         monitor.step()
     with pytest.raises(ValueError, match="every must be"):
         fv.Monitor(fv.Probe(network(), "categorical"), every=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"methods": ["zz"]}, ValueError, "methods must be among identity, .*got 'zz'"),
+        ({"methods": ["kfca"]}, ValueError, "did you mean 'kfac'"),
+        ({"methods": 3}, TypeError, "methods takes names, got int"),
+        ({"methods": [fv.Approximation]}, TypeError, "methods takes names"),
+        ({"methods": []}, ValueError, "methods is empty"),
+        ({"metrics": ["error"]}, ValueError, "metrics must be among relative_frobenius"),
+        ({"kind": "fisher"}, ValueError, "kind must be among exact"),
+        ({"kind": None}, TypeError, "kind takes names"),
+        ({"seed": "a"}, TypeError, "seed must be a whole number"),
+        ({"optimizer": "kfac"}, TypeError, "optimizer must be"),
+        ({"probe": "x"}, TypeError, r"looks through a fv.Probe of the model, got str"),
+        ({"probe": nn.Linear(2, 2)}, TypeError, "got Linear"),
+    ],
+)
+def test_what_a_monitor_cannot_use_is_refused_at_once(options, error, message):
+    probe = options.pop("probe", None) or fv.Probe(network(), "categorical")
+    with pytest.raises(error, match=message):
+        fv.Monitor(probe, **options)
+
+
+def test_a_single_method_may_be_named_without_a_list():
+    monitor = fv.Monitor(fv.Probe(network(), "categorical"), "foof", metrics="relative_frobenius")
+    assert (monitor.methods, monitor.metrics) == (("foof",), ("relative_frobenius",))
+
+
+def test_a_layer_called_all_is_not_the_whole_network():
+    model = nn.Sequential(OrderedDict(all=nn.Linear(4, 5), act=nn.Tanh(), out=nn.Linear(5, 3))).double()
+    frame = fv.Monitor(fv.Probe(model, "categorical"), ["kfac"], data=examples(), damping=0.1).measure(0)
+    assert not frame.duplicated(["method", "layer", "metric"]).any()
+    assert set(frame["layer"]) == {"all", "all (layer)", "out"}
+    for metric in ("relative_frobenius", "condition_number", *SIMILARITIES):
+        assert value(frame, "kfac", metric) != value(frame, "kfac", metric, "all (layer)")
 
 
 def test_a_monitored_run_trains_as_one_that_is_not_and_keeps_what_it_saw(tmp_path):
