@@ -8,11 +8,13 @@ from html.parser import HTMLParser
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from fisherviz import files
 from fisherviz.report import Section, paragraph, verdict, write_page, write_report
 from fisherviz.report.job import differing_alone, side_by_side
-from fisherviz.report.pictures import LARGEST
+from fisherviz.report.pictures import LARGEST, _Sheet
 from fisherviz.report.tables import layer_tables, summary_table
 from fisherviz.results import Comparison, load_comparison
 from tests.factory import METHODS, make_comparison
@@ -298,3 +300,32 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 def test_methods_with_strange_names_make_ordinary_files(tmp_path):
     write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("../a/b c",)))
     assert (tmp_path / "pictures" / "matrix-.._a_b_c.png").exists()
+
+
+def test_a_sheet_draws_what_a_whole_new_drawing_would_show():
+    def figure():
+        made = Figure(figsize=(3, 2), dpi=60)
+        for ax in made.subplots(1, 2):
+            ax.imshow([[0.0, 1.0], [2.0, 3.0]])
+            ax.vlines([0.5], -0.5, 1.5, colors="white", alpha=0.5)
+            ax.set_title("before")
+            ax.tick_params(length=0)  # ticks would lie above the spines
+        return made
+
+    def change(made):
+        made.axes[1].images[0].set_data([[3.0, 0.0], [1.0, 2.0]])
+        made.axes[1].set_title("a longer title")
+
+    kept, ax = (made := figure()), made.axes[1]
+    sheet = _Sheet(kept, [*ax.images, *ax.collections, *ax.spines.values(), ax.title])
+    first = {dpi: np.asarray(sheet.drawn(dpi)) for dpi in (60, 40)}
+    change(kept)
+    for dpi in (60, 40):
+        whole = figure()
+        whole.set_dpi(dpi)
+        for state, seen in ((None, first[dpi]), (change, np.asarray(sheet.drawn(dpi)))):
+            if state is not None:
+                state(whole)
+            canvas = FigureCanvasAgg(whole)
+            canvas.draw()
+            assert np.array_equal(seen, np.asarray(canvas.buffer_rgba())[..., :3])

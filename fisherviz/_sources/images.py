@@ -1,6 +1,7 @@
 """The image sets: digits, MNIST, Fashion-MNIST, faces, CIFAR-10; the IDX and CIFAR binary formats.
 
 Every reader returns pixels in [0, 1] as (N, C, H, W) float32. Only `resize` changes the size of images.
+scikit-learn takes a second to import: it waits for what asks for it, here and in `tables`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import sklearn.datasets
 import torch
 from numpy.typing import NDArray
 
@@ -78,7 +78,9 @@ def write_idx(array: NDArray[np.uint8]) -> bytes:
 
 
 def _fetch_idx(folder: str, data_id: int) -> Mapping[str, bytes]:
-    bunch = sklearn.datasets.fetch_openml(data_id=data_id, as_frame=False, cache=False)
+    from sklearn.datasets import fetch_openml
+
+    bunch = fetch_openml(data_id=data_id, as_frame=False, cache=False)
     images = np.asarray(bunch.data)
     if images.shape != (70_000, 784):
         raise ValueError(f"OpenML's data set {data_id} has shape {images.shape} instead of (70000, 784)")
@@ -89,7 +91,9 @@ def _fetch_idx(folder: str, data_id: int) -> Mapping[str, bytes]:
 
 
 def _fetch_faces() -> Mapping[str, bytes]:
-    bunch = sklearn.datasets.fetch_olivetti_faces(shuffle=False)
+    from sklearn.datasets import fetch_olivetti_faces
+
+    bunch = fetch_olivetti_faces(shuffle=False)
     buffer = io.BytesIO()
     faces = np.rint(bunch.images * FACE_MAXIMUM).astype(np.uint8)
     np.savez_compressed(buffer, faces=faces, subject=bunch.target.astype(np.int64))
@@ -145,7 +149,9 @@ def fashion(progress: bool) -> Raw:
 
 def digits() -> Raw:
     """Scikit-learn's 1,797 handwritten digits; the last 360 rows, by other writers, are the test set."""
-    bunch = sklearn.datasets.load_digits()
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
     images = (bunch.images / 16.0).astype(np.float32)[:, None]
     labels = bunch.target.astype(np.int64)
     cut = len(images) - 360

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
-import sklearn.datasets
 
 from fisherviz._sources.locate import Source, locate
 from fisherviz._sources.raw import Raw, shuffled
@@ -31,7 +30,9 @@ WEATHER_COLUMNS = (
 
 
 def _fetch_frame(data_id: int, rows: int) -> pd.DataFrame:
-    frame = sklearn.datasets.fetch_openml(data_id=data_id, as_frame=True, cache=False).frame
+    from sklearn.datasets import fetch_openml
+
+    frame = fetch_openml(data_id=data_id, as_frame=True, cache=False).frame
     if len(frame) != rows:
         raise ValueError(f"OpenML's data set {data_id} has {len(frame)} rows instead of {rows}")
     return frame

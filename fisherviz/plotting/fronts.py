@@ -132,7 +132,8 @@ def _label_points(
     """Put one label beside each point, in the first place where it covers neither point nor label."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # constrained layout moves the axes; labels are placed where they end up
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)  # constrained layout moves the axes; labels are placed where they end up
     scale = figure.dpi / 72
     points = ax.transData.transform(np.column_stack([xs, ys]))
     frame = ax.get_window_extent()

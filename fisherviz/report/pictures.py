@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -136,12 +137,14 @@ def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) ->
         plotting.triptych(comparison, methods[0], inverse=inverse, ax=axes)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
+        above = [a for ax in axes[1:] for a in (*ax.images, *ax.collections, *ax.spines.values())]
+        sheet = _Sheet(figure, [*above, axes[1].title])
         for method in methods:
             cells = plotting.triptych_info(comparison, method, inverse=inverse)
-            for ax, info in zip(axes, cells, strict=True):
+            for ax, info in zip(axes[1:], cells[1:], strict=True):
                 ax.images[0].set_data(info.values)
             axes[1].set_title(style.short(method, 24), fontsize="medium", parse_math=False)
-            yield method, _small_png(figure)
+            yield method, _small_png(sheet)
 
 
 def _means(comparison: Comparison, prefix: str) -> Iterator[Picture]:
@@ -188,22 +191,49 @@ def _chart(
     caption: str,
     description: str,
 ) -> Picture:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     with _look():
         draw(figure.subplots())
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
         text, png = io.StringIO(), io.BytesIO()
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()  # lays the figure out too
+        _pixels(canvas).save(png, format="PNG")
+        figure.set_layout_engine("none")
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
-        _drawn(figure, DPI).save(png, format="PNG")
     return Picture(name, group, caption, description, text.getvalue(), png.getvalue())
 
 
-def _drawn(figure: Figure, dpi: int) -> Image.Image:
-    """The figure's pixels from one drawing; `savefig` would draw everything twice."""
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+class _Sheet:
+    """A figure that is drawn again and again, of which only some artists change: the rest is drawn once.
+
+    Args:
+        figure: laid out, without a layout engine.
+        changing: what changes, in the order of drawing; nothing else lies above it.
+    """
+
+    def __init__(self, figure: Figure, changing: Sequence[Artist]) -> None:
+        self.figure, self.changing = figure, changing
+        self._rest: dict[int, tuple[FigureCanvasAgg, Any]] = {}
+        for artist in changing:
+            artist.set_animated(True)  # left out when the whole is drawn
+
+    def drawn(self, dpi: int) -> Image.Image:
+        """The figure's pixels as it is now."""
+        self.figure.set_dpi(dpi)
+        if dpi not in self._rest:
+            canvas = FigureCanvasAgg(self.figure)
+            canvas.draw()
+            self._rest[dpi] = (canvas, canvas.copy_from_bbox(self.figure.bbox))
+        canvas, rest = self._rest[dpi]
+        self.figure.set_canvas(canvas)
+        canvas.restore_region(rest)
+        for artist in self.changing:
+            artist.draw(canvas.get_renderer())
+        return _pixels(canvas)
+
+
+def _pixels(canvas: FigureCanvasAgg) -> Image.Image:
+    """What was drawn on a canvas; `savefig` would draw everything twice."""
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
@@ -211,11 +241,11 @@ def _look() -> Any:
     return style_context(["default", _LOOK])
 
 
-def _small_png(figure: Figure) -> bytes:
+def _small_png(sheet: _Sheet) -> bytes:
     """A heatmap as PNG, coarser until it is small enough for the page."""
     dpi = DPI
     while True:
-        png = _encoded(_drawn(figure, dpi))
+        png = _encoded(sheet.drawn(dpi))
         if len(png) <= LARGEST or dpi <= 40:
             return png
         dpi = int(dpi * max(0.5, 0.95 * (LARGEST / len(png)) ** 0.5))
