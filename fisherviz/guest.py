@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,15 @@ def lock_of(model: nn.Module) -> Any:
 def visiting() -> bool:
     """Whether a pass of our own is running, which no optimizer takes for training."""
     return getattr(_visits, "depth", 0) > 0
+
+
+def eager(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that torch.compile leaves out of its graphs; with fullgraph=True its error gives the reason."""
+    reason = "fisherviz watches this model; compile it without fullgraph=True, or detach the probe or optimizer"
+    try:
+        return torch.compiler.disable(function, reason=reason)
+    except TypeError:  # torch before 2.7 takes no reason
+        return torch.compiler.disable(function)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.captures import Capture
+from fisherviz.guest import eager
 from fisherviz.layers import Layer
 
 
@@ -57,7 +58,7 @@ class RecordHook:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_dropped, ())
 
-    @torch.compiler.disable
+    @eager
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Note the input and where the output stands in the graph."""
         recorder, layer = self.recorder, self.layer

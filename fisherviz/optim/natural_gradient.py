@@ -248,7 +248,8 @@ class NaturalGradient(torch.optim.Optimizer):
                 raise RuntimeError(
                     f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the "
                     "model in training mode ran it and was backpropagated. Call model.train() and the model itself "
-                    "(not a copy), or put the layer in a group with approximation='none'."
+                    "(not a copy), create the optimizer before a compiled model first runs, or put the layer in a "
+                    "group with approximation='none'."
                 )
 
     def _seen(self, layer: Layer) -> bool:

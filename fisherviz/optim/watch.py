@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fisherviz.batches import count_examples
 from fisherviz.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.generic import per_example_gradients
-from fisherviz.guest import as_guest, visiting
+from fisherviz.guest import as_guest, eager, visiting
 from fisherviz.layers import Layer
 from fisherviz.optim.passes import Source, backpropagate
 from fisherviz.recorder import Call, Recorder, no_hook
@@ -111,7 +111,7 @@ class _ModelHook:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_dropped, ())
 
-    @torch.compiler.disable
+    @eager
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
         watcher = self.watcher()
         if watcher is None or module is not watcher.model:
@@ -129,7 +129,7 @@ class _Fire:
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = weakref.ref(watcher)
 
-    @torch.compiler.disable
+    @eager
     def __call__(self, gradient: Tensor) -> None:
         watcher = self.watcher()
         if watcher is not None:

@@ -1,0 +1,70 @@
+"""Models compiled after the optimizer was created train as uncompiled ones; what hooks cannot follow is refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from fisherviz import optim
+from tests.optim_oracle import assert_same, data, matrices, net
+
+MAKE = {
+    "foof": lambda m: optim.FOOF(m, "categorical", damping=0.1),
+    "cw-ngd": lambda m: optim.CWNGD(m, "categorical", lr=0.05, damping=0.1),
+    "plain kfac": lambda m: optim.KFAC(m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1),
+    "adaptive kfac": lambda m: optim.KFAC(m, "categorical", damping=0.5, T=2, T1=2, T2=2),
+}
+
+
+def train(model, opt, run, steps=3):
+    for k in range(steps):
+        x, y = data(12, seed=k)
+
+        def closure(x=x, y=y):
+            opt.zero_grad()
+            loss = F.cross_entropy(run(x), y)
+            loss.backward()
+            return loss
+
+        opt.step(closure)
+    return matrices(model)
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAKE)
+def test_steps_of_a_compiled_model_are_those_of_the_model(name):
+    weights = []
+    backend = CompileCounterWithBackend("aot_eager")
+    for compiled in (False, True):
+        torch.manual_seed(0)  # of the sampled labels
+        model = net()
+        opt = MAKE[name](model)
+        weights.append(train(model, opt, torch.compile(model, backend=backend) if compiled else model))
+    assert backend.frame_count > 0
+    assert_same(weights[1], weights[0], 1e-12)
+
+
+def test_a_whole_graph_is_refused_with_the_way_out():
+    model, (x, _) = net(), data()
+    _opt = MAKE["foof"](model)
+    with pytest.raises(torch._dynamo.exc.Unsupported) as error:
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+    if torch.__version__ >= (2, 7):
+        assert "compile it without fullgraph=True" in str(error.value)
+
+
+def test_an_optimizer_that_came_after_the_first_compiled_run_says_so():
+    model, (x, y) = net(), data()
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(x)
+    opt = MAKE["foof"](model)
+    F.cross_entropy(compiled(x), y).backward()
+    with pytest.raises(RuntimeError, match="create the optimizer before a compiled model first runs"):
+        opt.step()
