@@ -45,20 +45,23 @@ def _by_gram_matrices(fisher: Fisher, captures: dict[str, AnyCapture], damping: 
         if len(own) > len(inputs):
             tiles = own.reshape(-1, len(inputs), len(own) // len(inputs), len(inputs))
             own = tiles.mul_(inputs.unsqueeze(1)).reshape(len(own), len(own))
-            cross = cross.reshape(-1, len(inputs), len(inputs)).mul_(inputs).reshape(len(own), -1)
         else:
-            own, cross = own.mul_(inputs), cross.mul_(inputs)
-        part = cross.sum(1)
+            own = own.mul_(inputs)
+        part = torch.einsum("knm,nm->kn", cross.reshape(-1, *inputs.shape), inputs).reshape(-1)
         total = own if total is None else total.add_(own)
         right = part if right is None else right.add_(part)
     assert total is not None
     assert right is not None
     factor = DampedCholesky(total, damping / scale, "the damped Gram matrix of the examples")
     w = factor.solve(scale * right.unsqueeze(1))[:, 0]
-    pieces = []
-    for capture in captures.values():
+    out = w.new_empty(fisher.space.size)
+    for layer, start in zip(fisher.space.layers, fisher.space.offsets[:-1], strict=True):
+        capture = captures[layer.name]
         assert isinstance(capture, Capture)
-        g = capture.g[:-1, :, 0]
-        combined = scale * capture.g[-1, :, 0] - torch.einsum("kno,kn->no", g, w.reshape(g.shape[:2]))
-        pieces.append((combined.T @ capture.a[:, 0]).div_(damping).reshape(-1))
-    return fisher.space.join(pieces)
+        combined = capture.g[-1, :, 0] * (scale / damping)
+        for g, weights in zip(capture.g[:-1, :, 0], w.reshape(-1, len(combined), 1), strict=True):
+            combined.addcmul_(g, weights, value=-1 / damping)
+        for rows, columns, _ in layer.pieces:  # each parameter where it stands, without a copy
+            part = out[start + rows.start : start + rows.stop].view(layer.d_out, -1)
+            torch.mm(combined.T, capture.a[:, 0, columns], out=part)
+    return out

@@ -19,34 +19,28 @@ OUTER_ENTRIES = 2**19
 """Entries of per-example outer products that are held at once."""
 _WHOLE_ENTRIES = 2**22
 """Diagonal blocks up to this many entries are expanded whole before they are written."""
-_LEAF = 192
-"""Widths up to this are multiplied whole; wider Gram matrices are halved."""
+_STRIP = 128
+"""Least number of rows of a Gram matrix that are computed at once, from the diagonal to the right."""
 
 
 def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
     """Second moment xᵀ x of rows (R, d), or (..., R, d), computing one triangle; added to `total` in place."""
     d = x.shape[-1]
-    if d <= 2 * _LEAF or x.shape[-2] < d // 2:  # few rows: writing two triangles costs more than it saves
+    if d <= 2 * _STRIP or x.shape[-2] < d // 2:  # few rows: writing two triangles costs more than it saves
         return x.mT @ x if total is None else total.add_(x.mT @ x)
     out = x.new_empty(*x.shape[:-2], d, d) if total is None else total
-    _gram_into(out, x, 0, d, total is not None)
+    width = max(_STRIP, min(3 * _STRIP, d // 6))
+    for low in range(0, d, width):
+        high = min(low + width, d)
+        rows, strip = x[..., low:high].mT, out[..., low:high, low:]
+        if x.dim() > 2:
+            strip.copy_(rows @ x[..., low:]) if total is None else strip.add_(rows @ x[..., low:])
+        elif total is None:
+            torch.mm(rows, x[:, low:], out=strip)
+        else:
+            strip.addmm_(rows, x[:, low:])
+        out[..., high:, low:high] = out[..., low:high, high:].mT
     return out
-
-
-def _gram_into(out: Tensor, x: Tensor, low: int, high: int, add: bool) -> None:
-    if high - low <= _LEAF:
-        part = x[..., low:high]
-        square = part.mT @ part
-        out[..., low:high, low:high] = square.add_(out[..., low:high, low:high]) if add else square
-        return
-    middle = (low + high) // 2
-    cross = x[..., middle:high].mT @ x[..., low:middle]
-    if add:
-        cross += out[..., middle:high, low:middle]
-    out[..., middle:high, low:middle] = cross
-    out[..., low:middle, middle:high] = cross.mT
-    _gram_into(out, x, low, middle, add)
-    _gram_into(out, x, middle, high, add)
 
 
 def pair_gram(x: Tensor, y: Tensor) -> Tensor:
@@ -110,6 +104,7 @@ def block(row: AnyCapture, col: AnyCapture) -> Tensor:
     total: Tensor | None = None
     if row is col:
         step = max(1, ROW_ENTRIES // (row.vectors * row.size), 2048 // row.vectors)
+        step = -(-row.examples // -(-row.examples // step))  # equal parts: a short last one would cost as much
         for start in range(0, row.examples, step):
             total = gram(row.select(start, start + step).rows, total)
         assert total is not None

@@ -21,7 +21,7 @@ class DampedCholesky:
     """Cholesky factor of M + damping I for a symmetric positive semidefinite M, in float64."""
 
     def __init__(self, matrix: Tensor, damping: float, what: str) -> None:
-        damped = matrix.double().clone()
+        damped = matrix.to(torch.float64, copy=True)
         damped.diagonal().add_(damping)
         factor, info = torch.linalg.cholesky_ex(damped)
         pivots = factor.diagonal()
