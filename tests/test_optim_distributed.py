@@ -60,6 +60,25 @@ def train(name, inner, model, part, seed=0):
     return found
 
 
+def error_of_a_batch_with_nan(name, rank):
+    """What a process says of a batch in which the other's half, or its own, has an example with NaN."""
+    inner = net()
+    model, opt = DistributedDataParallel(inner), MAKE[name](inner)
+    x, y = data(N)
+    x[-1] = float("nan")
+
+    def closure():
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x[half(rank)]), y[half(rank)])
+        loss.backward()
+        return loss
+
+    try:
+        opt.step(closure)
+    except ValueError as error:
+        return str(error)
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -74,6 +93,7 @@ def worker(rank, folder):
             found[name] = train(name, inner, model, half(rank), seed=rank)
         except NotImplementedError as error:
             found[name] = str(error)
+    found["nan"] = {name: error_of_a_batch_with_nan(name, rank) for name in ("foof", "adaptive, sampled")}
     torch.save(found, f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
@@ -126,6 +146,13 @@ def test_sampled_factors_are_the_mean_of_what_each_process_samples(ranks):
     assert not torch.allclose(halves[0][1], halves[1][1])
     for found in first:
         assert_same(found, [(a + b) / 2 for a, b in zip(*halves, strict=True)], 1e-12)
+
+
+@pytest.mark.slow
+def test_a_batch_with_nan_in_one_process_stops_all_of_them(ranks):
+    for found in ranks:
+        for message in found["nan"].values():
+            assert "at step 1, the model's output is NaN or infinite for 1 of 12 examples" in message
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from fisherviz.optim.low_rank import Direction, LowRank, dense, split_rows
 from fisherviz.optim.moments import Moments, distributed, positions_and_neighbours
 from fisherviz.optim.passes import Source, make_source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
+from fisherviz.optim.processes import summed
 from fisherviz.optim.revisit import evaluate
 from fisherviz.optim.selection import (
     choose_layers,
@@ -236,9 +237,11 @@ class NaturalGradient(torch.optim.Optimizer):
         return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
 
     def _check_passes(self) -> None:
-        if self._passes and not bool((finite := torch.cat([made.finite for made in self._passes])).all()):
-            self._forget()  # what the step would have averaged is NaN, too
-            settings.refuse_outputs(finite, self.k + 1)
+        seen = [sum(made.bad for made in self._passes), sum(made.examples for made in self._passes)]
+        bad, examples = summed(seen, self.generator.device)  # all processes raise, or none: none waits for another
+        if bad:
+            self._forget()
+            raise ValueError(settings.NOT_FINITE.format(self.k + 1, int(bad), int(examples)))
         if len(self._passes) > 1 and self._guesses_scale:
             say_once(settings.ACCUMULATED.format(len(self._passes)))
             self._guesses_scale = False

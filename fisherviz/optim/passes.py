@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.likelihoods import Likelihood
-from fisherviz.optim.settings import refuse_outputs
+from fisherviz.optim.settings import NOT_FINITE
 from fisherviz.recorder import Call
 
 Source = Callable[[Tensor], Tensor]
@@ -42,12 +42,18 @@ def make_source(
 
     def sampled(z: Tensor) -> Tensor:
         likelihood.check_output(z)
-        # before sampling, which on an accelerator would end the process's context
-        refuse_outputs(z.isfinite().reshape(len(z), -1).all(1), step())
+        if bad := not_finite(z):  # before sampling, which on an accelerator would end the process's context
+            raise ValueError(NOT_FINITE.format(step(), bad, len(z)))
         scores = [likelihood.score(z, likelihood.sample(z, generator)) for _ in range(samples)]
         return torch.stack(scores) / samples**0.5
 
     return exact if kind == "exact" else sampled
+
+
+def not_finite(z: Tensor) -> int:
+    """Number of examples whose output (N, ...) is NaN or infinite."""
+    bad = ~z.isfinite()
+    return int((bad.flatten(1).any(1) if z.dim() > 1 else bad).sum())
 
 
 def backpropagate(z: Tensor, calls: dict[str, list[Call]], v: Tensor) -> dict[str, list[Tensor]]:

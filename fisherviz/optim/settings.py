@@ -39,20 +39,6 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
-def refuse_outputs(finite: Tensor, step: int) -> None:
-    """Raise where outputs are not finite.
-
-    Args:
-        finite: (N,) whether each example's output is.
-        step: number of the step, for the sentence.
-
-    Raises:
-        ValueError: naming the step and how many examples are not.
-    """
-    if not bool(finite.all()):
-        raise ValueError(NOT_FINITE.format(step, int((~finite).sum()), len(finite)))
-
-
 def check_count(name: str, value: Any) -> None:
     """Refuse what is not a positive whole number."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -22,7 +22,7 @@ from fisherviz.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.generic import per_example_gradients
 from fisherviz.guest import as_guest, eager, visiting
 from fisherviz.layers import Layer
-from fisherviz.optim.passes import Source, backpropagate
+from fisherviz.optim.passes import Source, backpropagate, not_finite
 from fisherviz.recorder import Call, Recorder, no_hook
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -74,7 +74,7 @@ class Pass:
         inputs: arguments of the forward, where wanted.
         captures: by layer name, complete once the user's backward has ended.
         local: rows a (R, da) and g (R, dg) with a gradient gᵀ a, by layer name, where heard exactly once.
-        finite: (N,) whether each example's output is finite.
+        bad: examples whose output is NaN or infinite; with any, nothing else is kept, and the step says so.
         gradients: `.grad` of each parameter and its version when the backward ended, if it began without one.
     """
 
@@ -88,7 +88,7 @@ class Pass:
     local: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     gradients: dict[nn.Parameter, tuple[Tensor, int]] = field(default_factory=dict)
     fresh: list[nn.Parameter] = field(default_factory=list)
-    finite: Tensor = field(default_factory=lambda: torch.ones(0, dtype=torch.bool))
+    bad: int = 0
 
     def rows_behind(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
         """The layer's rows, if `.grad` still is what this pass's backward left, untouched (version counter)."""
@@ -244,8 +244,10 @@ class Watcher:
         z = made.output
         assert z is not None
         self.describe(made.calls, made.examples)
-        made.finite = z.detach().reshape(made.examples, -1).isfinite().all(1)
-        if self.wanted.captures:
+        made.bad = not_finite(z.detach())
+        if made.bad:
+            made.calls = {}
+        elif self.wanted.captures:
             v = self._vectors(z.detach(), gradient.detach())
             if v is not None and not self.wanted.scores:
                 made.vectors = self._backward(z, made.calls, v)
