@@ -50,7 +50,7 @@ def in_own_process(module: str, arguments: Sequence[str], threads: int = 1, huge
 
 def machine() -> dict[str, Any]:
     """Cores, Python and the packages' versions."""
-    packages = {"torch": torch.__version__}
+    packages = {"torch": str(torch.__version__)}
     for name, distribution in _DISTRIBUTIONS.items():
         try:
             packages[name] = version(distribution)

@@ -1,7 +1,7 @@
 """The rows of `benchmarks.optim`: networks and batches, our optimizers on them, their goals.
 
-The network of most rows is 784-1000-1000-1000-10 (ReLU, no biases), batch 100, float32, plain SGD beside it; the
-numbers per step don't depend on what the inputs show, which are random.
+The network of most rows is 784-1000-1000-1000-10 (ReLU, no biases), batch 100, float32, plain SGD beside it; a
+step's cost doesn't depend on what the inputs show, which are random.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,11 +72,11 @@ class Trainer:
             return loss
 
         if self.closure:
-            loss = self.opt.step(evaluate)  # type: ignore[arg-type]
+            loss: Any = self.opt.step(evaluate)  # type: ignore[arg-type]
         else:
             loss = evaluate()
             self.opt.step()
-        self.loss = float(loss.detach())  # type: ignore[union-attr]
+        self.loss = float(loss.detach())
 
 
 def sgd(problem: Problem) -> Trainer:
