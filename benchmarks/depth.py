@@ -6,6 +6,7 @@ names no axis values; what is judged is how much faster TENGraD's cost grows tha
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -45,9 +46,9 @@ def problem(depth: int, inputs: int = 12, width: int = 20, batch: int = 128) -> 
     return Problem(nn.Sequential(*modules, nn.Linear(width, 1)), batches, lambda z, y: 0.5 * F.mse_loss(z, y))
 
 
-def trainer(method: str, depth: int) -> Trainer:
-    """One method at one depth."""
-    own = problem(depth)
+def trainer(method: str, task: Problem) -> Trainer:
+    """One method on a copy of the network."""
+    own = task.copy()
     return Trainer(own, METHODS[method](own.model))
 
 
@@ -65,7 +66,7 @@ def run(rounds: int | None = None) -> dict[str, Any]:
     for depth in DEPTHS:
         found = {}
         for method in ("tengrad", "exact") if depth <= EXACT_UP_TO else ("tengrad",):
-            sgd, other = trainer("sgd", depth), trainer(method, depth)
+            sgd, other = trainer("sgd", problem(depth)), trainer(method, problem(depth))
             few = 3 if method == "exact" else 20
             timing = measure_steps(other.step, sgd.step, 1, few if rounds is None else min(few, rounds), wall=False)
             found[method] = {"ms": 1e3 * timing.seconds, "kib": peak_kib(method, depth)}
@@ -78,11 +79,11 @@ def run(rounds: int | None = None) -> dict[str, Any]:
 
 
 def peak_kib(method: str, depth: int) -> float:
-    """Tensor memory in KiB at the peak of three steps, network and optimizer included, as torch's profiler saw it."""
-    data = problem(depth).batches
+    """KiB of tensors at the peak of three steps, network and optimizer included, data not, by torch's profiler."""
+    task = problem(depth)
+    gc.collect()  # what is freed inside must have been allocated inside
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        made = trainer(method, depth)
-        made.problem.batches = data
+        made = trainer(method, task)
         for _ in range(3):
             made.step()
     held = highest = 0

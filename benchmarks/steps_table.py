@@ -122,10 +122,10 @@ def _depth(row: dict[str, Any]) -> list[str]:
     contrast = exact[str(EXACT_UP_TO)]["exact"]["ms"] / exact[str(FROM)]["exact"]["ms"]
     return [
         "Shrestha's figure 5: hidden layers of 20 units, batch 128, inputs and output as in the weather table, CPU "
-        "time of one step on one thread; the memory is that of all tensors at its peak, network included.",
+        "time of one step on one thread; the memory is that of all tensors at its peak, network included, data not.",
         table(head, body),
         f"From {FROM} to {TO} hidden layers ({TO // FROM} times as many) a step costs {growth['sgd']:.2f} times as "
         f"much with SGD and {growth['tengrad']:.2f} times with TENGraD: powers {slopes['sgd']:.2f} and "
-        f"{slopes['tengrad']:.2f} of the depth, at most linear being what per-layer work allows. The exact natural "
-        f"gradient grows {contrast:.1f} times from {FROM} to {EXACT_UP_TO} alone.",
+        f"{slopes['tengrad']:.2f} of the depth, work per layer being power 1. The exact natural gradient "
+        f"grows {contrast:.1f} times from {FROM} to {EXACT_UP_TO} alone.",
     ]
