@@ -110,7 +110,7 @@ def forward_mode_is_right(probe: Probe, inputs: Inputs) -> bool:
     reverse = sum(float((g * d).sum()) for g, d in pairs)
     size = sum(float(g.square().sum()) for g, _ in pairs) ** 0.5 * sum(float(d.square().sum()) for _, d in pairs) ** 0.5
     tolerance = 1e-6 if z.dtype == torch.float64 else 5e-3
-    return abs(float((t.double() * u.double()).sum()) - reverse) <= tolerance * size + 1e-30
+    return abs(float((t.detach().double() * u.double()).sum()) - reverse) <= tolerance * size + 1e-30
 
 
 def _functional(probe: Probe, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:

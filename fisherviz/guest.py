@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,7 +31,16 @@ def visiting() -> bool:
 
 
 def eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that torch.compile leaves out of its graphs; with fullgraph=True its error gives the reason."""
+    """A function that torch.compile leaves out of its graphs; with fullgraph=True its error gives the reason.
+
+    Made when a hook is made, not when its class is: as long as nobody compiles (torch's optimizers count as such),
+    torch's compiler, whose import takes as long as torch's own, need not be loaded.
+    """
+    return _disabled(function) if "torch._dynamo" in sys.modules else function
+
+
+@cache
+def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
     reason = "fisherviz watches this model; compile it without fullgraph=True, or detach the probe or optimizer"
     try:
         return torch.compiler.disable(function, reason=reason)

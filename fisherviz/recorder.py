@@ -51,6 +51,7 @@ class RecordHook:
 
     def __init__(self, recorder: Recorder, layer: Layer) -> None:
         self.recorder, self.layer = recorder, layer
+        self._note = eager(_note)  # a function, not a method: no cycle keeps the model alive
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return no_hook
@@ -58,16 +59,18 @@ class RecordHook:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_dropped, ())
 
-    @eager
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """Note the input and where the output stands in the graph."""
-        recorder, layer = self.recorder, self.layer
-        if not recorder.active or not output.requires_grad:
-            return
-        x = args[0] if args else next(iter(kwargs.values()))
-        source = x.grad_fn
-        x = x.detach().clone() if layer.clone_input else x.detach()
-        recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
+        self._note(self.recorder, self.layer, args, kwargs, output)
+
+
+def _note(recorder: Recorder, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    if not recorder.active or not output.requires_grad:
+        return
+    x = args[0] if args else next(iter(kwargs.values()))
+    source = x.grad_fn
+    x = x.detach().clone() if layer.clone_input else x.detach()
+    recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
 
 
 class Recorder:

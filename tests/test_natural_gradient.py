@@ -35,7 +35,8 @@ def expected(model, x, y, kind, damping, total):
                 second = second + p[c] * torch.outer(s, s)
     gradient = sum(score(model, a, b) for a, b in zip(x, y, strict=True))
     scale = 1.0 if total else 1 / len(x)
-    return torch.linalg.solve(scale * second + damping * torch.eye(len(gradient), dtype=torch.float64), scale * gradient)
+    eye = torch.eye(len(gradient), dtype=torch.float64)
+    return torch.linalg.solve(scale * second + damping * eye, scale * gradient)
 
 
 @pytest.mark.parametrize("model", ["dense", "convolution"])

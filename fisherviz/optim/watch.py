@@ -104,6 +104,7 @@ class _ModelHook:
 
     def __init__(self, watcher: Watcher, verb: str) -> None:
         self.watcher, self.verb = weakref.ref(watcher), verb
+        self._tell = eager(_tell)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return no_hook
@@ -111,12 +112,14 @@ class _ModelHook:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_dropped, ())
 
-    @eager
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        watcher = self.watcher()
-        if watcher is None or module is not watcher.model:
-            return None
-        return getattr(watcher, self.verb)(*rest)
+        return self._tell(self.watcher(), self.verb, module, *rest)
+
+
+def _tell(watcher: Watcher | None, verb: str, module: nn.Module, *rest: Any) -> Any:
+    if watcher is None or module is not watcher.model:
+        return None
+    return getattr(watcher, verb)(*rest)
 
 
 def _dropped() -> Callable[..., None]:
@@ -128,12 +131,15 @@ class _Fire:
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = weakref.ref(watcher)
+        self._call_back = eager(_call_back)
 
-    @eager
     def __call__(self, gradient: Tensor) -> None:
-        watcher = self.watcher()
-        if watcher is not None:
-            watcher.fire(id(self), gradient)
+        self._call_back(self.watcher(), id(self), gradient)
+
+
+def _call_back(watcher: Watcher | None, key: int, gradient: Tensor) -> None:
+    if watcher is not None:
+        watcher.fire(key, gradient)
 
 
 class Watcher:
