@@ -142,7 +142,8 @@ class NaturalGradient(torch.optim.Optimizer):
             source=self._source() if labels and self.kind != "empirical" else None,
             scores=labels and self.kind == "empirical",
             loss_scale=loss_scale,
-            local=self.approximation.name in ("kfac", "foof") and not self._needs_inputs,
+            local=self.approximation.name in ("kfac", "foof")
+            and (not self._needs_inputs or not any(group["weight_decay"] for group in self.param_groups)),
             inputs=self._needs_inputs,
             captures=self._captures,
         )
@@ -271,9 +272,11 @@ class NaturalGradient(torch.optim.Optimizer):
         if self.moments is None or not active:
             return {}
         self._update_moments(self._due())
-        if any(not self._preconditioner_now().has(layer) for layer in active):
+        made = self._preconditioner_now()
+        if not all(made.has(layer) for layer in active):
             self._update_moments(True, blend=False)  # a layer ran for the first time
-        return self._solve(self._preconditioner_now(), active)
+            made = self._preconditioner_now()
+        return self._solve(made, active)
 
     def _update_moments(self, due: bool, blend: bool = True) -> None:
         assert self.moments is not None
@@ -313,7 +316,8 @@ class NaturalGradient(torch.optim.Optimizer):
     def _preconditioner_now(self) -> Preconditioner:
         """The damped matrix, factorised anew after a snapshot or a change of damping."""
         assert self.moments is not None
-        rules = {layer.name: self._rule(self._damping_of(layer)) for layer in self.moments.space.layers}
+        dampings = self._dampings()
+        rules = {layer.name: self._rule(one_damping(layer, dampings)) for layer in self.moments.space.layers}
         key = tuple(rules.values())
         if self._preconditioner is None or self._preconditioner[0] != key:
             matrix = self.moments.build()
@@ -322,8 +326,8 @@ class NaturalGradient(torch.optim.Optimizer):
             self._preconditioner = (key, Preconditioner(matrix, rules, self.T >= INVERT_FROM))
         return self._preconditioner[1]
 
-    def _damping_of(self, layer: Layer) -> float | Damping:
-        return one_damping(layer, self.param_groups)
+    def _dampings(self) -> dict[nn.Parameter, float | Damping]:
+        return {p: group["damping"] for group in self.param_groups for p in group["params"]}
 
     def _rule(self, damping: float | Damping) -> Tikhonov | FactoredTikhonov | None:
         """What a group's damping means for this optimizer."""

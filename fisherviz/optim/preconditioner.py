@@ -40,6 +40,7 @@ class Preconditioner:
 
     def __init__(self, matrix: LayeredMatrix, damping: Mapping[str, Damping | None], invert: bool) -> None:
         self.layers = matrix.space.layers
+        self._covered = {id(layer) for layer in self.layers}
         self.joint: LayeredMatrix | None = None
         self._operators: dict[str, tuple[Operator, bool]] = {}
         if isinstance(matrix, BlockDiagonal):
@@ -63,7 +64,7 @@ class Preconditioner:
 
     def has(self, layer: Layer) -> bool:
         """Whether the matrix covers a layer."""
-        return any(layer is mine for mine in self.layers)
+        return id(layer) in self._covered
 
     def low_rank_pays(self, layer: Layer, rows: int) -> bool:
         """Whether factors on R rows cost less than on the (dg, da) gradient, counted in multiplications."""

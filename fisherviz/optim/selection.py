@@ -89,10 +89,9 @@ def refuse_thawed(groups: Iterable[Mapping[str, Any]], known: set[nn.Parameter])
             )
 
 
-def one_damping(layer: Layer, groups: Iterable[Mapping[str, Any]]) -> float | Damping:
-    """The damping that a layer's groups agree on; ValueError where they do not."""
-    own = set(layer.parameters.values())
-    mine = [group["damping"] for group in groups for p in group["params"] if p in own]
+def one_damping(layer: Layer, dampings: Mapping[nn.Parameter, float | Damping]) -> float | Damping:
+    """The damping that a layer's parameters agree on; ValueError where they do not."""
+    mine = [dampings[p] for p in layer.parameters.values()]
     if any(value != mine[0] for value in mine):
         raise ValueError(
             f"the parameters of layer {layer.name!r} are in groups with different dampings; give them one."

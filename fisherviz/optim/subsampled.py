@@ -27,7 +27,14 @@ from fisherviz.optim.moments import distributed, pack, unpack
 from fisherviz.optim.natural_gradient import Directions, NaturalGradient
 from fisherviz.optim.preconditioner import Rows
 from fisherviz.optim.revisit import capture_forward
-from fisherviz.optim.selection import gradient_matrix, layer_gradients, matrix_of, rows_explain, split_matrix
+from fisherviz.optim.selection import (
+    gradient_matrix,
+    layer_gradients,
+    matrix_of,
+    one_damping,
+    rows_explain,
+    split_matrix,
+)
 from fisherviz.optim.settings import check_choice
 from fisherviz.optim.watch import Inputs, Wanted
 from fisherviz.solving import DampedCholesky, woodbury_solve
@@ -173,13 +180,15 @@ class SubsampledNaturalGradient(NaturalGradient):
         layers = [layer for layer in self._active() if layer.name in self._fisher]
         if not layers:
             return {}
-        dampings = {self._value(layer) for layer in layers}
+        given = self._dampings()
+        values = {layer.name: self._value(one_damping(layer, given)) for layer in layers}
+        dampings = set(values.values())
         if len(dampings) > 1 and self.structure == "full":
             raise ValueError("structure='full' couples layers, which then need one damping; the groups give several.")
         decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
         out: Directions = {}
         for damping in sorted(dampings):
-            mine = [layer for layer in layers if self._value(layer) == damping]
+            mine = [layer for layer in layers if values[layer.name] == damping]
             for members, factor, condition in self._blocks(mine, damping):
                 present = [layer for layer in members if layer in layers]
                 solve = self._once if condition <= ACCURATE else self._refined
@@ -235,8 +244,8 @@ class SubsampledNaturalGradient(NaturalGradient):
             out |= split_matrix(layer, direction)
         return out
 
-    def _value(self, layer: Layer) -> float:
-        rule = self._rule(self._damping_of(layer))
+    def _value(self, damping: float | Damping) -> float:
+        rule = self._rule(damping)
         if not isinstance(rule, Tikhonov) or rule.value <= 0:
             raise ValueError("Woodbury needs a positive Tikhonov damping: the sub-sampled Fisher is singular without.")
         return rule.value
