@@ -98,10 +98,11 @@ class Fisher(Passes):
             f"block {self.space.names[i]!r}, {self.space.names[j]!r}",
         )
         (statistic,) = self.collect([Block(self.space.names[i], self.space.names[j])])
-        if statistic.total is not None and statistic.total.numel() > _KEPT_BLOCK**2:
+        found = statistic.mean
+        if found.numel() > _KEPT_BLOCK**2:
             del self._statistics[statistic.key]  # too large to keep beside what the caller holds
-        assert statistic.total is not None
-        return statistic.total * self.scale
+            return found.mul_(self.weight)
+        return found * self.weight
 
     def _range(self, i: int) -> slice:
         return slice(self.space.offsets[i], self.space.offsets[i + 1])
@@ -123,8 +124,7 @@ class Fisher(Passes):
             NotImplementedError: the layer takes the generic path and has no units.
         """
         (statistic,) = self.collect([UnitBlocks(self.space.names[self.space.position(layer)])])
-        assert statistic.total is not None
-        return statistic.total * self.scale
+        return statistic.mean * self.weight
 
     @restarting
     def units_square_norm(self, layer: str | int) -> float:
@@ -140,7 +140,7 @@ class Fisher(Passes):
     def diagonal(self) -> Tensor:
         """Diagonal of the matrix, flat in torch order, (P,)."""
         found = self.collect([Diagonal(name) for name in self.space.names])
-        return self.space.join([s.total for s in found if s.total is not None]) * self.scale
+        return self.space.join([s.mean for s in found]) * self.weight
 
     @restarting
     def to_dense(self, order: Order = "torch") -> Tensor:
@@ -227,7 +227,7 @@ class Fisher(Passes):
             first += n
         self._examples = first
         assert total is not None
-        return total * self.scale
+        return total.mul_(self.scale)
 
     def quadratic(self, u: Vector, v: Vector | None = None) -> float:
         """uᵀ F v (uᵀ F u without v) with forward products only.

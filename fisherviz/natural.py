@@ -47,7 +47,7 @@ def _by_gram_matrices(fisher: Fisher, captures: dict[str, AnyCapture], damping: 
             own = tiles.mul_(inputs.unsqueeze(1)).reshape(len(own), len(own))
         else:
             own = own.mul_(inputs)
-        part = torch.einsum("knm,nm->kn", cross.reshape(-1, *inputs.shape), inputs).reshape(-1)
+        part = cross.reshape(-1, *inputs.shape).mul_(inputs).sum(2).reshape(-1)
         total = own if total is None else total.add_(own)
         right = part if right is None else right.add_(part)
     assert total is not None

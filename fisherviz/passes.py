@@ -59,7 +59,7 @@ class Passes:
             )
         self._weights = guest.fingerprint(probe.model)
         self._examples: int | None = None
-        self._statistics: dict[Hashable, Statistic] = {}
+        self._statistics: dict[Hashable, tuple[Statistic, int]] = {}
         self._captures: dict[str, AnyCapture] | None = None
         self._ragged = False
         self._matrix: Tensor | None = None  # torch order
@@ -168,6 +168,11 @@ class Passes:
         other._statistics, other._captures, other._dense, other._factors = {}, None, None, {}
         return other
 
+    @property
+    def weight(self) -> float:
+        """What means over examples are multiplied with: 1 for "mean", N for "sum"."""
+        return 1.0 if self.reduction == "mean" else float(self.examples)
+
     def collect(self, statistics: Iterable[Statistic]) -> list[Statistic]:
         """Feed statistics by one pass over the data; those already known are not computed again.
 
@@ -175,17 +180,26 @@ class Passes:
             statistics: what is wanted.
 
         Returns:
-            Statistics of the same keys, in the same order, holding the sums over all examples.
+            Statistics of the same keys, in the same order, holding the means over all examples. Approximations share
+            them without a copy; one that somebody modified is computed anew.
         """
         wanted = list(statistics)
-        fresh = {s.key: s for s in wanted if s.key not in self._statistics}
+        fresh = {s.key: s for s in wanted if not self._knows(s.key)}
         if fresh:
             gradients = any(s.needs_gradients for s in fresh.values())
             self._pass(lambda batch: update_all(fresh.values(), batch), gradients=gradients)
-            self._statistics |= fresh
+            for key, statistic in fresh.items():
+                statistic.normalise()
+                self._statistics[key] = (statistic, _version_of(statistic))
         else:
             self.check_unchanged()
-        return [self._statistics[s.key] for s in wanted]
+        return [self._statistics[s.key][0] for s in wanted]
+
+    def _knows(self, key: Hashable) -> bool:
+        if key not in self._statistics:
+            return False
+        statistic, version = self._statistics[key]
+        return version == _version_of(statistic)
 
     @restarting
     def example_space(self) -> dict[str, AnyCapture]:
@@ -243,6 +257,10 @@ class Passes:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - start)
         return best
+
+
+def _version_of(statistic: Statistic) -> int:
+    return 0 if statistic.total is None else _version(statistic.total)
 
 
 def _version(matrix: Tensor) -> int:

@@ -29,7 +29,7 @@ def trace(fisher: Fisher, pair: Pair) -> float:
         raise ValueError("an off-diagonal block has no trace; ask for the block (i, i).")
     names = fisher.space.names if pair is None else (fisher.space.names[pair[0]],)
     found = fisher.collect([Diagonal(name) for name in names])
-    return fisher.scale * sum(float(s.total.sum(dtype=torch.float64)) for s in found if s.total is not None)
+    return fisher.weight * sum(float(s.mean.sum(dtype=torch.float64)) for s in found)
 
 
 def frobenius(fisher: Fisher, pair: Pair) -> float:

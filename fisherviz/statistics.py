@@ -25,8 +25,9 @@ class Statistic(ABC):
 
     Attributes:
         layers: names of the layers whose captures it reads.
-        total: the running sum, None before the first update.
+        total: the running sum, None before the first update; the mean while `normalised`.
         count: the number of examples in it.
+        normalised: whether `normalise` has turned the sum into the mean.
     """
 
     needs_gradients: ClassVar[bool] = True
@@ -36,6 +37,7 @@ class Statistic(ABC):
         self.layers = layers
         self.total: Tensor | None = None
         self.count = 0.0
+        self.normalised = False
 
     @property
     def key(self) -> Hashable:
@@ -51,7 +53,16 @@ class Statistic(ABC):
         """The sum over the count; RuntimeError before the first update."""
         if self.total is None:
             raise RuntimeError(f"{self.key} has seen no example yet; update it first.")
-        return self.total if self.count == 1 else self.total / self.count
+        return self.total if self.normalised or self.count == 1 else self.total / self.count
+
+    def normalise(self) -> None:
+        """Turn the sum into the mean, in place: no second copy is held by those who read the mean."""
+        if self.total is not None and not self.normalised:
+            self.total.div_(self.count)
+            self.normalised = True
+
+    def _sum(self) -> Tensor | None:
+        return self.total if self.total is None or not self.normalised else self.total * self.count
 
     def update(self, batch: Batch) -> None:
         """Add a batch."""
@@ -61,6 +72,7 @@ class Statistic(ABC):
         """Add a sum over `count` examples."""
         if total.dtype in (torch.float16, torch.bfloat16):
             total = total.float()
+        self.total, self.normalised = self._sum(), False
         # the first sum may be a view of a capture; later ones are added into memory of our own
         self.total = (
             total.clone()
@@ -73,29 +85,31 @@ class Statistic(ABC):
         """Add the examples of another statistic of the same key."""
         if other.key != self.key:
             raise ValueError(f"cannot merge {other.key} into {self.key}; they hold different quantities.")
-        if other.total is not None:
-            self.add(other.total.clone(), other.count)
+        added = other._sum()
+        if added is not None:
+            self.add(added if other.normalised else added.clone(), other.count)
 
     def blend(self, other: Statistic, decay: float) -> None:
         """Exponential moving average of means: decay * self + (1 - decay) * other; starts as `other`."""
         if other.total is None:
             raise RuntimeError(f"{other.key} has seen no example yet; update it first.")
+        share = 1.0 if other.normalised else 1 / other.count
         if self.total is None:
-            self.total = other.total / other.count
+            self.total = other.total * share
         else:  # in place: a moving average is the optimizers' every step
-            if self.count != 1:
-                self.total.div_(self.count)
-            self.total.mul_(decay).add_(other.total, alpha=(1 - decay) / other.count)
-        self.count = 1.0
+            self.normalise()
+            self.total.mul_(decay).add_(other.total, alpha=(1 - decay) * share)
+        self.count, self.normalised = 1.0, False
 
     def state_dict(self) -> dict[str, Any]:
         """Total and count."""
-        return {"total": None if self.total is None else self.total.clone(), "count": self.count}
+        total = self._sum()
+        return {"total": None if total is None else total.clone(), "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         total = state["total"]
-        self.total = None if total is None else total.clone()
+        self.total, self.normalised = None if total is None else total.clone(), False
         self.count = float(state["count"])
 
 

@@ -176,3 +176,12 @@ def test_requests_in_any_order_give_the_same_numbers():
     second = (two.units(0), two.diagonal(), two.to_dense())
     for a, b in zip(first, reversed(second), strict=True):
         assert_matches(a, b, 1e-13)
+
+
+def test_a_shared_statistic_that_somebody_changed_is_computed_anew():
+    fisher = fv.Probe(nets.mlp(3, 4, 2), "categorical").fisher(nets.vectors(7, 3))
+    first = fv.approximate(fisher, "kfac")
+    reference, factor = first.to_dense(), first.matrix.operators[0].A
+    assert fv.approximate(fisher, "kfac").matrix.operators[0].A is factor  # shared, not copied
+    factor.zero_()
+    assert_matches(fv.approximate(fisher, "kfac").to_dense(), reference, 1e-12)
