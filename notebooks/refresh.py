@@ -1,7 +1,7 @@
 """Run notebooks from a clean kernel and keep what they show, small enough for the repository.
 
-`python notebooks/refresh.py` refreshes all of them. Warnings on stderr are not kept, pictures lose size rather
-than content. `make notebooks` only checks that they run.
+`python notebooks/refresh.py` refreshes all of them. Warnings on stderr and progress bars are not kept, pictures lose
+size rather than content. `make notebooks` only checks that they run.
 """
 
 import base64
@@ -17,6 +17,7 @@ from fisherviz.files import write_whole
 
 HERE = Path(__file__).parent
 LARGEST = 300_000  # bytes of one notebook
+WIDGET = "application/vnd.jupyter.widget-view+json"  # progress bars
 WIDTH, COLOURS = 900, 192  # of a kept picture
 COVER = Image.Quantize.MAXCOVERAGE  # rare colours, such as those of a scale's top, count like frequent ones
 
@@ -26,10 +27,12 @@ def refresh(path: Path) -> int:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
     notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            kept = [out for out in cell.outputs if out.get("name") != "stderr"]
+            cell.outputs = [out for out in kept if WIDGET not in out.get("data", {})]
             for out in cell.outputs:
                 if "image/png" in out.get("data", {}):
                     out.data["image/png"] = shrunk(out.data["image/png"])
