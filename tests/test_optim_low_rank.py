@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from fisherviz import optim
 from fisherviz.optim.low_rank import LowRank
+from fisherviz.optim.watch import Pass
 
 
 def small():
@@ -88,3 +89,86 @@ def test_adding_is_adding_the_dense_one(keep):
         direction.add_to(target, -0.7, keep)
         assert torch.allclose(target, wanted, atol=1e-13)
         assert torch.allclose(direction.dense(), expected, atol=1e-13)
+
+
+def mask(gradient):
+    out = gradient.clone()
+    out[1] = 0
+    return out
+
+
+def post_mask(p):
+    p.grad = mask(p.grad)
+
+
+CHANGES = {
+    "hook": lambda m: m[0].weight.register_hook(mask),
+    "hook after accumulation": lambda m: m[0].weight.register_post_accumulate_grad_hook(post_mask),
+    "past autograd": lambda m: None,
+    "penalty on one unit": lambda m: None,
+    "small penalty on all": lambda m: None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_changed_a_gradient_unseen_is_not_lost(name, change, monkeypatch):
+    ends = []
+    for dense in (False, True):
+        if dense:
+            monkeypatch.setattr(Pass, "rows_behind", lambda self, layer: None)
+        model = small()
+        torch.manual_seed(3)
+        opt = MAKERS[name](model)
+        CHANGES[change](model)
+        for x, y in batches(3):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            if "penalty" in change:
+                loss = loss + (model[0].weight[1].square().sum() if "one" in change else 1e-5 * model[0].weight.norm())
+            loss.backward()
+            if change == "past autograd":
+                model[0].weight.grad.data[1] = 0
+            opt.step()
+        ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    assert torch.allclose(*ends, rtol=1e-9, atol=1e-12)
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(40, 16)
+        self.heads = nn.ModuleList([nn.Linear(16, 4), nn.Linear(16, 4)])
+
+    def forward(self, x, i):
+        return self.heads[i](self.body(x).tanh())
+
+
+@pytest.mark.parametrize("structure", ["full", "layer"])
+@pytest.mark.parametrize("T", [1, 3])
+def test_sub_sampled_steps_know_the_layers_that_only_some_passes_run(structure, T):
+    model = Heads().double()
+    opt = optim.SubsampledNaturalGradient(model, "categorical", structure=structure, lr=1.0, damping=1e-3, T=T)
+    for k, (x, y) in enumerate(batches(4)):
+        opt.zero_grad()
+        head = model.heads[k % 2].weight
+        before = head.detach().clone()
+        F.cross_entropy(model(x, k % 2), y).backward()
+        opt.step()
+        # λ is small: where the Fisher sees nothing the direction is the gradient over λ, and no raw gradient
+        assert (before - head.detach()).norm() > 10 * head.grad.norm()
+
+
+def test_a_layer_frozen_between_factorisations_leaves_the_others_their_own():
+    model = small()
+    opt = optim.SubsampledNaturalGradient(model, "categorical", structure="layer", lr=0.1, damping=0.5, T=3)
+    for k, (x, y) in enumerate(batches(4)):
+        if k == 1:
+            model[2].weight.requires_grad_(False)
+        opt.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        opt.step()
+        moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
+        assert moved == [True, True, k == 0, True, True]

@@ -106,7 +106,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         self._drawn = 0
         self._previous: list[Inputs] = []
         self._fisher: dict[str, AnyCapture] = {}
-        self._factors: dict[float, list[tuple[list[Layer], DampedCholesky, float]]] = {}
+        self._factors: dict[tuple[Any, ...], list[tuple[list[Layer], DampedCholesky, float]]] = {}
 
     def _wanted(self, loss_scale: float | None) -> Wanted:
         return replace(super()._wanted(loss_scale), local=True)
@@ -127,8 +127,15 @@ class SubsampledNaturalGradient(NaturalGradient):
         if self._due():
             batches = [self._draw()] if self._data is not None else inputs if self._same else self._previous or inputs
             self._estimate(batches)
+        if any(layer.name not in self._fisher for layer in self._active()):
+            self._estimate(inputs)  # the Fisher's mini-batch did not run a layer that the gradient's did
         if self._data is None and not self._same and self.k % self.T == 0:
             self._previous = inputs  # the next factorisation comes with the next step
+        if absent := [layer.name for layer in self._active() if layer.name not in self._fisher]:
+            raise RuntimeError(
+                f"layer {absent[0]!r} has a gradient, but no forward on the step's inputs ran it, so that its Fisher "
+                "is not known; pass fisher_data= that runs it, or put it in a group with approximation='none'."
+            )
         self._apply(self._woodbury())
 
     def _draw(self) -> Inputs:
@@ -162,8 +169,9 @@ class SubsampledNaturalGradient(NaturalGradient):
 
     def _blocks(self, layers: list[Layer], damping: float) -> list[tuple[list[Layer], DampedCholesky, float]]:
         """Cholesky factors of λN I + Gram, for all layers together or for each, and the condition number."""
-        if damping in self._factors:
-            return self._factors[damping]
+        key = (damping, *(layer.name for layer in layers))
+        if key in self._factors:
+            return self._factors[key]
         together = [layers] if self.structure == "full" else [[layer] for layer in layers]
         out = []
         for members in together:
@@ -173,13 +181,11 @@ class SubsampledNaturalGradient(NaturalGradient):
             n = self._fisher[members[0].name].examples
             condition = 1 + float(gram.diagonal().max()) / (n * damping)
             out.append((members, DampedCholesky(gram, n * damping, "the Gram matrix of the examples"), condition))
-        self._factors[damping] = out
+        self._factors[key] = out
         return out
 
     def _woodbury(self) -> Directions:
-        layers = [layer for layer in self._active() if layer.name in self._fisher]
-        if not layers:
-            return {}
+        layers = self._active()
         given = self._dampings()
         values = {layer.name: self._value(one_damping(layer, given)) for layer in layers}
         dampings = set(values.values())
@@ -190,9 +196,8 @@ class SubsampledNaturalGradient(NaturalGradient):
         for damping in sorted(dampings):
             mine = [layer for layer in layers if values[layer.name] == damping]
             for members, factor, condition in self._blocks(mine, damping):
-                present = [layer for layer in members if layer in layers]
                 solve = self._once if condition <= ACCURATE else self._refined
-                out |= solve(present, decays, factor, damping)
+                out |= solve(members, decays, factor, damping)
         return out
 
     def _once(
