@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fisherviz import optim
 from fisherviz.papers import autoencoders, benzing, sang, shrestha, training
 from fisherviz.papers.claims import load
 from fisherviz.papers.pictures import LARGEST
@@ -15,7 +16,7 @@ from fisherviz.papers.registry import Run, chosen, measure
 from fisherviz.papers.training import Effort, Method, Problem, Trained, compare, search, spread, trained
 
 EXHIBITS = {
-    "sang.table1": 12, "sang.tuned": 3, "benzing.fig5": 2, "benzing.fig4a": 4, "shrestha.table1": 2,
+    "sang.table1": 18, "sang.tuned": 3, "benzing.fig5": 2, "benzing.fig4a": 4, "shrestha.table1": 2,
     "autoencoders.fig11": 3,
 }  # fmt: skip
 PROBLEM = Problem("digits", "shrestha-mlp", (("hidden", (4,)),), batch=50, limit=100)
@@ -185,3 +186,21 @@ def test_each_exhibit_at_smoke_says_that_its_setting_is_another(name, tmp_path):
     path = tmp_path / f"{name}.png"
     assert path.stat().st_size <= LARGEST
     assert Image.open(path).width >= 600
+
+
+def test_a_mean_cost_is_the_mean_fisher_with_damping_times_the_batch():
+    ends = []
+    for make in (
+        lambda m: sang.MeanCostCWNGD(m, "categorical", batch=6),
+        lambda m: optim.NaturalGradient(
+            m, "categorical", "cw-ngd", kind="empirical", decay=0.0, lr=1.0, damping=6 * 1e-4
+        ),
+    ):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3).double()
+        opt = make(model)
+        x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        opt.step()
+        ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    assert torch.allclose(*ends, rtol=1e-9, atol=1e-12)

@@ -28,6 +28,7 @@ STYLES: dict[str, MethodStyle] = {
     "K-FAC": MethodStyle("#D55E00", "o", (0, (5, 1.5))),
     "FOOF": MethodStyle("#CC79A7", "*", "-"),
     "CW-NGD": MethodStyle("#882255", "P", "-"),
+    "CW-NGD, mean cost": MethodStyle("#44AA99", "X", (0, (3, 1, 1, 1))),
     "TENGraD": MethodStyle("#009E73", "^", "-"),
     "K-FAC diagonal": MethodStyle("#D55E00", "o", (0, (5, 1.5))),
     "K-FAC tridiagonal": MethodStyle("#0072B2", "^", "-"),
