@@ -75,27 +75,49 @@ class NearestKronecker(Approximation):
 def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
     """Leading singular triples of R as factors A (r, da, da) and G (r, dg, dg) of the mean block.
 
+    Each pair is symmetric, or (only for rank > 1, with weight sharing) antisymmetric on both sides; a single pair
+    is positive semidefinite.
+
     Raises:
         RuntimeError: block power iteration has not converged.
     """
     work = torch.promote_types(capture.a.dtype, torch.float32)
     capture = Capture(capture.a.to(work), capture.g.to(work))
+    tolerance = 50 * torch.finfo(work).eps if tolerance is None else tolerance
+    # R commutes with transposition: its singular vectors are found among the symmetric and among the antisymmetric
+    # matrices, also where singular values coincide. It maps semidefinite to semidefinite, hence (Perron) a leading
+    # one is symmetric; for a single position everything antisymmetric is mapped to zero.
+    found = [_leading(capture, rank, tolerance, 1)]
+    if rank > 1 and not capture.factored:
+        found.append(_leading(capture, rank, tolerance, -1))
+    left, s, right = (torch.cat(parts) for parts in zip(*found, strict=True))
+    best = s.argsort(descending=True, stable=True)[:rank]
+    left, root, right = left[best], s[best].sqrt().reshape(-1, 1, 1), right[best]
+    if len(best) == 1:
+        return _semidefinite(capture, right)
+    sign = torch.sign(torch.einsum("kii->k", right))
+    sign = torch.where(sign == 0, torch.ones_like(sign), sign).reshape(-1, 1, 1)
+    return left * sign * root, right * sign * root
+
+
+def _leading(capture: Capture, rank: int, tolerance: float, parity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At most `rank` leading singular triples of R among matrices with Mᵀ = parity · M."""
     da, dg = capture.a.shape[-1], capture.g.shape[-1]
-    # for one position R maps everything to symmetric matrices; with weight sharing it has antisymmetric pairs too
-    symmetric = capture.factored
-    most = min(da * (da + 1) // 2, dg * (dg + 1) // 2) if symmetric else min(da * da, dg * dg)
-    rank = min(rank, most)
+    most = min(d * (d + parity) // 2 for d in (da, dg))
     width = min(rank + 4, most)
+    rank = min(rank, most)
     dtype, device = capture.a.dtype, capture.a.device
-    tolerance = 50 * torch.finfo(dtype).eps if tolerance is None else tolerance
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(width, dg, dg, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
-    start[0] = torch.eye(dg, dtype=dtype, device=device)  # KFAC's own direction: A = R vec(I)
-    Y = _orthonormal((start + start.mT if symmetric else start).flatten(1))
+    if parity == 1:
+        start[0] = torch.eye(dg, dtype=dtype, device=device)  # KFAC's own direction: A = R vec(I)
+    if width == 0:
+        return start.new_zeros(0, da, da), start.new_zeros(0), start
+    Y = _orthonormal(_pack(start, parity))
     captured = 0.0
     for _ in range(_ITERATIONS):
-        X = _orthonormal(to_inputs(capture, Y.reshape(width, dg, dg)).flatten(1))
-        image = to_outputs(capture, X.reshape(width, da, da)).flatten(1)  # rows: Rᵀ x
+        X = _orthonormal(_pack(to_inputs(capture, _unpack(Y, dg, parity)), parity))
+        image = _pack(to_outputs(capture, _unpack(X, da, parity)), parity)  # rows: Rᵀ x
         Y = _orthonormal(image)
         energy = float(torch.linalg.svdvals(image.double())[:rank].square().sum())
         if abs(energy - captured) <= tolerance * energy:
@@ -108,14 +130,43 @@ def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None)
         )
     # Rayleigh-Ritz on the converged inputs' subspace: image = Xᵀ R
     U, s, Vh = torch.linalg.svd(image.double(), full_matrices=False)
-    left = (U.T.to(dtype) @ X)[:rank].reshape(rank, da, da)
-    right = Vh[:rank].to(dtype).reshape(rank, dg, dg)
-    if symmetric:
-        left, right = (left + left.mT) / 2, (right + right.mT) / 2
-    sign = torch.sign(torch.einsum("kii->k", right))
-    sign = torch.where(sign == 0, torch.ones_like(sign), sign).reshape(-1, 1, 1)
-    root = s[:rank].sqrt().to(dtype).reshape(-1, 1, 1)
-    return left * sign * root, right * sign * root
+    left = _unpack((U.T.to(dtype) @ X)[:rank], da, parity)
+    return left, s[:rank].to(dtype), _unpack(Vh[:rank].to(dtype), dg, parity)
+
+
+def _semidefinite(capture: Capture, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The leading pair with both factors positive semidefinite, from a symmetric right vector (1, dg, dg).
+
+    |Y| (of its eigenvalues) loses nothing against Y, since R keeps semidefinite matrices so; two more half-steps,
+    each a best fit given the other factor, then give factors that are semidefinite as they stand.
+    """
+    values, vectors = torch.linalg.eigh(right.double())
+    Y = (vectors * values.abs().unsqueeze(-2) @ vectors.mT).to(right.dtype)
+    X = to_inputs(capture, Y)
+    X = (X + X.mT) / 2
+    size = torch.linalg.matrix_norm(X, keepdim=True)
+    X = X / torch.where(size > 0, size, torch.ones_like(size))
+    Y = to_outputs(capture, X)
+    Y = (Y + Y.mT) / 2
+    size = torch.linalg.matrix_norm(Y, keepdim=True)
+    root = size.sqrt()
+    return X * root, Y / torch.where(root > 0, root, torch.ones_like(root))
+
+
+def _pack(matrices: Tensor, parity: int) -> Tensor:
+    """Orthonormal coordinates (r, d(d ± 1)/2) of the matrices' (anti)symmetric parts."""
+    d = matrices.shape[-1]
+    i, j = torch.triu_indices(d, d, (1 - parity) // 2, device=matrices.device)
+    part = (matrices + parity * matrices.mT) / 2
+    return part[:, i, j] * torch.where(i == j, 1.0, 2**0.5).to(matrices.dtype)
+
+
+def _unpack(rows: Tensor, d: int, parity: int) -> Tensor:
+    """The (anti)symmetric matrices (r, d, d) with these coordinates."""
+    i, j = torch.triu_indices(d, d, (1 - parity) // 2, device=rows.device)
+    upper = rows.new_zeros(len(rows), d, d)
+    upper[:, i, j] = rows / torch.where(i == j, 2.0, 2**0.5).to(rows.dtype)
+    return upper + parity * upper.mT
 
 
 def to_inputs(capture: Capture, Y: Tensor) -> Tensor:
