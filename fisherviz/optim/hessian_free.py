@@ -58,6 +58,7 @@ class HessianFree(NaturalGradient):
     """
 
     _needs_inputs = True
+    _needs_closure = "Hessian-free optimization evaluates the loss along its path: call step(closure)."
 
     def __init__(
         self,
@@ -107,9 +108,7 @@ class HessianFree(NaturalGradient):
         Raises:
             RuntimeError: no closure, or no statistics since the last step.
         """
-        if closure is None:
-            raise RuntimeError("Hessian-free optimization evaluates the loss along its path: call step(closure).")
-        return super().step(closure)
+        return self._step(closure)
 
     def _seen(self, layer: Layer) -> bool:
         return bool(self._passes) if not self._captures else super()._seen(layer)

@@ -47,12 +47,15 @@ class KBFGS(NaturalGradient):
         decay: of A.
         pair_decay: of the pairs.
         powell: first threshold of the double damping.
-        loss_scale: c where the loss is c times the sum of the examples' nll; None: 1/N, the mean.
+        loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
+            mean. A GradScaler, which multiplies by a scale of its own, is refused.
         output: picks the output tensor from what the model returns.
 
     Raises:
         ValueError: an option is out of range, or there is data and no layer to precondition.
     """
+
+    _needs_closure = "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
 
     def __init__(
         self,
@@ -116,11 +119,7 @@ class KBFGS(NaturalGradient):
         Raises:
             RuntimeError: no closure, or no statistics since the last step.
         """
-        if closure is None:
-            raise RuntimeError(
-                "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
-            )
-        return super().step(closure)
+        return self._step(closure)
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
         if distributed():

@@ -29,6 +29,11 @@ from fisherviz.optim.watch import Inputs
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
 
+NO_CLOSURE = (
+    "adaptive KFAC evaluates the loss again to adjust λ: call step(closure) with a closure that zeroes the gradients, "
+    "computes the loss, calls backward and returns it; or pass adapt=False."
+)
+
 
 class KFAC(NaturalGradient):
     """Kronecker-factored approximate curvature (Martens & Grosse 2015).
@@ -124,6 +129,7 @@ class KFAC(NaturalGradient):
         self.T1, self.T2, self.tau1, self.tau2 = T1, T2, tau1, tau2
         self.omega1 = (19 / 20) ** T1 if omega1 is None else omega1
         self.omega2 = (19 / 20) ** (T2 / 2) if omega2 is None else omega2
+        self._needs_closure = NO_CLOSURE if adapt else ""
         self.use_momentum = momentum is None or momentum > 0
         if rescale:
             weight_decay = 1e-5 if weight_decay is None else weight_decay
@@ -179,12 +185,7 @@ class KFAC(NaturalGradient):
         Raises:
             RuntimeError: no closure where λ is adapted, or no statistics since the last step.
         """
-        if self.adapt and closure is None:
-            raise RuntimeError(
-                "adaptive KFAC evaluates the loss again to adjust λ: call step(closure) with a closure that zeroes the "
-                "gradients, computes the loss, calls backward and returns it; or pass adapt=False."
-            )
-        return super().step(closure)
+        return self._step(closure)
 
     def _seen(self, layer: Layer) -> bool:
         return bool(self._passes) if self.rescale else super()._seen(layer)

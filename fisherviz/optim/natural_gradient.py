@@ -60,7 +60,9 @@ class NaturalGradient(torch.optim.Optimizer):
         kind: "exact", "mc" or "empirical"; None: "exact" for method "exact", otherwise "mc".
         samples: sampled labels per example for kind "mc".
         reduction: whether the Fisher is the "mean" or the "sum" over the step's examples.
-        loss_scale: c where the loss is c times the sum of the examples' nll, for kind "empirical"; None: 1/N.
+        loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll, for kind
+            "empirical", whose scores are read from that backward; None: 1/N. A loss multiplied by s by hand, its
+            gradients divided again before the step, has c = s/N; a GradScaler, whose s changes, is refused.
         output: picks the output tensor from what the model returns.
         **options: of the approximation, such as setting="reduce".
 
@@ -80,6 +82,11 @@ class NaturalGradient(torch.optim.Optimizer):
 
     _needs_inputs = False
     _captures = True
+    _needs_closure = ""
+    """What is said where `step` needs a closure and gets none."""
+    grad_scale: Tensor | None
+    found_inf: Tensor
+    """Both there only while a GradScaler calls `step`."""
 
     def __init__(
         self,
@@ -193,7 +200,6 @@ class NaturalGradient(torch.optim.Optimizer):
 
     # ---- the step ------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
@@ -204,8 +210,17 @@ class NaturalGradient(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: a preconditioned layer has a gradient but no statistics since the last step.
+            RuntimeError: a preconditioned layer has a gradient but no statistics since the last step, or a GradScaler
+                scaled the scores that kind "empirical" reads.
         """
+        return self._step(closure)
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        """The step itself: torch puts step hooks around each class's `step`, so that none may call another's."""
+        self._refuse_scaler()
+        if self._needs_closure and closure is None:
+            raise RuntimeError(self._needs_closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -218,6 +233,18 @@ class NaturalGradient(torch.optim.Optimizer):
                 self._advance(loss, closure)
         self._forget()
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Torch's protocol: a GradScaler announces itself before `step` to optimizers that say True here."""
+        return bool(self._needs_closure) or (self._watcher is not None and self._watcher.wanted.scores)
+
+    def _refuse_scaler(self) -> None:
+        if not hasattr(self, "found_inf"):
+            return
+        del self.found_inf, self.grad_scale  # torch leaves them there when `step` raises
+        self._forget()
+        raise RuntimeError(settings.SCALED_CLOSURE if self._needs_closure else settings.SCALED)
 
     def _forget(self) -> None:
         self._passes = []

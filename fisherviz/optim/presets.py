@@ -80,7 +80,8 @@ class CWNGD(NaturalGradient):
         momentum: of the preconditioned gradient.
         weight_decay: ℓ₂ coefficient.
         T: steps between factorisations.
-        loss_scale: c where the loss is c times the sum of the examples' nll; None: 1/N, the mean.
+        loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
+            mean. A GradScaler, which multiplies by a scale of its own, is refused for kind "empirical".
         kind: "empirical" (the paper), "mc" or "exact".
         output: picks the output tensor from what the model returns.
     """
@@ -167,7 +168,8 @@ class TENGraD(NaturalGradient):
         weight_decay: ℓ₂ coefficient.
         T: steps between factorisations; the block is that of the last such step's batch.
         kind: "empirical" (Shrestha, equation 37) or "mc" (the authors' code).
-        loss_scale: c where the loss is c times the sum of the examples' nll; None: 1/N, the mean.
+        loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
+            mean. A GradScaler, which multiplies by a scale of its own, is refused for kind "empirical".
         output: picks the output tensor from what the model returns.
     """
 

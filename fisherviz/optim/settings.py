@@ -33,6 +33,16 @@ NOT_FINITE = (
 )
 
 
+SCALED = (
+    "kind 'empirical' reads its scores from the backward of the loss, which torch.amp.GradScaler has multiplied by a "
+    "scale of its own; use bfloat16 autocast, which needs no scaler, or kind='mc' where the optimizer has it."
+)
+SCALED_CLOSURE = (
+    "torch.amp.GradScaler cannot be used with an optimizer that evaluates a closure; use bfloat16 autocast, which "
+    "needs no scaler."
+)
+
+
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Refuse what is not on the list."""
     if not isinstance(value, str) or value not in allowed:

@@ -135,7 +135,7 @@ class DecayedKFAC(KFAC):
             closure: as for KFAC.
         """
         _decay(self.param_groups, self.rules)
-        return super().step(closure)
+        return self._step(closure)
 
 
 def _decay(groups: list[dict[str, Any]], rules: Mapping[str, tuple[float, float, float]]) -> None:
