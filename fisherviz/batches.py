@@ -25,12 +25,13 @@ class Batches:
     Args:
         data: inputs (a tensor or dictionary), a tuple (inputs, targets), or a list or DataLoader of such batches.
         targets: targets of all examples, when `data` is inputs alone.
+        repeats: whether every pass must show the same examples; False for a stream of mini-batches, which may shuffle.
 
     Raises:
         TypeError: the data is a one-shot iterator, a Dataset, or nothing that can be iterated.
     """
 
-    def __init__(self, data: Any, targets: Tensor | None = None) -> None:
+    def __init__(self, data: Any, targets: Tensor | None = None, *, repeats: bool = True) -> None:
         if isinstance(data, Iterator):
             raise TypeError(
                 f"the data is a one-shot iterator ({type(data).__name__}), and several passes see the same examples; "
@@ -51,20 +52,23 @@ class Batches:
         if isinstance(data, Sequence) and len(data) == 0:
             raise ValueError("the data set is empty; pass at least one example.")
         self._source: Iterable[Any] = [(data, targets) if targets is not None else data] if whole else data
+        self._repeats = repeats
         self._seen: list[tuple[float, ...]] | None = None
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor | None]]:
-        """Yield (inputs, targets) batches; RuntimeError if they differ from the first pass's."""
+        """Yield (inputs, targets) batches; RuntimeError if they differ from the first pass's, unless none repeats."""
         seen: list[tuple[float, ...]] = []
         for batch in self._source:
             inputs, targets = split_batch(batch)
-            mark = _mark(inputs, targets)
+            mark = _mark(inputs, targets) if self._repeats else ()
             if self._seen is not None and (len(seen) >= len(self._seen) or self._seen[len(seen)] != mark):
                 self._complain()
             seen.append(mark)
             yield inputs, targets
         if not seen:
             raise ValueError("the data set is empty; pass at least one example.")
+        if not self._repeats:
+            return
         if self._seen is not None and len(seen) != len(self._seen):
             self._complain()
         self._seen = seen
@@ -78,7 +82,7 @@ class Batches:
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the examples of the first pass, "" before it."""
+        """Hexadecimal digest of the examples of the first pass, "" before it and for streams."""
         import hashlib
 
         return hashlib.sha256(repr(self._seen).encode()).hexdigest()[:16] if self._seen else ""

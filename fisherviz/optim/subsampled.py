@@ -51,9 +51,9 @@ class SubsampledNaturalGradient(NaturalGradient):
         model: the model.
         likelihood: as for `fv.Probe`.
         structure: "full" (all layers jointly) or "layer" (block-diagonal).
-        fisher_data: where the Fisher's mini-batches come from: a re-iterable of batches; None: the previous
-            step's
-            inputs at the current weights; "same": the gradient's own inputs.
+        fisher_data: where the Fisher's mini-batches come from: a re-iterable of batches, best a loader that
+            shuffles (after `load_state_dict` in an order of its own, where one that does not goes on in place);
+            None: the previous step's inputs at the current weights; "same": the gradient's own inputs.
         params: parameter groups, None for all.
         lr: learning rate.
         damping: λ.
@@ -101,7 +101,7 @@ class SubsampledNaturalGradient(NaturalGradient):
             weight_decay=weight_decay, T=T, decay=0.0, kind=kind, samples=samples, output=output, dense_parameters=0,
         )  # fmt: skip
         self._same = isinstance(fisher_data, str)
-        self._data = None if fisher_data is None or self._same else Batches(fisher_data)
+        self._data = None if fisher_data is None or self._same else Batches(fisher_data, repeats=False)
         self._batches: Iterator[Any] | None = None
         self._drawn = 0
         self._previous: list[Inputs] = []
