@@ -22,6 +22,7 @@ from fisherviz.fisher import Fisher
 from fisherviz.kinds import KINDS
 from fisherviz.layered import BlockDiagonal
 from fisherviz.operators import Kronecker, Operator
+from fisherviz.optim.strengths import strengths
 from fisherviz.probe import Probe
 from fisherviz.results import WHOLE, row_label
 
@@ -202,27 +203,6 @@ def _known(option: str, names: Iterable[str] | str, known: Iterable[str]) -> tup
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{option} must be among {', '.join(known)}, got {name!r}{hint}.")
     return found
-
-
-def strengths(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """λ and γ of an optimizer, as far as it has them.
-
-    Args:
-        optimizer: any.
-
-    Returns:
-        "lambda", and "gamma" where Kronecker factors are damped.
-    """
-    if getattr(optimizer, "rescale", False):
-        return {"lambda": float(optimizer.lam), "gamma": float(optimizer.gamma)}  # type: ignore[attr-defined]
-    if (given := optimizer.param_groups[0].get("damping")) is None:
-        return {}
-    rule = as_damping(given)
-    if isinstance(rule, FactoredTikhonov):
-        return {"lambda": rule.gamma**2, "gamma": rule.gamma}
-    value = rule.value if isinstance(rule, Tikhonov) else 0.0
-    factored = getattr(optimizer, "heuristic_damping", False) and value > 0
-    return {"lambda": value, **({"gamma": value**0.5} if factored else {})}
 
 
 def similarity(fisher: Fisher, kfac: Approximation, strength: float) -> list[Row]:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import fisherviz as fv
-from fisherviz.monitor import SIMILARITIES, strengths
+from fisherviz.monitor import SIMILARITIES
+from fisherviz.optim.strengths import strengths
 from fisherviz.training import train
 
 SMALL = {

@@ -1,10 +1,16 @@
 """Optimizers inside torch's own machinery: step hooks, gradient scalers, saved dampings; and the λ that is reported."""
 
+import io
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+import fisherviz as fv
 from fisherviz import optim
+from fisherviz.optim.strengths import strengths
+from fisherviz.training.diagnosis import explain
+from fisherviz.training.optimizers import dampings
 from tests.optim_oracle import data, matrices, net
 
 STEPPING = {
@@ -128,3 +134,71 @@ def test_loss_scale_is_that_of_a_loss_scaled_by_hand():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("method", "damping"),
+    [("kfac", fv.Tikhonov(0.1)), ("kfac", fv.FactoredTikhonov(0.3)), ("kfac-tridiagonal", fv.FactoredTikhonov(0.3))],
+)
+def test_saved_dampings_are_loaded_by_torch_as_it_is(method, damping):
+    made = []
+    for seed in (1, 5):
+        model = net(seed=seed)
+        groups = [{"params": list(model[:2].parameters())}, {"params": list(model[2:].parameters()), "lr": 0.05}]
+        start = damping if seed == 1 else type(damping)(7.0)  # another one: the loaded value must take its place
+        made.append((model, optim.NaturalGradient(model, "categorical", method, params=groups, lr=0.1, damping=start)))
+    (model, opt), (other, resumed) = made
+    opt.step(closure_of(opt, model, *data()))
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["opt"])
+    assert [group["damping"] for group in opt.param_groups] == [damping, damping]
+    assert [group["damping"] for group in resumed.param_groups] == [damping, damping]
+    for m, o in made:
+        o.step(closure_of(o, m, *data(seed=3)))
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_state_with_a_damaged_damping_changes_nothing():
+    model = net()
+    opt = STEPPING["natural-gradient"](model)
+    for damaged in ({"gamma": "x"}, {"gamma": 0.1, "value": 0.1}, {"lambda": 0.1}):
+        state = opt.state_dict()
+        state["param_groups"][0] |= {"damping": damaged, "lr": 9.0}
+        with pytest.raises(ValueError, match="param_groups cannot be read"):
+            opt.load_state_dict(state)
+        assert (opt.param_groups[0]["damping"], opt.param_groups[0]["lr"]) == (0.1, 0.1)
+
+
+def test_the_adapted_strength_of_hessian_free_is_reported():
+    model = net()
+    opt = optim.HessianFree(model, "categorical", iterations=3, damping=2.0)
+    assert strengths(opt) == {"lambda": 2.0}
+    for seed in range(5):
+        opt.step(closure_of(opt, model, *data(seed=seed)))
+    assert opt.lam != 2.0
+    assert strengths(opt) == {"lambda": opt.lam}
+    assert dampings(opt)["lambda"] == opt.lam
+    assert opt.param_groups[0]["damping"] == 2.0
+
+
+def test_the_damping_of_a_plain_optimizer_is_reported_and_named_in_errors():
+    model = net()
+    groups = [
+        {"params": list(model[:2].parameters()), "approximation": "none", "damping": 5.0},
+        {"params": list(model[2:].parameters())},
+    ]
+    plain = {"rescale": False, "adapt": False, "lr": 0.5, "damping": 0.04}
+    eigenvalues = optim.KFAC(model, "categorical", params=groups, heuristic_damping=False, **plain)
+    assert dampings(eigenvalues) == {"lr": 0.5, "lambda": 0.04}
+    opt = optim.KFAC(model, "categorical", **plain)
+    assert dampings(opt) == {"lr": 0.5, "lambda": 0.04, "gamma": 0.2}
+    opt.param_groups[0]["damping"] = 0.09  # a scheduler's
+    assert dampings(opt) == {"lr": 0.5, "lambda": 0.09, "gamma": 0.3}
+    adaptive = optim.KFAC(model, "categorical", damping=4.0, weight_decay=0.0)
+    assert dampings(adaptive) == {"lr": 1.0, "lambda": 4.0, "gamma": 2.0}
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5)
+    assert dampings(sgd) == {"lr": 0.5}
+    assert "damping λ 0.09, γ 0.3, learning rate 0.5" in str(explain(model, opt, data()[0], float("nan"), 3, 1))

@@ -386,7 +386,8 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state and "fisherviz": generator, averages and what the cached factorisations are made from."""
-        return super().state_dict() | {"fisherviz": self._own_state()}
+        made = super().state_dict()
+        return made | {"param_groups": settings.plain_groups(made["param_groups"]), "fisherviz": self._own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict`; training goes on bit for bit.
@@ -395,7 +396,8 @@ class NaturalGradient(torch.optim.Optimizer):
             ValueError: the state is another optimizer's, network's or method's.
         """
         settings.check_state(state_dict, self._own_state())
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "fisherviz"})
+        groups = settings.whole_groups(state_dict["param_groups"])
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "fisherviz"} | {"param_groups": groups})
         try:
             self._load_own_state(state_dict["fisherviz"])
         except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fisherviz.damping import as_damping
+from fisherviz.damping import FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.kinds import KINDS
 from fisherviz.layers import Layer
 
 FOREIGN = "this is no state of a fisherviz optimizer; load one that its state_dict() gave."
 
-DAMAGED = "the state under 'fisherviz' cannot be read ({!r}); load one that state_dict() of this class gave, unchanged."
+UNCHANGED = "load one that state_dict() of this class gave, unchanged."
+DAMAGED = "the state under 'fisherviz' cannot be read ({!r}); " + UNCHANGED
 ACCUMULATED = (
     "the step averages {} passes, and without loss_scale each loss is taken for the mean over its own pass's "
     "examples; where losses were divided for gradient accumulation, give the optimizer loss_scale=c, each loss "
@@ -138,6 +139,32 @@ def check_damping(value: Any) -> None:
 def shapes_of(layers: Sequence[Layer]) -> dict[str, list[int]]:
     """Shapes of the preconditioned parameters by name."""
     return {name: list(p.shape) for layer in layers for name, p in layer.parameters.items()}
+
+
+def plain_groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Saved groups with dampings as containers of numbers, all that `torch.load` takes unless told otherwise."""
+    return [
+        {k: vars(v).copy() if isinstance(v, Tikhonov | FactoredTikhonov) else v for k, v in group.items()}
+        for group in groups
+    ]
+
+
+def whole_groups(groups: Any) -> list[dict[str, Any]]:
+    """What `plain_groups` was given.
+
+    Raises:
+        ValueError: a group has no damping.
+    """
+    try:
+        return [group | {"damping": _whole(group["damping"])} for group in groups]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the state's param_groups cannot be read ({error!r}); {UNCHANGED}") from error
+
+
+def _whole(damping: Any) -> Any:
+    if not isinstance(damping, Mapping):
+        return damping
+    return FactoredTikhonov(**damping) if "gamma" in damping else Tikhonov(**damping)
 
 
 def check_state(state: Any, own: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fisherviz import optim
+from fisherviz.optim.strengths import strengths
 from fisherviz.report.inputs import imported
 from fisherviz.training.baselines import Nesterov
 from fisherviz.training.config import unknown
@@ -118,10 +119,6 @@ def _fisher_data(wanted: Any, batches: Batches) -> Any:
 def dampings(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """What an optimizer shows of its damping and its last step: lr, λ, γ, α, μ, ρ where it has them."""
     group = optimizer.param_groups[0]
-    found: dict[str, Any] = {"lr": group.get("lr")}
-    if getattr(optimizer, "adapt", False) or getattr(optimizer, "rescale", False):
-        found |= {"lambda": getattr(optimizer, "lam", None), "gamma": getattr(optimizer, "gamma", None)}
-    else:
-        found["lambda"] = getattr(optimizer, "lam", group.get("damping"))
+    found: dict[str, Any] = {"lr": group.get("lr")} | strengths(optimizer)
     found |= {key: value for key, value in getattr(optimizer, "last", {}).items() if key in ("alpha", "mu", "rho")}
     return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
