@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import fisherviz as fv
 from fisherviz import optim
 from fisherviz.optim.strengths import strengths
+from fisherviz.papers.sang import DecayedKFAC
 from fisherviz.training.diagnosis import explain
 from fisherviz.training.optimizers import dampings
 from tests.optim_oracle import data, matrices, net
@@ -16,6 +17,7 @@ from tests.optim_oracle import data, matrices, net
 STEPPING = {
     "kfac": lambda m: optim.KFAC(m, "categorical"),
     "kfac-plain": lambda m: optim.KFAC(m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1),
+    "kfac-decayed": lambda m: DecayedKFAC(m, "categorical"),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
     "hessian-free": lambda m: optim.HessianFree(m, "categorical", iterations=3),
     "foof": lambda m: optim.FOOF(m, "categorical"),
