@@ -67,9 +67,12 @@ class FOOF(NaturalGradient):
 class CWNGD(NaturalGradient):
     """Component-wise natural gradient descent (Sang et al. 2022, algorithm 1).
 
-    Blocks of one output unit or channel of the batch's summed empirical Fisher, with the mean gradient: the
-    scores are
-    read from the user's own backward, over the unit's fan-in or over the examples, whichever is smaller.
+    Blocks of one output unit or channel of the batch's summed empirical Fisher, with the mean gradient: the scores
+    are read from the user's own backward, over the unit's fan-in or over the examples, whichever is smaller.
+
+    Algorithm 1 leaves open whether its COST is the batch's sum or mean. Read as the mean over P examples, each score
+    carries a 1/P: pass `loss_scale=1.0, lr=1/P`, which is a natural gradient of the mean Fisher with damping γ P, and
+    which comes near the paper's table I where the defaults do not (figures/claims.md).
 
     Args:
         model: the model.
