@@ -1,8 +1,11 @@
 """What optimizers meet in practice: shuffled loaders, layers that run later, checkpoints, changed groups."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from fisherviz import optim
@@ -39,3 +42,108 @@ def test_a_stream_of_batches_may_change_and_data_of_several_passes_may_not():
     list(same)
     with pytest.raises(RuntimeError, match="saw other examples"):
         list(same)
+
+
+class Heads(torch.nn.Module):
+    """A body and two heads, one of which runs at a time."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.heads = torch.nn.Linear(3, 4), torch.nn.ModuleList(torch.nn.Linear(4, 3) for _ in range(2))
+        self.double()
+
+    def forward(self, x, i):
+        return self.heads[i](torch.tanh(self.body(x)))
+
+
+def heads_step(opt, model, i, k):
+    x, y = data(6, seed=k, widths=(3, 3))
+
+    def closure():
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x, i), y)
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    return x, y
+
+
+METHODS = {
+    "foof": lambda m: optim.FOOF(m, "categorical", T=4),
+    "kfac": lambda m: optim.KFAC(m, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2, T=4),
+    "kfac-adaptive": lambda m: optim.KFAC(m, "categorical"),
+    "kfac-tridiagonal": lambda m: optim.KFAC(m, "categorical", inverse="block-tridiagonal"),
+    "ekfac": lambda m: optim.EKFAC(m, "categorical", T=4),
+    "tengrad": lambda m: optim.TENGraD(m, "categorical", T=4),
+    "cw-ngd": lambda m: optim.CWNGD(m, "categorical", T=4),
+    "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
+    "subsampled": lambda m: optim.SubsampledNaturalGradient(m, "categorical", structure="layer"),
+    "hessian-free": lambda m: optim.HessianFree(m, "categorical", preconditioner="kfac"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_layer_that_runs_later_has_its_structure_from_then_on(name):
+    model = Heads()
+    opt = METHODS[name](model)
+    for k in range(6):
+        i, before = (k // 2) % 2, [p.detach().clone() for p in model.heads.parameters()]
+        heads_step(opt, model, i, k)
+        changed = [not torch.equal(p, q) for p, q in zip(model.heads.parameters(), before, strict=True)]
+        assert changed == [i == 0, i == 0, i == 1, i == 1], k
+    assert all(layer.structured for layer in opt.layers)
+    other = Heads()
+    other.load_state_dict(model.state_dict())
+    resumed = METHODS[name](other)
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    for k in range(6, 10):
+        heads_step(opt, model, k % 2, k)
+        heads_step(resumed, other, k % 2, k)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_the_late_layer_s_first_step_is_that_of_its_own_statistics():
+    model = Heads()
+    opt = optim.FOOF(model, "categorical", lr=1.0, damping=0.5, T=4)
+    heads_step(opt, model, 0, 0)
+    weight, bias = (p.detach().clone() for p in model.heads[1].parameters())
+    with torch.no_grad():
+        x = data(6, seed=1, widths=(3, 3))[0]
+        a = torch.cat([torch.tanh(model.body(x)), torch.ones(6, 1, dtype=torch.float64)], 1)
+    heads_step(opt, model, 1, 1)
+    gradient = torch.cat([model.heads[1].weight.grad, model.heads[1].bias.grad[:, None]], 1)
+    wanted = gradient @ torch.linalg.inv(a.mT @ a / 6 + 0.5 * torch.eye(5, dtype=torch.float64))
+    moved = torch.cat([weight - model.heads[1].weight, (bias - model.heads[1].bias)[:, None]], 1)
+    assert torch.allclose(moved, wanted, rtol=1e-10, atol=1e-13)
+
+
+class Hidden(torch.nn.Module):
+    """A layer behind a checkpoint, or used by its parameters alone."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.last, self.how = torch.nn.Linear(3, 4), torch.nn.Linear(4, 3), how
+        self.double()
+
+    def forward(self, x):
+        if self.how == "function":
+            return self.last(F.linear(x, self.inner.weight, self.inner.bias).tanh())
+        inner = checkpoint(self.inner, x.requires_grad_(), use_reentrant=self.how == "reentrant")
+        return self.last(inner.tanh())
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("reentrant", "pass use_reentrant=False"), ("function", "did not run in the first pass, but its parameters act")],
+)
+def test_a_layer_out_of_sight_is_generic_and_the_warning_says_why(how, reason):
+    model, (x, y) = Hidden(how), data(6, widths=(3, 3))
+    opt = optim.KFAC(model, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2)
+    with pytest.warns(UserWarning, match=rf"\('inner': .*{reason}"):
+        F.cross_entropy(model(x), y).backward()
+    opt.step()
+    assert not opt.layers[0].structured

@@ -188,7 +188,10 @@ class KFAC(NaturalGradient):
         return self._step(closure)
 
     def _seen(self, layer: Layer) -> bool:
-        return bool(self._passes) if self.rescale else super()._seen(layer)
+        if not self.rescale:
+            return super()._seen(layer)
+        known = self.moments is not None and (not layer.structured or layer.name in self.moments.positions)
+        return known and bool(self._passes)
 
     def _due(self) -> bool:
         return (self.k % self.T == 0 or self.k <= 3) if self.rescale else super()._due()
@@ -207,6 +210,8 @@ class KFAC(NaturalGradient):
             self.moments.collect(*capture_forward(self._watcher, subset, self._source()))
         self._update_moments(self._due())
         active = self._active()
+        if self.moments.lacks(active):
+            self._update_moments(True, blend=False)  # a layer ran for the first time
         gradient = self._gradients(active)
         delta = self._best(active, gradient, [choose(b, self.tau2, self.generator) for b in batches])
         lr = joint_lr(self.param_groups)

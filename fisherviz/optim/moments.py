@@ -133,6 +133,11 @@ class Moments:
         """Whether a pass since the last step ran the layer."""
         return any(layer.name in captures for captures in self.window)
 
+    def lacks(self, layers: Sequence[Layer]) -> bool:
+        """Whether the snapshot was taken before one of the layers first ran."""
+        at = {id(layer): i for i, layer in enumerate(self.space.layers)}
+        return self.values is None or not all(self._complete(x, self.values[at[id(x)]]) for x in layers)
+
     def capture(self, name: str) -> AnyCapture | None:
         """All examples of a layer since the last step."""
         parts = [captures[name] for captures in self.window if name in captures]
@@ -163,16 +168,26 @@ class Moments:
         if refresh or self.values is None:
             self.snapshot(keep)
         elif self.refines:
-            self._refine(decay, renew=False)
+            self._refine(decay, ())
 
-    def snapshot(self, keep: bool) -> None:
-        """Take what the matrix is built from, copied if it outlives the averages' next change."""
+    def snapshot(self, keep: bool, missing: bool = False) -> None:
+        """Take what the matrix is built from.
+
+        Args:
+            keep: whether it outlives the averages' next change, and is copied.
+            missing: whether to take only what is not there yet, for layers that have run for the first time.
+        """
         for waiting in self.deferred:
             for deferred in waiting.values():
                 deferred.flush()
+        missing = missing and self.examples == self.snapshot_examples
+        old = self.values if missing and self.values is not None else [{}] * len(self.average)
         self.values = []
         self.snapshot_examples = self.examples
         for i, named in enumerate(self.average):
+            if old[i]:
+                self.values.append(old[i])
+                continue
             values: dict[str, Any] = {
                 key: s.mean.clone() if keep else s.mean for key, s in named.items() if s.total is not None
             }
@@ -180,18 +195,21 @@ class Moments:
             capture = self.capture(layer.name) if layer is not None and self._wants(layer) else None
             if capture is not None:
                 values["capture"] = capture
+            if layer is not None and (self.refines or self._wants(layer)) and not self.saw(layer):
+                values = {}  # what is made of the step's own examples waits for a step that runs the layer
             self.values.append(values)
-        self._refine(0.0, renew=True)
+        self._refine(0.0, [i for i, values in enumerate(self.values) if values and not old[i]])
 
-    def _refine(self, decay: float, renew: bool) -> None:
+    def _refine(self, decay: float, renewed: Sequence[int]) -> None:
+        """Statistics in the snapshot's bases: of the renewed layers from the start, or of all one step on."""
         assert self.values is not None
         for i, layer in enumerate(self.space.layers):
             if not self.refines or not self.approximation._handles(layer):
                 continue
-            if renew and self.values[i]:
+            if i in renewed:
                 self.refined[i] = self.approximation.refine(layer, self.values[i])
             capture = self.capture(layer.name)
-            if capture is None:
+            if capture is None or not self.refined[i] or (renewed and i not in renewed):
                 continue
             for statistic in self.refined[i].values():
                 new = statistic.contribution(capture) / capture.examples
@@ -204,7 +222,10 @@ class Moments:
         """The matrix from the snapshot, over the layers that have run so far."""
         assert self.values is not None
         n, layers = len(self.space.layers), self.space.layers
-        own = [v | {k: s.mean for k, s in more.items()} for v, more in zip(self.values[:n], self.refined, strict=True)]
+        own = [
+            v | {k: s.mean for k, s in more.items()} if v else {}
+            for v, more in zip(self.values[:n], self.refined, strict=True)
+        ]
         there = [i for i in range(n) if self._complete(layers[i], own[i])]
         space = self.space if len(there) == n else ParameterSpace([layers[i] for i in there])
         couplings = {
@@ -297,7 +318,7 @@ class Moments:
             return made
         made.values = [unpack(v, device) for v in state["values"]]
         for i, layer in enumerate(kept):
-            if state["refined"][i]:
+            if state["refined"][i] and made.values[i]:
                 made.refined[i] = approximation.refine(layer, made.values[i])
                 _load(made.refined[i], state["refined"][i], device)
         return made

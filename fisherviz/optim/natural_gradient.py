@@ -36,6 +36,7 @@ from fisherviz.optim.selection import (
     split_matrix,
     unwrap,
 )
+from fisherviz.optim.structure import decide, later
 from fisherviz.optim.watch import Pass, Wanted, Watcher
 from fisherviz.recorder import Call
 
@@ -170,16 +171,12 @@ class NaturalGradient(torch.optim.Optimizer):
     def _defers(self) -> bool:
         return self.T >= INVERT_FROM
 
-    def _describe(self, calls: dict[str, list[Call]], examples: int) -> None:
-        """Settle, at the first pass, which layers have structure."""
+    def _describe(self, calls: dict[str, list[Call]], z: Tensor) -> None:
+        """Settle which layers have structure, at the first pass; those that it leaves out when they first run."""
         if self.moments is not None:
+            self.moments.positions |= later(self.moments.positions, calls, z)
             return
-        for layer in self.layers:
-            made = calls.get(layer.name, [])
-            if layer.structured and not made:
-                layer.make_generic("its forward did not run")
-            elif layer.structured and any(c.x.shape[:1] != (examples,) or c.shape[0] != examples for c in made):
-                layer.make_generic("the first dimension of its input does not count examples")
+        decide(self.layers, calls, z)
         kept = self._settle([layer for layer in self.layers if not layer.structured])
         structured = {name: made for name, made in calls.items() if made[0].layer.structured}
         positions, adjacent = positions_and_neighbours(structured)
@@ -279,8 +276,8 @@ class NaturalGradient(torch.optim.Optimizer):
                 raise RuntimeError(
                     f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the "
                     "model in training mode ran it and was backpropagated. Call model.train() and the model itself "
-                    "(not a copy), create the optimizer before a compiled model first runs, or put the layer in a "
-                    "group with approximation='none'."
+                    "(not a copy), create the optimizer before a compiled model first runs, pass checkpoint "
+                    "use_reentrant=False, or put the layer in a group with approximation='none'."
                 )
 
     def _seen(self, layer: Layer) -> bool:
@@ -310,7 +307,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if blend:
             self.moments.advance(self._decay_now(), due, keep=self.T > 1)
         else:
-            self.moments.snapshot(keep=self.T > 1)
+            self.moments.snapshot(keep=self.T > 1, missing=True)
         if due or self.moments.refines:
             self._preconditioner = None
 

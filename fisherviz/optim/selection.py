@@ -222,9 +222,10 @@ def settle(
     if not labels:
         plain = f"{approximation.name} looks at inputs alone"
     names = ", ".join(repr(layer.name) for layer in generic)
+    why = "; ".join(f"{layer.name!r}: {layer.note}" for layer in generic)
     if plain:
-        say_once(f"layers {names} have no structure and are left plain: {plain}.")
+        say_once(f"layers {names} have no structure and are left plain: {plain} ({why}).")
         return [layer for layer in layers if layer.structured]
     if not approximation.handles_generic:
-        say_once(f"layers {names} have no structure; they are preconditioned by the exact diagonal.")
+        say_once(f"layers {names} have no structure; they are preconditioned by the exact diagonal ({why}).")
     return list(layers)

@@ -151,8 +151,7 @@ class Watcher:
         output: picks the output tensor from what the model returns.
         wanted: what a pass has to show.
         consume: called with each pass when the user's backward has ended.
-        describe: called once, before the first pass is captured, with the calls of each layer and the
-            examples.
+        describe: called before a pass is captured, with the calls of each layer and the output.
     """
 
     def __init__(
@@ -162,7 +161,7 @@ class Watcher:
         output: Callable[[Any], Tensor] | None,
         wanted: Wanted,
         consume: Callable[[Pass], None],
-        describe: Callable[[dict[str, list[Call]], int], None],
+        describe: Callable[[dict[str, list[Call]], Tensor], None],
     ) -> None:
         self.model, self.layers, self.output, self.wanted = model, tuple(layers), output, wanted
         self.consume, self.describe = consume, describe
@@ -249,7 +248,7 @@ class Watcher:
             return
         z = made.output
         assert z is not None
-        self.describe(made.calls, made.examples)
+        self.describe(made.calls, z)
         made.bad = not_finite(z.detach())
         if made.bad:
             made.calls = {}
