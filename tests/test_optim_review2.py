@@ -1,6 +1,9 @@
 """What optimizers meet in practice: shuffled loaders, layers that run later, checkpoints, changed groups."""
 
 import copy
+import subprocess
+import sys
+import warnings
 
 import pytest
 import torch
@@ -132,6 +135,8 @@ class Hidden(torch.nn.Module):
     def forward(self, x):
         if self.how == "function":
             return self.last(F.linear(x, self.inner.weight, self.inner.bias).tanh())
+        if self.how == "none":
+            return self.last(self.inner(x).tanh())
         inner = checkpoint(self.inner, x.requires_grad_(), use_reentrant=self.how == "reentrant")
         return self.last(inner.tanh())
 
@@ -147,3 +152,79 @@ def test_a_layer_out_of_sight_is_generic_and_the_warning_says_why(how, reason):
         F.cross_entropy(model(x), y).backward()
     opt.step()
     assert not opt.layers[0].structured
+
+
+def closure_of(opt, model, x, y):
+    def closure():
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
+@pytest.mark.parametrize(
+    ("how", "make", "error"),
+    [
+        ("plain", optim.HessianFree, RuntimeError),
+        ("reentrant", optim.HessianFree, NotImplementedError),
+        ("reentrant", optim.KFAC, NotImplementedError),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:layers 'inner'")
+def test_products_that_a_checkpoint_does_not_pass_on_are_refused(how, make, error):
+    model, (x, y) = Hidden(how), data(6, widths=(3, 3))
+    opt = make(model, "categorical")
+    with pytest.raises(error, match="without checkpoint"):
+        opt.step(closure_of(opt, model, x, y))
+
+
+def test_adaptive_kfac_steps_through_a_checkpoint_that_is_not_reentrant_as_without():
+    ends = []
+    for how in ("plain", "none"):
+        model, (x, y) = Hidden(how), data(16, widths=(3, 3))
+        opt = optim.KFAC(model, "categorical")
+        opt.generator.manual_seed(0)
+        for _ in range(3):
+            opt.step(closure_of(opt, model, x, y))
+        ends.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("key", ["damping", "weight_decay"])
+def test_adaptive_kfac_says_once_that_a_changed_group_changes_nothing(key):
+    model, (x, y) = net(), data()
+    opt = optim.KFAC(model, "categorical")
+    step = closure_of(opt, model, x, y)
+    opt.param_groups[0][key] = 0.5
+    with pytest.warns(UserWarning, match=r"reads only when it is created; λ = 150 .*assign opt\.lam"):
+        opt.step(step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        opt.step(step)
+
+
+@pytest.mark.parametrize(("tau1", "tau2", "name"), [(1 / 8, 1 / 2, "tau1"), (1 / 2, 1 / 8, "tau2")])
+@pytest.mark.filterwarnings("ignore:BatchNorm in training mode")
+def test_a_share_too_small_for_batchnorm_is_named(tau1, tau2, name):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).double()
+    x, y = data(8)
+    opt = optim.KFAC(model, "categorical", tau1=tau1, tau2=tau2)
+    with pytest.raises(ValueError, match=rf"{name}=0\.125 of the mini-batch is a single example"):
+        opt.step(closure_of(opt, model, x, y))
+
+
+def test_a_group_added_later_is_refused_with_that_reason():
+    model, (x, y) = net(), data()
+    opt = optim.FOOF(model, "categorical", params=model[0].parameters())
+    opt.add_param_group({"params": list(model[2].parameters())})
+    F.cross_entropy(model(x), y).backward()
+    with pytest.raises(RuntimeError, match="added by add_param_group since"):
+        opt.step()
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "fisherviz", "--version"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.startswith("fisherviz ")

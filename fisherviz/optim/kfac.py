@@ -7,7 +7,8 @@ momentum from a 2 × 2 system, λ by Levenberg-Marquardt and γ by greedy search
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
 from fisherviz.optim.processes import mean
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.revisit import capture_forward
-from fisherviz.optim.selection import joint_lr
+from fisherviz.optim.selection import joint_lr, say_once
 from fisherviz.optim.settings import check_choice, check_count, check_flag, check_number, check_share
 from fisherviz.optim.watch import Inputs
 
@@ -48,7 +49,8 @@ class KFAC(NaturalGradient):
         inverse: "block-diagonal" (Ǧ) or "block-tridiagonal" (F̂).
         params: parameter groups, None for all.
         lr: learning rate; 1 where steps are re-scaled.
-        damping: λ₀ where λ is adapted, λ otherwise.
+        damping: λ₀ where λ is adapted, λ otherwise; with `rescale` read once, like weight_decay: later change
+            `lam`.
         momentum: with `rescale`, 0 turns the 2 × 2 system off and anything else leaves it on; without, of
             the direction.
         weight_decay: η, part of the quadratic model with `rescale`; None: 1e-5 with `rescale`, 0 without.
@@ -149,6 +151,7 @@ class KFAC(NaturalGradient):
         self.last: dict[str, float] = {}
         """What the last step did: alpha, mu, decrease (M(0) − M(δ)), and rho where λ was adjusted."""
         self._update: Tensors = {}
+        self._given: list[tuple[Any, Any]] | None = None
         if rescale:
             rule = as_damping(damping)
             self.lam = rule.tikhonov.value if isinstance(rule, FactoredTikhonov) else rule.value if rule else 0.0
@@ -159,6 +162,7 @@ class KFAC(NaturalGradient):
                     "with rescale=True the preconditioned groups share one lr, damping and weight_decay, which the "
                     "quadratic model joins; only a group with approximation='none' may have its own."
                 )
+            self._given = [(group["damping"], group["weight_decay"]) for group in joined]
 
     # ---- plain
     # -----------------------------------------------------------------------------------------------------
@@ -200,6 +204,7 @@ class KFAC(NaturalGradient):
         if not self.rescale:
             super()._advance(loss, closure)
             return
+        self._say_ignored()
         batches = [made.inputs for made in self._passes if made.inputs is not None]
         if not batches or self.moments is None:
             self._apply({})
@@ -207,13 +212,15 @@ class KFAC(NaturalGradient):
         for batch in batches:
             subset = choose(batch, self.tau1, self.generator)
             assert self._watcher is not None
-            self.moments.collect(*capture_forward(self._watcher, subset, self._source()))
+            with _enough("tau1", self.tau1):
+                self.moments.collect(*capture_forward(self._watcher, subset, self._source()))
         self._update_moments(self._due())
         active = self._active()
         if self.moments.lacks(active):
             self._update_moments(True, blend=False)  # a layer ran for the first time
         gradient = self._gradients(active)
-        delta = self._best(active, gradient, [choose(b, self.tau2, self.generator) for b in batches])
+        with _enough("tau2", self.tau2):
+            delta = self._best(active, gradient, [choose(b, self.tau2, self.generator) for b in batches])
         lr = joint_lr(self.param_groups)
         before = self._objective(loss) if loss is not None else 0.0
         self._update = {p: lr * d for p, d in delta.items()}
@@ -225,6 +232,20 @@ class KFAC(NaturalGradient):
             self._adjust(closure, before, lr)
         if plain:  # after λ, whose ratio is that of the quadratic model's own step
             self._apply_plain(plain)
+
+    def _say_ignored(self) -> None:
+        """Warn once where a group's damping or weight_decay is no longer what the quadratic model uses."""
+        groups = [group for group in self.param_groups if group["approximation"] != "none"]
+        given = [(group["damping"], group["weight_decay"]) for group in groups]
+        if self._given is None:
+            self._given = given
+        elif given != self._given:
+            self._given = given
+            say_once(
+                "a group's damping or weight_decay has changed, which KFAC with rescale=True reads only when it is "
+                f"created; λ = {self.lam:g} and η = {self.eta:g} stay: assign opt.lam, or create a new optimizer for "
+                "another weight_decay."
+            )
 
     def _gradients(self, active: list[Layer]) -> Tensors:
         """∇h with the ℓ₂ term."""
@@ -322,5 +343,20 @@ class KFAC(NaturalGradient):
         if self.rescale:
             own = state["adaptive"]
             self.lam, self.gamma, self.last = own["lam"], own["gamma"], dict(own["last"])
+            self._given = None  # the groups are those of the saved run
             parameters = {name: p for layer in self.layers for name, p in layer.parameters.items()}
             self._update = {parameters[name]: d.to(parameters[name].device) for name, d in own["update"].items()}
+
+
+@contextmanager
+def _enough(name: str, share: float) -> Iterator[None]:
+    """Tell which share of the batch was too small for BatchNorm."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}={share:g} of the mini-batch is a single example, which BatchNorm in training mode cannot "
+            f"normalise; raise {name} or the batch size."
+        ) from error

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointError
 
 from fisherviz.batches import count_examples
 from fisherviz.guest import as_guest
 from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.processes import summed
+from fisherviz.optim.structure import REENTRANT
 from fisherviz.optim.watch import Inputs, Watcher, at_least_float32
 
 Direction = Mapping[nn.Parameter, Tensor]
@@ -58,6 +60,11 @@ class FisherForms:
     def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Inputs]) -> None:
         self.watcher, self.likelihood, self.batches = watcher, likelihood, list(batches)
         self.examples = sum(count_examples(batch) for batch in self.batches)
+        if hidden := [layer.name for layer in watcher.layers if layer.note == REENTRANT]:
+            raise NotImplementedError(
+                f"layer {hidden[0]!r} runs inside checkpoint(use_reentrant=True), through which no forward-mode "
+                "product passes; for KFAC pass use_reentrant=False, for HessianFree run the model without checkpoint."
+            )
 
     def tangents(self, direction: Direction) -> list[tuple[Tensor, Tensor]]:
         """Output z and J · direction for each batch."""
@@ -97,7 +104,13 @@ class FisherForms:
                     if t is None:
                         continue
                     u = self.likelihood.product(_rows(z), _rows(t)).reshape(z.shape).to(z.dtype)
-                    found = torch.autograd.grad(z, list(copies.values()), u.detach(), allow_unused=True)
+                    try:
+                        found = torch.autograd.grad(z, list(copies.values()), u.detach(), allow_unused=True)
+                    except CheckpointError as error:
+                        raise RuntimeError(
+                            "the products of HessianFree do not pass through checkpoint, which runs a part of the "
+                            "model again without their forward-mode directions; run the model without checkpoint."
+                        ) from error
                 for p, g in zip(leaves.values(), found, strict=True):
                     if g is not None:
                         total[p].add_(g, alpha=1 / self.examples)

@@ -81,12 +81,13 @@ def choose_layers(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list
 
 
 def refuse_thawed(groups: Iterable[Mapping[str, Any]], known: set[nn.Parameter]) -> None:
-    """Raise where a parameter has a gradient that was frozen when the layers were chosen."""
+    """Raise where a parameter has a gradient that was frozen, or not there, when the layers were chosen."""
     for group in groups:
         if group["approximation"] != "none" and any(p.grad is not None and p not in known for p in group["params"]):
             raise RuntimeError(
-                "a parameter that was frozen when the optimizer was created has a gradient; create the "
-                "optimizer after unfreezing, or put the parameter in a group with approximation='none'."
+                "a parameter that was frozen when the optimizer was created, or added by add_param_group since, has a "
+                "gradient; create the optimizer after unfreezing and with all groups, or put the parameter in a group "
+                "with approximation='none'."
             )
 
 
