@@ -6,11 +6,13 @@ Heavy imports wait until a command runs, so that `--help` is quick.
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from fisherviz._version import __version__
 from fisherviz.papers import command as papers_command
@@ -35,6 +37,19 @@ app = typer.Typer(
 )
 
 
+class _Command(TyperCommand):
+    """A command that answers an unknown option with the nearest one alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if near := getattr(error, "possibilities", None):
+                given = str(getattr(error, "option_name", ""))
+                error.possibilities = difflib.get_close_matches(given, near, n=1, cutoff=0.0)  # type: ignore[attr-defined]
+            raise
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"fisherviz {__version__}")
@@ -51,6 +66,7 @@ def _top(
 
 
 @app.command(
+    cls=_Command,
     epilog="Example: fisherviz report --model nets.mine:build --weights net.safetensors --data mnist:16 "
     "--methods kfac,ekfac,foof --out report"
 )
@@ -168,9 +184,9 @@ def _show(sections: list[Section]) -> None:
         console.print()
 
 
-app.command(epilog=papers_command.EXAMPLE)(papers_command.papers)
-app.command(epilog=training_command.EXAMPLE)(training_command.train)
-app.command(epilog=training_command.SWEEP_EXAMPLE)(training_command.sweep)
+app.command(cls=_Command, epilog=papers_command.EXAMPLE)(papers_command.papers)
+app.command(cls=_Command, epilog=training_command.EXAMPLE)(training_command.train)
+app.command(cls=_Command, epilog=training_command.SWEEP_EXAMPLE)(training_command.sweep)
 
 
 def main() -> None:

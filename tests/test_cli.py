@@ -263,3 +263,11 @@ def test_without_arguments_it_is_the_kfac_papers_example(here):
     page = (here / "report" / "index.html").read_text()
     assert "2,894.4" in page
     assert "The middle four layers, jointly" in page
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest_alone():
+    told = CliRunner().invoke(app, ["train", "--optimizr", "kfac"])
+    assert told.exit_code == 2
+    assert "--optimizer" in told.output
+    assert "--no-timings" not in told.output
+    assert "--optimizer-option" not in told.output
