@@ -57,6 +57,16 @@ def dense(direction: Direction) -> Tensor:
     return direction.dense() if isinstance(direction, LowRank) else direction
 
 
+def add_direction(target: Tensor, direction: Direction, scale: float, keep: float = 1.0) -> None:
+    """Target ← keep · target + scale · direction, in place."""
+    if isinstance(direction, LowRank):
+        direction.add_to(target, scale, keep)
+        return
+    if keep != 1.0:
+        target.mul_(keep)
+    target.add_(direction, alpha=scale)
+
+
 def split_rows(
     layer: Layer, right: Tensor, left: Tensor, bases: dict[nn.Parameter, Tensor] | None = None, weight: float = 1.0
 ) -> dict[nn.Parameter, Direction]:

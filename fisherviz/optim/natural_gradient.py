@@ -19,7 +19,7 @@ from fisherviz.layers import Layer
 from fisherviz.likelihoods import Likelihood, resolve
 from fisherviz.optim import settings
 from fisherviz.optim.exact import ExactFisher
-from fisherviz.optim.low_rank import Direction, LowRank, dense, split_rows
+from fisherviz.optim.low_rank import Direction, add_direction, dense, split_rows
 from fisherviz.optim.moments import Moments, distributed, positions_and_neighbours
 from fisherviz.optim.passes import Source, make_source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
@@ -371,9 +371,9 @@ class NaturalGradient(torch.optim.Optimizer):
                     if "momentum_buffer" not in state:
                         state["momentum_buffer"] = dense(d).clone()
                     else:
-                        _add(state["momentum_buffer"], d, 1.0, group["momentum"])
+                        add_direction(state["momentum_buffer"], d, 1.0, group["momentum"])
                     d = state["momentum_buffer"]
-                _add(p, d, -float(group["lr"]))
+                add_direction(p, d, -float(group["lr"]))
 
     # ---- saving --------------------------------------------------------------------------------------------
 
@@ -417,13 +417,3 @@ class NaturalGradient(torch.optim.Optimizer):
             self.moments = Moments.from_state(self.approximation, self.layers, state["moments"], self._defers)
             if self._watcher is not None:
                 self._watcher.generic_diagonal = any(not layer.structured for layer in self.moments.space.layers)
-
-
-def _add(target: Tensor, direction: Direction, scale: float, keep: float = 1.0) -> None:
-    """Target ← keep · target + scale · direction, in place."""
-    if isinstance(direction, LowRank):
-        direction.add_to(target, scale, keep)
-        return
-    if keep != 1.0:
-        target.mul_(keep)
-    target.add_(direction, alpha=scale)
