@@ -170,14 +170,16 @@ def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> boo
     rounding = exact * torch.finfo(a.dtype).eps
     signs = _signs(a.shape[1], a.dtype, a.device)
     parts = signs.split([gradient.shape[1] for gradient in gradients])
-    total = torch.stack([gradient @ part for gradient, part in zip(gradients, parts, strict=True)]).sum(0)
-    bound = rounding * (g.abs().mT @ a.abs().sum(1))
-    if not bool(((total - g.mT @ (a @ signs)).abs_() <= bound).all()):
+    gap = torch.mv(g.mT, torch.mv(a, signs))
+    for gradient, part in zip(gradients, parts, strict=True):
+        gap.addmv_(gradient, part, alpha=-1)
+    inputs, outputs = a.abs(), g.abs()
+    if not bool((gap.abs_() <= rounding * torch.mv(outputs.mT, inputs.sum(1))).all()):
         return False
     every = slice(None, None, max(1, layer.d_out // 4))
-    some = g[:, every]
-    gap = (torch.cat([gradient[every] for gradient in gradients], 1) - some.mT @ a).abs_()
-    return bool((gap <= rounding * (some.abs().mT @ a.abs())).all())
+    few = torch.cat([gradient[every] for gradient in gradients], 1)
+    few.addmm_(g[:, every].mT, a, alpha=-1)
+    return bool((few.abs_() <= rounding * (outputs[:, every].mT @ inputs)).all())
 
 
 @lru_cache(maxsize=64)
