@@ -6,7 +6,8 @@ and backwards (`watch`), averages from `moments`, solves from `preconditioner`; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -330,10 +331,16 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _rows(self, preconditioner: Preconditioner, layer: Layer, decays: dict[nn.Parameter, float]) -> Rows | None:
         """The rows behind the layer's gradient, if it is exactly one unmodified local backward and they cost less."""
+        return self._gradient_rows(layer, decays, partial(preconditioner.low_rank_pays, layer))
+
+    def _gradient_rows(
+        self, layer: Layer, decays: Mapping[nn.Parameter, float], pays: Callable[[int], bool]
+    ) -> Rows | None:
+        """The rows behind the layer's gradient, if their number pays and they are one unmodified local backward."""
         if len(self._passes) != 1 or distributed() or any(decays[p] for p in layer.parameters.values()):
             return None
         rows = self._passes[0].rows_behind(layer)
-        if rows is None or not preconditioner.low_rank_pays(layer, len(rows[0])):
+        if rows is None or not pays(len(rows[0])):
             return None
         return rows if rows_explain(layer, *rows) else None
 

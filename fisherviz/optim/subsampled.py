@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,14 +26,12 @@ from fisherviz.likelihoods import Likelihood
 from fisherviz.optim.low_rank import split_rows
 from fisherviz.optim.moments import distributed, pack, unpack
 from fisherviz.optim.natural_gradient import Directions, NaturalGradient
-from fisherviz.optim.preconditioner import Rows
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import (
     gradient_matrix,
     layer_gradients,
     matrix_of,
     one_damping,
-    rows_explain,
     split_matrix,
 )
 from fisherviz.optim.settings import check_choice
@@ -206,9 +205,11 @@ class SubsampledNaturalGradient(NaturalGradient):
         """(v − U (λN I + UᵀU)⁻¹ Uᵀ v) / λ, where v or its product with U is never written down without need."""
         parts = []
         for layer in layers:
-            capture, rows = self._fisher[layer.name], self._gradient_rows(layer, decays)
-            product = None if rows is None else _rows_of_outer(capture, *rows)
-            parts.append(_rows(capture, gradient_matrix(layer, decays)) if product is None else product)
+            capture = self._fisher[layer.name]
+            rows = self._gradient_rows(layer, decays, partial(_outer_pays, capture))
+            parts.append(
+                _rows(capture, gradient_matrix(layer, decays)) if rows is None else _rows_of_outer(capture, *rows)
+            )
         w = factor.solve(torch.stack(parts).sum(0))
         out: Directions = {}
         for layer in layers:
@@ -220,13 +221,6 @@ class SubsampledNaturalGradient(NaturalGradient):
                 v = matrix_of(layer, gradients).reshape(-1, 1)
                 out |= split_matrix(layer, (v - columns_product(capture, w)).div_(damping))
         return out
-
-    def _gradient_rows(self, layer: Layer, decays: Mapping[nn.Parameter, float]) -> Rows | None:
-        """Rows behind the layer's gradient, if it is exactly one unmodified local backward."""
-        if len(self._passes) != 1 or any(decays[p] for p in layer.parameters.values()):
-            return None
-        rows = self._passes[0].rows_behind(layer)
-        return rows if rows is not None and rows_explain(layer, *rows) else None
 
     def _refined(
         self, layers: list[Layer], decays: Mapping[nn.Parameter, float], factor: DampedCholesky, damping: float
@@ -291,13 +285,17 @@ def _rows(capture: AnyCapture, V: Tensor) -> Tensor:
     return rows_product(capture, V.reshape(-1, 1))
 
 
-def _rows_of_outer(capture: AnyCapture, a: Tensor, g: Tensor) -> Tensor | None:
-    """Uᵀ v for v = gᵀ a from Gram matrices, (K N, 1); None where a product with v itself costs less."""
+def _outer_pays(capture: AnyCapture, rows: int) -> bool:
+    """Whether Uᵀ v costs less from the rows behind v than from v itself."""
     if not isinstance(capture, Capture) or not capture.factored:
-        return None
+        return False
     da, dg = capture.a.shape[-1], capture.g.shape[-1]
-    if len(a) * (da + capture.vectors * dg) > da * dg:
-        return None
+    return rows * (da + capture.vectors * dg) <= da * dg
+
+
+def _rows_of_outer(capture: AnyCapture, a: Tensor, g: Tensor) -> Tensor:
+    """Uᵀ v for v = gᵀ a from Gram matrices, (K N, 1), where `_outer_pays`."""
+    assert isinstance(capture, Capture)
     inputs, outputs = capture.a[:, 0] @ a.mT, capture.g[:, :, 0].flatten(0, 1) @ g.mT
     products = outputs.unflatten(0, (capture.vectors, -1)).mul_(inputs)
     return products.sum(2).reshape(-1, 1)
