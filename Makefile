@@ -25,7 +25,7 @@ peers: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m pytest -m peers $(TESTS)
 
 lint: $(STAMP)
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 types: $(STAMP)
 	$(BIN)/mypy

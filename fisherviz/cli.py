@@ -68,14 +68,12 @@ def _top(
 @app.command(
     cls=_Command,
     epilog="Example: fisherviz report --model nets.mine:build --weights net.safetensors --data mnist:16 "
-    "--methods kfac,ekfac,foof --out report"
+    "--methods kfac,ekfac,foof --out report",
 )
 def report(
     model: Annotated[
         str | None,
-        typer.Option(
-            help="pkg.mod:factory that builds the network; without it the K-FAC paper's is trained."
-        ),
+        typer.Option(help="pkg.mod:factory that builds the network; without it the K-FAC paper's is trained."),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="The network's weights, .safetensors or a saved state_dict.")

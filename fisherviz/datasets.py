@@ -104,9 +104,7 @@ class Dataset:
         """
         for part, wanted, split in (("train", train, self.train), ("test", test, self.test)):
             if wanted is not None and not 1 <= wanted <= len(split.inputs):
-                raise ValueError(
-                    f"{part}={wanted} examples of {self.name!r}; choose 1 to {len(split.inputs)}."
-                )
+                raise ValueError(f"{part}={wanted} examples of {self.name!r}; choose 1 to {len(split.inputs)}.")
         first, second = Split(*(t[:train] for t in self.train)), Split(*(t[:test] for t in self.test))
         return dataclasses.replace(self, train=first, test=second)
 
@@ -154,9 +152,7 @@ class _Entry:
 
 _IMAGES = ("classification", "autoencoder")
 _TABLE: dict[str, _Entry] = {
-    "digits": _Entry(
-        lambda task, seed, bar: _images.digits(), "1,797 handwritten digits, 8 x 8 (embedded)", _IMAGES
-    ),
+    "digits": _Entry(lambda task, seed, bar: _images.digits(), "1,797 handwritten digits, 8 x 8 (embedded)", _IMAGES),
     "mnist": _Entry(
         lambda task, seed, bar: _images.mnist(bar),
         "70,000 handwritten digits, 28 x 28",

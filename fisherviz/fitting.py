@@ -69,9 +69,7 @@ def train_to_error(
             errors.append((logits.argmax(1) != targets).double().mean().item())
             bar.set_postfix(loss=f"{losses[-1]:.3g}", error=f"{errors[-1]:.2%}", refresh=False)
             if not math.isfinite(losses[-1]):
-                raise RuntimeError(
-                    f"The loss is {losses[-1]} after {step} steps; lower learning_rate={learning_rate}."
-                )
+                raise RuntimeError(f"The loss is {losses[-1]} after {step} steps; lower learning_rate={learning_rate}.")
             if errors[-1] <= error:
                 return {"loss": losses, "error": errors, "steps": step}
             if step < max_steps:

@@ -181,9 +181,7 @@ def shrestha_mlp(
     return _fill(_mlp((inputs, *hidden, outputs), activation), _he(_generator(generator)))
 
 
-def autoencoder(
-    name: str = "mnist", *, nonzero: int = 15, generator: Generator | None = None
-) -> nn.Sequential:
+def autoencoder(name: str = "mnist", *, nonzero: int = 15, generator: Generator | None = None) -> nn.Sequential:
     """The deep autoencoders of Hinton & Salakhutdinov 2006 as in Martens & Grosse 2015, section 13.
 
     Logistic units, a linear code, a mirrored decoder. The output is linear: Bernoulli logits for mnist and
@@ -207,9 +205,7 @@ def autoencoder(
     depth = len(sizes) - 1
     encoder = [f"encoder{index}" for index in range(1, depth)]
     decoder = [f"decoder{index}" for index in range(1, depth)]
-    model = _mlp(
-        (*sizes, *sizes[-2::-1]), "logistic", names=[*encoder, "code", *decoder, "output"], linear=("code",)
-    )
+    model = _mlp((*sizes, *sizes[-2::-1]), "logistic", names=[*encoder, "code", *decoder, "output"], linear=("code",))
     return sparse_init(model, nonzero=nonzero, generator=generator)
 
 
@@ -287,9 +283,7 @@ def build(name: str, *, seed: int = 0, dataset: Dataset | None = None, **options
     known -= {"generator", "name"}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise TypeError(
-            f"The model {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}."
-        )
+        raise TypeError(f"The model {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}.")
     if dataset is not None:
         found = {"inputs": dataset.inputs, "outputs": dataset.outputs, "shape": dataset.shape}
         options = {key: value for key, value in found.items() if key in known} | options
@@ -320,9 +314,7 @@ def _mlp(
 ) -> nn.Sequential:
     """Linear layers with an activation after each but the last and those in `linear`; weights not yet set."""
     if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"activation={activation!r} is not known; it must be one of {', '.join(ACTIVATIONS)}."
-        )
+        raise ValueError(f"activation={activation!r} is not known; it must be one of {', '.join(ACTIVATIONS)}.")
     names = names or [f"layer{index}" for index in range(1, len(sizes))]
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for name, fan_in, fan_out in zip(names, sizes[:-1], sizes[1:], strict=True):

@@ -231,9 +231,7 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory / FACTS} is damaged or not a comparison's; save it again.") from error
     if version > FORMAT:
-        raise ValueError(
-            f"{directory} is in format {version}, this release reads up to {FORMAT}; upgrade fisherviz."
-        )
+        raise ValueError(f"{directory} is in format {version}, this release reads up to {FORMAT}; upgrade fisherviz.")
     for name in (TABLE, ARRAYS):
         if hashlib.sha256(contents[name]).hexdigest() != digests.get(name):
             raise ValueError(

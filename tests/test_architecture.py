@@ -151,15 +151,11 @@ def violations(package: Path) -> list[str]:
         if item.imported == "__init__":
             found.append(f"{where}: {item.importer!r} imports the whole package; import the module it needs")
         elif unknown := [module for module in pair if module not in ORDER]:
-            found.append(
-                f"{where}: {unknown[0]!r} is not in ORDER of {Path(__file__).name}; give it a line there"
-            )
+            found.append(f"{where}: {unknown[0]!r} is not in ORDER of {Path(__file__).name}; give it a line there")
         elif pair in EXCEPTIONS:
             used.add(pair)
             if not item.inside_a_function:
-                found.append(
-                    f"{where}: {item.imported!r} may be imported by {item.importer!r} inside a function only"
-                )
+                found.append(f"{where}: {item.imported!r} may be imported by {item.importer!r} inside a function only")
         elif ORDER.index(item.imported) > ORDER.index(item.importer):
             found.append(f"{where}: {item.importer!r} imports {item.imported!r}, which stands above it")
         elif item.importer not in ONLY_FOR.get(item.imported, {item.importer}):
@@ -167,9 +163,7 @@ def violations(package: Path) -> list[str]:
     present = {path.stem for path in package.iterdir()}
     for pair in set(EXCEPTIONS) - used:
         if set(pair) <= present:
-            found.append(
-                f"the exception for {pair[0]!r} importing {pair[1]!r} is not used any more; remove it"
-            )
+            found.append(f"the exception for {pair[0]!r} importing {pair[1]!r} is not used any more; remove it")
     return found
 
 
@@ -178,9 +172,7 @@ def test_imports_point_downwards():
 
 
 def test_every_module_has_its_place():
-    modules = {
-        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert sorted(modules - set(ORDER) - {"__init__"}) == []
 
 

@@ -14,7 +14,7 @@ from fisherviz.cli import app
 from fisherviz.report.inputs import OptionError, load_data, load_weights, one_sentence
 from fisherviz.results import load_comparison
 
-MODULE = '''
+MODULE = """
 import torch
 from torch import nn
 
@@ -53,7 +53,7 @@ def broken():
 
 def number():
     return 3
-'''
+"""
 MINE = ["--model", "mynet:build", "--data", "mynet:pair"]
 
 

@@ -37,9 +37,7 @@ def offline(monkeypatch, bare):
 def test_digits_are_scikit_learns():
     data = datasets.load("digits")
     source = sklearn.datasets.load_digits()
-    assert torch.equal(
-        torch.cat([data.train.inputs, data.test.inputs]), torch.tensor(source.data / 16).float()
-    )
+    assert torch.equal(torch.cat([data.train.inputs, data.test.inputs]), torch.tensor(source.data / 16).float())
     assert torch.equal(torch.cat([data.train.targets, data.test.targets]), torch.tensor(source.target))
     assert (data.task, data.likelihood, data.outputs, data.inputs) == (
         "classification",
@@ -178,9 +176,7 @@ def test_a_long_straight_stroke_has_ink_one_along_its_middle():
     y = 14.5 / curves.SIDE
     image = curves.draw(torch.tensor([[[0.1, y], [0.5, y], [0.9, y]]]))[0]
     torch.testing.assert_close(image[14, 8:20], torch.ones(12), atol=0.02, rtol=0)
-    torch.testing.assert_close(
-        image[13, 8:20], torch.full((12,), np.exp(-1 / (2 * 0.7**2))), atol=0.02, rtol=0
-    )
+    torch.testing.assert_close(image[13, 8:20], torch.full((12,), np.exp(-1 / (2 * 0.7**2))), atol=0.02, rtol=0)
 
 
 def test_curves_stay_inside_the_frame():
@@ -213,9 +209,7 @@ def test_fisherviz_data_that_is_no_directory_is_an_error(monkeypatch):
         datasets.load("ecoli")
 
 
-@pytest.mark.parametrize(
-    "name", ["mnist", "fashion-mnist", "ecoli", "house", "weather", "faces", "cifar10-subset"]
-)
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "ecoli", "house", "weather", "faces", "cifar10-subset"])
 def test_offline_the_error_says_where_to_put_which_file(offline, name):
     with pytest.raises(RuntimeError) as caught:
         datasets.load(name, progress=False)

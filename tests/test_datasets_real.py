@@ -11,9 +11,7 @@ import torch
 from fisherviz import datasets
 
 REAL = Path(os.environ.get("FISHERVIZ_DATA", "/nowhere"))
-pytestmark = pytest.mark.skipif(
-    not REAL.is_dir(), reason="FISHERVIZ_DATA names no directory with the real files"
-)
+pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="FISHERVIZ_DATA names no directory with the real files")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
@@ -43,10 +41,7 @@ def test_real_house_prices():
     assert data.train.inputs.shape[1] == len(data.features)
     bedrooms = data.features.index("bedrooms")
     assert max(data.train.inputs[:, bedrooms].max(), data.test.inputs[:, bedrooms].max()) == 11
-    assert (
-        min(part.inputs[:, data.features.index("yr_renovated")].min() for part in (data.train, data.test))
-        == 1900
-    )
+    assert min(part.inputs[:, data.features.index("yr_renovated")].min() for part in (data.train, data.test)) == 1900
     frame = pd.read_csv(REAL / "kc_house_data.csv.gz")
     prices = frame.loc[frame["bedrooms"] != 33, "price"].sort_values().to_numpy()
     assert np.array_equal(np.sort(torch.cat([data.train.targets, data.test.targets])[:, 0].numpy()), prices)
@@ -63,12 +58,9 @@ def test_real_house_sales_of_one_house_are_on_one_side():
     sold_twice = frame[frame["id"].duplicated(keep=False)]
     # location, plot and year of building identify a house
     keys = {
-        tuple(np.float32(row))
-        for row in sold_twice[["sqft_lot", "yr_built", "lat", "long", "sqft_living"]].to_numpy()
+        tuple(np.float32(row)) for row in sold_twice[["sqft_lot", "yr_built", "lat", "long", "sqft_living"]].to_numpy()
     }
-    train, test = (
-        {tuple(row) for row in part.inputs[:, columns].numpy()} & keys for part in (data.train, data.test)
-    )
+    train, test = ({tuple(row) for row in part.inputs[:, columns].numpy()} & keys for part in (data.train, data.test))
     assert len(train) > 100
     assert len(test) > 20
     assert not train & test

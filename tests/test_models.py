@@ -99,9 +99,7 @@ def test_xavier_bounds_of_the_kfac_network():
 
 
 def test_sparse_init_gives_every_unit_fifteen_inputs():
-    model = models.sparse_init(
-        nn.Sequential(nn.Linear(40, 6), nn.Conv2d(3, 5, 3), nn.Linear(4, 2)), nonzero=15
-    )
+    model = models.sparse_init(nn.Sequential(nn.Linear(40, 6), nn.Conv2d(3, 5, 3), nn.Linear(4, 2)), nonzero=15)
     counts = [(layer.weight.flatten(1) != 0).sum(1).tolist() for layer in model]
     assert counts == [[15] * 6, [15] * 5, [4] * 2]
     assert all(layer.bias.eq(0).all() for layer in model)
@@ -153,9 +151,7 @@ def test_unknown_and_missing_options_are_named():
         models.build("foof-mlp", activation="tanh")
     with pytest.raises(TypeError, match="'shrestha-mlp' needs inputs and outputs"):
         models.build("shrestha-mlp")
-    with pytest.raises(
-        ValueError, match="activation='gelu' is not known; it must be one of tanh, relu, logistic"
-    ):
+    with pytest.raises(ValueError, match="activation='gelu' is not known; it must be one of tanh, relu, logistic"):
         models.build("kfac-mlp", activation="gelu")
     with pytest.raises(ValueError, match="init='zero' is not known"):
         models.build("kfac-mlp", init="zero")

@@ -154,9 +154,7 @@ def test_scale(operator, dense):
 @every_square
 @pytest.mark.parametrize("damping", [0.7, Tikhonov(0.7)])
 def test_damped_adds_the_identity(operator, dense, damping):
-    torch.testing.assert_close(
-        operator.damped(damping).to_dense(), dense + 0.7 * torch.eye(P, dtype=torch.float64)
-    )
+    torch.testing.assert_close(operator.damped(damping).to_dense(), dense + 0.7 * torch.eye(P, dtype=torch.float64))
 
 
 @every_square
@@ -173,9 +171,7 @@ def test_inverse_and_solve(operator, dense, damping):
     torch.testing.assert_close(operator.inverse().to_dense(), torch.linalg.inv(dense), rtol=1e-9, atol=1e-10)
     for v in (normal(P, seed=52), normal(P, 3, seed=53)):
         torch.testing.assert_close(operator.solve(v), torch.linalg.solve(dense, v), rtol=1e-9, atol=1e-10)
-        torch.testing.assert_close(
-            operator.inverse() @ v, torch.linalg.solve(dense, v), rtol=1e-9, atol=1e-10
-        )
+        torch.testing.assert_close(operator.inverse() @ v, torch.linalg.solve(dense, v), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(("x", "y"), list(itertools.product(ALL, ALL)))
@@ -185,9 +181,7 @@ def test_inner_product_of_every_pair(x, y):
         with pytest.raises(ValueError, match="one shape"):
             inner(left, right)
     else:
-        assert inner(left, right) == pytest.approx(
-            float((dense_left * dense_right).sum()), rel=1e-10, abs=1e-10
-        )
+        assert inner(left, right) == pytest.approx(float((dense_left * dense_right).sum()), rel=1e-10, abs=1e-10)
 
 
 def test_inner_product_of_two_eigenbases():

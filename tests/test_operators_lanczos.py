@@ -108,12 +108,8 @@ def test_lanczos_that_does_not_converge_raises():
 @pytest.mark.parametrize("columns", [None, 1, 4])
 def test_cg_solves(columns):
     M = symmetric(torch.linspace(0.01, 3, 80))
-    b = torch.randn(
-        80, *([] if columns is None else [columns]), generator=torch.Generator().manual_seed(2), dtype=F64
-    )
-    torch.testing.assert_close(
-        cg(lambda v: M @ v, b, tol=1e-12), torch.linalg.solve(M, b), rtol=1e-8, atol=1e-8
-    )
+    b = torch.randn(80, *([] if columns is None else [columns]), generator=torch.Generator().manual_seed(2), dtype=F64)
+    torch.testing.assert_close(cg(lambda v: M @ v, b, tol=1e-12), torch.linalg.solve(M, b), rtol=1e-8, atol=1e-8)
 
 
 def test_cg_leaves_zero_and_easy_columns_alone():
@@ -121,9 +117,7 @@ def test_cg_leaves_zero_and_easy_columns_alone():
     b = torch.zeros(80, 3, dtype=F64)
     b[:, 1] = torch.linalg.eigh(M)[1][:, 0]  # found in one step
     b[:, 2] = 1.0
-    torch.testing.assert_close(
-        cg(lambda v: M @ v, b, tol=1e-12), torch.linalg.solve(M, b), rtol=1e-8, atol=1e-8
-    )
+    torch.testing.assert_close(cg(lambda v: M @ v, b, tol=1e-12), torch.linalg.solve(M, b), rtol=1e-8, atol=1e-8)
 
 
 def test_a_preconditioner_saves_products():

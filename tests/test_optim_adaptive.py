@@ -64,9 +64,7 @@ class Algorithm2:
         e = min(1 - 1 / self.k, 0.95)
         now = [M for pair in factors(layers, N) for M in pair]
         self.average = (
-            now
-            if self.average is None
-            else [e * a + (1 - e) * b for a, b in zip(self.average, now, strict=True)]
+            now if self.average is None else [e * a + (1 - e) * b for a, b in zip(self.average, now, strict=True)]
         )
         if self.k % self.T3 == 0 or self.k <= 3:
             self.snapshot = self.average
@@ -79,9 +77,7 @@ class Algorithm2:
             candidates = [self.gamma, omega2 * self.gamma, self.gamma / omega2]
         best = None
         for gamma in candidates:
-            pairs = [
-                damped_pair(A, G, gamma) for A, G in zip(self.snapshot[::2], self.snapshot[1::2], strict=True)
-            ]
+            pairs = [damped_pair(A, G, gamma) for A, G in zip(self.snapshot[::2], self.snapshot[1::2], strict=True)]
             proposal = flat(
                 [-torch.linalg.inv(G) @ g @ torch.linalg.inv(A) for g, (A, G) in zip(v, pairs, strict=True)]
             )

@@ -17,9 +17,7 @@ from tests.optim_oracle import assert_same, data, loss_backward, matrices, moved
 
 
 def kfac(model, **options):
-    return optim.KFAC(
-        model, "categorical", **{"rescale": False, "adapt": False, "lr": 0.1, "damping": 0.1} | options
-    )
+    return optim.KFAC(model, "categorical", **{"rescale": False, "adapt": False, "lr": 0.1, "damping": 0.1} | options)
 
 
 PRESETS = {
@@ -253,9 +251,7 @@ def test_state_dict_resumes_bit_for_bit(preset, T):
         opt.step()
         scheduler.step()
     file = io.BytesIO()
-    torch.save(
-        {"model": model.state_dict(), "opt": opt.state_dict(), "scheduler": scheduler.state_dict()}, file
-    )
+    torch.save({"model": model.state_dict(), "opt": opt.state_dict(), "scheduler": scheduler.state_dict()}, file)
     file.seek(0)
     saved = torch.load(file)  # weights only: nothing but tensors and plain containers
     torch.manual_seed(99)
@@ -363,9 +359,7 @@ def test_layers_without_structure_are_preconditioned_by_their_diagonal_said_once
     opt = kfac(model, kind="exact", heuristic_damping=False)
     diagonal = fv.approximate(fv.Probe(model, "categorical", layers="norm").fisher(x), "diagonal").diagonal()
     start = torch.cat([model.norm.weight, model.norm.bias]).detach().clone()
-    with pytest.warns(
-        UserWarning, match="'norm' have no structure; they are preconditioned by the exact diagonal"
-    ):
+    with pytest.warns(UserWarning, match="'norm' have no structure; they are preconditioned by the exact diagonal"):
         loss_backward(opt, model, x, y)
     opt.step()
     v = torch.cat([model.norm.weight.grad, model.norm.bias.grad])
@@ -389,9 +383,7 @@ def test_what_cannot_have_a_diagonal_is_left_plain_said_once(case):
     start = model.norm.weight.detach().clone()
     with pytest.warns(UserWarning, match="left plain") as said:
         loss_backward(opt, model, x, y)
-    assert (case == "batchnorm") == any(
-        "BatchNorm" in str(w.message) and "couples" in str(w.message) for w in said
-    )
+    assert (case == "batchnorm") == any("BatchNorm" in str(w.message) and "couples" in str(w.message) for w in said)
     opt.step()
     assert torch.allclose(model.norm.weight, start - 0.1 * model.norm.weight.grad, atol=1e-15)
 

@@ -22,14 +22,10 @@ def plain_last_layer(m):
 
 MAKE = {
     "foof": lambda m: optim.FOOF(m, "categorical", damping=0.1),
-    "kfac": lambda m: optim.KFAC(
-        m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact", T=2
-    ),
+    "kfac": lambda m: optim.KFAC(m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact", T=2),
     "tengrad": lambda m: optim.TENGraD(m, "categorical"),
     "adaptive": lambda m: optim.KFAC(m, "categorical", kind="exact", **WHOLE),
-    "adaptive tridiagonal": lambda m: optim.KFAC(
-        m, "categorical", kind="exact", inverse="block-tridiagonal", **WHOLE
-    ),
+    "adaptive tridiagonal": lambda m: optim.KFAC(m, "categorical", kind="exact", inverse="block-tridiagonal", **WHOLE),
     "adaptive, last layer plain": lambda m: optim.KFAC(
         m, "categorical", kind="exact", params=plain_last_layer(m), **WHOLE
     ),

@@ -22,9 +22,7 @@ def test_trusted_cholesky_has_the_lower_factor_below(n):
     A = spd(n)
     assert torch.allclose(trusted_cholesky(A, "A").tril(), torch.linalg.cholesky(A), atol=1e-12)
     rows = torch.randn(3, n, dtype=torch.float64)
-    assert torch.allclose(
-        solve_rows(trusted_cholesky(A, "A"), rows), torch.linalg.solve(A, rows.T).T, atol=1e-10
-    )
+    assert torch.allclose(solve_rows(trusted_cholesky(A, "A"), rows), torch.linalg.solve(A, rows.T).T, atol=1e-10)
 
 
 @pytest.mark.parametrize("n", [5, 700])

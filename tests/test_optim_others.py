@@ -66,9 +66,7 @@ def test_subsampled_natural_gradient(structure, source, T):
             }[source]
             draws += 1
             layers = moments(model, inputs, exact_vectors)
-            joint = (
-                [per_example(layers)] if structure == "full" else [per_example([layer]) for layer in layers]
-            )
+            joint = [per_example(layers)] if structure == "full" else [per_example([layer]) for layer in layers]
             used = torch.block_diag(*[J.T @ J / len(inputs) for J in joint])
         previous = x
         v = gradient(model, x, y)
@@ -90,9 +88,7 @@ def test_kbfgs_is_the_authors_algorithm(first):
     model = net()
     lam, beta, lr, m = 0.3, 0.9, 0.3, 0.9
     everything = data(30, seed=99)[0]
-    opt = optim.KBFGS(
-        model, "categorical", data=[everything[:10], everything[10:]] if first == "data" else None
-    )
+    opt = optim.KBFGS(model, "categorical", data=[everything[:10], everything[10:]] if first == "data" else None)
     state = [{} for _ in matrices(model)]
     damped_s = damped_y = 0
     for k in range(8):
@@ -228,9 +224,7 @@ CONVERGE = {
     "foof": lambda m: optim.FOOF(m, "categorical", lr=0.3, damping=0.1),
     "cw-ngd": lambda m: optim.CWNGD(m, "categorical", lr=0.5, damping=1.0),
     "kfac-adaptive": lambda m: optim.KFAC(m, "categorical", damping=1.0),
-    "kfac-adaptive-tridiagonal": lambda m: optim.KFAC(
-        m, "categorical", inverse="block-tridiagonal", damping=1.0
-    ),
+    "kfac-adaptive-tridiagonal": lambda m: optim.KFAC(m, "categorical", inverse="block-tridiagonal", damping=1.0),
     "kfac-factored": kfac,
     "kfac-eigenvalues": lambda m: kfac(m, heuristic_damping=False),
     "kfac-tridiagonal": lambda m: kfac(m, inverse="block-tridiagonal"),
@@ -242,9 +236,7 @@ CONVERGE = {
     ),
     "exact": lambda m: optim.NaturalGradient(m, "categorical", lr=0.3, damping=0.05, T=5),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical", lr=0.5, damping=0.01),
-    "hessian-free": lambda m: optim.HessianFree(
-        m, "categorical", damping=1.0, preconditioner="kfac", iterations=8
-    ),
+    "hessian-free": lambda m: optim.HessianFree(m, "categorical", damping=1.0, preconditioner="kfac", iterations=8),
 }
 
 

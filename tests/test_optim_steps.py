@@ -48,9 +48,7 @@ class Averages:
     def __call__(self, new):
         self.k += 1
         e = min(1 - 1 / self.k, self.decay) if self.ramp else self.decay
-        self.now = (
-            new if self.now is None else [e * o + (1 - e) * n for o, n in zip(self.now, new, strict=True)]
-        )
+        self.now = new if self.now is None else [e * o + (1 - e) * n for o, n in zip(self.now, new, strict=True)]
         return self.now
 
 
@@ -64,8 +62,7 @@ def test_foof_solves_with_the_averaged_inputs(N, T):
         if k % T == 0:
             used[:] = now
         return [
-            -0.3 * v @ torch.linalg.inv(A + 0.2 * eye(len(A)))
-            for v, A in zip(gradient(model, x, y), used, strict=True)
+            -0.3 * v @ torch.linalg.inv(A + 0.2 * eye(len(A))) for v, A in zip(gradient(model, x, y), used, strict=True)
         ]
 
     run(lambda m: optim.FOOF(m, "categorical", lr=0.3, damping=0.2, decay=0.9, T=T), oracle, N=N)
@@ -159,18 +156,14 @@ def test_block_tridiagonal_kfac():
                 cross_A = layers[i][0].T @ layers[i + 1][0] / N
                 cross_G = torch.einsum("kni,knj->ij", layers[i][1], layers[i + 1][1]) / N
                 next_A, next_G = damped[i + 1]
-                regression = torch.kron(
-                    cross_G @ torch.linalg.inv(next_G), cross_A @ torch.linalg.inv(next_A)
-                )
+                regression = torch.kron(cross_G @ torch.linalg.inv(next_G), cross_A @ torch.linalg.inv(next_A))
                 sigma = sigma - regression @ torch.kron(next_G, next_A) @ regression.T
                 psi[start:end, end : end + sizes[i + 1]] = -regression
             lam[start:end, start:end] = torch.linalg.inv(sigma)
             start = end
         v = torch.cat([g.reshape(-1) for g in gradient(model, x, y)])
         d = -0.2 * psi.T @ lam @ psi @ v
-        return [
-            piece.reshape(g.shape) for piece, g in zip(d.split(sizes), gradient(model, x, y), strict=True)
-        ]
+        return [piece.reshape(g.shape) for piece, g in zip(d.split(sizes), gradient(model, x, y), strict=True)]
 
     def make(m):
         return optim.KFAC(
@@ -276,9 +269,7 @@ def test_a_damping_object_is_taken_as_it_is():
     one, two = net(), net()
     x, y = data()
     for model, damping in ((one, 0.04), (two, FactoredTikhonov(0.2))):
-        opt = optim.KFAC(
-            model, "categorical", rescale=False, adapt=False, lr=0.1, damping=damping, kind="exact"
-        )
+        opt = optim.KFAC(model, "categorical", rescale=False, adapt=False, lr=0.1, damping=damping, kind="exact")
         loss_backward(opt, model, x, y)
         opt.step()
     assert_same(matrices(one), matrices(two), 1e-14)

@@ -202,4 +202,3 @@ def test_what_is_wrong_is_told_with_its_option(arguments, message):
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert message in result.output
-

@@ -88,9 +88,7 @@ def test_blockwise_reduction_equals_the_reduction_of_the_dense_matrix(fisher, mo
     monkeypatch.setattr("fisherviz.plotting.reduce.DENSE", 0)
     blockwise = cells_of_operator(fisher, order=order, limit=limit)
     dense = fisher.to_dense(order=order).numpy()
-    np.testing.assert_allclose(
-        blockwise.values, reduce_matrix(dense, blockwise.factor), rtol=1e-6, atol=1e-12
-    )
+    np.testing.assert_allclose(blockwise.values, reduce_matrix(dense, blockwise.factor), rtol=1e-6, atol=1e-12)
     assert max(blockwise.values.shape) <= limit
 
 
@@ -109,9 +107,7 @@ def test_an_object_without_a_dense_form_is_drawn_by_its_blocks(fisher):
 
 
 def test_unit_boundaries_follow_the_order(fisher):
-    np.testing.assert_array_equal(
-        plot.heatmap_info(fisher, order="input").unit_edges, [4, 8, 12, 19, 22, 25]
-    )
+    np.testing.assert_array_equal(plot.heatmap_info(fisher, order="input").unit_edges, [4, 8, 12, 19, 22, 25])
     assert plot.heatmap_info(fisher, order="torch").unit_edges.size == 0
 
 
@@ -159,9 +155,7 @@ def test_a_triptych_shares_one_scale_taken_from_the_exact_matrix(comparison):
 def test_a_triptych_of_inverses(comparison):
     axes = Figure().subplots(1, 3)
     plot.triptych(comparison, "kfac", inverse=True, ax=axes)
-    np.testing.assert_array_equal(
-        axes[2].images[0].get_array(), comparison.arrays["inverse-difference/kfac"]
-    )
+    np.testing.assert_array_equal(axes[2].images[0].get_array(), comparison.arrays["inverse-difference/kfac"])
 
 
 def test_the_kfac_papers_figures_are_one_call_each(fisher):
@@ -320,9 +314,7 @@ def test_an_exact_method_stands_at_the_foot_of_the_front():
 
 
 def test_names_are_text_and_never_formulas():
-    comparison = make_comparison(
-        layers=("$\\frac{", "_hidden", "a" * 60, ""), methods=("$x", "_mine", "b" * 60)
-    )
+    comparison = make_comparison(layers=("$\\frac{", "_hidden", "a" * 60, ""), methods=("$x", "_mine", "b" * 60))
     figure = Figure(figsize=(22, 5), layout="constrained")
     axes = figure.subplots(1, 4)
     plot.comparison(comparison, ax=axes[0])

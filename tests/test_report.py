@@ -203,9 +203,7 @@ def test_the_verdict_calls_a_sampled_fisher_by_its_name():
 
 def test_the_summary_marks_the_best_of_each_column():
     table = summary_table(make_comparison())
-    best = {
-        head: [name for name, cells in table.rows if cells[k].best] for k, head in enumerate(table.heads)
-    }
+    best = {head: [name for name, cells in table.rows if cells[k].best] for k, head in enumerate(table.heads)}
     assert best["Frobenius"] == ["kfac-full"]
     assert best["step, cosine"] == ["kfac-full"]
     assert best["passes"] == ["identity"]

@@ -209,22 +209,16 @@ def test_undamped_linear_network_has_no_inverse_and_says_why(dtype):
         hat.solve(torch.ones(18, dtype=dtype))
     damped = hat.damped(FactoredTikhonov(1e-2))
     expected = torch.linalg.solve(damped.to_dense().double(), torch.ones(18, dtype=torch.float64))
-    torch.testing.assert_close(
-        damped.solve(torch.ones(18, dtype=dtype)).double(), expected, rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(damped.solve(torch.ones(18, dtype=dtype)).double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_moments_of_other_examples_are_refused():
     with pytest.raises(ValueError, match="same examples"):
-        BlockTridiagonal(HAT.A, HAT.G, [2 * x for x in HAT.A_next], HAT.G_next).solve(
-            torch.ones(STARTS[-1]).double()
-        )
+        BlockTridiagonal(HAT.A, HAT.G, [2 * x for x in HAT.A_next], HAT.G_next).solve(torch.ones(STARTS[-1]).double())
 
 
 def test_a_broken_chain_uncouples_both_sides():
-    hat = BlockTridiagonal(
-        HAT.A, HAT.G, [HAT.A_next[0], None, HAT.A_next[2]], [HAT.G_next[0], None, HAT.G_next[2]]
-    )
+    hat = BlockTridiagonal(HAT.A, HAT.G, [HAT.A_next[0], None, HAT.A_next[2]], [HAT.G_next[0], None, HAT.G_next[2]])
     left = BlockTridiagonal(HAT.A[:2], HAT.G[:2], HAT.A_next[:1], HAT.G_next[:1])
     right = BlockTridiagonal(HAT.A[2:], HAT.G[2:], HAT.A_next[2:], HAT.G_next[2:])
     expected = torch.block_diag(left.to_dense(), right.to_dense())

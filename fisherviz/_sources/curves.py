@@ -37,9 +37,7 @@ def draw(points: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(SIDE * slope @ points, dim=2, keepdim=True) / STEPS
     pixels = torch.arange(SIDE, dtype=points.dtype) + 0.5
     # the bound keeps far pixels out of the slow denormal numbers, and below every ink that is kept
-    near = torch.exp(
-        (-((pixels - path[..., None]) ** 2) / (2 * PEN**2)).clamp_(min=-40)
-    )  # (n, steps, 2, side)
+    near = torch.exp((-((pixels - path[..., None]) ** 2) / (2 * PEN**2)).clamp_(min=-40))  # (n, steps, 2, side)
     across, down = near.unbind(dim=2)
     # a long straight stroke has ink 1 along its middle
     ink = (down * length).transpose(1, 2) @ across / (np.sqrt(2 * np.pi) * PEN)

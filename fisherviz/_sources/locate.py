@@ -86,9 +86,7 @@ def locate(source: Source, progress: bool = True) -> dict[str, Path]:
     home = given_directory() or cache_directory()
     advice = f"put {' and '.join(source.files)} ({source.origin}) into {home}"
     if source.fetch is None:
-        raise RuntimeError(
-            f"The data set {source.name!r} is not at hand and has no server to fetch it from: {advice}."
-        )
+        raise RuntimeError(f"The data set {source.name!r} is not at hand and has no server to fetch it from: {advice}.")
     try:
         with tqdm(total=1, desc=f"fetching {source.name}", unit="set", disable=not progress) as bar:
             contents = source.fetch()

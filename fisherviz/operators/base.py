@@ -198,15 +198,11 @@ class Operator(ABC):
         """
         rows, cols = self.shape
         if rows != cols:
-            raise ValueError(
-                f"{action} needs a square operator, this {type(self).__name__} is {rows} x {cols}."
-            )
+            raise ValueError(f"{action} needs a square operator, this {type(self).__name__} is {rows} x {cols}.")
 
     def _as_columns(self, v: Tensor, length: int) -> Tensor:
         if not isinstance(v, Tensor):
-            raise TypeError(
-                f"a {type(self).__name__} multiplies tensors, not {type(v).__name__}; convert it first."
-            )
+            raise TypeError(f"a {type(self).__name__} multiplies tensors, not {type(v).__name__}; convert it first.")
         if v.ndim not in (1, 2) or v.shape[0] != length:
             raise ValueError(
                 f"a {self.shape[0]} x {self.shape[1]} {type(self).__name__} takes ({length},) or "

@@ -94,6 +94,4 @@ class DirectSum(Operator):
         return DirectSum([op.inverse() for op in self.operators])
 
     def _solve(self, v: Tensor) -> Tensor:
-        return torch.cat(
-            [op.solve(part) for op, part in zip(self.operators, v.split(self.rows), strict=True)]
-        )
+        return torch.cat([op.solve(part) for op, part in zip(self.operators, v.split(self.rows), strict=True)])

@@ -195,9 +195,7 @@ def require_dense(rows: int, cols: int, what: str) -> None:
 
 def _require_symmetric(matrix: Tensor, what: str) -> None:
     if not bool(torch.isfinite(matrix).all()):
-        raise ValueError(
-            f"{what} holds NaN or infinite entries; look at the data and the activations that made it."
-        )
+        raise ValueError(f"{what} holds NaN or infinite entries; look at the data and the activations that made it.")
     if not is_symmetric(matrix):
         raise ValueError(
             f"{what} of shape {tuple(matrix.shape)} is not symmetric; only diagonal blocks can be factorised."
@@ -210,6 +208,4 @@ def _singular(matrix: Tensor, what: str) -> SingularMatrixError:
     if matrix.ndim > 2:
         what = f"{what} {worst}"
     smallest, largest = float(values[worst, 0]), float(values.abs().max())
-    return SingularMatrixError(
-        what, matrix.shape[-1], smallest, sufficient_damping(smallest, largest, matrix.dtype)
-    )
+    return SingularMatrixError(what, matrix.shape[-1], smallest, sufficient_damping(smallest, largest, matrix.dtype))

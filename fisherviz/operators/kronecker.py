@@ -51,13 +51,9 @@ class Kronecker(Operator):
     def __init__(self, A: Tensor, G: Tensor) -> None:
         """Keep the two factors."""
         if A.ndim != 2 or G.ndim != 2:
-            raise ValueError(
-                f"Kronecker takes two matrices, not shapes {tuple(A.shape)} and {tuple(G.shape)}."
-            )
+            raise ValueError(f"Kronecker takes two matrices, not shapes {tuple(A.shape)} and {tuple(G.shape)}.")
         if A.dtype != G.dtype or A.device != G.device:
-            raise TypeError(
-                f"A is {A.dtype} on {A.device} and G {G.dtype} on {G.device}; bring them together first."
-            )
+            raise TypeError(f"A is {A.dtype} on {A.device} and G {G.dtype} on {G.device}; bring them together first.")
         self.A = A
         self._G: Tensor | None = G
         self._outputs = (G.shape[0], G.shape[1])
@@ -173,9 +169,7 @@ class Kronecker(Operator):
             S = self.eigen.S
             damping = sufficient_damping(float(S.min()), float(S.abs().max()), self.dtype)
             why = f"{error.what} has the eigenvalue {error.smallest:.3g}"
-            raise SingularMatrixError(
-                "the Kronecker product", self.shape[0], float(S.min()), damping, why
-            ) from error
+            raise SingularMatrixError("the Kronecker product", self.shape[0], float(S.min()), damping, why) from error
 
     def inverse(self) -> Kronecker:
         """Return the product of the factors' inverses."""

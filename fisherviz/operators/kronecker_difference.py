@@ -77,9 +77,7 @@ class KroneckerDifferenceInverse(Operator):
         """
         L_a = cholesky(A, "the A factor", torch.float64)
         L_g = cholesky(G, "the G factor", torch.float64)
-        return cls._from_whitened(
-            L_a, _both_sides(L_a, C.double()), L_g, _both_sides(L_g, D.double()), A.dtype
-        )
+        return cls._from_whitened(L_a, _both_sides(L_a, C.double()), L_g, _both_sides(L_g, D.double()), A.dtype)
 
     @classmethod
     def from_cross(

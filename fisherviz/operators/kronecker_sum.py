@@ -68,9 +68,7 @@ class KroneckerSum(Operator):
         """Add a multiple of the identity, as one more term."""
         A, G = self.terms[0].A, self.terms[0].G
         if A.shape[0] != A.shape[1] or G.shape[0] != G.shape[1]:
-            raise ValueError(
-                f"damping needs square factors, these are {tuple(A.shape)} and {tuple(G.shape)}."
-            )
+            raise ValueError(f"damping needs square factors, these are {tuple(A.shape)} and {tuple(G.shape)}.")
         eye_a, eye_g = (torch.eye(len(M), dtype=M.dtype, device=M.device) for M in (A, G))
         return KroneckerSum([*((term.A, term.G) for term in self.terms), (eye_a, value * eye_g)])
 
@@ -78,9 +76,7 @@ class KroneckerSum(Operator):
         if order == "trace":
             return sum(term.norm("trace") for term in self.terms)
         if order == "spectral":
-            return spectral_norm(
-                self.__matmul__, self.T.__matmul__, self.shape, dtype=self.dtype, device=self.device
-            )
+            return spectral_norm(self.__matmul__, self.T.__matmul__, self.shape, dtype=self.dtype, device=self.device)
         A = torch.stack([term.A.double().reshape(-1) for term in self.terms])
         G = torch.stack([term.G.double().reshape(-1) for term in self.terms])
         return float(((A @ A.mT) * (G @ G.mT)).sum().clamp_min(0).sqrt())

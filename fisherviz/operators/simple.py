@@ -227,9 +227,7 @@ class Zero(Operator):
     def inverse(self) -> NoReturn:
         """Raise: zero has no inverse."""
         self.require_square("inverse")
-        raise SingularMatrixError(
-            "the zero matrix", self.shape[0], 0.0, sufficient_damping(0.0, 1.0, self.dtype)
-        )
+        raise SingularMatrixError("the zero matrix", self.shape[0], 0.0, sufficient_damping(0.0, 1.0, self.dtype))
 
     def _solve(self, v: Tensor) -> NoReturn:
         self.inverse()

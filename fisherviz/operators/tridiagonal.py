@@ -54,9 +54,7 @@ class BlockTridiagonal(Operator):
                 fitting = (len(moments[i]), len(moments[i + 1]))
                 if (cross is None) != (G_next[i] is None) or (cross is not None and cross.shape != fitting):
                     got = None if cross is None else tuple(cross.shape)
-                    raise ValueError(
-                        f"{name}_next[{i}] must have its neighbours' shape {fitting}, not {got}."
-                    )
+                    raise ValueError(f"{name}_next[{i}] must have its neighbours' shape {fitting}, not {got}.")
         self.A, self.G, self.A_next, self.G_next = tuple(A), tuple(G), tuple(A_next), tuple(G_next)
         self.layers = tuple(Kronecker(a, g) for a, g in zip(A, G, strict=True))
         self.sizes = [layer.shape[0] for layer in self.layers]
@@ -80,9 +78,7 @@ class BlockTridiagonal(Operator):
     def psi(self) -> tuple[Kronecker | None, ...]:
         """Ψ_{i,i+1} = A_{i,i+1} A_{i+1}⁻¹ ⊗ G_{i,i+1} G_{i+1}⁻¹, the regression of a layer on the next."""
         return tuple(
-            None
-            if A is None or G is None
-            else Kronecker(_regression(A, self.A[i + 1]), _regression(G, self.G[i + 1]))
+            None if A is None or G is None else Kronecker(_regression(A, self.A[i + 1]), _regression(G, self.G[i + 1]))
             for i, (A, G) in enumerate(zip(self.A_next, self.G_next, strict=True))
         )
 
@@ -264,9 +260,7 @@ class BlockTridiagonal(Operator):
             ValueError: for other numbers: F̂ is positive definite by construction.
         """
         if not factor > 0:
-            raise ValueError(
-                f"F̂ is positive definite and can be scaled by positive numbers only, not {factor}."
-            )
+            raise ValueError(f"F̂ is positive definite and can be scaled by positive numbers only, not {factor}.")
         crosses = [None if G is None else G * factor for G in self.G_next]
         return BlockTridiagonal(self.A, [G * factor for G in self.G], self.A_next, crosses)
 

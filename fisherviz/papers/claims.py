@@ -54,7 +54,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """"reproduced", "not reproduced" or "different setting"."""
+        """The verdict: "reproduced", "not reproduced" or "different setting"."""
         if self.departures:
             return DIFFERENT
         return REPRODUCED if self.holds else NOT_REPRODUCED

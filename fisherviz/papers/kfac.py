@@ -49,8 +49,7 @@ def fig2(run: Run) -> Outcome:
     claim = Claim(
         "F̃ is fairly accurate and captures the coarse structure of F",
         "figure 2, middle and right (no number)",
-        f"‖F − F̃‖/‖F‖ = {error:.3f}, cosine {cosine:.3f}, "
-        f"correlation of the block means of |entries| {likeness:.3f}",
+        f"‖F − F̃‖/‖F‖ = {error:.3f}, cosine {cosine:.3f}, correlation of the block means of |entries| {likeness:.3f}",
         "the cosine and the correlation of block means are at least 0.8",
         cosine >= 0.8 and likeness >= 0.8,
         net.other_data,
@@ -79,9 +78,7 @@ def sums(run: Run) -> Outcome:
 
     def number(statement: str, paper: float, measured: float) -> Claim:
         close = abs(measured / paper - 1) <= 0.1
-        return Claim(
-            statement, f"{paper}", f"{measured:.1f}", within, close, net.other_training, values=values
-        )
+        return Claim(statement, f"{paper}", f"{measured:.1f}", within, close, net.other_training, values=values)
 
     claims = (
         number("the total approximation error, summed over all pairs of weights", PAPER_ERROR, found.error),
@@ -165,8 +162,7 @@ def fig3(run: Run) -> Outcome:
         Claim(
             "the very small blocks on the diagonal of the inverse are the outgoing weights of one unit",
             "figure 3, caption",
-            f"in diagonal blocks, mean |entry| among one unit's outgoing weights is {ratio:.1f} times that "
-            "of the rest",
+            f"in diagonal blocks, mean |entry| among one unit's outgoing weights is {ratio:.1f} times that of the rest",
             "at least 3 times",
             ratio >= 3,
             net.other_data,

@@ -48,9 +48,7 @@ def comparison_info(
     if methods is not None:
         absent = [name for name in methods if name not in present]
         if absent:
-            raise ValueError(
-                f"no {metric!r} of the method {absent[0]!r}; it has those of {', '.join(present)}."
-            )
+            raise ValueError(f"no {metric!r} of the method {absent[0]!r}; it has those of {', '.join(present)}.")
         present = tuple(methods)
     layers = tuple(name for name in source.layers if name in set(rows["row"]))
     table = {(m, r): v for m, r, v in zip(rows["method"], rows["row"], rows["value"], strict=True)}

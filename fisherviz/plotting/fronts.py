@@ -126,9 +126,7 @@ def _draw_front(ax: Axes, info: Front, heights: np.ndarray) -> None:
     ax.scatter(xs, ys, s=150, facecolors="none", edgecolors=style.INK, linewidths=0.9, zorder=3)
 
 
-def _label_points(
-    ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str], bold: np.ndarray
-) -> list[Any]:
+def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str], bold: np.ndarray) -> list[Any]:
     """Put one label beside each point, in the first place where it covers neither point nor label."""
     figure = ax.get_figure(root=True)
     assert figure is not None

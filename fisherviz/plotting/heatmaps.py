@@ -57,12 +57,8 @@ def heatmap_info(
     if hasattr(source, "block") and hasattr(source, "space"):
         return cells_of_operator(source, layers=layers, order=order, signed=signed, limit=limit)
     if hasattr(source, "shape") or isinstance(source, list | tuple):
-        return cells_of_matrix(
-            source, edges=edges, unit_edges=unit_edges, labels=layers, signed=signed, limit=limit
-        )
-    raise TypeError(
-        f"cannot draw {type(source).__name__}; pass a matrix, a Fisher, an approximation or a comparison."
-    )
+        return cells_of_matrix(source, edges=edges, unit_edges=unit_edges, labels=layers, signed=signed, limit=limit)
+    raise TypeError(f"cannot draw {type(source).__name__}; pass a matrix, a Fisher, an approximation or a comparison.")
 
 
 def shared_maximum(cells: Sequence[Cells], share: float = CLIPPED) -> float:
@@ -123,9 +119,7 @@ def heatmap(
         ValueError: the arguments do not fit the matrix, or the comparison holds no such picture.
         TypeError: `source` is none of the things that can be drawn.
     """
-    info = heatmap_info(
-        source, which, layers=layers, edges=edges, unit_edges=unit_edges, order=order, signed=signed
-    )
+    info = heatmap_info(source, which, layers=layers, edges=edges, unit_edges=unit_edges, order=order, signed=signed)
     ax = ax or style.new_axes(5.2, 4.6, "compressed")
     draw_heatmap(ax, info, vmax=vmax, units=units, cmap=cmap, title=title)
     if colorbar:

@@ -114,9 +114,7 @@ def block_means(
     ax.tick_params(length=0)
     style.plain([*ax.get_xticklabels(), *ax.get_yticklabels()])
     scale = f" [10{glossary.superscript(power)}]" if power and count <= WRITTEN else ""
-    ax.set_title(
-        f"mean |entry| per block{scale}" if title is None else title, fontsize="medium", parse_math=False
-    )
+    ax.set_title(f"mean |entry| per block{scale}" if title is None else title, fontsize="medium", parse_math=False)
     return ax
 
 

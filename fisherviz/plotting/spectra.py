@@ -137,9 +137,7 @@ def spectrum(
     ax.set_ylabel("eigenvalue")
     ax.set_xlim(left=0)
     style.tidy(ax)
-    legend = ax.legend(
-        handles, labels, fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
-    )
+    legend = ax.legend(handles, labels, fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     style.plain(legend.get_texts())
     if title is not None:
         ax.set_title(title, fontsize="medium", parse_math=False)
