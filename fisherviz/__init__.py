@@ -8,15 +8,15 @@ from typing import Any
 
 from fisherviz import optim
 from fisherviz.approximations import Approximation, approximate, approximations, register
-from fisherviz.comparison import compare
-from fisherviz.cumulants import CumulantBound, cumulants
-from fisherviz.damping import FactoredTikhonov, Tikhonov
-from fisherviz.fisher import Fisher
-from fisherviz.layers import LayerInfo
-from fisherviz.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from fisherviz.monitor import Monitor
+from fisherviz.comparison.compare import compare
+from fisherviz.comparison.monitor import Monitor
+from fisherviz.exact.cumulants import CumulantBound, cumulants
+from fisherviz.exact.fisher import Fisher
+from fisherviz.network.layers import LayerInfo
+from fisherviz.network.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
 from fisherviz.probe import Probe
-from fisherviz.results import Comparison, load_comparison
+from fisherviz.results.comparison import Comparison, load_comparison
 
 __all__ = [
     "Approximation",
@@ -45,7 +45,11 @@ __all__ = [
 ]
 
 # what draws, loads data or builds the papers' networks is imported when it is first asked for
-_LATER = {"plot": "fisherviz.plotting", "datasets": "fisherviz.datasets", "models": "fisherviz.models"}
+_LATER = {
+    "plot": "fisherviz.plotting",
+    "datasets": "fisherviz.datasets",
+    "models": "fisherviz.models",
+}
 
 
 def __getattr__(name: str) -> Any:

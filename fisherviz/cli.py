@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperCommand
 
 from fisherviz._version import __version__
-from fisherviz.papers import command as papers_command
-from fisherviz.training import command as training_command
+from fisherviz.commands import papers as papers_command
+from fisherviz.commands import train as training_command
 
 if TYPE_CHECKING:
     from fisherviz.report.page import Section
@@ -114,7 +114,7 @@ def report(
 ) -> None:
     """Compare every approximation of the Fisher with the exact one, and write a page about it."""
     try:
-        from fisherviz.report.job import Job, run
+        from fisherviz.commands.report import Job, run
 
         job = Job(
             model, weights, data, likelihood, kind, _names("--methods", methods), _names("--layers", layers),
@@ -140,7 +140,7 @@ def _names(option: str, text: str | None) -> tuple[str, ...] | None:
 
 def _fail(error: BaseException) -> NoReturn:
     """Tell in one sentence what went wrong, and leave with 2 if an option is to blame, with 1 otherwise."""
-    from fisherviz.report.inputs import OptionError, one_sentence
+    from fisherviz.commands.inputs import OptionError, one_sentence
 
     if os.environ.get("FISHERVIZ_TRACEBACK"):
         raise error

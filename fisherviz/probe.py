@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fisherviz.attach import find_layers
-from fisherviz.batches import Inputs, count_examples, explain_refusal, move, select
-from fisherviz.captures import AnyCapture, Batch, GenericCapture
-from fisherviz.generic import per_example_gradients
-from fisherviz.guest import as_guest, check_modes
-from fisherviz.layers import Layer, LayerInfo, ParameterSpace
-from fisherviz.likelihoods import Likelihood, resolve
-from fisherviz.path_check import PathChanged, check_paths
-from fisherviz.recorder import Call, Recorder, capture_calls
+from fisherviz.capture.captures import AnyCapture, Batch, GenericCapture
+from fisherviz.capture.hooks import Call, Recorder, capture_calls
+from fisherviz.capture.per_example import per_example_gradients
+from fisherviz.capture.structure import PathChanged, check_paths
+from fisherviz.network.batches import Inputs, count_examples, explain_refusal, move, select
+from fisherviz.network.discover import find_layers
+from fisherviz.network.guest import as_guest, check_modes
+from fisherviz.network.layers import Layer, LayerInfo, ParameterSpace
+from fisherviz.network.likelihoods import Likelihood, resolve
 
 if TYPE_CHECKING:
-    from fisherviz.fisher import Fisher
+    from fisherviz.exact.fisher import Fisher
 
 CAPTURE_BYTES = 512 * 2**20
 """A batch is cut so that the captures of one piece stay below this."""
@@ -199,7 +199,7 @@ class Probe:
             ValueError: an option is unknown, or kind "empirical" comes without targets.
             TypeError: the data is a one-shot iterator or nothing that can be iterated.
         """
-        from fisherviz.fisher import Fisher
+        from fisherviz.exact.fisher import Fisher
 
         return Fisher(self, data, targets, kind=kind, samples=samples, reduction=reduction, generator=generator)
 

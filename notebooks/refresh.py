@@ -13,7 +13,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-from fisherviz.files import write_whole
+from fisherviz.support.files import write_whole
 
 HERE = Path(__file__).parent
 LARGEST = 300_000  # bytes of one notebook

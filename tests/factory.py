@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fisherviz.results import Comparison
+from fisherviz.results.comparison import Comparison
 
 METHODS = (
     "identity", "diagonal", "layer", "cw-ngd", "kfac-full", "kfac", "kfac-tridiagonal", "ekfac", "foof",

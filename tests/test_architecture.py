@@ -1,10 +1,11 @@
-"""Imports point downwards: a module of the package imports only modules that stand before it in ORDER.
+"""Imports walk one way: a room imports only rooms before it in ORDER, and the files inside a room form no circle.
 
-Read from the source by ast, so that an import inside a function counts too; imports for annotations alone
-(`if TYPE_CHECKING:`) don't, since nothing depends on them at run time. `fisherviz/__init__.py` sees all.
+Read from the source by ast, so that an import inside a function counts too, and so do those for annotations alone.
+`fisherviz/__init__.py` sees all.
 """
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,200 +13,175 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fisherviz"
+LONGEST = 400
+"""Lines of a file."""
+MOST_ARGUMENTS = 12
+"""Arguments of a constructor, `self` aside; more belong into a frozen options object."""
 
-# A new module or sub-package gets its line here, as high up as what it imports allows.
+# A new room gets its line here, as high up as what it imports allows.
 ORDER = (
-    # ground: nothing of the field
     "_version",
-    "glossary",
-    "files",
-    "memory",
-    "progress",
-    # data and networks of the papers (see ONLY_FOR)
-    "_sources",
-    "datasets",
-    "fitting",
-    "models",
-    # from a model to captures
-    "likelihoods",
-    "kinds",
-    "layers",
-    "captures",
-    "batches",
-    "guest",
-    "generic",
-    "attach",
-    "recorder",
-    "path_check",
-    "probe",
-    # from captures to matrices
-    "products",
-    "statistics",
+    "support",
     "operators",
-    "damping",
-    "layered",
-    "joint",
-    "forward_mode",
-    "examplespace",
-    "solving",
-    "posterior",
-    "natural",
-    "spectra",
-    "passes",
-    "fisher",
+    "network",
+    "capture",
+    "statistics",
+    "exact",
+    "probe",
     "approximations",
-    "cumulants",
-    # from matrices to what people look at
-    "exact_inner",
-    "measures",
-    "reduction",
     "results",
-    "dense_comparison",
-    "structured_comparison",
     "comparison",
-    "runs",
     "plotting",
     "report",
-    # from matrices to training
     "optim",
-    "monitor",
+    "datasets",
+    "models",
     "training",
-    # what ties it together
     "papers",
+    "commands",
     "cli",
     "__main__",
 )
 
-# The mathematics knows nothing of particular data and networks: these are for those who run something.
-APPLICATIONS = {"report", "training", "papers", "cli"}
-ONLY_FOR = {
-    "_sources": {"datasets"},
-    "datasets": APPLICATIONS | {"models"},
-    "fitting": {"models"},
-    "models": APPLICATIONS,
-}
-
-# Imports inside a function that point upwards, and why they may.
-EXCEPTIONS = {
-    (
-        "probe",
-        "fisher",
-    ): "Probe.fisher(data) is where users start; the class it returns is built on the probe",
-    (
-        "results",
-        "report",
-    ): "Comparison.to_html draws the page, which itself needs nothing but the saved result",
+# Rooms that see less than what stands above them.
+ONLY = {
+    "plotting": {"_version", "support", "results"},
+    "report": {"_version", "support", "results", "plotting"},
+    "datasets": {"_version", "support"},
+    "models": {"_version", "support", "datasets"},
 }
 
 
 class Import(NamedTuple):
     file: str
     line: int
-    importer: str
-    imported: str
-    inside_a_function: bool
+    importer: tuple[str, ...]
+    imported: tuple[str, ...]
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+def modules(package: Path) -> dict[tuple[str, ...], Path]:
+    """Every file of the package by its dotted parts; a folder's __init__ stands for the folder."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[parts[:-1] if parts[-1] == "__init__" else parts] = path
+    return found
 
 
 def imports(package: Path) -> Iterator[Import]:
-    """Every import of one top-level module of the package by another, in all its files."""
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package).with_suffix("").parts
-        if parts == ("__init__",):
+    """Every import of one file of the package by another."""
+    known = modules(package)
+    for parts, path in known.items():
+        if not parts:
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node, inside in statements(tree, False):
-            for module in sorted(targets(node, package.name, parts)):
-                if module != parts[0]:
-                    yield Import(str(path.relative_to(package)), node.lineno, parts[0], module, inside)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for target in targets(node, package.name, parts, path.stem == "__init__", known):
+                    yield Import(str(path.relative_to(package)), node.lineno, parts, target)
 
 
-def statements(node: ast.AST, inside: bool) -> Iterator[tuple[ast.AST, bool]]:
-    """All imports below a node but those for type checkers, and whether a function surrounds them."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child, inside
-        elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            for statement in child.orelse:
-                yield from statements(ast.Module([statement], []), inside)
-        else:
-            yield from statements(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
-
-
-def targets(node: ast.AST, name: str, importer: tuple[str, ...]) -> set[str]:
-    """Top-level modules of the package that one statement imports; "__init__" is the package itself."""
+def targets(node, name, importer, is_folder, known) -> Iterator[tuple[str, ...]]:
+    """The files that one statement imports, by their parts; () is the package itself."""
     if isinstance(node, ast.Import):
         dotted = [alias.name.split(".") for alias in node.names]
     else:
-        above = [name, *importer][: -node.level] if node.level else []
+        level = node.level - 1 if is_folder and node.level else node.level
+        above = [name, *importer][: len(importer) + 1 - level] if node.level else []
         module = above + (node.module.split(".") if node.module else [])
         dotted = [[*module, alias.name] for alias in node.names]
-    return {([*path, "__init__"])[1] for path in dotted if path[0] == name}
+    for path in dotted:
+        if path[0] != name:
+            continue
+        parts = tuple(path[1:])
+        while parts and parts not in known:
+            parts = parts[:-1]
+        yield parts
 
 
 def violations(package: Path) -> list[str]:
     """What is wrong with the package's imports, one sentence each."""
-    found, used = [], set()
+    found: list[str] = []
+    inside: dict[str, dict[tuple[str, ...], set[tuple[str, ...]]]] = {}
     for item in imports(package):
-        where = f"{item.file}:{item.line}"
-        pair = (item.importer, item.imported)
-        if item.imported == "__init__":
-            found.append(f"{where}: {item.importer!r} imports the whole package; import the module it needs")
-        elif unknown := [module for module in pair if module not in ORDER]:
-            found.append(f"{where}: {unknown[0]!r} is not in ORDER of {Path(__file__).name}; give it a line there")
-        elif pair in EXCEPTIONS:
-            used.add(pair)
-            if not item.inside_a_function:
-                found.append(f"{where}: {item.imported!r} may be imported by {item.importer!r} inside a function only")
-        elif ORDER.index(item.imported) > ORDER.index(item.importer):
-            found.append(f"{where}: {item.importer!r} imports {item.imported!r}, which stands above it")
-        elif item.importer not in ONLY_FOR.get(item.imported, {item.importer}):
-            found.append(f"{where}: {item.imported!r} is not for {item.importer!r}")
-    present = {path.stem for path in package.iterdir()}
-    for pair in set(EXCEPTIONS) - used:
-        if set(pair) <= present:
-            found.append(f"the exception for {pair[0]!r} importing {pair[1]!r} is not used any more; remove it")
+        row, col = item.importer[0], item.imported[0] if item.imported else ""
+        if not col:
+            found.append(f"{item.where}: {row!r} imports the whole package; import the module it needs")
+        elif unknown := [room for room in (row, col) if room not in ORDER]:
+            found.append(f"{item.where}: {unknown[0]!r} is not in ORDER of {Path(__file__).name}; give it a line there")
+        elif row == col:
+            if item.importer != item.imported:
+                inside.setdefault(row, {}).setdefault(item.importer, set()).add(item.imported)
+        elif ORDER.index(col) > ORDER.index(row):
+            found.append(f"{item.where}: {row!r} imports {col!r}, which stands below it")
+        elif col not in ONLY.get(row, {col}):
+            found.append(f"{item.where}: {col!r} is not for {row!r}")
+    for room, graph in inside.items():
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            circle = " -> ".join(".".join(parts) for parts in error.args[1])
+            found.append(f"the files of {room!r} import each other in a circle: {circle}")
     return found
 
 
-def test_imports_point_downwards():
+@pytest.mark.xfail(strict=True, reason="the house is being rebuilt")
+def test_imports_walk_one_way():
     assert violations(PACKAGE) == []
 
 
-def test_every_module_has_its_place():
-    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert sorted(modules - set(ORDER) - {"__init__"}) == []
+def test_every_room_has_its_place():
+    rooms = {parts[0] for parts in modules(PACKAGE) if parts}
+    assert sorted(rooms - set(ORDER)) == []
+
+
+@pytest.mark.xfail(strict=True, reason="the house is being rebuilt")
+def test_no_file_is_longer_than_its_idea():
+    long = {str(p.relative_to(PACKAGE)): len(p.read_text().splitlines()) for p in modules(PACKAGE).values()}
+    assert {name: lines for name, lines in long.items() if lines > LONGEST} == {}
+
+
+@pytest.mark.xfail(strict=True, reason="the house is being rebuilt")
+def test_no_constructor_takes_more_than_a_reader_can_hold():
+    wide = {}
+    for path in modules(PACKAGE).values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                arguments = [*node.args.posonlyargs, *node.args.args[1:], *node.args.kwonlyargs]
+                if len(arguments) > MOST_ARGUMENTS:
+                    wide[f"{path.relative_to(PACKAGE)}:{node.lineno}"] = len(arguments)
+    assert wide == {}
 
 
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
-        (
-            "layers.py",
-            "import fisherviz.fisher",
-            "layers.py:1: 'layers' imports 'fisher', which stands above it",
-        ),
-        ("layers.py", "from fisherviz.fisher import Fisher", "'layers' imports 'fisher'"),
-        ("layers.py", "from fisherviz import fisher", "'layers' imports 'fisher'"),
-        ("layers.py", "from . import fisher", "'layers' imports 'fisher'"),
-        ("layers.py", "from .fisher import Fisher", "'layers' imports 'fisher'"),
-        (
-            "operators/base.py",
-            "from ..fisher import Fisher",
-            "operators/base.py:1: 'operators' imports 'fisher'",
-        ),
-        ("operators/__init__.py", "from ..fisher import Fisher", "'operators' imports 'fisher'"),
-        ("layers.py", "def f():\n    from fisherviz import fisher", "layers.py:2: 'layers' imports 'fisher'"),
-        ("layers.py", "import fisherviz as fv", "'layers' imports the whole package"),
-        ("helpers.py", "from fisherviz import layers", "'helpers' is not in ORDER"),
-        ("fisher.py", "from fisherviz import datasets", "'datasets' is not for 'fisher'"),
-        ("results.py", "from fisherviz.report import render", "inside a function only"),
+        ("network/layers.py", "import fisherviz.exact.fisher", "network/layers.py:1: 'network' imports 'exact'"),
+        ("network/layers.py", "from fisherviz.exact.fisher import Fisher", "'network' imports 'exact'"),
+        ("network/layers.py", "from fisherviz import exact", "'network' imports 'exact'"),
+        ("network/layers.py", "from .. import exact", "'network' imports 'exact'"),
+        ("network/layers.py", "from ..exact.fisher import Fisher", "'network' imports 'exact'"),
+        ("operators/__init__.py", "from ..exact.fisher import Fisher", "'operators' imports 'exact'"),
+        ("network/layers.py", "def f():\n    from fisherviz import exact", "layers.py:2: 'network' imports 'exact'"),
+        ("network/layers.py", "if TYPE_CHECKING:\n    from fisherviz import exact", "'network' imports 'exact'"),
+        ("network/layers.py", "import fisherviz as fv", "'network' imports the whole package"),
+        ("network/layers.py", "from fisherviz import helpers", "'helpers' is not in ORDER"),
+        ("plotting/bars.py", "from fisherviz import network", "'network' is not for 'plotting'"),
+        ("network/layers.py", "from fisherviz.network import space", "in a circle"),
     ],
 )
 def test_an_import_that_points_upwards_is_found(tmp_path, file, source, complaint):
-    path = tmp_path / "fisherviz" / file
-    path.parent.mkdir(parents=True)
-    path.write_text(source)
-    found = violations(tmp_path / "fisherviz")
+    package = tmp_path / "fisherviz"
+    for name in ("exact/__init__.py", "exact/fisher.py", "helpers.py", "network/__init__.py", "operators/__init__.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("")
+    (package / "network" / "space.py").write_text("from fisherviz.network.layers import Layer")
+    (package / file).parent.mkdir(parents=True, exist_ok=True)
+    (package / file).write_text(source)
+    found = violations(package)
     assert len(found) == 1
     assert complaint in found[0]
 
@@ -213,15 +189,17 @@ def test_an_import_that_points_upwards_is_found(tmp_path, file, source, complain
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("fisher.py", "import torch\nfrom fisherviz import layers\nfrom .probe import Probe"),
-        ("layers.py", "if TYPE_CHECKING:\n    from fisherviz.fisher import Fisher"),
-        ("results.py", "def to_html():\n    from fisherviz.report import render"),
+        ("exact/fisher.py", "import torch\nfrom fisherviz.network import layers\nfrom .passes import Passes"),
         ("operators/dense.py", "from fisherviz.operators.base import Operator\nfrom .simple import Identity"),
         ("papers/kfac.py", "from fisherviz import datasets, models"),
     ],
 )
 def test_imports_that_are_allowed(tmp_path, file, source):
-    path = tmp_path / "fisherviz" / file
-    path.parent.mkdir(parents=True)
-    path.write_text(source)
-    assert violations(tmp_path / "fisherviz") == []
+    package = tmp_path / "fisherviz"
+    for name in ("network/layers.py", "exact/passes.py", "operators/base.py", "operators/simple.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("")
+    for name in ("datasets/__init__.py", "models/__init__.py", file):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(source if name == file else "")
+    assert violations(package) == []

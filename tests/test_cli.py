@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from fisherviz._version import __version__
 from fisherviz.cli import app
-from fisherviz.report.inputs import OptionError, load_data, load_weights, one_sentence
-from fisherviz.results import load_comparison
+from fisherviz.commands.inputs import OptionError, load_data, load_weights, one_sentence
+from fisherviz.results.comparison import load_comparison
 
 MODULE = """
 import torch

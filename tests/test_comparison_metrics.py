@@ -171,7 +171,7 @@ def large():
     """The same kind of network, by the way that large matrices take."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fisherviz.comparison.DENSE_PARAMETERS", 0)
+        patch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
         return Setting(nets.mlp(3, 4, 2), nets.vectors(9, 3), "categorical")
 
 
@@ -224,7 +224,7 @@ WITHOUT_CROSS_FACTORS = [m for m in METHODS if m not in ("kfac-full", "kfac-trid
 @pytest.mark.parametrize("parameters", [0, 3000], ids=["never formed", "dense"])
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 def test_errors_of_layers_that_share_weights(monkeypatch, build, parameters, kind):
-    monkeypatch.setattr("fisherviz.comparison.DENSE_PARAMETERS", parameters)
+    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", parameters)
     net, x = build()
     methods = METHODS if getattr(net[0], "groups", 1) == 1 else WITHOUT_CROSS_FACTORS
     metrics = ["relative_frobenius", "frobenius_cosine"]

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from fisherviz.damping import FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.operators import (
     Dense,
     Diagonal,
@@ -16,6 +15,7 @@ from fisherviz.operators import (
     UnitBlocks,
     Zero,
 )
+from fisherviz.operators.damping import FactoredTikhonov, Tikhonov, as_damping
 
 A = torch.tensor([[2.0, 0.5, 0.0], [0.5, 3.0, 0.1], [0.0, 0.1, 1.0]], dtype=torch.float64)
 G = torch.tensor([[0.04, 0.01], [0.01, 0.02]], dtype=torch.float64)

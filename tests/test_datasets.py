@@ -11,7 +11,7 @@ import torch
 from sklearn.utils import Bunch
 
 from fisherviz import datasets
-from fisherviz._sources import curves, images, locate
+from fisherviz.datasets import curves, images, locate
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import fisherviz as fv
-from fisherviz.monitor import SIMILARITIES
-from fisherviz.optim.strengths import strengths
+from fisherviz.comparison.monitor import SIMILARITIES
+from fisherviz.comparison.strengths import strengths
 from fisherviz.training import train
 
 SMALL = {

@@ -6,7 +6,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz.approximations.nearest import nearest_factors
-from fisherviz.captures import Capture
+from fisherviz.capture.captures import Capture
 
 FIT = {torch.float32: 1e-6, torch.float64: 1e-13}
 """Excess of the squared error over the optimum's, as a share of ‖F‖²."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fisherviz.damping import FactoredTikhonov, Tikhonov
 from fisherviz.operators import (
     Dense,
     Diagonal,
@@ -20,6 +19,7 @@ from fisherviz.operators import (
     Zero,
     inner,
 )
+from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
 
 DA, DG = 4, 3
 P = DA * DG

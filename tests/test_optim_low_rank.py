@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fisherviz import optim
 from fisherviz.optim.low_rank import LowRank
-from fisherviz.optim.watch import Pass
+from fisherviz.optim.watcher import Pass
 
 
 def small():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fisherviz import optim
-from fisherviz.captures import Capture
+from fisherviz.capture.captures import Capture
 from fisherviz.operators import Kronecker, SingularMatrixError, inner
 from fisherviz.operators.factorise import solve_rows, trusted_cholesky
 from fisherviz.optim.exact import UnitExamples

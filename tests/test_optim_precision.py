@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fisherviz import optim
-from fisherviz.captures import Capture
+from fisherviz.capture.captures import Capture
 from fisherviz.optim.exact import UnitExamples
 
 EPS = torch.finfo(torch.float32).eps

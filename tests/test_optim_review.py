@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import fisherviz as fv
 from fisherviz import optim
-from fisherviz.optim.strengths import strengths
+from fisherviz.comparison.strengths import strengths
 from fisherviz.papers.sang import DecayedKFAC
 from fisherviz.training.diagnosis import explain
 from fisherviz.training.optimizers import dampings

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from fisherviz import optim
-from fisherviz.batches import Batches
+from fisherviz.network.batches import Batches
 from tests.optim_oracle import data, net
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from fisherviz.commands.papers import papers
 from fisherviz.papers import registry
 from fisherviz.papers.claims import Claim, Outcome, load, record
-from fisherviz.papers.command import papers
 from fisherviz.papers.kfac_network import MIDDLE, kfac_network
 from fisherviz.papers.registry import Run
 

@@ -11,12 +11,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fisherviz import files
+from fisherviz.commands.report import differing_alone, side_by_side
 from fisherviz.report import Section, paragraph, verdict, write_page, write_report
-from fisherviz.report.job import differing_alone, side_by_side
 from fisherviz.report.pictures import LARGEST, _Sheet
 from fisherviz.report.tables import layer_tables, summary_table
-from fisherviz.results import Comparison, load_comparison
+from fisherviz.results.comparison import Comparison, load_comparison
+from fisherviz.support import files
 from tests.factory import METHODS, make_comparison
 
 EVIL = "<script>alert('1')</script>"

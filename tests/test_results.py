@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fisherviz import files, glossary
-from fisherviz.results import Comparison, load_comparison
+from fisherviz.results import glossary
+from fisherviz.results.comparison import Comparison, load_comparison
+from fisherviz.support import files
 from tests.factory import METHODS, make_comparison
 
 

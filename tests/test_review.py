@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import fisherviz as fv
-from fisherviz import progress
 from fisherviz.operators import Identity
+from fisherviz.support import progress
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fisherviz import plotting
 from fisherviz.cli import app
-from fisherviz.runs import load_run
+from fisherviz.results.run import load_run
 from fisherviz.training import sweep, train
 from fisherviz.training.space import Choices, Range, check, configure, grid, load_preset, make_space, presets
 from fisherviz.training.sweep import Sweep

@@ -2,9 +2,9 @@
 
 import pytest
 
+from fisherviz.commands.flags import assignments
 from fisherviz.training import Config
 from fisherviz.training.config import make_config, parse, read_config
-from fisherviz.training.flags import assignments
 from fisherviz.training.optimizers import OPTIMIZERS, check_options
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fisherviz import plotting
-from fisherviz.runs import Run
+from fisherviz.results.run import Run
 
 
 def run(optimizer="kfac", seed=0, losses=(2.0, 1.0, 0.5), options=None, records=()):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fisherviz.damping import FactoredTikhonov, Tikhonov
 from fisherviz.operators import BlockTridiagonal, KroneckerDifferenceInverse, SingularMatrixError
+from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
 
 WIDTHS = (4, 3, 5, 2, 3)
 N = 200

@@ -1,13 +1,13 @@
 """Approximations of the Fisher, one file per family, and the registry that `fv.approximate` and the optimizers use."""
 
 from fisherviz.approximations.base import Approximation, Values
-from fisherviz.approximations.cw_ngd import CWNGD
+from fisherviz.approximations.exact import LayerWise
 from fisherviz.approximations.kfac_full import KFACFull, KFACTridiagonal
 from fisherviz.approximations.kronecker import EKFAC, FOOF, KFAC
-from fisherviz.approximations.layer import LayerWise
 from fisherviz.approximations.nearest import NearestKronecker
 from fisherviz.approximations.registry import approximate, approximations, make, register
 from fisherviz.approximations.simple import Diagonal, Identity
+from fisherviz.approximations.units import CWNGD
 
 _OURS: dict[str, type[Approximation]] = {
     "identity": Identity,

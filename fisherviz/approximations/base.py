@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from fisherviz.damping import Damping
-from fisherviz.layered import BlockDiagonal, LayeredMatrix
-from fisherviz.layers import Layer, Order, ParameterSpace
+from fisherviz.approximations.matrices import BlockDiagonal, LayeredMatrix
+from fisherviz.capture.structure import PathChanged, restarting
+from fisherviz.network.layers import Layer, Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
-from fisherviz.path_check import PathChanged, restarting
-from fisherviz.statistics import Diagonal, Statistic
+from fisherviz.operators.damping import Damping
+from fisherviz.statistics.moments import Diagonal, Statistic
 
 if TYPE_CHECKING:
-    from fisherviz.fisher import Fisher
+    from fisherviz.exact.fisher import Fisher
 
 Values = Mapping[str, Any]
 """Means over examples, by the names that `statistics` and `refine` gave; `"capture"` where it was asked for."""

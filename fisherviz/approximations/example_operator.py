@@ -11,13 +11,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.captures import AnyCapture
-from fisherviz.examplespace import block_square_norm, columns_product, example_gram, rows_product
+from fisherviz.capture.captures import AnyCapture
+from fisherviz.exact.solving import DampedCholesky, woodbury_solve
 from fisherviz.operators import Dense, Operator, UnitBlocks, extreme_eigenvalues
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.factorise import SingularMatrixError, require_dense
-from fisherviz.products import block, weighted_moments, weighted_moments_square_norm
-from fisherviz.solving import DampedCholesky, woodbury_solve
+from fisherviz.statistics.examples import block_square_norm, columns_product, example_gram, rows_product
+from fisherviz.statistics.products import block, weighted_moments, weighted_moments_square_norm
 
 _UNIT_ENTRIES = 2**26
 """Entries of unit blocks that are formed at once."""

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from fisherviz.approximations.base import Approximation, Values
 from fisherviz.approximations.kronecker import check_kfac_setting
-from fisherviz.layered import FullMatrix, LayeredMatrix, TridiagonalInverse
-from fisherviz.layers import Layer, ParameterSpace
+from fisherviz.approximations.matrices import FullMatrix, LayeredMatrix, TridiagonalInverse
+from fisherviz.network.layers import Layer, ParameterSpace
 from fisherviz.operators import BlockTridiagonal, Kronecker, Operator
-from fisherviz.statistics import (
+from fisherviz.statistics.moments import (
     CrossInputFactor,
     CrossOutputFactor,
     InputFactor,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations.base import Approximation, Values
-from fisherviz.layers import Layer
+from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, KroneckerEigen, Operator
-from fisherviz.statistics import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
+from fisherviz.statistics.moments import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
 
 
 def per_group(build: Callable[..., Operator], *factors: Tensor) -> Operator:

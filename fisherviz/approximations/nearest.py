@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fisherviz.approximations.base import Approximation, Values
 from fisherviz.approximations.kronecker import per_group
-from fisherviz.captures import AnyCapture, Capture
-from fisherviz.layers import Layer
+from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, KroneckerSum, Operator
-from fisherviz.products import GRADIENT_ENTRIES
-from fisherviz.statistics import Statistic
+from fisherviz.statistics.moments import Statistic
+from fisherviz.statistics.products import GRADIENT_ENTRIES
 
 _ITERATIONS = 500
 

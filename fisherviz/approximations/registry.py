@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fisherviz.approximations.base import Approximation
 
 if TYPE_CHECKING:
-    from fisherviz.fisher import Fisher
+    from fisherviz.exact.fisher import Fisher
 
 
 class Registry(Mapping[str, type[Approximation]]):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from fisherviz.approximations.base import Approximation, Values
-from fisherviz.layers import Layer
+from fisherviz.network.layers import Layer
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Identity as IdentityOperator
 from fisherviz.operators import Operator
-from fisherviz.statistics import Diagonal as DiagonalStatistic
-from fisherviz.statistics import Statistic
+from fisherviz.statistics.moments import Diagonal as DiagonalStatistic
+from fisherviz.statistics.moments import Statistic
 
 
 class Identity(Approximation):

@@ -17,7 +17,7 @@ NormOrder = Literal["fro", "spectral", "trace"]
 
 
 class AppliesTo(Protocol):
-    """What `Operator.damped` asks of a damping: see `fisherviz.damping`."""
+    """What `Operator.damped` asks of a damping: see `fisherviz.operators.damping`."""
 
     def applied_to(self, operator: Operator) -> Operator:
         """Return the operator with this damping added."""

@@ -17,7 +17,7 @@ for plain SGD. `T` is the number of steps between factorisations; the signatures
 from fisherviz.optim.hessian_free import HessianFree
 from fisherviz.optim.kbfgs import KBFGS
 from fisherviz.optim.kfac import KFAC
-from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.presets import CWNGD, EKFAC, FOOF, TENGraD
 from fisherviz.optim.subsampled import SubsampledNaturalGradient
 

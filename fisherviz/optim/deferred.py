@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherviz.captures import AnyCapture, Capture
-from fisherviz.products import gram
-from fisherviz.statistics import InputFactor, OutputFactor, Statistic
+from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.statistics.moments import InputFactor, OutputFactor, Statistic
+from fisherviz.statistics.products import gram
 
 
 class DeferredAverage:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fisherviz.approximations import CWNGD as UnitApproximation
 from fisherviz.approximations import Approximation, Values
-from fisherviz.captures import Capture
-from fisherviz.layered import FullMatrix, LayeredMatrix
-from fisherviz.layers import Layer, ParameterSpace
+from fisherviz.approximations.matrices import FullMatrix, LayeredMatrix
+from fisherviz.capture.captures import Capture
+from fisherviz.network.layers import Layer, ParameterSpace
 from fisherviz.operators import Dense, Operator, UnitBlocks
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.factorise import trusted_cholesky
-from fisherviz.statistics import Block, Statistic
-from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
+from fisherviz.statistics.moments import Block, Statistic
+from fisherviz.statistics.moments import UnitBlocks as UnitBlocksStatistic
 
 DENSE_PARAMETERS = 6000
 FAR = 100.0

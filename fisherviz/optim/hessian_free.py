@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.damping import Tikhonov, as_damping
-from fisherviz.kinds import KINDS
-from fisherviz.layers import Layer
-from fisherviz.likelihoods import Likelihood
+from fisherviz.network.layers import Layer
+from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.vectors import KINDS
+from fisherviz.operators.damping import Tikhonov, as_damping
+from fisherviz.optim.averages import distributed
 from fisherviz.optim.low_rank import Tensors
-from fisherviz.optim.moments import distributed
-from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.selection import joint_lr, matrix_of, split_matrix

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherviz.batches import Batches
-from fisherviz.captures import Capture, concatenate
-from fisherviz.layers import Layer
-from fisherviz.likelihoods import Likelihood
-from fisherviz.optim.moments import distributed
-from fisherviz.optim.natural_gradient import Directions, NaturalGradient
+from fisherviz.capture.captures import Capture, concatenate
+from fisherviz.network.batches import Batches
+from fisherviz.network.layers import Layer
+from fisherviz.network.likelihoods import Likelihood
+from fisherviz.optim.averages import distributed
+from fisherviz.optim.optimizer import Directions, NaturalGradient
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import gradient_matrix, say_once, split_matrix
 from fisherviz.optim.settings import check_number, check_positive
-from fisherviz.optim.watch import Inputs, Pass
+from fisherviz.optim.watcher import Inputs, Pass
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherviz.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.kinds import KINDS
-from fisherviz.layers import Layer
-from fisherviz.likelihoods import Likelihood
+from fisherviz.network.layers import Layer
+from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.vectors import KINDS
+from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.optim.low_rank import Tensors, dense
-from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
 from fisherviz.optim.processes import mean
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import joint_lr, say_once
 from fisherviz.optim.settings import check_choice, check_count, check_flag, check_number, check_share
-from fisherviz.optim.watch import Inputs
+from fisherviz.optim.watcher import Inputs
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
 

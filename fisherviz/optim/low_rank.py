@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fisherviz.layers import Layer
+from fisherviz.network.layers import Layer
 from fisherviz.optim.selection import ordered_parameters
 
 

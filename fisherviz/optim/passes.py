@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherviz.likelihoods import Likelihood
+from fisherviz.capture.hooks import Call
+from fisherviz.network.likelihoods import Likelihood
 from fisherviz.optim.settings import NOT_FINITE
-from fisherviz.recorder import Call
 
 Source = Callable[[Tensor], Tensor]
 """From an output (N, ...) to the vectors (K, N, ...) that are backpropagated from it."""

@@ -14,10 +14,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fisherviz.damping import Damping
-from fisherviz.layered import BlockDiagonal, LayeredMatrix, damp
-from fisherviz.layers import Layer
+from fisherviz.approximations.matrices import BlockDiagonal, LayeredMatrix, damp
+from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, Operator
+from fisherviz.operators.damping import Damping
 
 INVERT_FROM = 10
 """Steps between factorisations from which explicit inverses of Kronecker factors pay for themselves."""

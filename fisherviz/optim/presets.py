@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fisherviz.damping import Damping
-from fisherviz.kinds import KINDS
-from fisherviz.likelihoods import Likelihood
+from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.vectors import KINDS
+from fisherviz.operators.damping import Damping
 from fisherviz.optim.exact import BatchUnits
-from fisherviz.optim.natural_gradient import NaturalGradient
+from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.settings import check_choice
 
 ModelLikelihood = str | Likelihood | nn.Module

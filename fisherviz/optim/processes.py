@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fisherviz.optim.moments import distributed
+from fisherviz.optim.averages import distributed
 
 
 def summed(values: Sequence[float], device: torch.device) -> list[float]:

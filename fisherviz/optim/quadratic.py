@@ -15,12 +15,12 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointError
 
-from fisherviz.batches import count_examples
-from fisherviz.guest import as_guest
-from fisherviz.likelihoods import Likelihood
+from fisherviz.network.batches import count_examples
+from fisherviz.network.guest import as_guest
+from fisherviz.network.likelihoods import Likelihood
 from fisherviz.optim.processes import summed
 from fisherviz.optim.structure import REENTRANT
-from fisherviz.optim.watch import Inputs, Watcher, at_least_float32
+from fisherviz.optim.watcher import Inputs, Watcher, at_least_float32
 
 Direction = Mapping[nn.Parameter, Tensor]
 

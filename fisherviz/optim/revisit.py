@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from fisherviz.captures import AnyCapture, Capture
-from fisherviz.guest import as_guest
-from fisherviz.optim.moments import distributed
+from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.hooks import capture_calls
+from fisherviz.network.guest import as_guest
+from fisherviz.optim.averages import distributed
 from fisherviz.optim.passes import Source, backpropagate
-from fisherviz.optim.watch import Inputs, Pass, Watcher, at_least_float32
-from fisherviz.recorder import capture_calls
+from fisherviz.optim.watcher import Inputs, Pass, Watcher, at_least_float32
 
 
 def capture_forward(watcher: Watcher, inputs: Inputs, source: Source) -> tuple[dict[str, AnyCapture], int]:

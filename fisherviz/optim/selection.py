@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.attach import find_layers
-from fisherviz.damping import Damping
-from fisherviz.guest import check_modes
-from fisherviz.layers import Layer, make_layer
-from fisherviz.optim.watch import at_least_float32
+from fisherviz.network.discover import find_layers
+from fisherviz.network.guest import check_modes
+from fisherviz.network.layers import Layer, make_layer
+from fisherviz.operators.damping import Damping
+from fisherviz.optim.watcher import at_least_float32
 
 
 def unwrap(model: nn.Module) -> nn.Module:

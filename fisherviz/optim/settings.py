@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fisherviz.damping import FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.kinds import KINDS
-from fisherviz.layers import Layer
+from fisherviz.network.layers import Layer
+from fisherviz.network.vectors import KINDS
+from fisherviz.operators.damping import FactoredTikhonov, Tikhonov, as_damping
 
 FOREIGN = "this is no state of a fisherviz optimizer; load one that its state_dict() gave."
 

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from fisherviz.layers import Layer
-from fisherviz.optim.moments import positions_and_neighbours
-from fisherviz.recorder import Call
+from fisherviz.capture.hooks import Call
+from fisherviz.network.layers import Layer
+from fisherviz.optim.averages import positions_and_neighbours
 
 NOT_EXAMPLES = "the first dimension of its input does not count examples"
 REENTRANT = "its forward ran inside checkpoint(use_reentrant=True), where nothing sees it; pass use_reentrant=False"

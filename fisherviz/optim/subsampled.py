@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherviz.batches import Batches
-from fisherviz.captures import AnyCapture, Capture
-from fisherviz.damping import Damping, Tikhonov
-from fisherviz.examplespace import columns_product, example_gram, rows_product
-from fisherviz.kinds import KINDS
-from fisherviz.layers import Layer
-from fisherviz.likelihoods import Likelihood
+from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.exact.solving import DampedCholesky, woodbury_solve
+from fisherviz.network.batches import Batches
+from fisherviz.network.layers import Layer
+from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.vectors import KINDS
+from fisherviz.operators.damping import Damping, Tikhonov
+from fisherviz.optim.averages import distributed, pack, unpack
 from fisherviz.optim.low_rank import split_rows
-from fisherviz.optim.moments import distributed, pack, unpack
-from fisherviz.optim.natural_gradient import Directions, NaturalGradient
+from fisherviz.optim.optimizer import Directions, NaturalGradient
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import (
     gradient_matrix,
@@ -35,8 +35,8 @@ from fisherviz.optim.selection import (
     split_matrix,
 )
 from fisherviz.optim.settings import check_choice
-from fisherviz.optim.watch import Inputs, Wanted
-from fisherviz.solving import DampedCholesky, woodbury_solve
+from fisherviz.optim.watcher import Inputs, Wanted
+from fisherviz.statistics.examples import columns_product, example_gram, rows_product
 
 ACCURATE = 1e4
 """Condition number up to which Woodbury's difference keeps enough digits in float32."""

@@ -16,8 +16,8 @@ import torch
 from matplotlib.figure import Figure
 
 from fisherviz.approximations import approximate
-from fisherviz.likelihoods import resolve
-from fisherviz.monitor import SIMILARITIES, similarity
+from fisherviz.comparison.monitor import SIMILARITIES, similarity
+from fisherviz.network.likelihoods import resolve
 from fisherviz.papers.claims import Claim, Outcome
 from fisherviz.papers.curves import STYLES, draw_curves, logarithmic, picture
 from fisherviz.papers.registry import Run, exhibit
@@ -38,7 +38,7 @@ from fisherviz.papers.training import (
 )
 from fisherviz.plotting.style import tidy
 from fisherviz.probe import Probe
-from fisherviz.results import WHOLE
+from fisherviz.results.comparison import WHOLE
 from fisherviz.training.data import Batches, Position
 from fisherviz.training.evaluation import evaluate
 

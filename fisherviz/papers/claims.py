@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fisherviz.files import resolve, write_together
+from fisherviz.support.files import resolve, write_together
 
 REPRODUCED, NOT_REPRODUCED, DIFFERENT = "reproduced", "not reproduced", "different setting"
 JSON, MARKDOWN = "claims.json", "claims.md"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fisherviz import plotting
-from fisherviz.cumulants import cumulants
+from fisherviz.exact.cumulants import cumulants
 from fisherviz.papers.claims import Claim, Outcome
 from fisherviz.papers.kfac_network import MIDDLE, KFACNetwork, kfac_network
 from fisherviz.papers.pictures import draw

@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from fisherviz import datasets, models
 from fisherviz.approximations import Approximation, approximate
-from fisherviz.damping import FactoredTikhonov
-from fisherviz.fisher import Fisher
+from fisherviz.exact.fisher import Fisher
+from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.papers.claims import Claim, Outcome
 from fisherviz.papers.registry import Run
 from fisherviz.probe import Probe

@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from fisherviz.likelihoods import Likelihood
+from fisherviz.network.likelihoods import Likelihood
 from fisherviz.optim import CWNGD, KFAC
 from fisherviz.papers.claims import Claim, Outcome
 from fisherviz.papers.curves import draw_curves, picture

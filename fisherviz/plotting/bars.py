@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from fisherviz import glossary
 from fisherviz.plotting import style
-from fisherviz.results import Comparison
+from fisherviz.results import glossary
+from fisherviz.results.comparison import Comparison
 
 NAMED = 10  # layers up to which each has a marker of its own in the legend
 MARKERS = "os^Dv<>Ph*"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from fisherviz import glossary
 from fisherviz.plotting import style
-from fisherviz.results import Comparison
+from fisherviz.results import glossary
+from fisherviz.results.comparison import Comparison
 
 EXACT = 1e-6  # an error below this is rounding: drawn at the foot of a logarithmic axis and called exact
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from fisherviz.plotting import style
 from fisherviz.plotting.reduce import Cells, cells_of_matrix, cells_of_operator, to_array
-from fisherviz.reduction import LIMIT
-from fisherviz.results import Comparison
+from fisherviz.results.cells import LIMIT
+from fisherviz.results.comparison import Comparison
 
 CLIPPED = 0.995  # share of the non-zero cells below the default maximum of the scale
 

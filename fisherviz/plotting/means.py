@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from fisherviz import glossary
 from fisherviz.plotting import style
 from fisherviz.plotting.reduce import to_array
-from fisherviz.results import Comparison
+from fisherviz.results import glossary
+from fisherviz.results.comparison import Comparison
 
 WRITTEN = 12  # layers up to which every mean is written into its cell
 

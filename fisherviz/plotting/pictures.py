@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fisherviz.plotting.training import monitor, training
-from fisherviz.runs import Run
+from fisherviz.results.run import Run
 
 MONITORED = ("relative_frobenius", "direction_cosine", "similarity", "condition_number", "lambda", "gamma")
 _TITLES = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fisherviz.reduction import LIMIT, reduce_matrix
+from fisherviz.results.cells import LIMIT, reduce_matrix
 
 DENSE = 3000  # side up to which the dense matrix costs less than its blocks one by one
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from fisherviz.plotting import style
 from fisherviz.plotting.reduce import to_array
-from fisherviz.results import Comparison
+from fisherviz.results.comparison import Comparison
 
 RANGE = 1e-9  # eigenvalues below this share of the largest exact one are rounding, and not drawn
 

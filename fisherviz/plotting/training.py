@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from fisherviz.plotting import style
-from fisherviz.results import WHOLE
-from fisherviz.runs import Run, load_run
+from fisherviz.results.comparison import WHOLE
+from fisherviz.results.run import Run, load_run
 
 OVER = {"epoch": "epoch", "step": "step", "examples": "training examples seen", "seconds": "seconds of training"}
 ASIDE = (

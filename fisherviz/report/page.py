@@ -17,12 +17,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fisherviz import files, glossary
+from fisherviz.results import glossary
+from fisherviz.support import files
 from fisherviz._version import __version__
 from fisherviz.report import tables
 from fisherviz.report.pictures import Picture, pictures
 from fisherviz.report.words import Sentence, paragraph, verdict
-from fisherviz.results import Comparison
+from fisherviz.results.comparison import Comparison
 
 TITLE = "How good is each approximation of the Fisher information?"
 PAPER_SETTING = "kfac-figure-2"  # meta["settings"]["setting"] of the K-FAC paper's example network

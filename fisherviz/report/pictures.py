@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.style import context as style_context
 from PIL import Image
 
-from fisherviz import glossary, plotting
+from fisherviz import plotting
+from fisherviz.results import glossary
 from fisherviz.plotting import style
-from fisherviz.results import Comparison
+from fisherviz.results.comparison import Comparison
 
 LARGEST = 300_000  # bytes of one PNG inside the page
 DPI = 120

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fisherviz import glossary
-from fisherviz.results import Comparison
+from fisherviz.results import glossary
+from fisherviz.results.comparison import Comparison
 
 GROUPS = (
     ("relative error of F̂, and cosine with F",

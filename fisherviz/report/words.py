@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fisherviz import glossary
+from fisherviz.results import glossary
 from fisherviz.plotting.fronts import EXACT, pareto_info
-from fisherviz.results import Comparison
+from fisherviz.results.comparison import Comparison
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Training runs that can be stopped at any moment and continued bit for bit: `train`, `Config`."""
 
-from fisherviz.runs import Run, load_run
+from fisherviz.results.run import Run, load_run
 from fisherviz.training.baselines import Nesterov
 from fisherviz.training.config import Config
 from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun

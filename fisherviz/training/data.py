@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fisherviz import datasets
-from fisherviz.report.inputs import imported
+from fisherviz.commands.inputs import imported
 from fisherviz.training.config import Config, unknown
 
 Pair = tuple[Tensor, Tensor]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fisherviz.likelihoods import Likelihood
+from fisherviz.network.likelihoods import Likelihood
 from fisherviz.training.data import Pair, chunks
 
 

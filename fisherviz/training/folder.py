@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import torch
 import yaml
 
-from fisherviz import files
-from fisherviz.runs import CHECKPOINT, CONFIG, METRICS, SUMMARY
+from fisherviz.results.run import CHECKPOINT, CONFIG, METRICS, SUMMARY
+from fisherviz.support import files
 from fisherviz.training.config import FREE, Config
 
 FORMAT = 1

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fisherviz import models
-from fisherviz.datasets import Dataset
-from fisherviz.report.inputs import imported
+from fisherviz.commands.inputs import imported
+from fisherviz.datasets.catalogue import Dataset
 from fisherviz.training.config import Config, unknown
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fisherviz import optim
-from fisherviz.optim.strengths import strengths
-from fisherviz.report.inputs import imported
+from fisherviz.commands.inputs import imported
+from fisherviz.comparison.strengths import strengths
 from fisherviz.training.baselines import Nesterov
 from fisherviz.training.config import unknown
 from fisherviz.training.data import Batches

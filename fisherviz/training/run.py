@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 
 from fisherviz._version import __version__
 from fisherviz.approximations import approximations
-from fisherviz.likelihoods import resolve
-from fisherviz.monitor import Monitor
+from fisherviz.comparison.monitor import Monitor
+from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
-from fisherviz.runs import MONITOR, Run, load_run
+from fisherviz.results.run import MONITOR, Run, load_run
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config

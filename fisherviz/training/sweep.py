@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fisherviz import files
-from fisherviz.runs import load_run
+from fisherviz.results.run import load_run
+from fisherviz.support import files
 from fisherviz.training.config import Config, make_config
 from fisherviz.training.diagnosis import StoppedRun
 from fisherviz.training.run import Say, train

@@ -1,0 +1,58 @@
+"""CW-NGD: the blocks of one output unit (dense) or one output channel (convolution) with its bias; all else is zero.
+
+Sang et al. 2022, eqs. 1-7 and algorithm 1; the paper puts the bias first, here it is last.
+"""
+
+from __future__ import annotations
+
+from fisherviz.approximations.base import Approximation, Values
+from fisherviz.approximations.example_operator import ExampleUnits
+from fisherviz.capture.captures import Batch, Capture
+from fisherviz.network.layers import Layer
+from fisherviz.operators import Diagonal as DiagonalOperator
+from fisherviz.operators import Operator
+from fisherviz.operators import UnitBlocks as UnitBlocksOperator
+from fisherviz.statistics.moments import Diagonal as DiagonalStatistic
+from fisherviz.statistics.moments import Statistic, UnitBlocks
+
+FORMED_ENTRIES = 2**27
+"""Unit blocks of a layer are formed while they have at most this many entries."""
+
+
+class CWNGD(Approximation):
+    """Component-wise: one exact block per output unit or channel, its bias included (Sang et al. 2022).
+
+    Args:
+        entrywise: keep the diagonal alone (the paper's special case).
+    """
+
+    plot_order = "unit"
+
+    def __init__(self, entrywise: bool = False) -> None:
+        super().__init__()
+        if not isinstance(entrywise, bool):
+            raise TypeError(f"entrywise must be True or False, got {entrywise!r}.")
+        self.entrywise = entrywise
+
+    def wants_capture(self, layer: Layer) -> bool:
+        """Wide layers keep their inputs instead of their blocks."""
+        return not self.entrywise and layer.structured and layer.d_out * layer.da**2 > FORMED_ENTRIES
+
+    def statistics(self, layer: Layer) -> dict[str, Statistic]:
+        """Unit blocks, or the diagonal."""
+        if self.entrywise:
+            return {"diagonal": DiagonalStatistic(layer.name)}
+        return {} if self.wants_capture(layer) else {"units": UnitBlocks(layer.name)}
+
+    def operator_for(self, layer: Layer, values: Values) -> Operator:
+        """E[g_o² ā āᵀ] for each unit o."""
+        if self.entrywise:
+            return DiagonalOperator(values["diagonal"])
+        if not self.wants_capture(layer):
+            return UnitBlocksOperator(values["units"])
+        capture = values["capture"]
+        if isinstance(capture, Capture) and capture.factored:
+            return ExampleUnits(capture.a[:, 0], capture.g[:, :, 0].square().sum(0) / capture.examples)
+        statistic = UnitBlocks(layer.name)
+        statistic.update(Batch({layer.name: capture}, capture.examples))
+        return UnitBlocksOperator(statistic.mean)

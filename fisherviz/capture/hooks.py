@@ -1,0 +1,141 @@
+"""Forward hooks that note what structured modules receive, and where their outputs stand in the autograd graph.
+
+Used by the Probe (which owns forward and backward) and by the optimizers (which watch the user's). Outputs are kept as
+gradient edges, not tensors, so that in-place activations after a layer do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
+
+from fisherviz.capture.captures import Capture
+from fisherviz.network.guest import eager
+from fisherviz.network.layers import Layer
+
+
+@dataclass(eq=False)
+class Call:
+    """One forward call of a structured module."""
+
+    layer: Layer
+    x: Tensor
+    version: int
+    edge: GradientEdge
+    shape: torch.Size
+    source: Node | None = None
+    """Where the input stands in the graph; None for data."""
+
+    @property
+    def intact(self) -> bool:
+        """Whether the input still holds what the layer saw."""
+        return self.x._version == self.version
+
+
+def no_hook(*args: Any, **kwargs: Any) -> None:
+    """What a hook of ours becomes in a copied or unpickled model: nothing."""
+
+
+def _dropped() -> Callable[..., None]:
+    return no_hook
+
+
+class RecordHook:
+    """The forward hook of one layer; a copy or a pickle of the model carries `no_hook` in its place."""
+
+    def __init__(self, recorder: Recorder, layer: Layer) -> None:
+        self.recorder, self.layer = recorder, layer
+        self._note = eager(_note)  # a function, not a method: no cycle keeps the model alive
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return no_hook
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_dropped, ())
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Note the input and where the output stands in the graph."""
+        self._note(self.recorder, self.layer, args, kwargs, output)
+
+
+def _note(recorder: Recorder, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    if not recorder.active or not output.requires_grad:
+        return
+    x = args[0] if args else next(iter(kwargs.values()))
+    source = x.grad_fn
+    x = x.detach().clone() if layer.clone_input else x.detach()
+    recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
+
+
+class Recorder:
+    """Records the calls of structured layers while `active`; owns its hooks."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = tuple(layers)
+        self.calls: list[Call] = []
+        self.active = False
+        self._handles: list[RemovableHandle] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy records for itself: it has no hooks on any model yet."""
+        return {"layers": self.layers, "calls": [], "active": False, "_handles": []}
+
+    @property
+    def attached(self) -> bool:
+        """Whether hooks are on the model."""
+        return bool(self._handles)
+
+    def attach(self) -> None:
+        """Put one forward hook on each structured module."""
+        if self._handles:
+            return
+        for layer in self.layers:
+            if layer.structured:
+                self._handles.append(layer.module.register_forward_hook(RecordHook(self, layer), with_kwargs=True))
+
+    def detach(self) -> None:
+        """Take every hook off and forget what was recorded."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.calls.clear()
+
+    def by_layer(self) -> dict[str, list[Call]]:
+        """Recorded calls of each layer, in execution order; layers that did not run are absent."""
+        grouped: dict[str, list[Call]] = {}
+        for call in self.calls:
+            grouped.setdefault(call.layer.name, []).append(call)
+        return grouped
+
+
+def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture:
+    """The capture of one layer from its calls and the gradients (K, N, ...) at their outputs.
+
+    Several calls of one module are weight-sharing positions: they are put side by side along T.
+    """
+    layer = calls[0].layer
+    a = [layer.inputs(call.x) for call in calls]
+    g = [layer.output_gradients(gradient) for gradient in gradients]
+    return Capture(torch.cat(a, 1) if len(a) > 1 else a[0], torch.cat(g, 2) if len(g) > 1 else g[0])
+
+
+def feeders(source: Node | None, calls: Sequence[Call]) -> set[str]:
+    """Names of the layers whose outputs a place in the graph depends on directly, through no other layer."""
+    names = {call.edge.node: call.layer.name for call in calls}
+    found: set[str] = set()
+    seen: set[Node] = set()
+    pending = [] if source is None else [source]
+    while pending:
+        node = pending.pop()
+        if node in names:
+            found.add(names[node])
+        elif node not in seen:
+            seen.add(node)
+            pending += [following for following, _ in node.next_functions if following is not None]
+    return found

@@ -1,0 +1,92 @@
+"""`fisherviz papers`: run exhibits of the papers, keep their pictures and claims, print the verdicts.
+
+The function is mounted in `cli`; heavy imports wait until it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fisherviz.papers.claims import Outcome
+    from fisherviz.papers.registry import Exhibit
+
+EXAMPLE = "Example: fisherviz papers --only kfac.fig2 --only kfac.fig6 --out figures"
+
+
+def papers(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An exhibit such as kfac.fig2, or a paper such as kfac; may be repeated.", show_default="all"
+        ),
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="smoke (seconds, digits), desk (minutes) or paper (the full setting).")
+    ] = "desk",
+    seed: Annotated[int, typer.Option(help="Of initial weights and everything else that is random.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for pictures and claims.")] = Path("figures"),
+    list_: Annotated[bool, typer.Option("--list", help="Name the exhibits and leave.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no table.")] = False,
+) -> None:
+    """Measure the papers' figures and tables again, and put each claim next to what came out."""
+    from fisherviz.commands.inputs import OptionError, one_sentence, option
+    from fisherviz.papers import registry
+
+    try:
+        with option("--only"):
+            chosen = registry.chosen(only)
+        if list_:
+            for one in chosen:
+                typer.echo(f"{one.name:16} {one.title}")
+            return
+        run = _checked(scale, seed, device, out, not quiet)
+        for one in chosen:
+            outcome = registry.measure(one, run, out)
+            if not quiet:
+                _show(one, outcome)
+    except (ValueError, TypeError, RuntimeError, MemoryError, OSError) as error:
+        typer.echo(f"fisherviz: {one_sentence(str(error)) or type(error).__name__}", err=True)
+        raise typer.Exit(2 if isinstance(error, OptionError) else 1) from None
+    typer.echo(f"Wrote {out / 'claims.md'}")
+
+
+def _checked(scale: str, seed: int, device: str, out: Path, progress: bool) -> Any:
+    import torch
+
+    from fisherviz.commands.inputs import OptionError, option
+    from fisherviz.papers.claims import load
+    from fisherviz.papers.registry import SCALES, Run
+
+    if scale not in SCALES:
+        raise OptionError(f"--scale: must be one of {', '.join(SCALES)}, not {scale!r}.")
+    if not 0 <= seed < 2**63:
+        raise OptionError(f"--seed: must be from 0 to below 2^63, not {seed}.")
+    with option("--device"):
+        torch.empty(0, device=device)
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"--out: {out} is a file; give a folder.")
+    with option("--out"):
+        load(out)
+    return Run(scale, seed, device, progress)
+
+
+def _show(one: Exhibit, outcome: Outcome) -> None:
+    """The verdicts of an exhibit in the terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{one.name}: {one.title}", title_justify="left", show_lines=True)
+    for head in ("claim", "paper", "measured", "verdict"):
+        table.add_column(head)
+    for claim in outcome.claims:
+        cells = (claim.statement, claim.paper, claim.measured, claim.verdict)
+        table.add_row(*map(escape, cells))
+    console = Console()
+    console.print(outcome.details, markup=False, highlight=False)
+    console.print(table)

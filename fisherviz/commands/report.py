@@ -1,0 +1,261 @@
+"""The main job behind `fisherviz report`: a trained network, its exact Fisher, every approximation, the page.
+
+Without a model it is the example of the K-FAC paper's figure 2: a tanh network with five hidden layers of 20
+trained to 5 % error, its middle four layers jointly, then all layers one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from fisherviz import models
+from fisherviz.approximations import approximations
+from fisherviz.commands.inputs import Data, OptionError, load_data, load_model, load_weights, option
+from fisherviz.comparison.compare import DENSE_PARAMETERS, METRICS, compare
+from fisherviz.exact.cumulants import cumulants
+from fisherviz.exact.fisher import Fisher
+from fisherviz.network.likelihoods import resolve
+from fisherviz.probe import Probe
+from fisherviz.report.page import PAPER_SETTING, Section, write_report
+from fisherviz.results.comparison import WHOLE, Comparison
+from fisherviz.support.files import check_place
+
+ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
+DATA = "digits:16"
+EXAMPLES = 2000  # unless asked for: what an exact Fisher of a small network takes seconds for
+CUMULANT_PARAMETERS = 3000
+SOLVED_PARAMETERS = 12000  # above this an exact natural gradient has to be asked for
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to report on; each field is the option of the same name.
+
+    Args:
+        model: `pkg.mod:factory`, or None for the K-FAC paper's network, trained here.
+        weights: file with the model's weights.
+        data: name of a data set or `pkg.mod:loader`.
+        likelihood: name, or None for the data set's own.
+        kind: "exact", "mc" or "empirical".
+        methods: names of approximations, or None for all.
+        layers: names of layers, or None for all (of the paper's network: the middle four).
+        damping: λ, or None for a hundredth of the mean eigenvalue.
+        seed: of the network's weights and of sampled labels.
+        device: where to compute.
+        out: folder to write.
+        examples: how many of the first training examples to take.
+        quiet: no progress bars.
+    """
+
+    model: str | None = None
+    weights: Path | None = None
+    data: str | None = None
+    likelihood: str | None = None
+    kind: str = "exact"
+    methods: tuple[str, ...] | None = None
+    layers: tuple[str, ...] | None = None
+    damping: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+    out: Path = Path("report")
+    examples: int | None = None
+    quiet: bool = False
+
+
+def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
+    """Do the job and write its folder.
+
+    Args:
+        job: what to report on.
+        say: told what is going on, a line at a time.
+
+    Returns:
+        The sections of the page.
+
+    Raises:
+        OptionError: an option cannot be followed; the message begins with it.
+        ValueError: the network, its data or a matrix refuses.
+    """
+    device = _checked(job)
+    examples = EXAMPLES if job.examples is None else job.examples
+    data = load_data(job.data or DATA, examples, progress=not job.quiet)
+    likelihood = job.likelihood or data.likelihood or "categorical"
+    with option("--likelihood"):
+        resolve(likelihood)
+    model, settings = _network(job, data, say)
+    model.to(device)
+    joint_layers = job.layers
+    if job.model is None and job.layers is None:
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        joint_layers = tuple(linear[1:-1])
+
+    def fisher(layers: Sequence[str] | None) -> Fisher:
+        with option("--layers"):
+            probe = Probe(model, likelihood, layers=layers)
+        generator = torch.Generator(device).manual_seed(job.seed)
+        return probe.fisher(data.batches, kind=job.kind, generator=generator)
+
+    joint = fisher(joint_layers)
+    joint.look()  # the table then tells each layer's path as it is
+    say(repr(joint.probe))
+    sections = [_jointly(job, joint, settings, data)]
+    everything = joint_layers if job.layers is not None else fisher(None).space.names
+    if everything is not None and len(everything) > 1:
+        sections.append(_one_by_one(job, fisher, everything, settings))
+    with option("--out"), tqdm(desc="drawing", unit="picture", disable=job.quiet) as bar:
+        write_report(job.out, sections, progress=lambda name: bar.update())
+    return sections
+
+
+def _checked(job: Job) -> torch.device:
+    if job.weights is not None and job.model is None:
+        raise OptionError("--weights: they need their network; give --model package.module:factory too.")
+    if job.model is not None and job.data is None:
+        raise OptionError("--data: say what the network was trained on, a data set or package.module:loader.")
+    if job.kind not in ("exact", "mc", "empirical"):
+        raise OptionError(f"--kind: must be exact, mc or empirical, not {job.kind!r}.")
+    with option("--methods"):
+        for name in job.methods or ():
+            approximations[name]
+    if job.damping is not None and not job.damping > 0:
+        raise OptionError(f"--damping: {job.damping} does not damp; choose a positive number.")
+    with option("--out"):
+        check_place(job.out, directory=True)
+    with option("--device"):
+        device = torch.device(job.device)
+        torch.empty(0, device=device)
+    return device
+
+
+def _network(job: Job, data: Data, say: Callable[[str], None]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network to look at, and what to say about it."""
+    settings: dict[str, Any] = {"data": data.name, "seed": job.seed, "device": job.device}
+    if job.model is not None:
+        model = load_model(job.model)
+        if job.weights is not None:
+            load_weights(model, job.weights)
+        return model, {"model": job.model, "weights": str(job.weights or "the factory's"), **settings}
+    if data.dataset is None or data.dataset.task != "classification":
+        raise OptionError(f"--model: {data.name} is no classification to train a network on; give yours.")
+    network = models.build("kfac-mlp", seed=job.seed, dataset=data.dataset)
+    inputs, targets = data.batches
+    history = models.train_to_error(network, inputs, targets, error=ERROR, progress=not job.quiet)
+    error, steps = f"{history['error'][-1]:.2%}", history["steps"]
+    widths = [module.in_features for module in network if isinstance(module, nn.Linear)]
+    name = "-".join(map(str, [*widths, data.dataset.outputs]))
+    say(f"Trained {name} (tanh) to {error} error in {steps} steps.")
+    paper = {"setting": PAPER_SETTING} if job.kind == "exact" and job.layers is None else {}
+    trained = f"full-batch Adam, {steps} steps, {error} training error"
+    return network.eval(), {"model": f"{name}, tanh", "trained by": trained, **settings, **paper}
+
+
+def _measured(job: Job, methods: Sequence[str] | None, fisher: Fisher, progress: bool) -> Comparison:
+    size = fisher.shape[0]
+    slow = DENSE_PARAMETERS < size <= SOLVED_PARAMETERS
+    metrics = [name for name in METRICS if name != "relative_spectral"] if slow else None
+    found = compare(fisher, methods, damping=job.damping, metrics=metrics, progress=progress)
+    if slow:
+        found.meta["notes"].append(
+            f"relative_spectral is left out: with {size:,} parameters it takes hundreds of passes per method."
+        )
+    return found
+
+
+def _jointly(job: Job, fisher: Fisher, settings: dict[str, Any], data: Data) -> Section:
+    comparison = _measured(job, job.methods, fisher, not job.quiet)
+    comparison.meta["settings"] = {**settings, **comparison.meta.get("settings", {})}
+    comparison.meta["notes"] += list(data.notes)
+    if fisher.shape[0] > CUMULANT_PARAMETERS:
+        comparison.meta["notes"].append(
+            f"cumulant sums are left out: they take P² numbers, and P is above {CUMULANT_PARAMETERS:,} here."
+        )
+    else:
+        try:
+            bound = cumulants(fisher)
+        except NotImplementedError as error:
+            comparison.meta["notes"].append(f"cumulant sums are left out: {error}")
+        else:
+            comparison.meta["cumulants"] = {"error": float(bound.error), "bound": float(bound.bound)}
+    count = len(fisher.space.names)
+    middle = job.model is None and job.layers is None
+    title = "The middle four layers, jointly" if middle else "All probed layers, jointly" if count > 1 else ""
+    intro = (
+        f"{fisher.shape[0]:,} parameters of {count} {'layers' if count > 1 else 'layer'} as one matrix, "
+        f"{fisher.examples:,} examples."
+    )
+    return Section(title, comparison, intro)
+
+
+def _one_by_one(
+    job: Job,
+    fisher: Callable[[Sequence[str] | None], Fisher],
+    layers: Sequence[str],
+    settings: dict[str, Any],
+) -> Section:
+    methods, same = differing_alone(job.methods or tuple(approximations))
+    found = []
+    for name in tqdm(layers, desc="layer by layer", unit="layer", disable=job.quiet):
+        found.append((name, _measured(job, methods, fisher([name]), False)))
+    intro = " ".join(["One comparison per layer; each sees its own block only.", *same])
+    return Section("Every layer alone", side_by_side(found, settings), intro, "layers")
+
+
+def differing_alone(methods: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The methods worth comparing on one layer, where some are the same thing by definition.
+
+    Args:
+        methods: names.
+
+    Returns:
+        The names that remain, and sentences about those that don't.
+    """
+    kept, said = list(methods), []
+    coupled = [name for name in ("kfac-full", "kfac-tridiagonal") if name in kept]
+    if "kfac" in kept and coupled:
+        kept = [name for name in kept if name not in coupled]
+        said.append(f"For a single layer {' and '.join(coupled)} {'are' if len(coupled) > 1 else 'is'} kfac.")
+    if "layer" in kept and len(kept) > 1:
+        kept.remove("layer")
+        said.append("The method “layer” is then the exact block itself.")
+    return tuple(kept), said
+
+
+def side_by_side(found: Sequence[tuple[str, Comparison]], settings: dict[str, Any]) -> Comparison:
+    """Comparisons of single layers as one: each one's whole matrix becomes the block of its layer.
+
+    Args:
+        found: the layers' names and comparisons.
+        settings: of the run.
+
+    Returns:
+        A comparison without rows for a whole matrix.
+    """
+    parts = []
+    for name, comparison in found:
+        frame = comparison.frame
+        own = frame[(frame["row"] == WHOLE) | (frame["metric"] == "off_unit_share")]
+        parts.append(own.assign(row=name, col=name))
+    first = found[0][1].meta
+    every = [comparison.meta for _, comparison in found]
+    notes = [f"{name}: {note}" for name, c in found for note in c.meta.get("notes", [])]
+    meta = {
+        **first,
+        "damping": first["damping"] if len({m["damping"] for m in every}) == 1 else None,
+        "layers": [layer for m in every for layer in m["layers"]],
+        "left_out": [],
+        "parameters": sum(m["parameters"] for m in every),
+        "settings": {**settings, **first.get("settings", {})},
+        "notes": notes,
+    }
+    if meta["damping"] is None:
+        meta["settings"]["damping"] = "each layer's own, see the notes"
+    meta["settings"].pop("setting", None)
+    return Comparison(pd.concat(parts, ignore_index=True), meta)

@@ -1,0 +1,1 @@
+"""Every approximation against the exact Fisher: measures, `compare`, the monitor of a training."""

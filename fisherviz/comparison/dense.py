@@ -1,0 +1,152 @@
+"""Comparison of matrices small enough to be dense: every metric, in float64, whole and block by block.
+
+Also gathers the arrays that pictures need: heatmaps reduced to a few hundred cells, block means and spectra.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fisherviz.approximations import Approximation
+from fisherviz.comparison.measures import DenseExact, damped_measures, error_measures
+from fisherviz.exact.fisher import Fisher
+from fisherviz.operators.damping import Damping
+from fisherviz.results.cells import LIMIT, reduce_matrix
+from fisherviz.results.comparison import WHOLE, row_label
+
+Row = tuple[str, str, str, float]
+_SINGULAR = {"relative_spectral", "relative_nuclear"}
+_SMALL = 256
+"""Singular values of larger blocks between layers cost more than all the rest: only where metrics were named."""
+_MAX_PAIRS = 400
+"""Off-diagonal blocks have rows of their own while there are at most this many."""
+
+
+class DenseComparison:
+    """Measures approximations of one Fisher, all matrices dense in unit order."""
+
+    def __init__(
+        self,
+        fisher: Fisher,
+        rule: Damping,
+        strength: float,
+        gradient: Tensor | None,
+        wanted: set[str],
+        explicit: bool,
+    ) -> None:
+        self.rule, self.wanted, self.explicit = rule, wanted, explicit
+        self.space = fisher.space
+        self.labels = [row_label(name) for name in self.space.names]
+        self.notes: list[str] = []
+        self.arrays: dict[str, np.ndarray] = {}
+        matrix = symmetrised(fisher.to_dense("unit").double())
+        slope = None if gradient is None else gradient.double()[self.space.index("unit").to(gradient.device)]
+        self.exact = DenseExact(matrix, strength, slope)
+        n = len(self.space.layers)
+        self.pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]
+        if n * n > _MAX_PAIRS:
+            self.notes.append(f"blocks between layers have no rows of their own: {n * n} of them.")
+        large = [i for i in self.space.sizes if i > _SMALL]
+        if len(large) > 1 and not explicit and wanted & _SINGULAR:
+            self.notes.append(
+                f"relative_spectral and relative_nuclear of blocks between layers of more than {_SMALL} parameters "
+                "are left out; ask for them with metrics=."
+            )
+        self.blocks = {pair: self._exact_block(*pair, slope, strength) for pair in self.pairs}
+        self._gather("exact", matrix, self.exact.inverse)
+        edges = np.array(self.space.offsets, dtype=np.float64)
+        factor = -(-self.space.size // LIMIT)
+        self.arrays["heatmap_edges"] = edges / factor
+        self.arrays["heatmap_unit_edges"] = self._unit_edges() / factor
+
+    def _range(self, i: int) -> slice:
+        return slice(self.space.offsets[i], self.space.offsets[i + 1])
+
+    def _exact_block(self, i: int, j: int, gradient: Tensor | None, damping: float) -> DenseExact:
+        part = self.exact.matrix[self._range(i), self._range(j)]
+        if i != j:
+            return DenseExact(part)
+        return DenseExact(part, damping, None if gradient is None else gradient[self._range(i)])
+
+    def _unit_edges(self) -> np.ndarray:
+        edges: list[float] = []
+        for layer, start in zip(self.space.layers, self.space.offsets, strict=False):
+            if layer.structured:
+                edges += [start + k * layer.da for k in range(1, layer.d_out)]
+        return np.array(edges, dtype=np.float64)
+
+    def rows(self, label: str, approximation: Approximation) -> list[Row]:
+        """All rows (row, col, metric, value) of a fitted approximation."""
+        matrix = approximation.to_dense("unit").double()
+        out: list[Row] = [
+            (WHOLE, WHOLE, name, value) for name, value in error_measures(self.exact, matrix, self.wanted).items()
+        ]
+        inverse: Tensor | None = None
+        try:
+            damped = symmetrised(approximation.damped(self.rule).to_dense("unit").double())
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            self.notes.append(f"damped metrics of {label} are left out: {error}")
+        else:
+            found, inverse = damped_measures(self.exact, damped, self.wanted)
+            out += [(WHOLE, WHOLE, name, value) for name, value in found.items()]
+            if inverse is None:
+                self.notes.append(
+                    f"damped metrics of {label} are left out: with this damping it is not positive definite."
+                )
+            out += self._block_rows(damped)
+        for (i, j), exact in self.blocks.items():
+            part = matrix[self._range(i), self._range(j)]
+            names = (self.labels[i], self.labels[j])
+            wanted = self.wanted if i == j or self.explicit or min(part.shape) <= _SMALL else self.wanted - _SINGULAR
+            out += [(*names, name, value) for name, value in error_measures(exact, part, wanted).items()]
+        self._gather(label, matrix, inverse)
+        return out
+
+    def _block_rows(self, damped: Tensor) -> list[Row]:
+        """Damped measures of each layer's own block."""
+        out: list[Row] = []
+        for (i, j), exact in self.blocks.items():
+            if i == j and exact.frobenius > 0:
+                found, _ = damped_measures(exact, damped[self._range(i), self._range(i)], self.wanted)
+                out += [(self.labels[i], self.labels[i], name, value) for name, value in found.items()]
+        return out
+
+    def _gather(self, label: str, matrix: Tensor, inverse: Tensor | None) -> None:
+        factor = -(-self.space.size // LIMIT)
+
+        def reduced(x: Tensor) -> np.ndarray:
+            return reduce_matrix(x.cpu().numpy(), factor)
+
+        self.arrays[f"heatmap/{label}"] = reduced(matrix)
+        self.arrays[f"block_means/{label}"] = self._means(matrix)
+        if label != "exact":
+            self.arrays[f"difference/{label}"] = reduced(self.exact.matrix - matrix)
+        self.arrays[f"spectrum/{label}"] = self._spectrum(label, matrix).cpu().numpy()
+        if inverse is None:
+            return
+        self.arrays[f"inverse/{label}"] = reduced(inverse)
+        self.arrays[f"block_means_inverse/{label}"] = self._means(inverse)
+        if label != "exact" and self.exact.inverse is not None:
+            self.arrays[f"inverse-difference/{label}"] = reduced(self.exact.inverse - inverse)
+
+    def _spectrum(self, label: str, matrix: Tensor) -> Tensor:
+        """Eigenvalues, descending; layer by layer where nothing couples the layers."""
+        if label == "exact":
+            return self.exact.eigenvalues.flip(0)
+        n = len(self.space.layers)
+        coupled = any(bool(matrix[self._range(i), self._range(j)].any()) for i in range(n) for j in range(i + 1, n))
+        parts = [slice(0, self.space.size)] if coupled else [self._range(i) for i in range(n)]
+        values = torch.cat([torch.linalg.eigvalsh(symmetrised(matrix[part, part])) for part in parts])
+        return values.sort(descending=True).values
+
+    def _means(self, matrix: Tensor) -> np.ndarray:
+        n = len(self.space.layers)
+        rows = [[float(matrix[self._range(i), self._range(j)].abs().mean()) for j in range(n)] for i in range(n)]
+        return np.array(rows)
+
+
+def symmetrised(matrix: Tensor) -> Tensor:
+    """The symmetric part."""
+    return (matrix + matrix.T) / 2

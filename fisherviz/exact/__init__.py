@@ -1,0 +1,1 @@
+"""The exact Fisher: passes over data, blocks, products, solves, spectra, samples, cumulants."""

@@ -1,0 +1,83 @@
+"""Which modules a Probe attaches to: names or modules chosen, tied parameters counted once, frozen ones left out.
+
+The result is a list of `Layer`s in torch order and the reasons for everything left out (DESIGN section 4).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from fisherviz.network.layers import Layer, make_layer
+
+
+def find_layers(
+    model: nn.Module, wanted: Sequence[str | nn.Module] | str | nn.Module | None
+) -> tuple[list[Layer], list[tuple[str, str]]]:
+    """Probed layers in torch order, and (name, reason) of what is left out."""
+    modules = dict(model.named_modules())
+    chosen = set(modules.values()) if wanted is None else _choose(modules, wanted)
+    names = {id(p): name for name, p in model.named_parameters()}
+    owners: dict[int, int] = {}
+    for module in modules.values():
+        for p in module._parameters.values():
+            if p is not None:
+                owners[id(p)] = owners.get(id(p), 0) + 1
+    layers: list[Layer] = []
+    left_out: list[tuple[str, str]] = []
+    taken: dict[int, str] = {}
+    for name, module in modules.items():
+        own = {key: p for key, p in module._parameters.items() if p is not None}
+        if not own:
+            continue
+        if module not in chosen:
+            left_out.append((name or "(root)", "not among layers="))
+            continue
+        mine: dict[str, nn.Parameter] = {}
+        for key, p in own.items():
+            full = f"{name}.{key}" if name else key
+            if id(p) in taken:
+                left_out.append((full, f"tied to {taken[id(p)]}, counted there"))
+            elif not p.requires_grad:
+                left_out.append((full, "frozen (requires_grad=False)"))
+            else:
+                mine[names[id(p)]] = p
+                taken[id(p)] = names[id(p)]
+        if mine:
+            layers.append(make_layer(name, module, mine, any(owners[id(p)] > 1 for p in own.values())))
+    if not layers:
+        raise ValueError("no trainable parameter is left to probe; set requires_grad=True or choose other layers=.")
+    # torch order: a tied parameter may stand earlier in named_parameters() than the module that was chosen for it
+    rank = {name: i for i, name in enumerate(names.values())}
+    layers.sort(key=lambda layer: min(rank[name] for name in layer.parameters))
+    return layers, left_out
+
+
+def _choose(modules: dict[str, nn.Module], wanted: Sequence[str | nn.Module] | str | nn.Module) -> set[nn.Module]:
+    """The modules named, each with all modules inside it."""
+    if not isinstance(wanted, str | nn.Module | Iterable):
+        raise TypeError(f"layers= takes names or modules, got {type(wanted).__name__}.")
+    items = [wanted] if isinstance(wanted, str | nn.Module) else list(wanted)
+    if not items:
+        raise ValueError("layers= names no layer; leave it out for all of them.")
+    chosen: set[nn.Module] = set()
+    for item in items:
+        if isinstance(item, str):
+            if item not in modules:
+                near = difflib.get_close_matches(item, modules, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise ValueError(f"the model has no module called {item!r}{hint}")
+            module = modules[item]
+        elif isinstance(item, nn.Module):
+            if all(item is not m for m in modules.values()):
+                raise ValueError(f"the {type(item).__name__} given in layers= is not part of the model.")
+            module = item
+        else:
+            raise TypeError(f"layers= takes names or modules, got {type(item).__name__}.")
+        found = [m for m in module.modules() if any(p is not None for p in m._parameters.values())]
+        if not found:
+            raise ValueError(f"layer {item!r} owns no parameters; name a module that does.")
+        chosen |= set(found)
+    return chosen

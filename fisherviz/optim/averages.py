@@ -1,0 +1,388 @@
+"""Moving averages of an approximation's statistics, fed by the passes between two steps.
+
+The same `Statistic`s and the same `build` as in the analysis: fresh sums over the passes since the last step
+are blended
+into the averages, and every T steps a snapshot of their means becomes the matrix (DESIGN sections 2 and 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherviz.approximations import Approximation
+from fisherviz.approximations.matrices import LayeredMatrix
+from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, concatenate
+from fisherviz.capture.hooks import Call
+from fisherviz.network.layers import Layer, ParameterSpace
+from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
+from fisherviz.statistics.moments import Statistic
+
+Named = dict[str, Statistic]
+
+
+class Moments:
+    """Fresh and averaged statistics of all layers and pairs of layers.
+
+    Args:
+        approximation: says which statistics are needed and builds the matrix.
+        layers: the preconditioned layers, structured or not for good.
+        positions: weight-sharing positions of each structured layer.
+        adjacent: names of structured layers that are neighbours in execution.
+        defer: whether averages are read rarely enough to bring them up to date only then.
+    """
+
+    def __init__(
+        self,
+        approximation: Approximation,
+        layers: Sequence[Layer],
+        positions: Mapping[str, int],
+        adjacent: Sequence[tuple[str, str]],
+        defer: bool = False,
+    ) -> None:
+        self.approximation, self.space = approximation, ParameterSpace(layers)
+        self.positions, self.adjacent = dict(positions), tuple((a, b) for a, b in adjacent)
+        approximation.prepare(self.space.layers, self.positions)
+        self.pairs = approximation.pairs(self.space.layers, self.adjacent)
+        self.average, self.fresh = self._new(), self._new()
+        self.refined: list[Named] = [{} for _ in self.space.layers]
+        self.deferred = [
+            {key: DeferredAverage(s) for key, s in named.items() if defer and deferrable(s)} for named in self.average
+        ]
+        self._rows: dict[tuple[int, str], list[tuple[Tensor, float, int]]] = {}
+        self.window: list[dict[str, AnyCapture]] = []
+        self.examples = 0
+        """Examples since the last step."""
+        self.values: list[dict[str, Any]] | None = None
+        """Snapshot: per layer, then per pair, what the matrix is built from."""
+        self.snapshot_examples = 1
+
+    def _new(self) -> list[Named]:
+        layers = self.space.layers
+        own = [self.approximation.needs(layer) for layer in layers]
+        return own + [self.approximation.pair_statistics(layers[i], layers[j]) for i, j in self.pairs]
+
+    @property
+    def keeps_captures(self) -> bool:
+        """Whether captures are needed until the step."""
+        return any(self._wants(layer) or self.refines for layer in self.space.layers)
+
+    @property
+    def refines(self) -> bool:
+        """Whether the operators change with every step, by statistics in the snapshot's bases (EKFAC)."""
+        return type(self.approximation).refine is not Approximation.refine
+
+    def _wants(self, layer: Layer) -> bool:
+        return self.approximation.wants_capture(layer)
+
+    # ---- a pass
+    # ----------------------------------------------------------------------------------------------------
+
+    def collect(self, captures: dict[str, AnyCapture], examples: int) -> None:
+        """Add a pass; layers that it did not run are left out."""
+        batch = Batch(captures, examples)
+        for i, named in enumerate(self.fresh):
+            for key, statistic in named.items():
+                if all(name in captures for name in statistic.layers) and not self._hold(i, key, captures, examples):
+                    statistic.update(batch)
+        self.examples += examples
+        self.window.append(captures if self.keeps_captures else dict.fromkeys(captures, _SEEN))
+
+    def _hold(self, i: int, key: str, captures: dict[str, AnyCapture], examples: int) -> bool:
+        """Keep the rows of a factor where they are few; they are multiplied when they are averaged."""
+        statistic = self.fresh[i][key]
+        if not deferrable(statistic) or statistic.total is not None or distributed():
+            return False
+        found = rows_of(statistic, captures[statistic.layers[0]])
+        if found is None:
+            return False
+        # a copy: the rows may be the user's own input, which is free to change before the step
+        self._rows.setdefault((i, key), []).append((found[0].clone(), found[1], examples))
+        return True
+
+    def _blend(self, i: int, key: str, decay: float) -> None:
+        """One statistic's window into its average."""
+        average, fresh, held = self.average[i][key], self.fresh[i][key], self._rows.pop((i, key), [])
+        deferred = self.deferred[i].get(key)
+        if held and average.total is not None and fresh.total is None:
+            examples = sum(n for _, _, n in held)
+            for j, (rows, weight, _) in enumerate(held):
+                # the decay is one step's, however many passes it has
+                before = decay if j == 0 else 1.0
+                if deferred is not None and decay > 0:
+                    deferred.add(rows, weight / examples, before, 1 - decay)
+                else:  # product and average in one
+                    share = (1 - decay) * weight / examples
+                    average.total.addmm_(rows.mT, rows, beta=before, alpha=share)
+            return
+        for rows, weight, n in held:
+            fresh.add(rows.mT @ rows * weight, n)
+        if fresh.total is None:
+            return
+        if deferred is not None:
+            deferred.flush()
+        if decay == 0:
+            average.total, average.count = None, 0.0
+        average.blend(fresh, decay)
+
+    def saw(self, layer: Layer) -> bool:
+        """Whether a pass since the last step ran the layer."""
+        return any(layer.name in captures for captures in self.window)
+
+    def lacks(self, layers: Sequence[Layer]) -> bool:
+        """Whether the snapshot was taken before one of the layers first ran."""
+        at = {id(layer): i for i, layer in enumerate(self.space.layers)}
+        return self.values is None or not all(self._complete(x, self.values[at[id(x)]]) for x in layers)
+
+    def capture(self, name: str) -> AnyCapture | None:
+        """All examples of a layer since the last step."""
+        parts = [captures[name] for captures in self.window if name in captures]
+        return concatenate(parts) if parts else None
+
+    def forget(self) -> None:
+        """Start the next window."""
+        self.window, self.examples, self._rows = [], 0, {}
+        for named in self.fresh:
+            for statistic in named.values():
+                statistic.total, statistic.count = None, 0.0
+
+    # ---- a step
+    # ----------------------------------------------------------------------------------------------------
+
+    def advance(self, decay: float, refresh: bool, keep: bool) -> None:
+        """Blend the window into the averages; on a refresh take the snapshot that the matrix is built from.
+
+        Args:
+            decay: weight of the past, 0 for none.
+            refresh: whether to take a snapshot.
+            keep: whether the snapshot outlives the averages' next change, and is copied.
+        """
+        self._reduce(self.fresh)
+        for i, named in enumerate(self.average):
+            for key in named:
+                self._blend(i, key, decay)
+        if refresh or self.values is None:
+            self.snapshot(keep)
+        elif self.refines:
+            self._refine(decay, ())
+
+    def snapshot(self, keep: bool, missing: bool = False) -> None:
+        """Take what the matrix is built from.
+
+        Args:
+            keep: whether it outlives the averages' next change, and is copied.
+            missing: whether to take only what is not there yet, for layers that have run for the first time.
+        """
+        for waiting in self.deferred:
+            for deferred in waiting.values():
+                deferred.flush()
+        missing = missing and self.examples == self.snapshot_examples
+        old = self.values if missing and self.values is not None else [{}] * len(self.average)
+        self.values = []
+        self.snapshot_examples = self.examples
+        for i, named in enumerate(self.average):
+            if old[i]:
+                self.values.append(old[i])
+                continue
+            values: dict[str, Any] = {
+                key: s.mean.clone() if keep else s.mean for key, s in named.items() if s.total is not None
+            }
+            layer = self.space.layers[i] if i < len(self.space.layers) else None
+            capture = self.capture(layer.name) if layer is not None and self._wants(layer) else None
+            if capture is not None:
+                values["capture"] = capture
+            if layer is not None and (self.refines or self._wants(layer)) and not self.saw(layer):
+                values = {}  # what is made of the step's own examples waits for a step that runs the layer
+            self.values.append(values)
+        self._refine(0.0, [i for i, values in enumerate(self.values) if values and not old[i]])
+
+    def _refine(self, decay: float, renewed: Sequence[int]) -> None:
+        """Statistics in the snapshot's bases: of the renewed layers from the start, or of all one step on."""
+        assert self.values is not None
+        for i, layer in enumerate(self.space.layers):
+            if not self.refines or not self.approximation._handles(layer):
+                continue
+            if i in renewed:
+                self.refined[i] = self.approximation.refine(layer, self.values[i])
+            capture = self.capture(layer.name)
+            if capture is None or not self.refined[i] or (renewed and i not in renewed):
+                continue
+            for statistic in self.refined[i].values():
+                new = statistic.contribution(capture) / capture.examples
+                if statistic.total is None:
+                    statistic.total, statistic.count = new, 1.0
+                else:
+                    statistic.total.mul_(decay).add_(new, alpha=1 - decay)
+
+    def build(self) -> LayeredMatrix:
+        """The matrix from the snapshot, over the layers that have run so far."""
+        assert self.values is not None
+        n, layers = len(self.space.layers), self.space.layers
+        own = [
+            v | {k: s.mean for k, s in more.items()} if v else {}
+            for v, more in zip(self.values[:n], self.refined, strict=True)
+        ]
+        there = [i for i in range(n) if self._complete(layers[i], own[i])]
+        space = self.space if len(there) == n else ParameterSpace([layers[i] for i in there])
+        couplings = {
+            (there.index(i), there.index(j)): v
+            for (i, j), v in zip(self.pairs, self.values[n:], strict=True)
+            if v and i in there and j in there
+        }
+        return self.approximation.build(space, [own[i] for i in there], couplings)
+
+    def _complete(self, layer: Layer, values: Mapping[str, Any]) -> bool:
+        return set(self.approximation.needs(layer)) <= set(values) and (not self._wants(layer) or "capture" in values)
+
+    # ---- several processes
+    # -----------------------------------------------------------------------------------------
+
+    def _reduce(self, statistics: Sequence[Named]) -> None:
+        """Sum totals and counts over the processes of a distributed run."""
+        if not distributed():
+            return
+        if self.keeps_captures:
+            raise NotImplementedError(
+                f"{self.approximation.name} works on the examples themselves, which other processes do not see; "
+                "under torch.distributed use a method made of averages (foof, plain kfac)."
+            )
+        for named in statistics:
+            for statistic in named.values():
+                if statistic.total is None:
+                    continue
+                count = torch.tensor([statistic.count], dtype=torch.float64, device=statistic.total.device)
+                statistic.total = statistic.total.contiguous()
+                torch.distributed.all_reduce(statistic.total)
+                torch.distributed.all_reduce(count)
+                statistic.count = float(count)
+
+    # ---- saving
+    # ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages, snapshot and layout."""
+        return {
+            "layers": {layer.name: layer.note if not layer.structured else "" for layer in self.space.layers},
+            "positions": dict(self.positions),
+            "adjacent": [list(pair) for pair in self.adjacent],
+            "average": [{k: s.state_dict() for k, s in named.items()} for named in self.average],
+            "deferred": [{k: d.state_dict() for k, d in named.items()} for named in self.deferred],
+            "refined": [{k: s.state_dict() for k, s in named.items()} for named in self.refined],
+            "values": None if self.values is None else [pack(v) for v in self.values],
+            "snapshot_examples": self.snapshot_examples,
+        }
+
+    @classmethod
+    def from_state(
+        cls, approximation: Approximation, layers: Sequence[Layer], state: Mapping[str, Any], defer: bool
+    ) -> Moments:
+        """Restore what `state_dict` gave.
+
+        Args:
+            approximation: as at the time of saving.
+            layers: the optimizer's layers.
+            state: what was saved.
+            defer: as for the constructor.
+
+        Returns:
+            The moments.
+
+        Raises:
+            ValueError: the state belongs to another network or method.
+        """
+        names = [layer.name for layer in layers]
+        unknown = [name for name in state["layers"] if name not in names]
+        if unknown:
+            raise ValueError(
+                f"the saved statistics have a layer {unknown[0]!r} that this model lacks; load the state of this model."
+            )
+        kept = [layer for layer in layers if layer.name in state["layers"]]
+        for layer in kept:
+            if layer.structured and state["layers"][layer.name]:
+                layer.make_generic(state["layers"][layer.name])
+        made = cls(approximation, kept, state["positions"], [(a, b) for a, b in state["adjacent"]], defer)
+        if [set(named) for named in made.average] != [set(named) for named in state["average"]]:
+            raise ValueError("the saved statistics are those of another method; load the state of this one.")
+        device = next(iter(kept[0].parameters.values())).device if kept else torch.device("cpu")
+        for named, saved in zip(made.average, state["average"], strict=True):
+            _load(named, saved, device)
+        for waiting, held in zip(made.deferred, state["deferred"], strict=True):
+            for key, deferred in waiting.items():
+                deferred.load_state_dict(held[key], device)
+        made.snapshot_examples = state["snapshot_examples"]
+        if state["values"] is None:
+            return made
+        made.values = [unpack(v, device) for v in state["values"]]
+        for i, layer in enumerate(kept):
+            if state["refined"][i] and made.values[i]:
+                made.refined[i] = approximation.refine(layer, made.values[i])
+                _load(made.refined[i], state["refined"][i], device)
+        return made
+
+
+def distributed() -> bool:
+    """Whether several processes train together."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
+def positions_and_neighbours(
+    calls: Mapping[str, Sequence[Call]],
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Weight-sharing positions of each layer, and layers that are neighbours in execution.
+
+    A module that is called twice breaks the chain.
+    """
+    positions = {name: sum(_positions(call) for call in made) for name, made in calls.items()}
+    names = list(calls)
+    pairs = [(a, b) for a, b in pairwise(names) if len(calls[a]) == 1 and len(calls[b]) == 1]
+    return positions, pairs
+
+
+def _positions(call: Call) -> int:
+    per_example = call.shape[1:].numel()
+    return per_example // call.layer.d_out if call.layer.d_out else 1
+
+
+def pack(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors and captures as plain containers of tensors."""
+    packed: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Capture):
+            packed[key] = {"a": value.a, "g": value.g}
+        elif isinstance(value, GenericCapture):
+            packed[key] = {"gradients": value.gradients}
+        else:
+            packed[key] = value.clone()
+    return packed
+
+
+def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What `pack` was given."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            out[key] = value.to(device, copy=True)
+        elif "a" in value:
+            out[key] = Capture(value["a"].to(device), value["g"].to(device))
+        else:
+            out[key] = GenericCapture(value["gradients"].to(device))
+    return out
+
+
+def _load(named: Named, saved: Mapping[str, Any], device: torch.device) -> None:
+    for key, statistic in named.items():
+        statistic.load_state_dict(saved[key])
+        if statistic.total is not None:
+            statistic.total = statistic.total.to(device)
+
+
+_SEEN = GenericCapture(torch.empty(0, 0, 0))
+"""Stands in a window for captures that need not be kept."""

@@ -1,0 +1,268 @@
+"""The result of a comparison: plain labelled data, saved and loaded, independent of any model.
+
+A `Comparison` holds a tidy table, a dictionary of facts and the arrays that pictures need (DESIGN section 3).
+Every plot and the page are drawn from it alone; its three files are the contract with all who read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fisherviz.results import glossary
+from fisherviz.support import files
+
+COLUMNS = ("method", "row", "col", "metric", "value")
+WHOLE = "all"
+FORMAT = 1
+TABLE, FACTS, ARRAYS = "comparison.parquet", "comparison.json", "arrays.npz"
+
+
+def row_label(layer: str) -> str:
+    """What a layer is called in the table: its name, unless that means the whole matrix."""
+    return f"{layer} (layer)" if layer == WHOLE else layer
+
+
+class Comparison:
+    """How far each approximation is from the exact Fisher, per pair of layers and as a whole.
+
+    Args:
+        frame: tidy table with columns method, row, col, metric, value; row and col are names of layers, or
+            both "all" for the whole matrix.
+        meta: facts about the run (layers, settings, versions, fingerprints, notes), as JSON holds them.
+        arrays: name ("heatmap/exact", "spectrum/kfac", ...) to array, what pictures are drawn from.
+
+    Raises:
+        ValueError: a column is missing, a value is not a number, or `meta` does not fit into JSON.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        meta: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self.frame = _checked_frame(frame)
+        self.meta: dict[str, Any] = _checked_meta(dict(meta or {}))
+        self.arrays = {str(name): np.asarray(a, dtype=np.float32) for name, a in (arrays or {}).items()}
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods, in the order in which they were compared."""
+        return tuple(dict.fromkeys(self.frame["method"]))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that have a row, in order of first appearance."""
+        return tuple(dict.fromkeys(self.frame["metric"]))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers, in the order of the matrix."""
+        if self.meta.get("layers"):
+            return tuple(layer["name"] for layer in self.meta["layers"])
+        return tuple(name for name in dict.fromkeys(self.frame["row"]) if name != WHOLE)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out and what was assumed, a sentence each."""
+        return tuple(str(note) for note in self.meta.get("notes") or ())
+
+    def whole(self, metric: str) -> dict[str, float]:
+        """One metric of the whole matrix.
+
+        Args:
+            metric: its name.
+
+        Returns:
+            Method to value; methods to which the metric does not apply are absent.
+        """
+        frame = self.frame
+        rows = frame[(frame["metric"] == metric) & (frame["row"] == WHOLE) & (frame["col"] == WHOLE)]
+        return dict(zip(rows["method"], rows["value"].astype(float), strict=True))
+
+    def blocks(self, metric: str, *, diagonal: bool = True) -> pd.DataFrame:
+        """One metric block by block.
+
+        Args:
+            metric: its name.
+            diagonal: keep only the blocks of a layer with itself.
+
+        Returns:
+            The rows of `frame` concerned, in its order.
+        """
+        frame = self.frame
+        keep = (frame["metric"] == metric) & ~((frame["row"] == WHOLE) & (frame["col"] == WHOLE))
+        if diagonal:
+            keep &= frame["row"] == frame["col"]
+        return frame[keep].reset_index(drop=True)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per method with the metrics of the whole matrix, smallest relative Frobenius error first.
+
+        Returns:
+            Table indexed by method. A metric that does not apply to a method is a missing cell (`pd.NA`). What was
+            left out and why is in its `attrs["notes"]`, and in the comparison's `notes`.
+        """
+        columns = {name: self.whole(name) for name in self.metrics}
+        columns = {name: values for name, values in columns.items() if values}
+        order = [name for name in glossary.METRICS if name in columns]
+        order += [name for name in columns if name not in glossary.METRICS]
+        table = pd.DataFrame(index=pd.Index(self.methods, name="method"))
+        for name in order:
+            values = [columns[name].get(method) for method in self.methods]
+            complete = all(value is not None for value in values)
+            table[name] = pd.array(values, dtype="float64" if complete else "Float64")
+        if "relative_frobenius" in table:
+            table = table.sort_values("relative_frobenius", kind="stable", na_position="last")
+        table.attrs["notes"] = list(self.notes)
+        return table
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write comparison.parquet, comparison.json and arrays.npz into a directory, all three or none.
+
+        Args:
+            path: the directory; made if needed. What is killed in the middle leaves the old result in place.
+
+        Returns:
+            The directory.
+
+        Raises:
+            ValueError: nothing can be written there.
+        """
+        return files.write_together(path, self.to_files())
+
+    def to_files(self) -> dict[str, bytes]:
+        """The three files' names and contents, for callers that commit them together with other files."""
+        table, arrays = io.BytesIO(), io.BytesIO()
+        self.frame.to_parquet(table, index=False)
+        with zipfile.ZipFile(arrays, "w") as archive:
+            for name, array in self.arrays.items():  # as np.savez_compressed, in a third of its time
+                entry = io.BytesIO()
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+                place = zipfile.ZipInfo(f"{name}.npy")  # without the time of day
+                archive.writestr(place, entry.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
+        contents = {TABLE: table.getvalue(), ARRAYS: arrays.getvalue()}
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        facts = {"format": FORMAT, "sha256": digests, "meta": self.meta}
+        return {**contents, FACTS: (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()}
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write the comparison as one self-contained page that needs neither network nor scripts.
+
+        Args:
+            path: the file to write.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: it is a directory, or nothing can be written there; said before anything is drawn.
+        """
+        from fisherviz.report import write_page  # the page is drawn from results: it lies above this module
+
+        return write_page(path, self)
+
+    def __repr__(self) -> str:
+        kind = self.meta.get("kind", "")
+        size = f", {self.meta['parameters']} parameters" if "parameters" in self.meta else ""
+        best = self.summary()
+        closest = f", closest: {best.index[0]}" if "relative_frobenius" in best and len(best) else ""
+        left_out = sum("left out" in note for note in self.notes)
+        said = f", {left_out} left out: see .notes" if left_out else ""
+        return (
+            f"Comparison({len(self.methods)} methods, {len(self.layers)} layers{size}"
+            f"{', ' + kind + ' Fisher' if kind else ''}{closest}{said})"
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.summary()
+        head = "".join(f"<th scope='col'>{html.escape(glossary.metric(name).short)}</th>" for name in table)
+        rows = ""
+        for method, row in table.iterrows():
+            cells = "".join(
+                f"<td>{'–' if pd.isna(value) else glossary.show(str(name), float(value))}</td>"
+                for name, value in row.items()
+            )
+            rows += f"<tr><th scope='row'>{html.escape(str(method))}</th>{cells}</tr>"
+        return (
+            f"<table><caption>{html.escape(repr(self))}</caption>"
+            f"<thead><tr><th scope='col'>method</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        )
+
+
+def load_comparison(path: str | os.PathLike[str]) -> Comparison:
+    """Read what `Comparison.save` wrote.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        The comparison, equal to the one saved.
+
+    Raises:
+        ValueError: there is none, its files do not belong together, or a newer release wrote it.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a path is a string or a Path, got {type(path).__name__}.")
+    directory = Path(path)
+    contents = {}
+    for name in (FACTS, TABLE, ARRAYS):
+        try:
+            contents[name] = files.resolve(directory, name).read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{directory} holds no saved comparison: {name} cannot be read ({error.strerror or error}); "
+                "give the directory that Comparison.save or `fisherviz report` wrote."
+            ) from error
+    try:
+        facts = json.loads(contents[FACTS])
+        version, digests, meta = facts["format"], facts["sha256"], facts["meta"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory / FACTS} is damaged or not a comparison's; save it again.") from error
+    if version > FORMAT:
+        raise ValueError(f"{directory} is in format {version}, this release reads up to {FORMAT}; upgrade fisherviz.")
+    for name in (TABLE, ARRAYS):
+        if hashlib.sha256(contents[name]).hexdigest() != digests.get(name):
+            raise ValueError(
+                f"{directory / name} is damaged or belongs to another comparison than {FACTS}; save it again."
+            )
+    with np.load(io.BytesIO(contents[ARRAYS]), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return Comparison(pd.read_parquet(io.BytesIO(contents[TABLE])), meta, arrays)
+
+
+def _checked_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    missing = [name for name in COLUMNS if name not in frame]
+    if missing:
+        raise ValueError(f"the comparison's frame lacks the columns {missing}; it needs {list(COLUMNS)}.")
+    frame = frame.loc[:, list(COLUMNS)].reset_index(drop=True)
+    for name in COLUMNS[:-1]:
+        frame[name] = frame[name].astype(str)
+    frame["value"] = frame["value"].astype("float64")
+    bad = frame[frame["value"].isna()]
+    if len(bad):
+        first = bad.iloc[0]
+        raise ValueError(
+            f"{first['metric']} of {first['method']!r} at ({first['row']}, {first['col']}) is not a number; "
+            "leave the row out and say why in meta['notes']."
+        )
+    return frame
+
+
+def _checked_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(meta, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the comparison's meta is no JSON ({error}); use plain values.") from error

@@ -1,0 +1,1 @@
+"""Nothing of the field: files, memory, progress, checks of options."""
