@@ -22,8 +22,9 @@ from fisherviz.capture.structure import PathChanged, check_paths
 from fisherviz.network.batches import Inputs, count_examples, explain_refusal, move, select
 from fisherviz.network.discover import find_layers
 from fisherviz.network.guest import as_guest, check_modes
-from fisherviz.network.layers import Layer, LayerInfo, ParameterSpace
+from fisherviz.network.layers import Layer, LayerInfo
 from fisherviz.network.likelihoods import Likelihood, resolve
+from fisherviz.network.space import ParameterSpace
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
@@ -79,7 +80,7 @@ class Probe:
         self.output = output
         self._layers, self.left_out = find_layers(model, layers)
         _check_types(self._layers)
-        self.space = ParameterSpace(self._layers)
+        self.space = ParameterSpace(self._layers, [name for name, _ in model.named_parameters()])
         self._recorder = Recorder(self._layers)
         self._held = False
         self.looked = False
@@ -264,7 +265,7 @@ class Probe:
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The probed parameters by name, in torch order."""
-        return {name: p for layer in self._layers for name, p in layer.parameters.items()}
+        return {place.name: self._layers[place.layer].parameters[place.name] for place in self.space.places}
 
     def capture(
         self,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fisherviz.approximations.matrices import BlockDiagonal, LayeredMatrix
 from fisherviz.capture.structure import PathChanged, restarting
-from fisherviz.network.layers import Layer, Order, ParameterSpace
+from fisherviz.network.layers import Layer
+from fisherviz.network.space import Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
 from fisherviz.operators.damping import Damping

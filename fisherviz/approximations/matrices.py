@@ -15,7 +15,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from fisherviz.network.layers import ORDERS, LayerInfo, Order, ParameterSpace
+from fisherviz.network.layers import LayerInfo
+from fisherviz.network.space import ORDERS, Order, ParameterSpace
 from fisherviz.operators import (
     BlockTridiagonal,
     Dense,
@@ -108,17 +109,9 @@ class LayeredMatrix(ABC):
             f"the dense {self.shape[0]:,} x {self.shape[1]:,} matrix",
             "ask for products or blocks instead",
         )
-        rows = [
-            torch.cat(
-                [
-                    self.space.reorder_block(self.operator(i, j).to_dense(), i, j, order)
-                    for j in range(len(self.space.layers))
-                ],
-                1,
-            )
-            for i in range(len(self.space.layers))
-        ]
-        return torch.cat(rows)
+        n = len(self.space.layers)
+        rows = [torch.cat([self.operator(i, j).to_dense() for j in range(n)], 1) for i in range(n)]
+        return self.space.reorder_unit_dense(torch.cat(rows), order)
 
     @overload
     def __matmul__(self, v: Tensor) -> Tensor: ...

@@ -101,7 +101,7 @@ def check_paths(probe: Probe, inputs: Inputs) -> Findings:
     truths = [_alone(probe, inputs, n, z, v) for n in range(len(z))]
     for layer in layers:
         if layer.structured:
-            found = captures[layer.name].gradients[0][:, layer.torch_from_unit.to(z.device)]
+            found = captures[layer.name].gradients[0]
             if not all(_close(found[n], truth[layer.name]) for n, truth in enumerate(truths)):
                 layer.make_generic(
                     "its parameters also act outside its forward, or its batch is not the first dimension"
@@ -118,7 +118,7 @@ def check_paths(probe: Probe, inputs: Inputs) -> Findings:
 
 
 def _alone(probe: Probe, inputs: Inputs, n: int, z: Tensor, v: Tensor) -> dict[str, Tensor]:
-    """Gradient of v_n's product with one example's own output, by layer in torch order."""
+    """Gradient of v_n's product with one example's own output, by layer in unit order."""
     own = _forward_alone(probe, inputs, n)[0]
     tolerance = _TOLERANCE.get(z.dtype, 0.1)
     scale = 1 + float(z.detach().abs().max())
@@ -128,17 +128,16 @@ def _alone(probe: Probe, inputs: Inputs, n: int, z: Tensor, v: Tensor) -> dict[s
             "a Fisher needs independent examples: call model.eval(), or remove what couples them."
         )
     out = {}
-    for layer in probe.space.layers:
+    for i, layer in enumerate(probe.space.layers):
         parameters = list(layer.parameters.values())
         gradients: tuple[Tensor | None, ...] = (None,) * len(parameters)
         if own.requires_grad:
             gradients = torch.autograd.grad(own, parameters, v[n], retain_graph=True, allow_unused=True)
-        out[layer.name] = torch.cat(
-            [
-                p.new_zeros(p.numel()) if g is None else densified(g).reshape(-1)
-                for g, p in zip(gradients, parameters, strict=True)
-            ]
-        ).detach()
+        parts = {
+            name: p.new_zeros(p.numel()) if g is None else densified(g).reshape(-1)
+            for g, (name, p) in zip(gradients, layer.parameters.items(), strict=True)
+        }
+        out[layer.name] = probe.space.gather(i, parts).detach()
     return out
 
 

@@ -20,7 +20,7 @@ from fisherviz.approximations import Approximation, approximations, make
 from fisherviz.comparison.dense import DenseComparison
 from fisherviz.comparison.structured import StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
-from fisherviz.network.layers import ParameterSpace
+from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.results.comparison import WHOLE, Comparison, row_label
 from fisherviz.support.progress import progress_bar

@@ -23,7 +23,7 @@ from fisherviz.exact.natural import natural_gradient
 from fisherviz.exact.passes import Passes
 from fisherviz.exact.posterior import sample_posterior
 from fisherviz.exact.solving import DampedCholesky, woodbury_solve
-from fisherviz.network.layers import ORDERS, Order, ParameterSpace
+from fisherviz.network.space import ORDERS, Order
 from fisherviz.operators.damping import Tikhonov
 from fisherviz.statistics.examples import columns_product, example_gram, rows_product
 from fisherviz.statistics.moments import Block, Diagonal, UnitBlocks
@@ -77,11 +77,11 @@ class Fisher(Passes):
         j = i if col is None else self.space.position(col)
         if self._dense is not None:
             self.check_unchanged()
-            return self._dense[self._range(i), self._range(j)].clone()
+            return self.space.part(self._dense, i, j).clone()
         entries = self.space.sizes[i] * self.space.sizes[j]
         self._plan(entries, f"block {self.space.names[i]!r}, {self.space.names[j]!r}")
         layers = [self.space.layers[k] for k in dict.fromkeys((i, j))]
-        joint = JointBlocks(ParameterSpace(layers), (0, len(layers) - 1))
+        joint = JointBlocks(self.space.only(layers), (0, len(layers) - 1))
         self._pass(joint.update)
         return joint.finish_block(self.scale)
 
@@ -90,9 +90,8 @@ class Fisher(Passes):
         """Exact block between the layers at two positions in unit order."""
         if self._dense is not None:
             self.check_unchanged()
-            part = self._dense[self._range(i), self._range(j)]
-            rows, cols = (self.space.layers[k].unit_from_torch.to(part.device) for k in (i, j))
-            return part[rows][:, cols]
+            units = self.space.split(torch.arange(self.space.size, device=self._dense.device))
+            return self._dense[units[i]][:, units[j]]
         self._plan(
             self.space.sizes[i] * self.space.sizes[j],
             f"block {self.space.names[i]!r}, {self.space.names[j]!r}",
@@ -103,9 +102,6 @@ class Fisher(Passes):
             del self._statistics[statistic.key]  # too large to keep beside what the caller holds
             return found.mul_(self.weight)
         return found * self.weight
-
-    def _range(self, i: int) -> slice:
-        return slice(self.space.offsets[i], self.space.offsets[i + 1])
 
     def _plan(self, entries: int, what: str) -> None:
         size = 3 * entries * torch.empty((), dtype=self.probe.dtype).element_size()
@@ -387,7 +383,7 @@ class Fisher(Passes):
             return spectra.trace(self, pair)
         if self._dense is not None:
             self.check_unchanged()
-            part = self._dense if pair is None else self._dense[self._range(pair[0]), self._range(pair[1])]
+            part = self._dense if pair is None else self.space.part(self._dense, *pair)
             return float(torch.linalg.matrix_norm(part.double(), "fro" if ord == "fro" else 2))
         return spectra.frobenius(self, pair) if ord == "fro" else spectra.spectral(self, pair)
 

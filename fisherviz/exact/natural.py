@@ -55,13 +55,12 @@ def _by_gram_matrices(fisher: Fisher, captures: dict[str, AnyCapture], damping: 
     factor = DampedCholesky(total, damping / scale, "the damped Gram matrix of the examples")
     w = factor.solve(scale * right.unsqueeze(1))[:, 0]
     out = w.new_empty(fisher.space.size)
-    for layer, start in zip(fisher.space.layers, fisher.space.offsets[:-1], strict=True):
-        capture = captures[layer.name]
+    for i, name in enumerate(fisher.space.names):
+        capture = captures[name]
         assert isinstance(capture, Capture)
         combined = capture.g[-1, :, 0] * (scale / damping)
         for g, weights in zip(capture.g[:-1, :, 0], w.reshape(-1, len(combined), 1), strict=True):
             combined.addcmul_(g, weights, value=-1 / damping)
-        for rows, columns, _ in layer.pieces:  # each parameter where it stands, without a copy
-            part = out[start + rows.start : start + rows.stop].view(layer.d_out, -1)
-            torch.mm(combined.T, capture.a[:, 0, columns], out=part)
+        for place in fisher.space.of(i):  # each parameter where it stands, without a copy
+            torch.mm(combined.T, capture.a[:, 0, place.columns], out=out[place.flat].view(place.matrix))
     return out

@@ -16,7 +16,8 @@ from fisherviz.approximations import CWNGD as UnitApproximation
 from fisherviz.approximations import Approximation, Values
 from fisherviz.approximations.matrices import FullMatrix, LayeredMatrix
 from fisherviz.capture.captures import Capture
-from fisherviz.network.layers import Layer, ParameterSpace
+from fisherviz.network.layers import Layer
+from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator, UnitBlocks
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.factorise import trusted_cholesky
