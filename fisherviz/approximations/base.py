@@ -10,14 +10,14 @@ import contextlib
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fisherviz.approximations.matrices import BlockDiagonal, LayeredMatrix
-from fisherviz.capture.structure import PathChanged, restarting
+from fisherviz.capture.structure import PathChanged
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
@@ -154,7 +154,6 @@ class Approximation(LayeredMatrix):
             )
         return operator
 
-    @restarting
     def fit(self, fisher: Fisher) -> Approximation:
         """Collect the statistics over the Fisher's data and build the operators.
 
@@ -170,12 +169,24 @@ class Approximation(LayeredMatrix):
                 "make one with fv.Probe(model, likelihood).fisher(data)."
             )
         start = time.perf_counter()
-        self.space = fisher.space
         self.kind, self.reduction = fisher.kind, fisher.reduction
-        layers = fisher.space.layers
         fisher.look()
-        with naming(self, "prepare"):
-            self.prepare(layers, fisher.probe.positions)
+        pairs: list[tuple[int, int]] = []
+
+        def first() -> list[dict[str, Statistic]]:
+            """What the layers need on their present paths; asked again where a pass has changed one."""
+            nonlocal pairs
+            layers = fisher.space.layers
+            with naming(self, "prepare"):
+                self.prepare(layers, fisher.structure.positions)
+            with naming(self, "pairs"):
+                pairs = self.pairs(layers, fisher.structure.neighbours)
+            with naming(self, "pair_statistics"):
+                coupled = [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
+            return [self.needs(layer) for layer in layers] + coupled
+
+        means = collect_means(fisher, first)
+        self.space, layers = fisher.space, fisher.space.layers
         generic = [layer.name for layer in layers if not layer.structured and not self.handles_generic]
         if generic:
             warnings.warn(
@@ -183,18 +194,12 @@ class Approximation(LayeredMatrix):
                 "it takes the exact diagonal there.",
                 stacklevel=3,
             )
-        if self.needs_chain and not fisher.probe.is_chain:
+        if self.needs_chain and not fisher.structure.is_chain:
             warnings.warn(
                 f"the network is no chain of layers; {self.name} couples the layers that are neighbours in execution: "
-                f"{', '.join(f'{a!r}-{b!r}' for a, b in fisher.probe.chain_pairs) or 'none'}.",
+                f"{', '.join(f'{a!r}-{b!r}' for a, b in fisher.structure.neighbours) or 'none'}.",
                 stacklevel=3,
             )
-        with naming(self, "pairs"):
-            pairs = self.pairs(layers, fisher.probe.chain_pairs)
-        wanted = [self.needs(layer) for layer in layers]
-        with naming(self, "pair_statistics"):
-            wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
-        means = collect_means(fisher, wanted)
         values, couplings = means[: len(layers)], dict(zip(pairs, means[len(layers) :], strict=True))
         for layer, named in zip(layers, values, strict=True):
             if self.wants_capture(layer):
@@ -204,11 +209,11 @@ class Approximation(LayeredMatrix):
                 self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)
             ]
         if any(further):
-            values = [v | more for v, more in zip(values, collect_means(fisher, further), strict=True)]
+            values = [v | more for v, more in zip(values, collect_means(fisher, lambda: further), strict=True)]
         self.matrix = self.build(fisher.space, values, couplings)
         if fisher.reduction == "sum" and self.follows_scale:
             self.matrix = self.matrix.scale(fisher.examples)
-        if fisher.probe.device.type == "cuda":
+        if fisher.network.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds = time.perf_counter() - start
         return self
@@ -287,8 +292,13 @@ def naming(approximation: Approximation, method: str) -> Iterator[None]:
         raise RuntimeError(f"{where} failed with {type(error).__name__}: {error}; correct it.") from error
 
 
-def collect_means(fisher: Fisher, wanted: Sequence[Mapping[str, Statistic]]) -> list[dict[str, Any]]:
-    """Means of the statistics of every layer, fed by one pass."""
-    flat = [statistic for named in wanted for statistic in named.values()]
-    found = iter(fisher.collect(flat) if flat else [])
-    return [{key: next(found).mean for key in named} for named in wanted]
+def collect_means(fisher: Fisher, ask: Callable[[], Sequence[Mapping[str, Statistic]]]) -> list[dict[str, Any]]:
+    """Means of the statistics of every layer, fed by one pass; asked again where the pass has changed the layers."""
+    asked: list[Sequence[Mapping[str, Statistic]]] = []
+
+    def flat() -> list[Statistic]:
+        asked.append(ask())
+        return [statistic for named in asked[-1] for statistic in named.values()]
+
+    found = iter(fisher.collect(flat))
+    return [{key: next(found).mean for key in named} for named in asked[-1]]

@@ -95,6 +95,16 @@ class Capture:
             return (self.g[:, :, 0].square().sum(0).T @ self.a[:, 0].square()).reshape(-1)
         return self.gradients.square().sum((0, 1))
 
+    def sum(self) -> Tensor:
+        """Sum of the gradient over examples and vectors, (P,) in unit order."""
+        if self.grouped:
+            return self.gradients.sum((0, 1))
+        return (self.g.sum(0).flatten(0, 1).T @ self.a.flatten(0, 1)).reshape(-1)
+
+    def select_vectors(self, start: int, stop: int) -> Capture:
+        """Vectors start..stop."""
+        return Capture(self.a, self.g[start:stop])
+
     def select(self, start: int, stop: int) -> Capture:
         """Examples start..stop."""
         return Capture(self.a[start:stop], self.g[:, start:stop])
@@ -144,6 +154,14 @@ class GenericCapture:
     def square_sum(self) -> Tensor:
         """Sum over examples and vectors of each gradient entry's square, (P,)."""
         return self.gradients.square().sum((0, 1))
+
+    def sum(self) -> Tensor:
+        """Sum of the gradient over examples and vectors, (P,)."""
+        return self.gradients.sum((0, 1))
+
+    def select_vectors(self, start: int, stop: int) -> GenericCapture:
+        """Vectors start..stop."""
+        return GenericCapture(self.gradients[start:stop])
 
     def select(self, start: int, stop: int) -> GenericCapture:
         """Examples start..stop."""

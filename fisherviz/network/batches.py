@@ -190,6 +190,17 @@ def select(inputs: Inputs, start: int, stop: int) -> Inputs:
     return pytree.tree_map(cut, inputs)
 
 
+def take_rows(inputs: Inputs, index: Tensor) -> Inputs:
+    """Examples of a batch's inputs by their positions (R,)."""
+    n = count_examples(inputs)
+
+    def cut(leaf: Any) -> Any:
+        found = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n
+        return leaf[index.to(leaf.device)] if found else leaf
+
+    return pytree.tree_map(cut, inputs)
+
+
 def move(inputs: Inputs, device: torch.device) -> Inputs:
     """A batch's inputs on a device, as ordinary tensors also when made under inference mode."""
 

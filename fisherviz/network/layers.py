@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,9 @@ class LayerInfo:
     note: str = ""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """A probed module with the geometry of its parameters; `structured` may turn off when a check refutes it."""
+    """A probed module with the geometry of its parameters and the path that it takes (see `LayerInfo`)."""
 
     name: str
     module: nn.Module
@@ -57,7 +57,6 @@ class Layer:
     kind: str
     structured: bool
     note: str = ""
-    clone_input: bool = field(default=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -120,8 +119,9 @@ class Layer:
         )
 
     def make_generic(self, note: str) -> None:
-        """Leave the structured path for good, and say why."""
-        self.structured, self.note = False, note
+        """Temporary: the optimizers' own decision, until they hold a Network."""
+        object.__setattr__(self, "structured", False)
+        object.__setattr__(self, "note", note)
 
     # ---- what the forward and backward passes show --------------------------------------------------------------
 

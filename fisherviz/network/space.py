@@ -77,21 +77,9 @@ class ParameterSpace:
         """Where each layer begins in a vector in unit or input order."""
         for size in self.sizes:
             self.offsets.append(self.offsets[-1] + size)
-        self._names = None if names is None else tuple(names)
-        self._seen: tuple[bool, ...] | None = None
-
-    @property
-    def places(self) -> tuple[Place, ...]:
+        self.places = self._placed(names)
         """Of the parameters, in torch order."""
-        if self._seen != (seen := tuple(layer.structured for layer in self.layers)):
-            self._places, self._seen = self._placed(self._names), seen
-            self.__of = tuple(tuple(p for p in self._places if p.layer == i) for i in range(len(self.layers)))
-        return self._places
-
-    @property
-    def _of(self) -> tuple[tuple[Place, ...], ...]:
-        assert self.places is not None
-        return self.__of
+        self._of = tuple(tuple(p for p in self.places if p.layer == i) for i in range(len(self.layers)))
 
     def _placed(self, names: Sequence[str] | None) -> tuple[Place, ...]:
         owners = {name: i for i, layer in enumerate(self.layers) for name in layer.parameters}
@@ -109,8 +97,8 @@ class ParameterSpace:
             inner[i] += shape.numel()
         return tuple(places)
 
-    def only(self, layers: Sequence[Layer]) -> ParameterSpace:
-        """The space of some of the layers, in the same order."""
+    def over(self, layers: Sequence[Layer]) -> ParameterSpace:
+        """The space of some of the layers, or of the same with other paths, in the same order."""
         return ParameterSpace(layers, [place.name for place in self.places])
 
     def of(self, i: int) -> tuple[Place, ...]:

@@ -228,7 +228,7 @@ class Moments:
             for v, more in zip(self.values[:n], self.refined, strict=True)
         ]
         there = [i for i in range(n) if self._complete(layers[i], own[i])]
-        space = self.space if len(there) == n else self.space.only([layers[i] for i in there])
+        space = self.space if len(there) == n else self.space.over([layers[i] for i in there])
         couplings = {
             (there.index(i), there.index(j)): v
             for (i, j), v in zip(self.pairs, self.values[n:], strict=True)

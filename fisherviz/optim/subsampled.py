@@ -36,7 +36,7 @@ from fisherviz.optim.selection import (
 )
 from fisherviz.optim.settings import check_choice
 from fisherviz.optim.watcher import Inputs, Wanted
-from fisherviz.statistics.examples import columns_product, example_gram, rows_product
+from fisherviz.statistics.gradients import columns_product, example_gram, rows_product
 
 ACCURATE = 1e4
 """Condition number up to which Woodbury's difference keeps enough digits in float32."""
