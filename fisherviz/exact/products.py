@@ -57,6 +57,12 @@ class Products(Passes):
         known = self.structure.forward_mode
         return try_forward_mode(self.network, next(iter(self.data))[0]) if known is None else known
 
+    def _verified_everywhere(self) -> bool:
+        """Whether forward mode is right on every batch: forms, unlike products, do not show it themselves."""
+        if not self._verified:
+            self._verified = all(try_forward_mode(self.network, inputs) for inputs, _ in self.data)
+        return self._verified
+
     def _network_product(self, v: Tensor) -> Tensor | None:
         """F v by forward and reverse mode; None where they disagree on a batch: then forward mode is given up."""
         check_modes(self.network.model)
@@ -70,7 +76,7 @@ class Products(Passes):
             flat = self.space.flatten(part.parts)
             total = flat if total is None else total.add_(flat)
             first += part.examples
-        self._examples, self._verified = first, True
+        self._examples = first
         assert total is not None
         return total.mul_(self.scale)
 
@@ -96,12 +102,7 @@ class Products(Passes):
             if v is None
             else self._check_vector(self.space.flatten(v) if isinstance(v, Mapping) else v, flat=True)
         )
-        # the first vector shows on all of the data, by a product, that forward mode can be believed
-        if (
-            self._kept.captures is None
-            and self._forward_mode()
-            and (self._verified or self._network_product(first_vector) is not None)
-        ):
+        if self._kept.captures is None and self._forward_mode() and self._verified_everywhere():
             return self._forward_form(first_vector, None if v is None else second)
         examples = self.in_example_space()
         left = examples.project(self.space.split(first_vector.unsqueeze(1)))
