@@ -29,7 +29,6 @@ ALONE, TOGETHER, SEARCHED = 2, 32, 2048
 """Examples whose gradients are compared one by one, and in their sum; among how many they are chosen."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
 """Relative differences that rounding explains, by type; 0.1 for the half precisions."""
-NOT_RUN = "its forward did not run"
 NOT_EXAMPLES = "the first dimension of its input does not count examples"
 ACTS = "its forward did not run, but its parameters act"
 PARTLY = "it sees only some of the examples"
@@ -90,20 +89,22 @@ class _Evidence:
         gradients = backpropagate(self.z, sound, self.v.unsqueeze(0), keep=True)
         self.captures = {name: capture_calls(sound[name], g) for name, g in gradients.items()}
 
-    def _refuted_by_shape(self) -> dict[str, str]:
-        structured = [layer.name for layer in self.network.layers if layer.structured]
-        return {
-            name: NOT_EXAMPLES if name in self.calls else NOT_RUN for name in structured if name not in self.captures
-        }
-
     def refuted_by_sums(self) -> tuple[dict[str, str], frozenset[str]]:
         """Layers whose captured gradients do not add up to autograd's, with the reason; and those without gradient."""
-        whys, void = self._refuted_by_shape(), set()
+        whys, void = {}, set()
         truth = _by_layer(self.network, _gradients(self.network, self.z, self.v))
-        for name, capture in self.captures.items():
-            if not _close(capture.sum(), truth[name]):
+        for layer in self.network.layers:
+            name, capture = layer.name, self.captures.get(layer.name)
+            acts = bool(truth[name].any())
+            if not layer.structured:
+                continue
+            if name in self.calls and capture is None:
+                whys[name] = NOT_EXAMPLES
+            elif capture is None and acts:
+                whys[name] = ACTS
+            elif capture is not None and not _close(capture.sum(), truth[name]):
                 whys[name] = ELSEWHERE
-            elif not bool(truth[name].any()):
+            elif not acts:
                 void.add(name)
         return whys, frozenset(void)
 
@@ -124,12 +125,12 @@ class _Evidence:
     def refuted_by(self, truths: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
         """Layers whose captured gradients are not those of the examples alone, with the reason."""
         layered = [_by_layer(self.network, truth) for truth in truths]
-        wrong = {
+        partly = {name: NOT_EXAMPLES for name in self.calls if name not in self.captures}
+        return partly | {
             name: ELSEWHERE
             for name, capture in self.captures.items()
             if not all(_close(g, truth[name]) for g, truth in zip(capture.gradients[0], layered, strict=True))
         }
-        return self._refuted_by_shape() | wrong
 
 
 def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.backward import backpropagate
-from fisherviz.capture.captures import AnyCapture, Batch, GenericCapture
+from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture
 from fisherviz.capture.hooks import Call, capture_calls
 from fisherviz.capture.look import ACTS, PARTLY, look
 from fisherviz.capture.network import Network
@@ -17,6 +17,7 @@ from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.structure import PathChanged
 from fisherviz.network.batches import Inputs, count_examples, move, select
 from fisherviz.network.guest import as_guest, check_modes, lock_of
+from fisherviz.network.layers import Layer
 
 LOOKS = 4
 """Batches that are looked at for evidence about layers whose gradients vanished on the earlier ones."""
@@ -107,8 +108,17 @@ def _captured(network: Network, inputs: Inputs, targets: Tensor | None, vectors:
         captures |= generic_captures(network, generic, inputs, v)
     for layer in network.layers:
         if layer.name not in captures:
-            captures[layer.name] = GenericCapture(z.new_zeros(len(v), n, layer.size))
+            captures[layer.name] = _absent(layer, len(v), z)
     return Batch({layer.name: captures[layer.name] for layer in network.layers}, n, first)
+
+
+def _absent(layer: Layer, vectors: int, z: Tensor) -> AnyCapture:
+    """What a batch shows of a layer that it did not run: zeros."""
+    n, (rows, da) = len(z), layer.matrix_shape
+    if not layer.structured:
+        return GenericCapture(z.new_zeros(vectors, n, layer.size))
+    groups = (layer.groups,) if layer.groups > 1 else ()
+    return Capture(z.new_zeros(n, 1, *groups, da), z.new_zeros(vectors, n, 1, *groups, rows // layer.groups))
 
 
 def _check_paths(network: Network, z: Tensor, calls: Mapping[str, Sequence[Call]]) -> None:
