@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from fisherviz._version import __version__
 from fisherviz.cli import app
-from fisherviz.commands.inputs import OptionError, load_data, load_weights, one_sentence
+from fisherviz.commands.inputs import load_data, load_weights
 from fisherviz.results.comparison import load_comparison
+from fisherviz.support.errors import OptionError, one_sentence
 
 MODULE = """
 import torch

@@ -6,15 +6,13 @@ A flag that is not given leaves the file's value, or the field's default, alone.
 from __future__ import annotations
 
 import inspect
-import os
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
 
-from fisherviz.commands.inputs import one_sentence
+from fisherviz.commands.telling import told
 from fisherviz.training.config import Config, parse
 
 _SHORT = {"model_options": ("--model-option", "-M"), "optimizer_options": ("--optimizer-option", "-O")}
@@ -32,25 +30,13 @@ def with_flags(command: Callable[..., None], leave_out: Sequence[str] = ()) -> C
 
     def run(**given: Any) -> None:
         mine = {p.name: given.pop(p.name) for p in own}
-        with told():
+        with told(ValueError):
             command({name: _value(name, v) for name, v in given.items() if v is not None and v != []}, **mine)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in own + flags} | {"return": None}
     return run
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Whatever fails inside is told in one sentence: exit code 2 for an option, 1 otherwise."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError, MemoryError, OSError, ImportError) as error:
-        if os.environ.get("FISHERVIZ_TRACEBACK"):
-            raise
-        typer.echo(f"fisherviz: {one_sentence(str(error)) or type(error).__name__}", err=True)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
 
 
 def _flag(name: str) -> inspect.Parameter:

@@ -6,11 +6,7 @@ sentence that names the option to change (`OptionError`).
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,38 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz import datasets
-
-
-class OptionError(ValueError):
-    """What is wrong with an option of a command, in one sentence that begins with the option."""
-
-
-@contextmanager
-def option(name: str) -> Iterator[None]:
-    """Whatever fails inside is told as a problem of one option.
-
-    Args:
-        name: of the option, for example "--weights".
-
-    Yields:
-        Nothing.
-
-    Raises:
-        OptionError: something failed.
-    """
-    try:
-        yield
-    except OptionError:
-        raise
-    except Exception as error:  # the code inside may be the user's own: anything can come out of it
-        told = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        raise OptionError(f"{name}: {one_sentence(told) or type(error).__name__}") from error
-
-
-def one_sentence(text: str, longest: int = 600) -> str:
-    """A message on one line, cut where it gets too long to read."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= longest else flat[: longest - 1] + "…"
+from fisherviz.support.errors import OptionError, option
+from fisherviz.support.importing import imported
 
 
 @dataclass(frozen=True)
@@ -71,33 +37,6 @@ class Data:
     likelihood: str | None = None
     dataset: datasets.Dataset | None = None
     notes: tuple[str, ...] = field(default=())
-
-
-def imported(name: str) -> Any:
-    """The object that `pkg.mod:attribute` names; modules in the current directory are found too.
-
-    Args:
-        name: module and attribute around a colon.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: the name has no colon, or the module has no such attribute.
-        ImportError: the module cannot be imported.
-    """
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise ValueError(f"{name!r} names nothing; write package.module:attribute.")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    found = importlib.import_module(module_name)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"the module {module_name!r} has no {attribute!r}.")
-        found = getattr(found, part)
-    return found
 
 
 def load_model(name: str) -> nn.Module:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from fisherviz import models
 from fisherviz.approximations import approximations
-from fisherviz.commands.inputs import Data, OptionError, load_data, load_model, load_weights, option
+from fisherviz.commands.inputs import Data, load_data, load_model, load_weights
 from fisherviz.comparison.compare import DENSE_PARAMETERS, METRICS, compare
 from fisherviz.exact.cumulants import cumulants
 from fisherviz.exact.fisher import Fisher
@@ -26,6 +26,7 @@ from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
 from fisherviz.report.page import PAPER_SETTING, Section, write_report
 from fisherviz.results.comparison import WHOLE, Comparison
+from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken

@@ -24,6 +24,7 @@ from fisherviz.datasets import images as _images
 from fisherviz.datasets import locate as _locate
 from fisherviz.datasets import tables as _tables
 from fisherviz.datasets.raw import Raw
+from fisherviz.support.choices import one_of, unknown
 
 TASKS = ("classification", "regression", "autoencoder")
 
@@ -301,8 +302,7 @@ def load(
     """
     entry = _entry(name)
     task = entry.tasks[0] if task is None else task
-    if task not in entry.tasks:
-        raise ValueError(f"{name!r} has no task {task!r}; task= must be one of {', '.join(entry.tasks)}.")
+    one_of(f"task of {name!r}", task, entry.tasks)
     if size is not None and (entry.table or size < 1):
         reason = "it is a table" if entry.table else "a size is at least 1"
         raise ValueError(f"size={size} does not go with {name!r}: {reason}; leave it out or choose another.")
@@ -351,7 +351,7 @@ def load(
 
 def _entry(name: str) -> _Entry:
     if name not in _TABLE:
-        raise ValueError(f"There is no data set {name!r}; it must be one of {', '.join(_TABLE)}.")
+        raise ValueError(unknown("data set", name, _TABLE))
     return _TABLE[name]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fisherviz._version import __version__
 from fisherviz.papers.claims import Outcome, record
+from fisherviz.support.choices import one_of, unknown
 
 MODULES = ("kfac", "sang", "benzing", "shrestha", "autoencoders")
 SCALES = ("smoke", "desk", "paper")
@@ -95,7 +96,7 @@ def chosen(only: Sequence[str] | None) -> list[Exhibit]:
         return list(known.values())
     for name in only:
         if not any(name in (key, key.partition(".")[0]) for key in known):
-            raise ValueError(f"there is no exhibit {name!r}; choose from {', '.join(known)}.")
+            raise ValueError(unknown("exhibit", name, known))
     return [found for key, found in known.items() if {key, key.partition(".")[0]} & set(only)]
 
 
@@ -113,8 +114,7 @@ def measure(one: Exhibit, run: Run, out: Path) -> Outcome:
     Raises:
         ValueError: an unknown scale.
     """
-    if run.scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {run.scale!r}.")
+    one_of("scale", run.scale, SCALES)
     outcome = one.measure(replace(run, work=run.work or out / RUNS))
     kept = {key: value for key, value in asdict(run).items() if key not in ("progress", "work")}
     record(out, one.name, one.title, outcome, fisherviz=__version__, **kept)

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fisherviz import datasets, models
-from fisherviz.commands.inputs import imported
 from fisherviz.network.likelihoods import resolve
 from fisherviz.papers.registry import Run
 from fisherviz.support.files import write_whole
+from fisherviz.support.importing import imported
 from fisherviz.training.data import Batches, Position
 from fisherviz.training.evaluation import Average, evaluate
 from fisherviz.training.optimizers import make_optimizer

@@ -6,14 +6,15 @@ others make it another run.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fisherviz.support.choices import unknown
 
 FREE = ("epochs", "max_steps", "checkpoint_every", "timings", "tensorboard", "quiet", "out")
 """Fields that a run may be continued with other values of."""
@@ -108,14 +109,6 @@ class Config(BaseModel):
     def plain(self) -> dict[str, Any]:
         """All fields as values that YAML and JSON hold."""
         return self.model_dump(mode="json")
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One sentence on a name that is not there, with the nearest that is."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(known)}."
-    return f"there is no {what} {name!r}; {hint}"
 
 
 def make_config(*sources: Mapping[str, Any]) -> Config:

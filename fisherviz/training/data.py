@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from fisherviz import datasets
-from fisherviz.commands.inputs import imported
-from fisherviz.training.config import Config, unknown
+from fisherviz.support.choices import unknown
+from fisherviz.support.errors import option
+from fisherviz.support.importing import imported
+from fisherviz.training.config import Config
 
 Pair = tuple[Tensor, Tensor]
 INDEPENDENT = 1
@@ -111,6 +113,7 @@ def permutation(count: int, *words: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(int(state) >> 1))
 
 
+@option("dataset")
 def load_dataset(config: Config) -> datasets.Dataset:
     """The data set of a run, on its device and in its floating-point type.
 
@@ -121,24 +124,18 @@ def load_dataset(config: Config) -> datasets.Dataset:
     if task is None and config.model.endswith("-autoencoder"):
         task = "autoencoder"
     if config.dataset in datasets.names():
-        try:
-            found = datasets.load(
-                config.dataset, size=config.size, task=task, standardise=config.standardise,
-                limit=config.limit, seed=config.data_seed, progress=not config.quiet,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(f"dataset: {error}") from error
+        found = datasets.load(
+            config.dataset, size=config.size, task=task, standardise=config.standardise,
+            limit=config.limit, seed=config.data_seed, progress=not config.quiet,
+        )  # fmt: skip
     elif ":" in config.dataset:
-        try:
-            given = imported(config.dataset)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"dataset: {error}") from error
+        given = imported(config.dataset)
         found = given() if callable(given) and not isinstance(given, datasets.Dataset) else given
         if not isinstance(found, datasets.Dataset):
-            raise ValueError(f"dataset: {config.dataset} gave {type(found).__name__}; give a fisherviz Dataset.")
+            raise ValueError(f"{config.dataset} gave {type(found).__name__}; give a fisherviz Dataset.")
         found = found.subset(train=config.limit)
     else:
-        raise ValueError(f"dataset: {unknown('data set', config.dataset, datasets.names())}")
+        raise ValueError(unknown("data set", config.dataset, datasets.names()))
     return found.to(device=config.device, dtype=getattr(torch, config.dtype))
 
 

@@ -23,6 +23,7 @@ from fisherviz.comparison.monitor import Monitor
 from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
 from fisherviz.results.run import MONITOR, Run, load_run
+from fisherviz.support.errors import option
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config
@@ -91,10 +92,8 @@ class Session:
         self.config = config
         self.dataset = load_dataset(config)
         with_field = self.dataset.likelihood if config.likelihood is None else config.likelihood
-        try:
+        with option("likelihood"):
             self.likelihood = resolve(with_field)
-        except ValueError as error:
-            raise ValueError(f"likelihood: {error}") from error
         self.train_part, self.validation = split(config, self.dataset)
         self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
         self.model = build_model(config, self.dataset)
@@ -229,11 +228,9 @@ class Session:
     def _monitor(self) -> Monitor:
         few = slice(self.config.monitor_examples)
         data = (self.train_part[0][few], self.train_part[1][few])
-        try:
+        with option("monitor_methods"):
             for name in self.config.monitor_methods:
                 approximations[name]
-        except ValueError as error:
-            raise ValueError(f"monitor_methods: {error}") from error
         probe = Probe(self.model, self.likelihood)
         return Monitor(probe, self.config.monitor_methods, data=data, optimizer=self.optimizer, seed=self.config.seed)
 

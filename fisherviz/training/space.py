@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from fisherviz.training.config import Config, make_config, parse, unknown
+from fisherviz.support.choices import unknown
+from fisherviz.training.config import Config, make_config, parse
 from fisherviz.training.optimizers import check_options
 
 _RANGE = re.compile(r"^\s*(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+)\s*$")
