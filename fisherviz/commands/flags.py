@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fisherviz.commands.telling import told
+from fisherviz.support.errors import OptionError
 from fisherviz.training.config import Config, parse
 
 _SHORT = {"model_options": ("--model-option", "-M"), "optimizer_options": ("--optimizer-option", "-O")}
@@ -30,7 +31,7 @@ def with_flags(command: Callable[..., None], leave_out: Sequence[str] = ()) -> C
 
     def run(**given: Any) -> None:
         mine = {p.name: given.pop(p.name) for p in own}
-        with told(ValueError):
+        with told():
             command({name: _value(name, v) for name, v in given.items() if v is not None and v != []}, **mine)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -84,12 +85,14 @@ def assignments(flag: str, texts: Sequence[str]) -> Mapping[str, Any]:
     """NAME=VALUE texts as a mapping, values read as YAML.
 
     Raises:
-        ValueError: one has no "=".
+        ValueError: one has no "=", or a name comes twice.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"{flag}: {text!r} is no NAME=VALUE; write for example {flag} lr=0.1.")
+            raise OptionError(f"{flag}: {text!r} is no NAME=VALUE; write for example {flag} lr=0.1.")
+        if name.strip() in found:
+            raise OptionError(f"{flag}: {name.strip()} is given twice; leave one out.")
         found[name.strip()] = parse(value)
     return found

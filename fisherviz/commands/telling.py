@@ -14,12 +14,11 @@ from fisherviz.support.errors import OptionError, one_sentence
 
 
 @contextmanager
-def told(blamed: type[Exception] = OptionError, hint: str = "") -> Iterator[None]:
+def told(hint: str = "") -> Iterator[None]:
     """Whatever fails inside is told in one sentence.
 
     Args:
-        blamed: the errors that an option is to blame for.
-        hint: said after all others.
+        hint: said after what no option is to blame for.
 
     Yields:
         Nothing.
@@ -32,7 +31,7 @@ def told(blamed: type[Exception] = OptionError, hint: str = "") -> Iterator[None
     except (ValueError, TypeError, RuntimeError, MemoryError, OSError, ImportError) as error:
         if isinstance(error, typer.Exit) or os.environ.get("FISHERVIZ_TRACEBACK"):
             raise
-        guilty = isinstance(error, blamed)
+        guilty = isinstance(error, OptionError)
         sentence = one_sentence(str(error)) or type(error).__name__
         typer.echo(f"fisherviz: {sentence}{'' if guilty else hint}", err=True)
         raise typer.Exit(2 if guilty else 1) from None

@@ -1,16 +1,16 @@
 """Parts of the work that announce themselves; whoever listens can tell where the time goes.
 
-`part("inversion")` around a block, or above a method, does nothing unless a listener is set in this context.
+`part("inversion")` around a block, or above a method, does nothing while nobody listens. There is one listener in a
+process: hooks run in threads of autograd's own, and what they do belongs to the step that waits for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
 
 Listener = Callable[[str], AbstractContextManager[None]]
-_LISTENER: ContextVar[Listener | None] = ContextVar("fisherviz_timing", default=None)
+_listeners: list[Listener] = []
 
 
 @contextmanager
@@ -23,17 +23,16 @@ def part(name: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    listener = _LISTENER.get()
-    if listener is None:
+    if not _listeners:
         yield
-    else:
-        with listener(name):
-            yield
+        return
+    with _listeners[-1](name):
+        yield
 
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Let a listener hear the parts that run inside.
+    """Let a listener hear the parts that run inside, instead of the one that hears them now.
 
     Args:
         listener: takes a part's name, gives a context manager around it.
@@ -41,8 +40,8 @@ def listening(listener: Listener) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    token = _LISTENER.set(listener)
+    _listeners.append(listener)
     try:
         yield
     finally:
-        _LISTENER.reset(token)
+        _listeners.remove(listener)

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fisherviz.support.choices import unknown
+from fisherviz.support.errors import OptionError
 
 FREE = ("epochs", "max_steps", "checkpoint_every", "timings", "tensorboard", "quiet", "out")
 """Fields that a run may be continued with other values of."""
@@ -128,7 +129,7 @@ def make_config(*sources: Mapping[str, Any]) -> Config:
     try:
         return Config(**fields)
     except ValidationError as error:
-        raise ValueError(_told(error)) from None
+        raise OptionError(_told(error)) from None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -143,13 +144,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         found = parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise OptionError(f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"config: {path} is no YAML: {' '.join(str(error).split())}.") from error
+        raise OptionError(f"config: {path} is no YAML: {' '.join(str(error).split())}.") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise ValueError(f"config: {path} holds {type(found).__name__}, not fields with values.")
+        raise OptionError(f"config: {path} holds {type(found).__name__}, not fields with values.")
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fisherviz import datasets
 from fisherviz.support.choices import unknown
-from fisherviz.support.errors import option
+from fisherviz.support.errors import OptionError, option
 from fisherviz.support.importing import imported
 from fisherviz.training.config import Config
 
@@ -150,7 +150,7 @@ def split(config: Config, dataset: datasets.Dataset) -> tuple[Pair, Pair]:
         return (inputs, targets), (dataset.test.inputs, dataset.test.targets)
     held = round(config.holdout * len(inputs))
     if not 0 < held < len(inputs):
-        raise ValueError(f"holdout: a share of {config.holdout} leaves nothing of {len(inputs)} examples on one side.")
+        raise OptionError(f"holdout: a share of {config.holdout} leaves nothing of {len(inputs)} examples on one side.")
     order = permutation(len(inputs), config.data_seed, len(inputs)).to(inputs.device)
     kept, out = order[held:], order[:held]
     return (inputs[kept], targets[kept]), (inputs[out], targets[out])

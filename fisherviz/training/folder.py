@@ -17,6 +17,7 @@ import yaml
 
 from fisherviz.results.run import CHECKPOINT, CONFIG, METRICS, SUMMARY
 from fisherviz.support import files
+from fisherviz.support.errors import OptionError
 from fisherviz.training.config import FREE, Config
 
 FORMAT = 1
@@ -42,7 +43,7 @@ class Folder:
     def __init__(self, config: Config) -> None:
         self.path, self.config = config.directory, config
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"out: {self.path} is a file; give a folder.")
+            raise OptionError(f"out: {self.path} is a file; give a folder.")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
         self._log: BinaryIO | None = None
@@ -68,17 +69,17 @@ class Folder:
         path, mine = self.path / CONFIG, self.config.identity()
         if not path.exists():
             if (self.path / METRICS).exists() or (self.path / CHECKPOINT).exists():
-                raise ValueError(f"out: {self.path} holds a run without {CONFIG}; choose another folder.")
+                raise OptionError(f"out: {self.path} holds a run without {CONFIG}; choose another folder.")
             self.write_config()
             return
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
             theirs = {key: value for key, value in found.items() if key not in FREE}
         except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-            raise ValueError(f"out: {path} is damaged; choose another folder.") from error
+            raise OptionError(f"out: {path} is damaged; choose another folder.") from error
         for key in (*mine, *theirs):
             if mine.get(key) != theirs.get(key):
-                raise ValueError(
+                raise OptionError(
                     f"out: {self.path} holds a run with {key}={theirs.get(key)!r}, not {mine.get(key)!r}; "
                     "choose another folder, or give the same options to continue it."
                 )
@@ -99,7 +100,7 @@ class Folder:
         path = self.path / METRICS
         held = path.stat().st_size if path.exists() else 0
         if held < length:
-            raise ValueError(
+            raise OptionError(
                 f"out: {path} has {held} bytes where the checkpoint saw {length}; restore it, or remove "
                 f"the folder to "
                 "start again."
@@ -138,9 +139,9 @@ class Folder:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise ValueError(f"out: {path} cannot be read; remove the folder to start again.") from error
+            raise OptionError(f"out: {path} cannot be read; remove the folder to start again.") from error
         if state["format"] > FORMAT:
-            raise ValueError(f"out: {path} is in format {state['format']}, this release reads {FORMAT}; upgrade.")
+            raise OptionError(f"out: {path} is in format {state['format']}, this release reads {FORMAT}; upgrade.")
         return state
 
     # ---- the end -------------------------------------------------------------------------------------------

@@ -43,4 +43,4 @@ def usable(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from error

@@ -15,7 +15,7 @@ from torch import nn
 from fisherviz import optim
 from fisherviz.comparison.strengths import strengths
 from fisherviz.support.choices import one_of, unknown
-from fisherviz.support.errors import option
+from fisherviz.support.errors import OptionError, option
 from fisherviz.support.importing import imported
 from fisherviz.training.baselines import Nesterov
 from fisherviz.training.data import Batches
@@ -69,7 +69,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     open_ended = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for key in options:
         if key not in known and not open_ended:
-            raise ValueError(f"optimizer_options: {unknown(f'option of {name}', str(key), known)}")
+            raise OptionError(f"optimizer_options: {unknown(f'option of {name}', str(key), known)}")
     needed = {
         key: REQUIRED[key] for key in known if parameters[key].default is inspect.Parameter.empty and key in REQUIRED
     }

@@ -10,6 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from tqdm.auto import tqdm
 from fisherviz._version import __version__
 from fisherviz.approximations import approximations
 from fisherviz.comparison.monitor import Monitor
+from fisherviz.datasets.catalogue import Dataset
 from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
 from fisherviz.results.run import MONITOR, Run, load_run
-from fisherviz.support.errors import option
+from fisherviz.support.errors import OptionError, option
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config
 from fisherviz.training.data import Batches, Position, load_dataset, split
 from fisherviz.training.diagnosis import StoppedRun, explain
-from fisherviz.training.evaluation import Average, evaluate
+from fisherviz.training.evaluation import Average, evaluate, score
 from fisherviz.training.folder import Folder
 from fisherviz.training.network import build_model, usable
 from fisherviz.training.optimizers import check_options, dampings, make_optimizer
@@ -71,26 +73,28 @@ def train(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(made.seed)
         session = Session(made)
-        try:
-            session.run(say or (lambda line: None))
-        finally:
-            session.close()
+        with closing(Folder(made)) as folder:
+            session.run(folder, say or (lambda line: None))
     return load_run(made.directory)
 
 
 class Session:
-    """A run in this process.
+    """A run in this process; nothing is written before `run`.
 
     Args:
         config: the run.
+        dataset: its data set, if it has been loaded already.
 
     Raises:
         ValueError: a field is wrong.
     """
 
-    def __init__(self, config: Config) -> None:
+    folder: Folder
+    board: Board
+
+    def __init__(self, config: Config, dataset: Dataset | None = None) -> None:
         self.config = config
-        self.dataset = load_dataset(config)
+        self.dataset = dataset or load_dataset(config)
         with_field = self.dataset.likelihood if config.likelihood is None else config.likelihood
         with option("likelihood"):
             self.likelihood = resolve(with_field)
@@ -102,18 +106,24 @@ class Session:
         )
         self.average = None if config.averaging is None else Average(self.model, config.averaging)
         self.clock = Clock(torch.device(config.device), config.timings)
-        self.clock.watch(self.optimizer)
         self.position, self.steps, self.examples = Position(), 0, 0
         self.running, self.counted = 0.0, 0
         self.seconds: dict[str, float] = {"total": 0.0}
         self.monitor = self._monitor() if config.monitor else None
-        self.folder = Folder(config)
-        self.board: Board | None = None
 
     # ---- the loop ------------------------------------------------------------------------------------------
 
-    def run(self, say: Say) -> None:
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what is measured at the end of an epoch."""
+        prefixes = ("",) if self.average is None else ("", "average_")
+        keys = ("loss", score(self.train_part[1]))
+        names = [f"{prefix}{part}_{key}" for prefix in prefixes for part in ("train", "validation") for key in keys]
+        return (*names, "running_loss")
+
+    def run(self, folder: Folder, say: Say) -> None:
         """Go on until the end, and write the summary."""
+        self.folder = folder
         saved = self.folder.load()
         if saved is not None:
             self.restore(saved)
@@ -123,9 +133,9 @@ class Session:
         self.folder.forget_summary()
         self.folder.write_config()
         self.folder.open_log(0 if saved is None else saved["metrics_bytes"])
-        self.board = Board(self.folder.path, self.config.tensorboard, self.steps)
         if saved is not None:
             say(f"Continuing after step {self.steps}.")
+        self.board = Board(self.folder.path, self.config.tensorboard, self.steps)
         try:
             if saved is None:
                 self.evaluated(say)
@@ -145,6 +155,8 @@ class Session:
         except StoppedRun as error:
             self.folder.write_summary(self.summary("stopped") | {"error": str(error)})
             raise
+        finally:
+            self.board.close()
         self.folder.write_summary(self.summary("complete"))
 
     def step(self) -> tuple[float, int]:
@@ -174,7 +186,7 @@ class Session:
             return loss
 
         try:
-            with self.clock.part("step"):
+            with self.clock.step():
                 self.optimizer.step(closure)  # type: ignore[arg-type]
         except (StoppedRun, torch.OutOfMemoryError):
             raise
@@ -218,11 +230,11 @@ class Session:
             )
         line = {key: value for key, value in line.items() if math.isfinite(value)}
         self._log("epoch", line, {"total": self.seconds["total"], "evaluation": time.perf_counter() - began})
-        score = next(key for key in line if key in ("validation_accuracy", "validation_squared_error"))
+        judged = f"validation_{score(self.validation[1])}"
         say(
             f"epoch {self._epochs:g}  step {self.steps}  train loss {line['train_loss']:.4g}  "
-            f"validation loss {line.get('validation_loss', math.inf):.4g}  {score.replace('_', ' ')} "
-            f"{line[score]:.4g}"
+            f"validation loss {line.get('validation_loss', math.inf):.4g}  {judged.replace('_', ' ')} "
+            f"{line.get(judged, math.inf):.4g}"
         )
 
     def _monitor(self) -> Monitor:
@@ -258,8 +270,7 @@ class Session:
             **line, "seconds": seconds,
         }  # fmt: skip
         self.folder.append(record)
-        if self.board is not None:
-            self.board.add(record)
+        self.board.add(record)
 
     @property
     def _epochs(self) -> float:
@@ -318,7 +329,7 @@ class Session:
             ValueError: the data are not those of the run.
         """
         if state["data"] != self.dataset.fingerprint:
-            raise ValueError(
+            raise OptionError(
                 f"dataset: the examples of {self.config.dataset} are not those that the run in "
                 f"{self.folder.path} was "
                 "started with; choose another folder."
@@ -378,9 +389,3 @@ class Session:
                 "notes": list(self.dataset.notes),
             },
         }
-
-    def close(self) -> None:
-        """Let the folder go."""
-        if self.board is not None:
-            self.board.close()
-        self.folder.close()
