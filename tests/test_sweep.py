@@ -11,6 +11,7 @@ mpl.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fisherviz import plotting
@@ -19,6 +20,7 @@ from fisherviz.results.run import load_run
 from fisherviz.support.errors import OptionError
 from fisherviz.training import sweep, train
 from fisherviz.training.config import make_config
+from fisherviz.training.diagnosis import StoppedRun
 from fisherviz.training.optimizers import check_options
 from fisherviz.training.run import Session
 from fisherviz.training.space import Choices, Range, configure, grid, load_preset, make_space, presets
@@ -255,6 +257,21 @@ def test_runs_that_stop_are_last_and_say_so(tmp_path):
     assert found.table["value"].tolist()[1] == np.inf
     assert "step" in found.table["stopped"][1]
     assert plotting.sweep_info(found).stopped == 1
+
+
+class Broken(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr)
+
+    def step(self, closure):
+        if self.param_groups[0]["lr"] == 0.5:
+            raise RuntimeError("a mistake")
+        return super().step(closure)
+
+
+def test_an_error_at_a_point_is_not_a_bad_value_but_ends_the_sweep(tmp_path):
+    with pytest.raises(StoppedRun, match=r"step 1 .*a mistake"):
+        sweep(SMALL | {"optimizer": f"{__name__}:Broken"}, {"lr": [0.1, 0.5]}, out=tmp_path / "sweep")
 
 
 def test_a_storage_that_cannot_be_used_is_named_without_its_password(tmp_path):

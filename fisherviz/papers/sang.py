@@ -30,7 +30,7 @@ from fisherviz.papers.training import (
     at_hand,
     compare,
     effort_words,
-    finite,
+    finite_values,
     settings_words,
     spread,
     stopped_words,
@@ -362,7 +362,7 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             f"its median is at most half the others' (converged: training accuracy {CONVERGED:.2%} to the end)",
             third and settled,
             setup.departures if settled and third else setup.fewer,
-            values=finite({f"{n}_epochs": median(v) for n, v in epochs.items()}),
+            values=finite_values({f"{n}_epochs": median(v) for n, v in epochs.items()}),
         ),
         Claim(
             f"{own} has the highest training accuracy from the second iteration on",
@@ -371,7 +371,7 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             "its median is the highest after the second epoch",
             highest(second),
             setup.departures,
-            values=finite({n: median(v) for n, v in second.items()}),
+            values=finite_values({n: median(v) for n, v in second.items()}),
         ),
         Claim(
             f"{own} has the highest final validation accuracy",
@@ -380,7 +380,7 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             "its median is the highest",
             highest(finals),
             setup.fewer,
-            values=finite({n: median(v) for n, v in finals.items()}),
+            values=finite_values({n: median(v) for n, v in finals.items()}),
         ),
     ]
 
@@ -404,7 +404,7 @@ def _row(name: str, one: Trained, setup: Setup) -> list[Claim]:
                 f"within {100 * CLOSE[kind]:g} percentage points",
                 abs(median(values) - paper) <= CLOSE[kind],
                 (*other, *departures),
-                values=finite({"accuracy": median(values)}),
+                values=finite_values({"accuracy": median(values)}),
             )
         )
     return claims

@@ -7,27 +7,44 @@ process: hooks run in threads of autograd's own, and what they do belongs to the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from typing import Any, TypeVar
 
+F = TypeVar("F", bound=Callable[..., Any])
 Listener = Callable[[str], AbstractContextManager[None]]
 _listeners: list[Listener] = []
 
 
-@contextmanager
-def part(name: str) -> Iterator[None]:
-    """Announce what runs inside; a decorator too.
+class part:
+    """Announce a block, or every call of a function; a call without listeners costs one test.
 
     Args:
         name: of the part, such as "statistics" or "inversion".
-
-    Yields:
-        Nothing.
     """
-    if not _listeners:
-        yield
-        return
-    with _listeners[-1](name):
-        yield
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._heard: AbstractContextManager[None] = nullcontext()
+
+    def __enter__(self) -> None:
+        self._heard = _listeners[-1](self.name) if _listeners else nullcontext()
+        self._heard.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._heard.__exit__(*error)
+
+    def __call__(self, function: F) -> F:
+        """The function, announced."""
+
+        @wraps(function)
+        def announced(*args: Any, **kwargs: Any) -> Any:
+            if not _listeners:
+                return function(*args, **kwargs)
+            with _listeners[-1](self.name):
+                return function(*args, **kwargs)
+
+        return announced  # type: ignore[return-value]
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config
 from fisherviz.training.data import Batches, Position, load_dataset, split
-from fisherviz.training.diagnosis import StoppedRun, explain
+from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, explain, finite
 from fisherviz.training.evaluation import Average, evaluate, score
 from fisherviz.training.folder import Folder
 from fisherviz.training.network import build_model, usable
@@ -191,7 +191,8 @@ class Session:
         except (StoppedRun, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:
-            raise StoppedRun(f"step {number} (epoch {epoch}): {error}") from error
+            kind = StoppedRun if finite(self.model) else NonFiniteLoss
+            raise kind(f"step {number} (epoch {epoch}): {error}") from error
         if self.average is not None:
             self.average.update()
         self.position, self.steps, self.examples = after, number, self.examples + len(x)

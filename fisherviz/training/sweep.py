@@ -23,7 +23,7 @@ from fisherviz.support import files
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.errors import OptionError, option
 from fisherviz.training.config import Config, make_config
-from fisherviz.training.diagnosis import StoppedRun
+from fisherviz.training.diagnosis import NonFiniteLoss
 from fisherviz.training.network import usable
 from fisherviz.training.run import Say, Session, train
 from fisherviz.training.space import Space, configure, load_preset, make_space, probes
@@ -141,7 +141,7 @@ def sweep(
             path = place / f"seed-{one.seed}"
             try:
                 run = train(one.model_copy(update={"out": path}))
-            except StoppedRun as error:
+            except NonFiniteLoss as error:  # the point's failure; any other is the sweep's
                 run, stopped = load_run(path), str(error)
             final = run.summary["final"]
             values.append(_worst(maximise) if stopped else float(final.get(metric, _worst(maximise))))
