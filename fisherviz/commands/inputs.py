@@ -7,7 +7,7 @@ sentence that names the option to change (`OptionError`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz import datasets
+from fisherviz.support.choices import did_you_mean
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.importing import imported
+
+__all__ = ["Data", "OptionError", "load_data", "load_model", "load_weights", "option"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,17 @@ class Data:
     likelihood: str | None = None
     dataset: datasets.Dataset | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def shaped_for(self, model: nn.Module) -> Data:
+        """The same data; images of the package's own sets as a network that begins with a convolution takes them.
+
+        Args:
+            model: the network.
+        """
+        if self.dataset is None or self.dataset.shaped_for(model) is self.dataset:
+            return self
+        inputs, targets = self.batches
+        return replace(self, batches=(inputs.reshape(-1, *self.dataset.shape), targets))
 
 
 def load_model(name: str) -> nn.Module:
@@ -130,7 +144,7 @@ def load_data(name: str, examples: int | None, *, progress: bool = True) -> Data
         if not size:
             raise ValueError(
                 f"there is no data set {name!r}; choose one of {', '.join(datasets.names())}, "
-                "or write package.module:loader."
+                f"or write package.module:loader{did_you_mean(name, datasets.names())}"
             )
         found = imported(name)
         given = found() if callable(found) and not isinstance(found, torch.utils.data.Dataset) else found

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from fisherviz import models
 from fisherviz.approximations import approximations
-from fisherviz.commands.inputs import Data, load_data, load_model, load_weights
+from fisherviz.commands.inputs import Data, OptionError, load_data, load_model, load_weights, option
 from fisherviz.comparison.compare import DENSE_PARAMETERS, METRICS, compare
 from fisherviz.exact.cumulants import cumulants
 from fisherviz.exact.fisher import Fisher
@@ -26,7 +26,6 @@ from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
 from fisherviz.report.page import PAPER_SETTING, Section, write_report
 from fisherviz.results.comparison import WHOLE, Comparison
-from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
@@ -93,6 +92,7 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
         resolve(likelihood)
     model, settings = _network(job, data, say)
     model.to(device)
+    data = data.shaped_for(model)
     joint_layers = job.layers
     if job.model is None and job.layers is None:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

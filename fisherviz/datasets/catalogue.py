@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherviz.datasets import curves as _curves
 from fisherviz.datasets import images as _images
@@ -118,6 +118,16 @@ class Dataset:
         if len(self.shape) == 1:
             raise ValueError(f"{self.name!r} is a table and has no images; use its inputs as they are.")
         return self._map(lambda split: Split(split.inputs.reshape(-1, *self.shape), split.targets))
+
+    def shaped_for(self, model: nn.Module) -> Dataset:
+        """The same data, as `images` where the first module of a network takes nothing else.
+
+        Args:
+            model: a network that begins with a convolution or a normalisation of images, or any other.
+        """
+        first = next(module for module in model.modules() if not list(module.children()))
+        takes_images = isinstance(first, nn.Conv2d | nn.BatchNorm2d) and len(self.shape) == 3
+        return self.images() if takes_images and self.train.inputs.dim() == 2 else self
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dataset:
         """The same data on another device or in another floating-point type; labels stay integers."""

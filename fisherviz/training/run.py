@@ -98,9 +98,9 @@ class Session:
         with_field = self.dataset.likelihood if config.likelihood is None else config.likelihood
         with option("likelihood"):
             self.likelihood = resolve(with_field)
-        self.train_part, self.validation = split(config, self.dataset)
-        self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
         self.model = build_model(config, self.dataset)
+        self.train_part, self.validation = split(config, self.dataset.shaped_for(self.model))
+        self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
         self.optimizer = make_optimizer(
             config.optimizer, config.optimizer_options, self.model, self.likelihood, self.batches
         )
