@@ -44,10 +44,7 @@ def _flag(name: str) -> inspect.Parameter:
     field = Config.model_fields[name]
     default = field.get_default(call_default_factory=True)
     names: list[str] = []
-    kind, shown = (
-        _plain(field.annotation),
-        str(default).lower() if isinstance(default, bool) else str(default),
-    )
+    kind, shown = (_plain(field.annotation), str(default).lower() if isinstance(default, bool) else str(default))
     if name in _SHORT:
         kind, names, shown = list[str], list(_SHORT[name]), ""
         text = f"{field.description} NAME=VALUE; may be repeated."

@@ -39,12 +39,10 @@ def report(
         ),
     ] = None,
     likelihood: Annotated[
-        str | None,
-        typer.Option(help="categorical, bernoulli or gaussian.", show_default="the data set's own"),
+        str | None, typer.Option(help="categorical, bernoulli or gaussian.", show_default="the data set's own")
     ] = None,
     kind: Annotated[
-        str,
-        typer.Option(help="exact (expectation over labels), mc (sampled) or empirical (the data's labels)."),
+        str, typer.Option(help="exact (expectation over labels), mc (sampled) or empirical (the data's labels).")
     ] = "exact",
     methods: Annotated[
         str | None, typer.Option(help="Approximations, separated by commas.", show_default="all")
@@ -53,15 +51,13 @@ def report(
         str | None, typer.Option(help="Names of layers, separated by commas.", show_default="all")
     ] = None,
     damping: Annotated[
-        float | None,
-        typer.Option(help="Damping of inverses.", show_default="a hundredth of the mean eigenvalue"),
+        float | None, typer.Option(help="Damping of inverses.", show_default="a hundredth of the mean eigenvalue")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of initial weights and sampled labels.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for page, data and pictures.")] = Path("report"),
     examples: Annotated[
-        int | None,
-        typer.Option(help="How many of the first training examples to take.", show_default="at most 2000"),
+        int | None, typer.Option(help="How many of the first training examples to take.", show_default="at most 2000")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no table.")] = False,
 ) -> None:

@@ -37,8 +37,7 @@ def _sweep(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs per point; judged by their mean.")] = 1,
     storage: Annotated[
-        str | None,
-        typer.Option(help="postgresql://... for many machines.", show_default="SQLite in the folder"),
+        str | None, typer.Option(help="postgresql://... for many machines.", show_default="SQLite in the folder")
     ] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study.", show_default="the folder's")] = None,
     heartbeat: Annotated[int, typer.Option(help="Seconds between a worker's signs of life.")] = 10,

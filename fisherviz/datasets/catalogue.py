@@ -165,16 +165,10 @@ _IMAGES = ("classification", "autoencoder")
 _TABLE: dict[str, _Entry] = {
     "digits": _Entry(lambda task, seed, bar: _images.digits(), "1,797 handwritten digits, 8 x 8 (embedded)", _IMAGES),
     "mnist": _Entry(
-        lambda task, seed, bar: _images.mnist(bar),
-        "70,000 handwritten digits, 28 x 28",
-        _IMAGES,
-        _images.MNIST,
+        lambda task, seed, bar: _images.mnist(bar), "70,000 handwritten digits, 28 x 28", _IMAGES, _images.MNIST
     ),
     "fashion-mnist": _Entry(
-        lambda task, seed, bar: _images.fashion(bar),
-        "70,000 pieces of clothing, 28 x 28",
-        _IMAGES,
-        _images.FASHION,
+        lambda task, seed, bar: _images.fashion(bar), "70,000 pieces of clothing, 28 x 28", _IMAGES, _images.FASHION
     ),
     "ecoli": _Entry(
         lambda task, seed, bar: _tables.ecoli(seed, bar),
@@ -198,9 +192,7 @@ _TABLE: dict[str, _Entry] = {
         table=True,
     ),
     "curves": _Entry(
-        lambda task, seed, bar: _curves.curves(seed),
-        "30,000 drawn curves, 28 x 28 (generated)",
-        ("autoencoder",),
+        lambda task, seed, bar: _curves.curves(seed), "30,000 drawn curves, 28 x 28 (generated)", ("autoencoder",)
     ),
     "faces": _Entry(
         lambda task, seed, bar: _images.faces(task == "autoencoder", bar),
@@ -209,10 +201,7 @@ _TABLE: dict[str, _Entry] = {
         _images.FACES,
     ),
     "cifar10-subset": _Entry(
-        lambda task, seed, bar: _images.cifar_subset(bar),
-        "5,000 images of CIFAR-10, 32 x 32",
-        _IMAGES,
-        _images.CIFAR,
+        lambda task, seed, bar: _images.cifar_subset(bar), "5,000 images of CIFAR-10, 32 x 32", _IMAGES, _images.CIFAR
     ),
 }
 

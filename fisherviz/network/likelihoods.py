@@ -61,11 +61,7 @@ class _MeanCrossEntropy(Categorical):
             )
 
 
-_BY_NAME: dict[str, type[Likelihood]] = {
-    "categorical": Categorical,
-    "bernoulli": Bernoulli,
-    "gaussian": Gaussian,
-}
+_BY_NAME: dict[str, type[Likelihood]] = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}
 
 
 def resolve(likelihood: str | Likelihood | nn.Module) -> Likelihood:

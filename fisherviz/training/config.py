@@ -53,19 +53,14 @@ class Config(BaseModel):
     optimizer: str = Field("kfac", description="Optimizer (kfac, foof, adam, ...) or pkg.mod:Class.")
     optimizer_options: dict[str, Any] = Field(default_factory=dict, description="Options of the optimizer.")
     averaging: float | None = Field(
-        None,
-        ge=0.0,
-        lt=1.0,
-        description="ξ of the averaged iterate that is evaluated too (K-FAC paper: 0.99).",
+        None, ge=0.0, lt=1.0, description="ξ of the averaged iterate that is evaluated too (K-FAC paper: 0.99)."
     )
 
     epochs: int = Field(10, ge=1, description="Passes over the training examples.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps.")
     batch_size: int = Field(100, ge=0, description="Examples per step; 0: all.")
     batch_full_at: int | None = Field(
-        None,
-        ge=2,
-        description="Step at which exponentially growing batches hold all examples (K-FAC paper: 500).",
+        None, ge=2, description="Step at which exponentially growing batches hold all examples (K-FAC paper: 500)."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Of weights, batches and everything else that is random.")
     device: str = Field("cpu", description="Where to compute: cpu, cuda, cuda:1, ...")

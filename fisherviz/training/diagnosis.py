@@ -25,12 +25,7 @@ def finite(model: nn.Module) -> bool:
 
 
 def explain(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    loss: float | None,
-    step: int,
-    epoch: int,
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, loss: float | None, step: int, epoch: int
 ) -> NonFiniteLoss:
     """The error to raise.
 

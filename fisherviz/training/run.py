@@ -290,11 +290,7 @@ class Session:
     def _bar(self) -> Any:
         total = self.config.epochs * len(self.batches)
         return tqdm(
-            total=total,
-            initial=min(self.examples, total),
-            unit="ex",
-            unit_scale=True,
-            disable=self.config.quiet,
+            total=total, initial=min(self.examples, total), unit="ex", unit_scale=True, disable=self.config.quiet
         )
 
     # ---- what continues it ---------------------------------------------------------------------------------
@@ -350,12 +346,7 @@ class Session:
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             raise explain(
-                self.model,
-                self.optimizer,
-                self.train_part[0][:1],
-                None,
-                self.steps,
-                math.ceil(self._epochs) or 1,
+                self.model, self.optimizer, self.train_part[0][:1], None, self.steps, math.ceil(self._epochs) or 1
             )
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -379,11 +370,7 @@ class Session:
             "best": best,
             "seconds": dict(self.seconds),
             "config": self.config.plain(),
-            "versions": {
-                "fisherviz": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": {"fisherviz": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "data": {
                 "name": self.dataset.name,
                 "fingerprint": self.dataset.fingerprint,
