@@ -43,6 +43,8 @@ def find_layers(
                 left_out.append((full, f"tied to {taken[id(p)]}, counted there"))
             elif not p.requires_grad:
                 left_out.append((full, "frozen (requires_grad=False)"))
+            elif p.is_complex():
+                raise ValueError(f"{full!r} is complex; freeze it, or hold its real and imaginary parts as parameters.")
             else:
                 mine[names[id(p)]] = p
                 taken[id(p)] = names[id(p)]

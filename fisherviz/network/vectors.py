@@ -25,10 +25,12 @@ class ExactVectors:
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Columns of S, (K, N, ...)."""
+        self.likelihood.check_axis(z, targets)
         return self.likelihood.vectors(z)
 
     def product(self, z: Tensor, t: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """F_R(z) t in closed form."""
+        self.likelihood.check_axis(z, targets)
         return self.likelihood.product(z, t)
 
 
@@ -60,6 +62,7 @@ class SampledVectors:
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Scores (samples, N, ...) over √samples."""
+        self.likelihood.check_axis(z, targets)
         scores = [self.likelihood.score(z, y) for y in self.labels(z, first)]
         return torch.stack(scores) / self.samples**0.5
 
