@@ -37,6 +37,9 @@ _BATCHED_BACKWARD_ENTRIES = 2**17
 class VectorSource(Protocol):
     """The vectors that are backpropagated from an output: what the kind of a Fisher comes down to."""
 
+    def start(self, first: int, examples: int) -> None:
+        """Announce a batch that may come in pieces."""
+
     def count(self, z: Tensor) -> int:
         """Number K of vectors per example."""
 
@@ -300,6 +303,7 @@ class Probe:
                     self._look(inputs)
                 self._recorder.attach()
                 step = self._piece(vectors)
+                vectors.start(first, n)
                 for start in range(0, n, step):
                     part = None if targets is None else targets[start : start + step]
                     consume(self._capture_piece(select(inputs, start, start + step), part, vectors, first + start))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
+from fisherviz.network.guest import digest, fingerprint_of, undisturbing
+
 Inputs = Any
 """A tensor, or a tuple, list or dictionary of tensors: what the model is called with."""
 
@@ -53,14 +55,15 @@ class Batches:
             raise ValueError("the data set is empty; pass at least one example.")
         self._source: Iterable[Any] = [(data, targets) if targets is not None else data] if whole else data
         self._repeats = repeats
-        self._seen: list[tuple[float, ...]] | None = None
+        self._seen: list[str] | None = None
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor | None]]:
         """Yield (inputs, targets) batches; RuntimeError if they differ from the first pass's, unless none repeats."""
-        seen: list[tuple[float, ...]] = []
-        for batch in self._source:
+        seen: list[str] = []
+        plain = isinstance(self._source, list | tuple) or not self._repeats
+        for batch in self._source if plain else undisturbing(self._source):
             inputs, targets = split_batch(batch)
-            mark = _mark(inputs, targets) if self._repeats else ()
+            mark = _mark(inputs, targets) if self._repeats else ""
             if self._seen is not None and (len(seen) >= len(self._seen) or self._seen[len(seen)] != mark):
                 self._complain()
             seen.append(mark)
@@ -83,9 +86,7 @@ class Batches:
     @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the examples of the first pass, "" before it and for streams."""
-        import hashlib
-
-        return hashlib.sha256(repr(self._seen).encode()).hexdigest()[:16] if self._seen else ""
+        return digest(tuple(self._seen)) if self._seen else ""
 
     @staticmethod
     def _complain() -> None:
@@ -202,18 +203,9 @@ def move(inputs: Inputs, device: torch.device) -> Inputs:
     return pytree.tree_map(put, inputs)
 
 
-def _mark(inputs: Inputs, targets: Tensor | None) -> tuple[float, ...]:
-    """Numbers that change when examples change or trade places: sizes, sums and position-weighted sums."""
-    marks: list[float] = []
-    for leaf in [*pytree.tree_leaves(inputs), targets]:
-        if not isinstance(leaf, Tensor) or not leaf.numel():
-            continue
-        rows = leaf.detach().reshape(len(leaf), -1) if leaf.dim() else leaf.detach().reshape(1, 1)
-        sums = rows.sum(1, dtype=torch.float64 if rows.device.type != "mps" else torch.float32)
-        weights = torch.arange(1, len(sums) + 1, device=sums.device, dtype=sums.dtype)
-        # not finite data is named by the probe; here it must compare equal to itself
-        marks += [
-            float(len(rows)),
-            *torch.nan_to_num(torch.stack([sums.sum(), sums @ weights.sqrt()])).tolist(),
-        ]
-    return tuple(marks)
+def _mark(inputs: Inputs, targets: Tensor | None) -> str:
+    """Digest of a batch's content: any other examples, or the same ones altered or reordered, have another."""
+    leaves = pytree.tree_leaves((inputs, targets))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    others = [leaf for leaf in leaves if isinstance(leaf, int | float | str)]
+    return digest((*fingerprint_of(tensors), *others))
