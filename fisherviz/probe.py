@@ -21,7 +21,7 @@ from fisherviz.capture.per_example import per_example_gradients
 from fisherviz.capture.structure import PathChanged, check_paths
 from fisherviz.network.batches import Inputs, count_examples, explain_refusal, move, select
 from fisherviz.network.discover import find_layers
-from fisherviz.network.guest import as_guest, check_modes
+from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.layers import Layer, LayerInfo, ParameterSpace
 from fisherviz.network.likelihoods import Likelihood, resolve
 
@@ -80,7 +80,8 @@ class Probe:
         if output is not None and not callable(output):
             raise TypeError(f"output= is a function that picks the output tensor, got {type(output).__name__}.")
         self.output = output
-        self._layers, self.left_out = find_layers(model, layers)
+        with lock_of(model):
+            self._layers, self.left_out = find_layers(model, layers)
         _check_types(self._layers)
         self.space = ParameterSpace(self._layers)
         self._recorder = Recorder(self._layers)
@@ -116,6 +117,11 @@ class Probe:
     def dtype(self) -> torch.dtype:
         """Type of the first probed parameter."""
         return next(iter(self._layers[0].parameters.values())).dtype
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Type of every result: that of the first probed parameter, but float32 for half precisions."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []
@@ -155,13 +161,15 @@ class Probe:
 
     def attach(self) -> Probe:
         """Put the hooks on the model until `detach`."""
-        self._recorder.attach()
+        with lock_of(self.model):
+            self._recorder.attach()
         self._held = True
         return self
 
     def detach(self) -> None:
         """Take the hooks off the model."""
-        self._recorder.detach()
+        with lock_of(self.model):
+            self._recorder.detach()
         self._held = False
 
     def __enter__(self) -> Probe:
@@ -296,33 +304,35 @@ class Probe:
         check_modes(self.model)
         inputs = move(inputs, self.device)
         n = count_examples(inputs)
-        own = not self._recorder.attached
-        try:
-            with as_guest(self.model):
-                if not self.looked:
-                    self._look(inputs)
-                self._recorder.attach()
-                step = self._piece(vectors)
-                vectors.start(first, n)
-                for start in range(0, n, step):
-                    part = None if targets is None else targets[start : start + step]
-                    consume(self._capture_piece(select(inputs, start, start + step), part, vectors, first + start))
-        finally:
-            self._recorder.active = False
-            self._recorder.calls.clear()
-            if own and not self._held:
-                self._recorder.detach()
+        with lock_of(self.model):
+            own = not self._recorder.attached
+            try:
+                with as_guest(self.model):
+                    if not self.looked:
+                        self._look(inputs)
+                    self._recorder.attach()
+                    step = self._piece(vectors)
+                    vectors.start(first, n)
+                    for start in range(0, n, step):
+                        part = None if targets is None else targets[start : start + step]
+                        consume(self._capture_piece(select(inputs, start, start + step), part, vectors, first + start))
+            finally:
+                self._recorder.active = False
+                self._recorder.calls.clear()
+                if own and not self._held:
+                    self._recorder.detach()
         return n
 
     def look(self, inputs: Inputs) -> None:
         """Decide each layer's path on the first examples of a batch, without computing anything."""
         check_modes(self.model)
-        try:
-            with as_guest(self.model):
-                self._look(move(inputs, self.device))
-        finally:
-            if not self._held:
-                self._recorder.detach()
+        with lock_of(self.model):
+            try:
+                with as_guest(self.model):
+                    self._look(move(inputs, self.device))
+            finally:
+                if not self._held:
+                    self._recorder.detach()
 
     def _look(self, inputs: Inputs) -> None:
         """Before the first pass: which path each layer takes, what an example's captures weigh, who feeds whom."""
@@ -364,7 +374,7 @@ class Probe:
         for layer in self._layers:
             if layer.name not in captures:
                 captures[layer.name] = GenericCapture(z.new_zeros(len(v), n, layer.size))
-        return Batch({layer.name: captures[layer.name] for layer in self._layers}, n, first)
+        return Batch({layer.name: captures[layer.name].to(self.precision) for layer in self._layers}, n, first)
 
     def _check_absent(self, z: Tensor, calls: dict[str, list[Call]]) -> None:
         """A structured layer that did not run has no gradient, unless its parameters act some other way."""

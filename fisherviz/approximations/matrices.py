@@ -159,12 +159,11 @@ class LayeredMatrix(ABC):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
         if v.is_complex():
             raise TypeError("a vector must be real, got a complex tensor; multiply its real and imaginary parts apart.")
-        model = self._like.dtype
-        # operators of half-precision models are float32, like their statistics
+        # operators of half-precision models are float32, like their statistics, and so are the vectors they give
         v = v.detach().to(device=self._like.device, dtype=self._work)
         pieces = self.space.split(v)
         flat = v.dim() == 1
-        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(model)
+        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces))
         return out[:, 0] if flat else out
 
     @property

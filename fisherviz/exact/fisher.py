@@ -108,7 +108,7 @@ class Fisher(Passes):
         return slice(self.space.offsets[i], self.space.offsets[i + 1])
 
     def _plan(self, entries: int, what: str) -> None:
-        size = 3 * entries * torch.empty((), dtype=self.probe.dtype).element_size()
+        size = 3 * entries * torch.empty((), dtype=self.probe.precision).element_size()
         require(
             size,
             self.probe.device,
@@ -195,7 +195,10 @@ class Fisher(Passes):
         if self.probe.forward_mode is None:
             with warnings.catch_warnings():  # torch scripts its own derivatives when forward mode is first used
                 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
-                self.probe.forward_mode = forward_mode_is_right(self.probe, next(iter(self.data))[0])
+                # half precisions: a network's own derivatives have two or three digits, captures are summed in float32
+                self.probe.forward_mode = self.probe.dtype == self.probe.precision and forward_mode_is_right(
+                    self.probe, next(iter(self.data))[0]
+                )
         return self.probe.forward_mode
 
     def _example_product(self, v: Tensor) -> Tensor:
@@ -270,7 +273,7 @@ class Fisher(Passes):
                 f"a flat vector must have {self.space.size} entries, one per probed parameter, "
                 f"got shape {tuple(v.shape)}."
             )
-        return v.detach().to(device=self.probe.device, dtype=self.probe.dtype)
+        return v.detach().to(device=self.probe.device, dtype=self.probe.precision)
 
     # ---- solves ----------------------------------------------------------------------------------------------------
 
@@ -348,7 +351,7 @@ class Fisher(Passes):
     def example_gram(self) -> Tensor:
         """UᵀU over all layers, (K N, K N), for F = s U Uᵀ."""
         captures = self.example_space()
-        size = self.columns**2 * torch.empty((), dtype=self.probe.dtype).element_size()
+        size = self.columns**2 * torch.empty((), dtype=self.probe.precision).element_size()
         require(
             4 * size,
             self.probe.device,

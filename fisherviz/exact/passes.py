@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, concatenate, ragged
+from fisherviz.capture.captures import AnyCapture, Batch, concatenate, concatenated_bytes, ragged
 from fisherviz.capture.structure import restarting
 from fisherviz.exact.solving import DampedCholesky
 from fisherviz.network import guest
@@ -142,6 +142,8 @@ class Passes:
         self._examples = first
         if kept and self._captures is None:
             made = {name: [batch.captures[name] for batch in kept] for name in self.space.names}
+            if sum(concatenated_bytes(captures) for captures in made.values()) > limit:
+                return  # batches of different lengths, padded to the longest
             self._ragged = any(ragged(captures) for captures in made.values())
             self._captures = {name: concatenate(captures) for name, captures in made.items()}
 

@@ -48,13 +48,13 @@ def sample_posterior(
     else:
         deviation = _example_space_deviation(fisher, precision.rsqrt(), noise)
     parameters = torch.cat([p.detach().reshape(-1) for layer in space.layers for p in layer.parameters.values()])
-    return parameters + deviation.T.to(parameters.dtype)
+    return parameters + deviation.T.to(probe.precision)
 
 
 def _example_space_deviation(fisher: Fisher, root: Tensor, noise: object) -> Tensor:
     """Λ₀^{-1/2} (y - V M⁻¹ (Vᵀ y + z)) with V = Λ₀^{-1/2} U over all examples and M = I + VᵀV."""
     assert callable(noise)
-    dtype = fisher.probe.dtype
+    dtype = fisher.probe.precision
     if bool((root == root[0]).all()):
         inner = fisher.example_gram().double() * root[0] ** 2
     else:

@@ -58,7 +58,7 @@ def spectral(fisher: Fisher, pair: Pair) -> float:
         y = columns_product(col, rows_product(row, x.reshape(size, -1)))
         return columns_product(row, rows_product(col, y)).reshape(x.shape) * scale**2
 
-    top = extreme_eigenvalues(squared, size, 1, dtype=fisher.probe.dtype, device=fisher.probe.device)
+    top = extreme_eigenvalues(squared, size, 1, dtype=fisher.probe.precision, device=fisher.probe.device)
     return max(float(top[0]), 0.0) ** 0.5
 
 
@@ -68,7 +68,7 @@ def spectrum(fisher: Fisher, k: int | None, dense: bool) -> Tensor:
     rank = size if dense else min(size, fisher.columns)
     if k is not None and rank > _FULL_SPECTRUM and k < rank // 10:
         values = extreme_eigenvalues(
-            lambda x: fisher @ x, size, k, dtype=fisher.probe.dtype, device=fisher.probe.device
+            lambda x: fisher @ x, size, k, dtype=fisher.probe.precision, device=fisher.probe.device
         )
     elif dense or size <= fisher.columns:
         values = torch.linalg.eigvalsh(fisher.to_dense().double()).flip(0)
@@ -76,5 +76,5 @@ def spectrum(fisher: Fisher, k: int | None, dense: bool) -> Tensor:
         values = torch.linalg.eigvalsh(fisher.example_gram().double()).flip(0) * fisher.scale
     values = values.double().clamp(min=0)
     # what rounding leaves of a zero eigenvalue is no eigenvalue
-    floor = torch.finfo(fisher.probe.dtype).eps * max(size, len(values)) * float(values[0])
+    floor = torch.finfo(fisher.probe.precision).eps * max(size, len(values)) * float(values[0])
     return values[values > floor][:k]

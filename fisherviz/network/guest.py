@@ -171,14 +171,15 @@ def check_modes(model: nn.Module) -> None:
 
 def fingerprint(model: nn.Module) -> tuple[int, ...]:
     """Numbers that change when a parameter or buffer changes, or when entries, units or tensors trade places."""
-    return fingerprint_of([*model.parameters(), *model.buffers()])
+    with lock_of(model):  # a pass of another thread may have its own tensors in their places
+        return fingerprint_of([*model.parameters(), *model.buffers()])
 
 
 def fingerprint_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
     """Numbers that change when any byte of the tensors does, whatever is exchanged, flipped, rolled or negated.
 
-    Sums of rows of 64-bit words times fixed random odd numbers, modulo 2⁶⁴, exact in any order. Each word's high bits are
-    mixed into its low ones first: a sign bit is half the modulus, so that two of them would cancel.
+    Sums of rows of 64-bit words times fixed random odd numbers, modulo 2⁶⁴, exact in any order. Each word's high bits
+    are mixed into its low ones first: a sign bit is half the modulus, so that two of them would cancel.
     """
     with torch.no_grad():
         return tuple(number for t in tensors for number in (*t.shape, *_row_sums(t)))
