@@ -76,6 +76,10 @@ class Probe:
         if not isinstance(model, nn.Module):
             raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
         self.model = model
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                f"the model is a {type(model).__name__}, which takes no hooks; pass the module it was made of."
+            )
         self.likelihood = resolve(likelihood)
         if output is not None and not callable(output):
             raise TypeError(f"output= is a function that picks the output tensor, got {type(output).__name__}.")
@@ -494,6 +498,14 @@ class Probe:
 
 
 def _check_types(layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        for name, p in layer.parameters.items():
+            if p.is_complex() or p.is_meta:
+                what = "complex" if p.is_complex() else "on the meta device, without values"
+                raise TypeError(
+                    f"parameter {name!r} is {what}; a Fisher needs real numbers: leave its layer out, or "
+                    "give the model real parameters on a device."
+                )
     kinds = {p.dtype: name for layer in layers for name, p in layer.parameters.items()}
     if len(kinds) > 1:
         examples = ", ".join(f"{name!r} is {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())

@@ -28,7 +28,7 @@ def test_probes_of_one_model_in_several_threads(held):
                 fisher = probe.fisher(x)
                 found.extend([(fisher @ v, F.sum(1)), (fisher.diagonal(), F.diagonal()), (fisher.to_dense(), F)])
                 probe.detach()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failed.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(3)]

@@ -164,8 +164,8 @@ AnyCapture = Capture | GenericCapture
 def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
     """One capture of all examples of several captures of the same layer.
 
-    Captures with fewer vectors or positions than others are padded with zeros, which leave every gradient, and every sum
-    over them, alone; averages over positions must not be taken from the result (see `ragged`).
+    Captures with fewer vectors or positions than others are padded with zeros, which leave every gradient, and every
+    sum over them, alone; averages over positions must not be taken from the result (see `ragged`).
     """
     if len(captures) == 1:
         return captures[0]

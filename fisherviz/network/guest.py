@@ -73,7 +73,7 @@ class RandomState:
 
 def _numpy_words() -> bytes | None:
     """The memory of numpy's global generator, which tells in a microsecond whether anybody drew from it."""
-    generator = np.random.get_bit_generator()
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     mersenne = isinstance(generator, np.random.MT19937)
     return ctypes.string_at(generator.ctypes.state_address, _MERSENNE_BYTES) if mersenne else None
 

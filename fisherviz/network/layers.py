@@ -62,6 +62,11 @@ class Layer:
     note: str = ""
     clone_input: bool = field(default=False, repr=False)
 
+    def __post_init__(self) -> None:
+        """Note which of the module's parameters are probed, in its order: a pass may swap its tensors."""
+        probed = {id(p) for p in self.parameters.values()}
+        self.own = tuple(key for key, p in self.module._parameters.items() if id(p) in probed)
+
     @property
     def size(self) -> int:
         """Number P of parameters."""
@@ -70,12 +75,12 @@ class Layer:
     @property
     def has_weight(self) -> bool:
         """Whether the module's weight is probed."""
-        return any(p is self.module._parameters.get("weight") for p in self.parameters.values())
+        return "weight" in self.own
 
     @property
     def has_bias(self) -> bool:
         """Whether the module's bias is probed."""
-        return any(p is self.module._parameters.get("bias") for p in self.parameters.values())
+        return "bias" in self.own
 
     @property
     def groups(self) -> int:
@@ -219,8 +224,7 @@ class Layer:
             "weight": matrix[:, : self.fan_in].reshape(-1),
             "bias": matrix[:, self.fan_in :].reshape(-1),
         }
-        own = [key for key, p in self.module._parameters.items() if any(p is q for q in self.parameters.values())]
-        return torch.cat([pieces[key] for key in own])
+        return torch.cat([pieces[key] for key in self.own])
 
     @cached_property
     def unit_from_torch(self) -> Tensor:
