@@ -177,6 +177,8 @@ class Fisher(Passes):
         """F v for v flat (P,) or (P, k) in torch order, or a dictionary like `named_parameters()`."""
         if isinstance(v, Mapping):
             return self.space.unflatten(self @ self.space.flatten(v))
+        if self._in_half_precision(v):
+            return (self @ v.to(self.probe.precision)).to(v.dtype)
         v = self._check_vector(v)
         if v.dim() == 1:
             return (self @ v.unsqueeze(1))[:, 0]
@@ -263,6 +265,10 @@ class Fisher(Passes):
         self._examples = first
         return self.scale * total
 
+    def _in_half_precision(self, v: Any) -> bool:
+        """Whether a vector has a half-precision model's type: worked with in float32, handed back as it came."""
+        return isinstance(v, Tensor) and v.dtype == self.probe.dtype != self.probe.precision
+
     def _check_vector(self, v: Any, flat: bool = False) -> Tensor:
         if not isinstance(v, Tensor):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
@@ -296,6 +302,8 @@ class Fisher(Passes):
         """
         if isinstance(v, Mapping):
             return self.space.unflatten(self.solve(self.space.flatten(v), damping))
+        if self._in_half_precision(v):
+            return self.solve(v.to(self.probe.precision), damping).to(v.dtype)
         v = self._check_vector(v)
         damping = _number(damping)
         if not 0 <= damping < float("inf"):
