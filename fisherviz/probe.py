@@ -15,6 +15,7 @@ from fisherviz.capture.network import Network
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.batches import Inputs
 from fisherviz.network.discover import find_layers
+from fisherviz.network.guest import lock_of
 from fisherviz.network.layers import Layer, LayerInfo
 from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.network.space import ParameterSpace
@@ -48,10 +49,15 @@ class Probe:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError(
+                f"the model is a {type(model).__name__}, which takes no hooks; pass the module it was made of."
+            )
         law = resolve(likelihood)
         if output is not None and not callable(output):
             raise TypeError(f"output= is a function that picks the output tensor, got {type(output).__name__}.")
-        found, self.left_out = find_layers(model, layers)
+        with lock_of(model):
+            found, self.left_out = find_layers(model, layers)
         _check_types(found)
         self.network = Network(model, law, found, output)
 
@@ -86,6 +92,11 @@ class Probe:
     def dtype(self) -> torch.dtype:
         """Type of the first probed parameter."""
         return self.network.dtype
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Type of every result: that of the first probed parameter, but float32 for half precisions."""
+        return self.network.precision
 
     @property
     def looked(self) -> bool:
@@ -198,6 +209,14 @@ class Probe:
 
 
 def _check_types(layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        for name, p in layer.parameters.items():
+            if p.is_complex() or p.is_meta:
+                what = "complex" if p.is_complex() else "on the meta device, without values"
+                raise TypeError(
+                    f"parameter {name!r} is {what}; a Fisher needs real numbers: leave its layer out, or "
+                    "give the model real parameters on a device."
+                )
     kinds = {p.dtype: name for layer in layers for name, p in layer.parameters.items()}
     if len(kinds) > 1:
         examples = ", ".join(f"{name!r} is {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())

@@ -152,12 +152,12 @@ class LayeredMatrix(ABC):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
         if v.is_complex():
             raise TypeError("a vector must be real, got a complex tensor; multiply its real and imaginary parts apart.")
-        model = self._like.dtype
-        # operators of half-precision models are float32, like their statistics
+        # operators of half-precision models are float32, like their statistics; a vector is handed back as it came
+        given = self._like.dtype if v.dtype == self._like.dtype else self._work
         v = v.detach().to(device=self._like.device, dtype=self._work)
         pieces = self.space.split(v)
         flat = v.dim() == 1
-        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(model)
+        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(given)
         return out[:, 0] if flat else out
 
     @property

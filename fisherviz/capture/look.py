@@ -22,7 +22,7 @@ from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
 from fisherviz.capture.structure import Structure
 from fisherviz.network.batches import Inputs, count_examples, move, take_rows
-from fisherviz.network.guest import as_guest, check_modes
+from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.layers import Layer
 
 ALONE, TOGETHER, SEARCHED = 2, 32, 2048
@@ -50,7 +50,7 @@ def look(network: Network, inputs: Inputs) -> None:
     check_modes(network.model)
     inputs = move(inputs, network.device)
     order = telling_examples(inputs)
-    with as_guest(network.model), network.hooked():
+    with lock_of(network.model), as_guest(network.model), network.hooked():
         many = _Evidence(network, take_rows(inputs, order[:TOGETHER]))
         few = _Evidence(network, take_rows(inputs, order[:ALONE]))
         whys, void = many.refuted_by_sums()

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fisherviz.capture.hooks import Call, Recorder
 from fisherviz.capture.structure import Structure
 from fisherviz.network.batches import Inputs, count_examples, explain_refusal
+from fisherviz.network.guest import lock_of
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.space import ParameterSpace
@@ -74,6 +75,11 @@ class Network:
         """Of the first probed parameter."""
         return next(iter(self.layers[0].parameters.values())).dtype
 
+    @property
+    def precision(self) -> torch.dtype:
+        """Of every result: that of the parameters, but float32 for half precisions."""
+        return torch.promote_types(self.dtype, torch.float32)
+
     def settle(self, structure: Structure) -> None:
         """Take a new verdict; layers that became generic lose their hooks."""
         self.structure = structure
@@ -85,11 +91,12 @@ class Network:
 
     def hold(self, held: bool) -> None:
         """Keep the hooks on the model between passes, or take them off after each."""
-        self._held = held
-        if held:
-            self.recorder.attach()
-        else:
-            self.recorder.detach()
+        with lock_of(self.model):
+            self._held = held
+            if held:
+                self.recorder.attach()
+            else:
+                self.recorder.detach()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds no hooks."""

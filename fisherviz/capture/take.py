@@ -26,6 +26,9 @@ LOOKS = 4
 class VectorSource(Protocol):
     """The vectors that are backpropagated from an output: what the kind of a Fisher comes down to."""
 
+    def start(self, first: int, examples: int) -> None:
+        """Announce a batch that may come in pieces."""
+
     def count(self, z: Tensor) -> int:
         """Number K of vectors per example."""
 
@@ -66,6 +69,7 @@ def take(
         _look(network, inputs)
         with network.hooked():
             step = _piece(network, vectors)
+            vectors.start(first, n)
             for start in range(0, n, step):
                 part = None if targets is None else targets[start : start + step]
                 consume(_captured(network, select(inputs, start, start + step), part, vectors, first + start))
@@ -109,7 +113,7 @@ def _captured(network: Network, inputs: Inputs, targets: Tensor | None, vectors:
     for layer in network.layers:
         if layer.name not in captures:
             captures[layer.name] = _absent(layer, len(v), z)
-    return Batch({layer.name: captures[layer.name] for layer in network.layers}, n, first)
+    return Batch({layer.name: captures[layer.name].to(network.precision) for layer in network.layers}, n, first)
 
 
 def _absent(layer: Layer, vectors: int, z: Tensor) -> AnyCapture:

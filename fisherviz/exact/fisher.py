@@ -92,7 +92,7 @@ class Fisher(Products):
         return found * self.weight
 
     def _plan(self, entries: int, what: str) -> None:
-        size = 3 * entries * torch.empty((), dtype=self.network.dtype).element_size()
+        size = 3 * entries * torch.empty((), dtype=self.network.precision).element_size()
         way_out = "ask for products, norms or solves instead (they never form it), or probe fewer layers="
         require(size, self.network.device, what, way_out)
 
@@ -182,6 +182,8 @@ class Fisher(Products):
         """
         if isinstance(v, Mapping):
             return self.space.unflatten(self.solve(self.space.flatten(v), damping))
+        if self._in_half_precision(v):
+            return self.solve(v.to(self.network.precision), damping).to(v.dtype)
         v = self._check_vector(v)
         damping = damping_number(damping)
         right = v.unsqueeze(1) if v.dim() == 1 else v
@@ -238,7 +240,7 @@ class Fisher(Products):
         return self.in_example_space().gram
 
     def _plan_gram(self) -> None:
-        size = self.columns**2 * torch.empty((), dtype=self.network.dtype).element_size()
+        size = self.columns**2 * torch.empty((), dtype=self.network.precision).element_size()
         what = f"the Gram matrix of {self.columns:,} gradients"
         require(4 * size, self.network.device, what, "use fewer examples or kind='mc'")
 
@@ -285,13 +287,13 @@ class Fisher(Products):
         rank = size if dense else min(size, self.columns)
         if k is not None and rank > spectra.FULL and k < rank // 10:
             values = extreme_eigenvalues(
-                lambda x: self @ x, size, k, dtype=self.network.dtype, device=self.network.device
+                lambda x: self @ x, size, k, dtype=self.network.precision, device=self.network.device
             )
         elif dense or size <= self.columns:
             values = torch.linalg.eigvalsh(self._whole().double()).flip(0)
         else:
             values = torch.linalg.eigvalsh(self.example_gram().double()).flip(0) * self.scale
-        return spectra.clean(values, size, self.network.dtype)[:k]
+        return spectra.clean(values, size, self.network.precision)[:k]
 
     # ---- posterior -------------------------------------------------------------------------------------------------
 

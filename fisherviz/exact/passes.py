@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, concatenate, ragged
+from fisherviz.capture.captures import AnyCapture, Batch, concatenate, concatenated_bytes, ragged
 from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import PathChanged, Structure
@@ -205,6 +205,8 @@ class Passes:
         if not held:
             return None
         made = {name: [batch.captures[name] for batch in held] for name in self.space.names}
+        if sum(concatenated_bytes(captures) for captures in made.values()) > limit:
+            return None  # batches of different lengths, padded to the longest
         uneven = any(ragged(captures) for captures in made.values())
         return {name: concatenate(captures) for name, captures in made.items()}, uneven
 

@@ -43,7 +43,7 @@ class Posterior:
     def around_weights(self, deviation: Tensor) -> Tensor:
         """Samples (n, P) of the parameters from deviations (P, n)."""
         weights = torch.cat([p.detach().reshape(-1) for p in self.fisher.network.parameters.values()])
-        return weights + deviation.T.to(weights.dtype)
+        return weights + deviation.T.to(self.fisher.network.precision)
 
     def dense(self, matrix: Tensor, noise: Tensor) -> Tensor:
         """Deviations (P, n) from the Fisher summed over the data, dense in float64, and noise (P, n)."""

@@ -39,6 +39,8 @@ class Products(Passes):
         """F v for v flat (P,) or (P, k) in torch order, or a dictionary like `named_parameters()`."""
         if isinstance(v, Mapping):
             return self.space.unflatten(self @ self.space.flatten(v))
+        if self._in_half_precision(v):
+            return (self @ v.to(self.network.precision)).to(v.dtype)
         v = self._check_vector(v)
         if v.dim() == 1:
             return (self @ v.unsqueeze(1))[:, 0]
@@ -54,6 +56,8 @@ class Products(Passes):
     def _forward_mode(self) -> bool:
         """Whether products may run on the network itself; otherwise they come from captures, just as exact."""
         self.look()
+        if self.network.dtype != self.network.precision:
+            return False  # derivatives of half precisions have two or three digits, captures are summed in float32
         known = self.structure.forward_mode
         return try_forward_mode(self.network, next(iter(self.data))[0]) if known is None else known
 
@@ -120,6 +124,10 @@ class Products(Passes):
         self._examples = first
         return self.scale * total
 
+    def _in_half_precision(self, v: Any) -> bool:
+        """Whether a vector has a half-precision model's type: worked with in float32, handed back as it came."""
+        return isinstance(v, Tensor) and v.dtype == self.network.dtype != self.network.precision
+
     def _check_vector(self, v: Any, flat: bool = False) -> Tensor:
         if not isinstance(v, Tensor):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
@@ -130,7 +138,7 @@ class Products(Passes):
                 f"a flat vector must have {self.space.size} entries, one per probed parameter, "
                 f"got shape {tuple(v.shape)}."
             )
-        return v.detach().to(device=self.network.device, dtype=self.network.dtype)
+        return v.detach().to(device=self.network.device, dtype=self.network.precision)
 
 
 def damping_number(damping: Any) -> float:

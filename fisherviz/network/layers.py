@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class Layer:
     kind: str
     structured: bool
     note: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What the module calls each probed parameter, by the parameter's name: a pass may swap its tensors."""
 
     @property
     def size(self) -> int:
@@ -66,12 +68,12 @@ class Layer:
     @property
     def has_weight(self) -> bool:
         """Whether the module's weight is probed."""
-        return any(p is self.module._parameters.get("weight") for p in self.parameters.values())
+        return "weight" in self.roles.values()
 
     @property
     def has_bias(self) -> bool:
         """Whether the module's bias is probed."""
-        return any(p is self.module._parameters.get("bias") for p in self.parameters.values())
+        return "bias" in self.roles.values()
 
     @property
     def groups(self) -> int:
@@ -180,8 +182,8 @@ class Layer:
     def columns(self) -> dict[str, slice]:
         """Columns of W̄ that each parameter takes, by name; generic layers are one row, parameter after parameter."""
         if self.structured:
-            weight, fan_in = self.module._parameters.get("weight"), self.fan_in
-            return {n: slice(0, fan_in) if p is weight else slice(fan_in, self.da) for n, p in self.parameters.items()}
+            parts = {"weight": slice(0, self.fan_in), "bias": slice(self.fan_in, self.da)}
+            return {name: parts[self.roles[name]] for name in self.parameters}
         ends = list(itertools.accumulate(p.numel() for p in self.parameters.values()))
         return {name: slice(end - p.numel(), end) for end, (name, p) in zip(ends, self.parameters.items(), strict=True)}
 
@@ -211,7 +213,9 @@ def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Paramet
         structured, note = False, "a parameter is shared with another module"
     elif not _owns_plain_parameters(module, parameters):
         structured, note = False, "its weight or bias is reparametrised, or it owns further parameters"
-    return Layer(name, module, dict(parameters), kind, structured, note)
+    keys = {id(p): key for key, p in module._parameters.items()}
+    roles = {own: keys[id(p)] for own, p in parameters.items()}
+    return Layer(name, module, dict(parameters), kind, structured, note, roles)
 
 
 def _owns_plain_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> bool:

@@ -11,7 +11,7 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
+from fisherviz.capture.captures import AnyCapture
 from fisherviz.operators.factorise import DampedCholesky
 from fisherviz.statistics.gradients import columns_product, cross_gram, example_gram, gram_tiles, rows_product
 
@@ -56,7 +56,7 @@ class Examples:
 
     def double(self) -> Examples:
         """The same in float64."""
-        return Examples([_double(capture) for capture in self.captures], self.scale)
+        return Examples([capture.to(torch.float64) for capture in self.captures], self.scale)
 
     def project(self, pieces: Sequence[Tensor]) -> Tensor:
         """Uᵀ v, (K N, r), for one unit-order piece (P_i, r) of v per layer."""
@@ -137,12 +137,6 @@ class Woodbury:
         w = self.factor.solve(self.examples.cross(joint.vectors(k, joint.captures[0].vectors)) @ c)
         weights = torch.cat([w.neg_(), c]).div_(self.damping)
         return [piece.to(self.dtype) for piece in joint.combine(weights)]
-
-
-def _double(capture: AnyCapture) -> AnyCapture:
-    if isinstance(capture, Capture):
-        return Capture(capture.a.double(), capture.g.double())
-    return GenericCapture(capture.gradients.double())
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
