@@ -35,9 +35,9 @@ class Likelihood(ABC):
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One label per example drawn from r(y|z)."""
 
-    @abstractmethod
     def num_vectors(self, z: Tensor) -> int:
-        """Number K of columns of the factor S."""
+        """Number K of columns of the factor S; unless a distribution knows better, one per output."""
+        return math.prod(z.shape[1:])
 
     @abstractmethod
     def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
@@ -225,10 +225,6 @@ class Bernoulli(Likelihood):
         """Zeros and ones of the shape of z."""
         return torch.bernoulli(torch.sigmoid(z), generator=generator)
 
-    def num_vectors(self, z: Tensor) -> int:
-        """One per output."""
-        return math.prod(z.shape[1:])
-
     def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Columns of diag √(σ(z) σ(-z))."""
         # σ(z) σ(-z) rather than σ (1 - σ): the latter is 0 in float32 from z = 17 on
@@ -279,10 +275,6 @@ class Gaussian(Likelihood):
         """Normal around z, shape of z."""
         noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
         return z + noise * self.variance(z) ** 0.5
-
-    def num_vectors(self, z: Tensor) -> int:
-        """One per output."""
-        return math.prod(z.shape[1:])
 
     def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Columns of I / σ."""

@@ -117,7 +117,7 @@ def with_driver(url: str) -> str:
     raise RuntimeError("storage: PostgreSQL needs a driver; run pip install psycopg[binary].")
 
 
-def work(study: Any, space: Space, sampler: str, trials: int | None, seed: int, objective: Objective) -> None:
+def work(study: Any, space: Space, sampler: str, trials: int, seed: int, objective: Objective) -> None:
     """Take trials until none is left, or all that are left are finished by others.
 
     Args:
@@ -128,7 +128,7 @@ def work(study: Any, space: Space, sampler: str, trials: int | None, seed: int, 
         seed: of random and tpe.
         objective: the value of a trial at a point.
     """
-    points = grid(space) if sampler == "grid" else drawn(space, int(trials or 0), seed) if sampler == "random" else None
+    points = grid(space) if sampler == "grid" else drawn(space, trials, seed) if sampler == "random" else None
     if points is not None:
         for point in points:
             study.enqueue_trial(point, user_attrs={POINT: _key(point)}, skip_if_exists=True)
@@ -145,8 +145,7 @@ def work(study: Any, space: Space, sampler: str, trials: int | None, seed: int, 
         return objective(trial, point)
 
     _bury(study)
-    total = len(points) if points is not None else int(trials or 0)
-    while (left := _left(study, points, total)) is not None:
+    while (left := _left(study, points, trials)) is not None:
         if left:
             _one(study, tried)
         else:
