@@ -209,14 +209,6 @@ class Probe:
 
 
 def _check_types(layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        for name, p in layer.parameters.items():
-            if p.is_complex() or p.is_meta:
-                what = "complex" if p.is_complex() else "on the meta device, without values"
-                raise TypeError(
-                    f"parameter {name!r} is {what}; a Fisher needs real numbers: leave its layer out, or "
-                    "give the model real parameters on a device."
-                )
     kinds = {p.dtype: name for layer in layers for name, p in layer.parameters.items()}
     if len(kinds) > 1:
         examples = ", ".join(f"{name!r} is {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())

@@ -281,7 +281,7 @@ class Wave(nn.Module):
 
 
 def test_complex_parameters_are_refused():
-    with pytest.raises(ValueError, match="'weight' is complex; freeze it"):
+    with pytest.raises(TypeError, match="'weight' is complex; freeze it"):
         fv.Probe(Wave(True), "gaussian")
 
 

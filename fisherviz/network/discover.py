@@ -44,7 +44,11 @@ def find_layers(
             elif not p.requires_grad:
                 left_out.append((full, "frozen (requires_grad=False)"))
             elif p.is_complex():
-                raise ValueError(f"{full!r} is complex; freeze it, or hold its real and imaginary parts as parameters.")
+                raise TypeError(f"{full!r} is complex; freeze it, or hold its real and imaginary parts as parameters.")
+            elif p.is_meta:
+                raise TypeError(
+                    f"{full!r} is on the meta device, without values; give the model real parameters first."
+                )
             else:
                 mine[names[id(p)]] = p
                 taken[id(p)] = names[id(p)]
