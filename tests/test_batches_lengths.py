@@ -90,7 +90,7 @@ def test_the_exact_kind(lengths):
 @lengths
 @pytest.mark.parametrize("bytes_", [1, 10**9])
 def test_the_empirical_kind_its_gradient_and_natural_gradient(monkeypatch, lengths, bytes_):
-    monkeypatch.setattr("fisherviz.probe.CAPTURE_BYTES", bytes_)
+    monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", bytes_)
     net, batches = token_net(), series(lengths)
     labels = [torch.randint(3, x.shape[:2]) for x in batches]
     found = rows(net, batches, [y for part in labels for y in part])
@@ -104,7 +104,7 @@ def test_the_empirical_kind_its_gradient_and_natural_gradient(monkeypatch, lengt
 @lengths
 @pytest.mark.parametrize("bytes_", [1, 10**9])
 def test_sampled_labels_are_kept_for_each_batch(monkeypatch, lengths, bytes_):
-    monkeypatch.setattr("fisherviz.probe.CAPTURE_BYTES", bytes_)
+    monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", bytes_)
     net, batches = token_net(), series(lengths)
     fisher = fv.Probe(net, "categorical").fisher(batches, kind="mc", samples=2)
     check_exact(fisher, fisher.to_dense().clone())
@@ -145,7 +145,7 @@ def test_captures_that_would_not_fit_padded_are_not_kept(monkeypatch):
     monkeypatch.setattr("fisherviz.exact.passes.keep_limit", lambda device: 20_000)
     fisher = fv.Probe(net, "categorical").fisher(batches)
     assert_matches(fisher.diagonal(), F.diagonal())
-    assert fisher._captures is None
+    assert fisher._kept.captures is None
     assert_matches(fisher.to_dense(), F)
 
 

@@ -43,7 +43,7 @@ LIKELIHOODS = ["categorical", "bernoulli", "gaussian"]
 def test_labels_do_not_depend_on_the_pieces_of_a_batch(monkeypatch, likelihood, samples, bytes_):
     _, fisher = setting(likelihood, samples, [(0, 17), (17, 40)])
     whole = fisher().to_dense()
-    monkeypatch.setattr("fisherviz.probe.CAPTURE_BYTES", bytes_)
+    monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", bytes_)
     assert_matches(fisher().to_dense(), whole, 1e-12)
 
 
@@ -53,7 +53,7 @@ def test_an_interrupted_first_pass_leaves_no_trace_in_the_labels(monkeypatch, li
     net, fisher = setting(likelihood, 2, [(0, 17), (17, 40)])
     expected = fisher().to_dense()
     v = torch.ones(len(expected), dtype=torch.float64)
-    monkeypatch.setattr("fisherviz.probe.CAPTURE_BYTES", 1500)
+    monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", 1500)
     f = fisher()
     f.look()
     net[1].countdown = at
