@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture
-from fisherviz.exact.solving import DampedCholesky, woodbury_solve
+from fisherviz.exact.solving import woodbury_solve
 from fisherviz.operators import Dense, Operator, UnitBlocks, extreme_eigenvalues
 from fisherviz.operators.base import NormOrder
-from fisherviz.operators.factorise import SingularMatrixError, require_dense
+from fisherviz.operators.factorise import DampedCholesky, SingularMatrixError, eigenvalues, require_dense
 from fisherviz.statistics.examples import block_square_norm, columns_product, example_gram, rows_product
 from fisherviz.statistics.products import block, weighted_moments, weighted_moments_square_norm
 
@@ -83,7 +83,7 @@ class ExampleSpace(Operator):
 
     @cached_property
     def _factor(self) -> DampedCholesky:
-        return DampedCholesky(self._gram, self.shift / self.factor, "the Gram matrix of the examples")
+        return DampedCholesky(self._gram, self.shift / self.factor, "the exact layer block", self.factor)
 
     def _norm(self, order: NormOrder) -> float:
         if order == "trace":
@@ -183,7 +183,7 @@ class ExampleUnits(Operator):
         if order == "trace":
             return trace + self.shift * self.shape[0]
         if order == "spectral":
-            return max(float(torch.linalg.eigvalsh(part).max()) for part in self._parts())
+            return max(float(eigenvalues(part).max()) for part in self._parts())
         return (
             float(
                 weighted_moments_square_norm(self.a, self.weights)

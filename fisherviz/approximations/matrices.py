@@ -27,6 +27,7 @@ from fisherviz.operators import (
     extreme_eigenvalues,
 )
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
+from fisherviz.operators.factorise import located
 from fisherviz.support.memory import require
 
 _DENSE_SOLVE = 6000
@@ -206,10 +207,8 @@ class BlockDiagonal(LayeredMatrix):
         return [self._named(i, lambda i=i: self.operators[i].solve(pieces[i])) for i in range(len(pieces))]
 
     def _named(self, i: int, action):  # type: ignore[no-untyped-def]
-        try:
+        with located(f"layer {self.space.names[i]!r}"):
             return action()
-        except RuntimeError as error:
-            raise RuntimeError(f"layer {self.space.names[i]!r}: {error}") from error
 
     def damped(self, damping: float | Damping | None) -> BlockDiagonal:
         """Every layer's operator damped; layers without Kronecker factors take λ = γ² under `FactoredTikhonov`."""
@@ -354,11 +353,8 @@ class TridiagonalInverse(LayeredMatrix):
         return self._in_chain(pieces, self.tridiagonal.__matmul__, lambda i, piece: self.rest[i] @ piece)
 
     def _solved(self, pieces: list[Tensor]) -> list[Tensor]:
-        try:
+        with located(f"the chain of layers {', '.join(repr(self.space.names[i]) for i in self.chain)}"):
             return self._in_chain(pieces, self.tridiagonal.solve, lambda i, piece: self.rest[i].solve(piece))
-        except RuntimeError as error:
-            names = ", ".join(repr(self.space.names[i]) for i in self.chain)
-            raise RuntimeError(f"the chain of layers {names}: {error}") from error
 
     def damped(self, damping: float | Damping | None) -> LayeredMatrix:
         """`FactoredTikhonov` before Ψ and Σ; plain Tikhonov leaves the structure: F̂ + λI with dense or CG solves."""

@@ -14,6 +14,7 @@ from fisherviz.approximations.kronecker import per_group
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, KroneckerSum, Operator
+from fisherviz.operators.factorise import eigh, symmetric
 from fisherviz.statistics.moments import Statistic
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 
@@ -140,14 +141,12 @@ def _semidefinite(capture: Capture, right: Tensor) -> tuple[Tensor, Tensor]:
     |Y| (of its eigenvalues) loses nothing against Y, since R keeps semidefinite matrices so; two more half-steps,
     each a best fit given the other factor, then give factors that are semidefinite as they stand.
     """
-    values, vectors = torch.linalg.eigh(right.double())
+    values, vectors = eigh(right, "the output factor", torch.float64)
     Y = (vectors * values.abs().unsqueeze(-2) @ vectors.mT).to(right.dtype)
-    X = to_inputs(capture, Y)
-    X = (X + X.mT) / 2
+    X = symmetric(to_inputs(capture, Y))
     size = torch.linalg.matrix_norm(X, keepdim=True)
     X = X / torch.where(size > 0, size, torch.ones_like(size))
-    Y = to_outputs(capture, X)
-    Y = (Y + Y.mT) / 2
+    Y = symmetric(to_outputs(capture, X))
     size = torch.linalg.matrix_norm(Y, keepdim=True)
     root = size.sqrt()
     return X * root, Y / torch.where(root > 0, root, torch.ones_like(root))

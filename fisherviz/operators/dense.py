@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
-from fisherviz.operators.factorise import cholesky, is_symmetric, trusted_cholesky
+from fisherviz.operators.factorise import cholesky, eigenvalues, is_symmetric, trusted_cholesky
 
 
 class Dense(Operator):
@@ -185,5 +185,5 @@ def spectral_norm_of(matrix: Tensor) -> float:
     """
     if matrix.numel() == 0:
         return 0.0
-    values = torch.linalg.eigvalsh(matrix) if is_symmetric(matrix) else torch.linalg.svdvals(matrix)
+    values = eigenvalues(matrix) if is_symmetric(matrix) else torch.linalg.svdvals(matrix)
     return float(values.abs().max())

@@ -21,6 +21,7 @@ from fisherviz.operators.factorise import (
     rounding_floor,
     solve_rows,
     sufficient_damping,
+    symmetric,
     trusted_cholesky,
 )
 
@@ -38,6 +39,20 @@ def act(A: Tensor, G: Tensor, v: Tensor) -> Tensor:
     """
     V = v.mT.reshape(v.shape[1], G.shape[1], A.shape[1])
     return (G @ V @ A.mT).reshape(v.shape[1], G.shape[0] * A.shape[0]).mT
+
+
+def kron(G: Tensor, A: Tensor) -> Tensor:
+    """Write out a Kronecker product; torch's own fails on factors with a side of one and strides from elsewhere.
+
+    Args:
+        G: (d_g, d_g').
+        A: (d_a, d_a').
+
+    Returns:
+        (d_g d_a, d_g' d_a').
+    """
+    blocks = G[:, None, :, None] * A[None, :, None, :]
+    return blocks.reshape(G.shape[0] * A.shape[0], G.shape[1] * A.shape[1])
 
 
 class Kronecker(Operator):
@@ -106,7 +121,7 @@ class Kronecker(Operator):
 
     def to_dense(self) -> Tensor:
         """Return kron(G, A)."""
-        return torch.kron(self.G.contiguous(), self.A.contiguous())
+        return kron(self.G, self.A)
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal; the factors themselves need not be square."""
@@ -254,8 +269,8 @@ class KroneckerEigen(Operator):
 
     def to_dense(self) -> Tensor:
         """Return Q diag(S) Qᵀ."""
-        Q = torch.kron(self.QG, self.QA)
-        return (Q * self.S.reshape(-1)) @ Q.mT
+        Q = kron(self.QG, self.QA)
+        return symmetric((Q * self.S.reshape(-1)) @ Q.mT)
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
 from fisherviz.operators.dense import Dense
-from fisherviz.operators.factorise import SingularMatrixError, cholesky, eigh, require_dense
-from fisherviz.operators.kronecker import act
+from fisherviz.operators.factorise import SingularMatrixError, cholesky, eigh, require_dense, symmetric
+from fisherviz.operators.kronecker import act, kron
 from fisherviz.operators.kronecker_sum import KroneckerSum
 from fisherviz.operators.lanczos import extreme_eigenvalues
 
@@ -108,7 +108,7 @@ class KroneckerDifferenceInverse(Operator):
             L_next = cholesky(M_next, f"the next layer's {name} factor", torch.float64)
             half = torch.linalg.solve_triangular(L, cross.double(), upper=False)
             X = torch.linalg.solve_triangular(L_next, half.mT, upper=False).mT
-            whitened.append((L, X @ X.mT))
+            whitened.append((L, symmetric(X @ X.mT)))
         (L_a, C), (L_g, D) = whitened
         return cls._from_whitened(L_a, C, L_g, D, A.dtype)
 
@@ -148,8 +148,8 @@ class KroneckerDifferenceInverse(Operator):
 
     def to_dense(self) -> Tensor:
         """Return K diag(S) Kᵀ."""
-        K = torch.kron(self.KG.contiguous(), self.KA.contiguous())
-        return (K * self.S.reshape(-1)) @ K.mT
+        K = kron(self.KG, self.KA)
+        return symmetric((K * self.S.reshape(-1)) @ K.mT)
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal."""
@@ -181,9 +181,9 @@ class KroneckerDifferenceInverse(Operator):
         root_a, root_g = (torch.linalg.inv(K.double()) for K in (self.KA, self.KG))
         pairs = [
             (root_a.mT @ root_a, root_g.mT @ root_g / self.weight),
-            (root_a.mT * self.sA.double() @ root_a, root_g.mT * self.sG.double() @ root_g / -self.weight),
+            (root_a.mT * self.sA @ root_a, root_g.mT * self.sG @ root_g / -self.weight),
         ]
-        return KroneckerSum([(A.to(self.dtype), G.to(self.dtype)) for A, G in pairs])
+        return KroneckerSum([(symmetric(A).to(self.dtype), symmetric(G).to(self.dtype)) for A, G in pairs])
 
     def inverse(self) -> KroneckerSum:
         """Return the difference A ⊗ G − C ⊗ D itself."""
@@ -196,4 +196,4 @@ class KroneckerDifferenceInverse(Operator):
 def _both_sides(L: Tensor, M: Tensor) -> Tensor:
     """Whiten: L⁻¹ M L⁻ᵀ."""
     half = torch.linalg.solve_triangular(L, M, upper=False)
-    return torch.linalg.solve_triangular(L, half.mT, upper=False)
+    return symmetric(torch.linalg.solve_triangular(L, half.mT, upper=False))

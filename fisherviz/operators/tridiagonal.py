@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
 from fisherviz.operators.dense import Dense
-from fisherviz.operators.factorise import eigh, require_dense
+from fisherviz.operators.factorise import eigh, require_dense, symmetric
 from fisherviz.operators.kronecker import Kronecker
 from fisherviz.operators.kronecker_difference import KroneckerDifferenceInverse
 from fisherviz.operators.kronecker_sum import KroneckerSum
@@ -103,7 +103,7 @@ class BlockTridiagonal(Operator):
             if psi is None or A is None or G is None:
                 blocks.append(layer)
             else:
-                blocks.append(KroneckerSum([(layer.A, layer.G), (psi.A @ A.mT, -psi.G @ G.mT)]))
+                blocks.append(KroneckerSum([(layer.A, layer.G), (symmetric(psi.A @ A.mT), symmetric(-psi.G @ G.mT))]))
         return tuple(blocks)
 
     def block(self, row: int, col: int) -> Operator:
@@ -215,7 +215,7 @@ class BlockTridiagonal(Operator):
                 coupling = -(psi.T @ own)
                 inverse[end:after, start:end] = coupling
                 inverse[start:end, end:after] = coupling.mT
-                inverse[end:after, end:after] -= (psi.T @ coupling.mT).mT
+                inverse[end:after, end:after] -= symmetric(psi.T @ coupling.mT)
             start = end
         return inverse
 
@@ -283,7 +283,7 @@ def _regression(cross: Tensor, moment: Tensor) -> Tensor:
     A pseudo-inverse serves products: where the next layer's moment is 0, so is the cross moment.
     Solving goes through `precisions`, which refuse a singular moment.
     """
-    values, vectors = eigh(moment.double(), "the moment of the next layer")
+    values, vectors = eigh(moment, "the moment of the next layer", torch.float64)
     floor = torch.finfo(moment.dtype).eps * len(moment) * values.abs().max()
     reciprocals = torch.where(values > floor, 1 / values, torch.zeros_like(values))
     return (cross.double() @ vectors * reciprocals @ vectors.mT).to(cross.dtype)

@@ -217,7 +217,7 @@ class UnitBlocks(Statistic):
             return weighted_moments(capture.a[:, 0].to(work), capture.g[:, :, 0].to(work).square().sum(0))
         da = capture.a.shape[-1]
         units = capture.gradients.unflatten(2, (-1, da)).flatten(0, 1).transpose(0, 1)  # (d_out, K N, da)
-        return units.transpose(1, 2) @ units
+        return gram(units)
 
 
 class Diagonal(Statistic):

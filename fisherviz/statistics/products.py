@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.operators.factorise import symmetric
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
@@ -24,10 +25,14 @@ _STRIP = 128
 
 
 def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
-    """Second moment xᵀ x of rows (R, d), or (..., R, d), computing one triangle; added to `total` in place."""
+    """Second moment xᵀ x of rows (R, d), or (..., R, d), symmetric bit for bit; added to `total` in place.
+
+    Where it pays one triangle is computed, strip by strip, and mirrored.
+    """
     d = x.shape[-1]
-    if d <= 2 * _STRIP or x.shape[-2] < d // 2:  # few rows: writing two triangles costs more than it saves
-        return x.mT @ x if total is None else total.add_(x.mT @ x)
+    if d <= 2 * _STRIP or x.shape[-2] < d // 5:  # few rows: writing two triangles costs more than it saves
+        product = symmetric(x.mT @ x)
+        return product if total is None else total.add_(product)
     out = x.new_empty(*x.shape[:-2], d, d) if total is None else total
     width = max(_STRIP, min(3 * _STRIP, d // 6))
     for low in range(0, d, width):
@@ -39,6 +44,8 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
             torch.mm(rows, x[:, low:], out=strip)
         else:
             strip.addmm_(rows, x[:, low:])
+        own = strip[..., : high - low]
+        own.copy_(symmetric(own))
         out[..., high:, low:high] = out[..., low:high, high:].mT
     return out
 
@@ -75,6 +82,8 @@ def weighted_moments(a: Tensor, weights: Tensor) -> Tensor:
     for i in range(0, da, step):
         weighted = (columns[i : i + step].unsqueeze(1) * rows).flatten(0, 1)
         part = (weighted @ a[:, i:]).unflatten(0, (-1, len(rows))).transpose(0, 1)
+        width = part.shape[1]
+        part[..., :width] = symmetric(part[..., :width])
         out[:, i : i + step, i:] = part
         out[:, i:, i : i + step] = part.mT
     return out
