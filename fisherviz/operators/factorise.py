@@ -18,6 +18,9 @@ from torch import Tensor
 DENSE_LIMIT = 200_000_000
 """Entries above which no operator is made dense behind the caller's back."""
 
+MIRRORED = 128
+"""Rows of a symmetric product that are mirrored at once: a tile that stays in the cache."""
+
 
 class SingularMatrixError(RuntimeError):
     """A matrix that had to be positive definite is not.
@@ -69,9 +72,17 @@ def symmetric(product: Tensor) -> Tensor:
         product: (..., n, n), symmetric up to rounding.
 
     Returns:
-        The larger of the two roundings of each entry, in one pass over the matrix.
+        The larger rounding of each pair near the diagonal, the upper triangle's elsewhere; a large product is
+        overwritten.
     """
-    return torch.maximum(product, product.mT)
+    if product.shape[-1] <= MIRRORED:
+        return torch.maximum(product, product.mT)
+    for low in range(0, product.shape[-1], MIRRORED):
+        high = low + MIRRORED
+        own = product[..., low:high, low:high]
+        own.copy_(torch.maximum(own, own.mT))
+        product[..., low:high, :low] = product[..., :low, low:high].mT
+    return product
 
 
 def rounding_floor(largest: float, dtype: torch.dtype, size: int = 1) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.operators.factorise import symmetric
+from fisherviz.operators.factorise import MIRRORED, symmetric
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
@@ -20,8 +20,11 @@ OUTER_ENTRIES = 2**19
 """Entries of per-example outer products that are held at once."""
 _WHOLE_ENTRIES = 2**22
 """Diagonal blocks up to this many entries are expanded whole before they are written."""
-_STRIP = 128
-"""Least number of rows of a Gram matrix that are computed at once, from the diagonal to the right."""
+_STRIP = MIRRORED
+"""Least number of rows of a Gram matrix that are computed at once, from the diagonal to the right; others are multiples
+of it."""
+_STRIP_ENTRIES = 2**16
+"""Rows with fewer entries are multiplied whole: many small products cost more than half of a large one."""
 
 
 def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
@@ -30,11 +33,11 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
     Where it pays one triangle is computed, strip by strip, and mirrored.
     """
     d = x.shape[-1]
-    if d <= 2 * _STRIP or x.shape[-2] < d // 5:  # few rows: writing two triangles costs more than it saves
+    if d <= 2 * _STRIP or x.shape[-2] * d < _STRIP_ENTRIES:
         product = symmetric(x.mT @ x)
         return product if total is None else total.add_(product)
     out = x.new_empty(*x.shape[:-2], d, d) if total is None else total
-    width = max(_STRIP, min(3 * _STRIP, d // 6))
+    width = _STRIP * max(1, min(3, d // (6 * _STRIP)))
     for low in range(0, d, width):
         high = min(low + width, d)
         rows, strip = x[..., low:high].mT, out[..., low:high, low:]
@@ -44,10 +47,7 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
             torch.mm(rows, x[:, low:], out=strip)
         else:
             strip.addmm_(rows, x[:, low:])
-        own = strip[..., : high - low]
-        own.copy_(symmetric(own))
-        out[..., high:, low:high] = out[..., low:high, high:].mT
-    return out
+    return symmetric(out)
 
 
 def pair_gram(x: Tensor, y: Tensor) -> Tensor:
