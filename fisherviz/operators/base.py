@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ class AppliesTo(Protocol):
 
 class Operator(ABC):
     """A real matrix known by its structure; immutable by convention, so that factorisations may be cached."""
+
+    factored: ClassVar[bool] = False
+    """Whether factored damping applies, so that `map_factors` answers."""
 
     @property
     @abstractmethod
@@ -186,6 +189,17 @@ class Operator(ABC):
             f"factored damping acts on the two factors of a Kronecker product, and {type(self).__name__} "
             f"has none; use Tikhonov(λ) with λ = γ²."
         )
+
+    def each(self, function: Callable[[Operator], Operator]) -> Operator:
+        """Change the blocks on the diagonal, one by one down to those that are no composition of others.
+
+        Args:
+            function: maps such a block to the new one.
+
+        Returns:
+            An operator of the same composition; `function(self)` where there is none.
+        """
+        return function(self)
 
     def require_square(self, action: str) -> None:
         """Refuse an action that has no meaning for a rectangular block.

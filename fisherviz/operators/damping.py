@@ -34,6 +34,11 @@ class Tikhonov:
         """Check the value."""
         object.__setattr__(self, "value", _non_negative(self.value, "Tikhonov damping"))
 
+    @property
+    def strength(self) -> float:
+        """λ."""
+        return self.value
+
     def applied_to(self, operator: Operator) -> Operator:
         """Return operator + λI.
 
@@ -69,9 +74,14 @@ class FactoredTikhonov:
         object.__setattr__(self, "gamma", _non_negative(self.gamma, "factored Tikhonov damping"))
 
     @property
+    def strength(self) -> float:
+        """λ = γ², the plain damping that this one stands for."""
+        return self.gamma**2
+
+    @property
     def tikhonov(self) -> Tikhonov:
-        """The plain damping λ = γ² that this one stands for; for layers without factors."""
-        return Tikhonov(self.gamma**2)
+        """The same as plain damping, for operators without factors."""
+        return Tikhonov(self.strength)
 
     def pi(self, A: Tensor, G: Tensor) -> float:
         """Balance between the factors: the ratio of their mean eigenvalues, square-rooted.
@@ -142,6 +152,21 @@ def as_damping(damping: float | Damping | None) -> Damping | None:
     if damping is None or isinstance(damping, (Tikhonov, FactoredTikhonov)):
         return damping
     return Tikhonov(damping)
+
+
+def damp(operator: Operator, damping: Damping | None) -> Operator:
+    """Damp a matrix whose blocks may lack factors: under factored damping such a block takes plain λ = γ².
+
+    Args:
+        operator: a square operator.
+        damping: a damping, or None for none.
+
+    Returns:
+        The damped operator.
+    """
+    if isinstance(damping, FactoredTikhonov):
+        return operator.each(lambda block: block.damped(damping if block.factored else damping.tikhonov))
+    return operator.damped(damping)
 
 
 def _non_negative(value: object, name: str) -> float:

@@ -7,11 +7,14 @@ segment, so that each keeps its own structure.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.factorise import located
+from fisherviz.operators.simple import Zero
 
 
 class DirectSum(Operator):
@@ -19,15 +22,34 @@ class DirectSum(Operator):
 
     Args:
         operators: one per segment, in order; rectangular ones are allowed.
+        places: what the blocks are in words ("layer '0'"), for errors.
     """
 
-    def __init__(self, operators: Sequence[Operator]) -> None:
+    def __init__(self, operators: Sequence[Operator], places: Sequence[str] = ()) -> None:
         """Keep the blocks."""
         if not operators:
             raise ValueError("DirectSum needs at least one operator.")
         if len({(op.dtype, op.device) for op in operators}) > 1:
             raise TypeError("DirectSum takes operators of one dtype on one device; cast them first.")
-        self.operators = tuple(operators)
+        self.operators, self.places = tuple(operators), tuple(places)
+
+    def _map(self, function: Callable[[Operator], Operator]) -> DirectSum:
+        return DirectSum([function(op) for op in self.operators], self.places)
+
+    def _located(self, i: int) -> AbstractContextManager[None]:
+        return located(self.places[i]) if self.places else nullcontext()
+
+    def block(self, row: int, col: int) -> Operator:
+        """Return the block between two segments: zero off the diagonal.
+
+        Args:
+            row: position of a segment.
+            col: position of another.
+
+        Returns:
+            The operator that was given, or a `Zero`.
+        """
+        return self.operators[row] if row == col else Zero(self.rows[row], self.cols[col], self.dtype, self.device)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,7 +74,7 @@ class DirectSum(Operator):
     @property
     def T(self) -> DirectSum:
         """The transpose."""
-        return DirectSum([op.T for op in self.operators])
+        return self._map(lambda op: op.T)
 
     def _matmul(self, v: Tensor) -> Tensor:
         return torch.cat([op @ part for op, part in zip(self.operators, v.split(self.cols), strict=True)])
@@ -67,15 +89,19 @@ class DirectSum(Operator):
 
     def scale(self, factor: float) -> DirectSum:
         """Multiply by a number."""
-        return DirectSum([op.scale(factor) for op in self.operators])
+        return self._map(lambda op: op.scale(factor))
 
     def shifted(self, value: float) -> DirectSum:
         """Add a multiple of the identity."""
-        return DirectSum([op.shifted(value) for op in self.operators])
+        return self._map(lambda op: op.shifted(value))
 
     def map_factors(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> DirectSum:
         """Change the factors of each block by themselves."""
-        return DirectSum([op.map_factors(function) for op in self.operators])
+        return self._map(lambda op: op.map_factors(function))
+
+    def each(self, function: Callable[[Operator], Operator]) -> DirectSum:
+        """Change each block by itself."""
+        return self._map(lambda op: op.each(function))
 
     def trust(self) -> DirectSum:
         """Trust every block."""
@@ -91,7 +117,15 @@ class DirectSum(Operator):
 
     def inverse(self) -> DirectSum:
         """Return the direct sum of the inverses."""
-        return DirectSum([op.inverse() for op in self.operators])
+        inverses = []
+        for i, op in enumerate(self.operators):
+            with self._located(i):
+                inverses.append(op.inverse())
+        return DirectSum(inverses, self.places)
 
     def _solve(self, v: Tensor) -> Tensor:
-        return torch.cat([op.solve(part) for op, part in zip(self.operators, v.split(self.rows), strict=True)])
+        solved = []
+        for i, part in enumerate(v.split(self.rows)):
+            with self._located(i):
+                solved.append(self.operators[i].solve(part))
+        return torch.cat(solved)

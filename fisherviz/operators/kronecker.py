@@ -63,6 +63,8 @@ class Kronecker(Operator):
         G: (d_g, d_g') output factor.
     """
 
+    factored = True
+
     def __init__(self, A: Tensor, G: Tensor) -> None:
         """Keep the two factors."""
         if A.ndim != 2 or G.ndim != 2:

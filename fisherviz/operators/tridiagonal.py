@@ -37,6 +37,8 @@ class BlockTridiagonal(Operator):
         ValueError: when numbers or shapes do not fit.
     """
 
+    factored = True
+
     def __init__(
         self,
         A: Sequence[Tensor],
