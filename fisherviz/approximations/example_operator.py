@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture
 from fisherviz.exact.solving import woodbury_solve
-from fisherviz.operators import Dense, Operator, UnitBlocks, extreme_eigenvalues
-from fisherviz.operators.base import NormOrder
-from fisherviz.operators.factorise import DampedCholesky, SingularMatrixError, eigenvalues, require_dense
+from fisherviz.operators import Dense, Operator, UnitBlocks
+from fisherviz.operators.base import NormOrder, Symmetric
+from fisherviz.operators.factorise import DampedCholesky, SingularMatrixError, eigenvalues, plus_identity, require_dense
 from fisherviz.statistics.examples import block_square_norm, columns_product, example_gram, rows_product
 from fisherviz.statistics.products import block, weighted_moments, weighted_moments_square_norm
 
@@ -23,7 +23,7 @@ _UNIT_ENTRIES = 2**26
 """Entries of unit blocks that are formed at once."""
 
 
-class ExampleSpace(Operator):
+class ExampleSpace(Symmetric):
     """s U Uᵀ + shift I, with U's columns the per-example gradients of a capture.
 
     Args:
@@ -47,20 +47,13 @@ class ExampleSpace(Operator):
         """The capture's tensors."""
         return self.capture.tensors
 
-    @property
-    def T(self) -> ExampleSpace:
-        """Itself: it is symmetric."""
-        return self
-
     def _matmul(self, v: Tensor) -> Tensor:
         return self.factor * columns_product(self.capture, rows_product(self.capture, v)) + self.shift * v
 
     def to_dense(self) -> Tensor:
         """The block; MemoryError where it is too large."""
         require_dense(*self.shape, "the dense block")
-        out = block(self.capture, self.capture) * self.factor
-        out.diagonal().add_(self.shift)
-        return out
+        return plus_identity(block(self.capture, self.capture) * self.factor, self.shift)
 
     def diagonal(self) -> Tensor:
         """Second moment of each gradient entry."""
@@ -89,8 +82,7 @@ class ExampleSpace(Operator):
         if order == "trace":
             return float(self.diagonal().sum(dtype=torch.float64))
         if order == "spectral":
-            top = extreme_eigenvalues(self._matmul, self.shape[0], dtype=self.dtype, device=self.device)
-            return float(top[0])
+            return self._largest_eigenvalue()
         plain = self.factor**2 * block_square_norm(self.capture, self.capture)
         trace = self.factor * float(self.capture.square_sum().sum(dtype=torch.float64))
         return float(plain + 2 * self.shift * trace + self.shift**2 * self.shape[0]) ** 0.5
@@ -120,7 +112,7 @@ class ExampleSpace(Operator):
         )
 
 
-class ExampleUnits(Operator):
+class ExampleUnits(Symmetric):
     """Unit blocks E[g_o² ā āᵀ] + shift I that are never formed, for factored captures (CW-NGD of wide layers).
 
     Args:
@@ -145,11 +137,6 @@ class ExampleUnits(Operator):
         """Inputs and weights."""
         return (self.a, self.weights)
 
-    @property
-    def T(self) -> ExampleUnits:
-        """Itself: it is symmetric."""
-        return self
-
     def _matmul(self, v: Tensor) -> Tensor:
         units = v.T.reshape(v.shape[1], self.weights.shape[1], self.a.shape[1])
         out = [(self.weights * (self.a @ matrix.T)).T @ self.a for matrix in units]
@@ -157,9 +144,7 @@ class ExampleUnits(Operator):
 
     def blocks(self, start: int, stop: int) -> Tensor:
         """Blocks of output units start..stop, (stop - start, da, da)."""
-        out = weighted_moments(self.a, self.weights[:, start:stop])
-        out.diagonal(dim1=1, dim2=2).add_(self.shift)
-        return out
+        return plus_identity(weighted_moments(self.a, self.weights[:, start:stop]), self.shift)
 
     def to_dense(self) -> Tensor:
         """The matrix; MemoryError where it is too large."""

@@ -13,7 +13,7 @@ from fisherviz.approximations.kronecker import check_kfac_setting
 from fisherviz.approximations.matrices import LayeredMatrix, Structured, block_diagonal, full_matrix
 from fisherviz.network.layers import Layer, ParameterSpace
 from fisherviz.operators import BlockTridiagonal, DirectSum, Kronecker, Operator, Permuted
-from fisherviz.statistics.moments import (
+from fisherviz.statistics import (
     CrossInputFactor,
     CrossOutputFactor,
     InputFactor,

@@ -14,7 +14,7 @@ from fisherviz.approximations.base import Approximation, Values
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, KroneckerEigen, Operator
 from fisherviz.operators.factorise import eigh
-from fisherviz.statistics.moments import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
+from fisherviz.statistics import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
 
 
 def per_group(build: Callable[..., Operator], *factors: Tensor) -> Operator:

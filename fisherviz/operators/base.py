@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
+
+from fisherviz.operators.lanczos import extreme_eigenvalues
 
 NormOrder = Literal["fro", "spectral", "trace"]
 
@@ -29,6 +31,7 @@ class Operator(ABC):
 
     factored: ClassVar[bool] = False
     """Whether factored damping applies, so that `map_factors` answers."""
+    _trusted = False
 
     @property
     @abstractmethod
@@ -129,8 +132,9 @@ class Operator(ABC):
         solution = self._solve(self._as_columns(v, self.shape[0]))
         return solution.squeeze(1) if v.ndim == 1 else solution
 
-    def trust(self) -> Operator:
+    def trust(self) -> Self:
         """Say that the operator is a damped second moment, so that checks of symmetry and rank may be left out."""
+        self._trusted = True
         return self
 
     def norm(self, order: NormOrder = "fro") -> float:
@@ -230,3 +234,17 @@ class Operator(ABC):
         """One line: structure, size, precision."""
         rows, cols = self.shape
         return f"{type(self).__name__}({rows} x {cols}, {str(self.dtype).removeprefix('torch.')})"
+
+
+class Symmetric(Operator):
+    """An operator that is its own transpose."""
+
+    @property
+    def T(self) -> Self:
+        """The transpose: itself."""
+        return self
+
+    def _largest_eigenvalue(self) -> float:
+        """The largest eigenvalue in magnitude, by products alone; its magnitude is the spectral norm."""
+        size, dtype, device = self.shape[0], self.dtype, self.device
+        return abs(float(extreme_eigenvalues(self._matmul, size, which="magnitude", dtype=dtype, device=device)[0]))

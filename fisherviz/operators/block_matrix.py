@@ -11,18 +11,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import Dense
 from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.inverse import Inverse
-from fisherviz.operators.lanczos import cg, extreme_eigenvalues
+from fisherviz.operators.lanczos import cg
 from fisherviz.operators.simple import Zero
 
 DENSE_SOLVE = 6000
 """Matrices up to this size are solved by Cholesky, larger ones by conjugate gradients."""
 
 
-class BlockMatrix(Operator):
+class BlockMatrix(Symmetric):
     """A symmetric matrix of operators.
 
     Args:
@@ -52,11 +52,6 @@ class BlockMatrix(Operator):
     def tensors(self) -> tuple[Tensor, ...]:
         """The blocks' tensors, those that blocks share once."""
         return tuple({id(t): t for op in self.blocks.values() for t in op.tensors}.values())
-
-    @property
-    def T(self) -> BlockMatrix:
-        """The transpose: itself."""
-        return self
 
     def block(self, row: int, col: int) -> Operator:
         """Return the block between two segments.
@@ -110,10 +105,7 @@ class BlockMatrix(Operator):
             return sum(self.blocks[i, i].norm("trace") for i in range(len(self.sizes)))
         if order == "fro":
             return sum((1 if i == j else 2) * op.norm("fro") ** 2 for (i, j), op in self.blocks.items()) ** 0.5
-        top = extreme_eigenvalues(
-            self.__matmul__, self.shape[0], which="magnitude", dtype=self.dtype, device=self.device
-        )
-        return abs(float(top[0]))
+        return self._largest_eigenvalue()
 
     @cached_property
     def _dense(self) -> Dense:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from fisherviz.operators.base import Operator
+from fisherviz.operators.factorise import plus_identity
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class FactoredTikhonov:
             if M.ndim != 2 or M.shape[0] != M.shape[1]:
                 raise ValueError(f"factored damping needs square factors, {name} has shape {tuple(M.shape)}.")
         pi = self.pi(A, G)
-        return _add_to_diagonal(A, pi * self.gamma), _add_to_diagonal(G, self.gamma / pi)
+        return plus_identity(A, pi * self.gamma), plus_identity(G, self.gamma / pi)
 
     def applied_to(self, operator: Operator) -> Operator:
         """Damp the factors of the Kronecker product, or of each one that the operator consists of.
@@ -178,9 +179,3 @@ def _non_negative(value: object, name: str) -> float:
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0, not {number}.")
     return number
-
-
-def _add_to_diagonal(M: Tensor, value: float) -> Tensor:
-    M = M.clone()
-    M.diagonal().add_(value)
-    return M

@@ -85,6 +85,39 @@ def symmetric(product: Tensor) -> Tensor:
     return product
 
 
+def plus_identity(matrix: Tensor, value: float) -> Tensor:
+    """Add a multiple of the identity.
+
+    Args:
+        matrix: (..., n, n).
+        value: the multiple.
+
+    Returns:
+        A new tensor.
+    """
+    matrix = matrix.clone()
+    matrix.diagonal(dim1=-2, dim2=-1).add_(value)
+    return matrix
+
+
+def require_positive(values: Tensor, what: str, size: int, floor: float = 0.0) -> None:
+    """Refuse a matrix by its eigenvalues.
+
+    Args:
+        values: they, of any shape.
+        what: the matrix in words, for the error.
+        size: its number of rows.
+        floor: what the smallest one must exceed, in units of the largest.
+
+    Raises:
+        SingularMatrixError: when it does not.
+    """
+    if values.numel():
+        smallest, largest = float(values.min()), float(values.abs().max())
+        if not smallest > floor * largest:
+            raise SingularMatrixError(what, size, smallest, sufficient_damping(smallest, largest, values.dtype))
+
+
 def rounding_floor(largest: float, dtype: torch.dtype, size: int = 1) -> float:
     """Eigenvalues at or below this are rounding noise of a matrix whose scale is `largest`.
 
@@ -224,9 +257,7 @@ class DampedCholesky:
     """
 
     def __init__(self, matrix: Tensor, damping: float, what: str, unit: float = 1.0) -> None:
-        damped = matrix.to(torch.float64, copy=True)
-        damped.diagonal().add_(damping)
-        self.factor, info = torch.linalg.cholesky_ex(damped)
+        self.factor, info = torch.linalg.cholesky_ex(plus_identity(matrix.double(), damping))
         if bool(info > 0) or (damping == 0 and not bool(_smallest_eigenvalue(self.factor) > _floors(matrix))):
             raise _singular(matrix, what, damping, unit)
 

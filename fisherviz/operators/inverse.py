@@ -8,11 +8,11 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import Dense
 
 
-class Inverse(Operator):
+class Inverse(Symmetric):
     """M⁻¹ for a symmetric positive definite M.
 
     Args:
@@ -33,11 +33,6 @@ class Inverse(Operator):
     def tensors(self) -> tuple[Tensor, ...]:
         """Those of the operator that is inverted."""
         return self.operator.tensors
-
-    @property
-    def T(self) -> Inverse:
-        """The transpose: itself."""
-        return self
 
     def block(self, row: int, col: int) -> Dense:
         """Return the block between two segments.

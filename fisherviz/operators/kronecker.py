@@ -12,12 +12,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import spectral_norm_of
 from fisherviz.operators.factorise import (
     SingularMatrixError,
     cholesky,
     eigh,
+    plus_identity,
+    require_positive,
     rounding_floor,
     solve_rows,
     sufficient_damping,
@@ -74,7 +76,6 @@ class Kronecker(Operator):
         self.A = A
         self._G: Tensor | None = G
         self._outputs = (G.shape[0], G.shape[1])
-        self._trusted = False
 
     @classmethod
     def over_units(cls, A: Tensor, units: int) -> Kronecker:
@@ -149,9 +150,7 @@ class Kronecker(Operator):
         """
         if self._G is not None:
             return self.eigen.shifted(value)
-        A = self.A.clone()
-        A.diagonal().add_(value)
-        return Kronecker.over_units(A, self._outputs[0])
+        return Kronecker.over_units(plus_identity(self.A, value), self._outputs[0])
 
     @cached_property
     def eigen(self) -> KroneckerEigen:
@@ -169,11 +168,6 @@ class Kronecker(Operator):
         if A.shape[0] == A.shape[1]:
             return float(A.trace() * G.trace())
         return float(self.diagonal().sum(dtype=torch.float64))
-
-    def trust(self) -> Kronecker:
-        """Take both factors for damped second moments: symmetric and positive definite without being checked first."""
-        self._trusted = True
-        return self
 
     @cached_property
     def _choleskys(self) -> tuple[Tensor, Tensor | None]:
@@ -230,7 +224,7 @@ class Kronecker(Operator):
         return solve_rows(L_a, a), g if L_g is None else solve_rows(L_g, g)
 
 
-class KroneckerEigen(Operator):
+class KroneckerEigen(Symmetric):
     """Q diag(vec S) Qᵀ with the orthogonal Q = Q_G ⊗ Q_A (George et al. 2018).
 
     Args:
@@ -257,11 +251,6 @@ class KroneckerEigen(Operator):
     def tensors(self) -> tuple[Tensor, ...]:
         """The bases and the eigenvalues."""
         return self.S, self.QA, self.QG
-
-    @property
-    def T(self) -> KroneckerEigen:
-        """The transpose: itself."""
-        return self
 
     def _apply(self, S: Tensor, v: Tensor) -> Tensor:
         return act(self.QA, self.QG, S.reshape(-1, 1) * act(self.QA.mT, self.QG.mT, v))
@@ -293,11 +282,7 @@ class KroneckerEigen(Operator):
         return float(S.norm() if order == "fro" else S.sum())
 
     def _positive(self) -> Tensor:
-        if self.S.numel():
-            smallest, largest = float(self.S.min()), float(self.S.abs().max())
-            if not smallest > rounding_floor(largest, self.dtype):
-                damping = sufficient_damping(smallest, largest, self.dtype)
-                raise SingularMatrixError("the Kronecker-eigen matrix", self.shape[0], smallest, damping)
+        require_positive(self.S, "the Kronecker-eigen matrix", self.shape[0], rounding_floor(1.0, self.dtype))
         return self.S
 
     def inverse(self) -> KroneckerEigen:

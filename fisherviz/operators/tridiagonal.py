@@ -12,17 +12,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import Dense
 from fisherviz.operators.factorise import eigh, require_dense, symmetric
 from fisherviz.operators.kronecker import Kronecker
 from fisherviz.operators.kronecker_difference import KroneckerDifferenceInverse
 from fisherviz.operators.kronecker_sum import KroneckerSum
-from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.operators.simple import Zero
 
 
-class BlockTridiagonal(Operator):
+class BlockTridiagonal(Symmetric):
     """F̂ of a chain of layers, on their unit-order vectors one after the other.
 
     Where a cross moment is None the chain breaks: the two layers are uncoupled, and so is all on either side.
@@ -70,11 +69,6 @@ class BlockTridiagonal(Operator):
     def tensors(self) -> tuple[Tensor, ...]:
         """All moments."""
         return tuple(t for t in (*self.A, *self.G, *self.A_next, *self.G_next) if t is not None)
-
-    @property
-    def T(self) -> BlockTridiagonal:
-        """The transpose: itself."""
-        return self
 
     @cached_property
     def psi(self) -> tuple[Kronecker | None, ...]:
@@ -270,8 +264,7 @@ class BlockTridiagonal(Operator):
         if order == "trace":
             return sum(layer.norm("trace") for layer in self.layers)
         if order == "spectral":
-            values = extreme_eigenvalues(self.__matmul__, self.shape[0], dtype=self.dtype, device=self.device)
-            return float(values[0])
+            return self._largest_eigenvalue()
         squares = 0.0
         for col in range(len(self.layers)):
             *above, own = (block.norm("fro") ** 2 for block in self._upper_blocks(col))
