@@ -235,3 +235,23 @@ def test_sizes_of_one(name, dtype, kind):
         if method != "kfac-tridiagonal":
             solved = approximation.damped(1.0) @ approximation.solve(v, 1.0)
             torch.testing.assert_close(solved, v, atol=1e-3 * (1 + scale), rtol=0)
+
+
+# ---- half precision ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["layer", "cw-ngd", "kfac", "kfac-full", "ekfac", "nearest-kronecker"])
+def test_operators_of_half_precision_models_are_float32(method, dtype):
+    """A first layer too large to be held dense beside a small one, both in the precision of sums over examples."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(80, 60), nn.Tanh(), nn.Linear(60, 3)).to(dtype)
+    fisher = fv.Probe(net, "categorical").fisher(torch.randn(10, 80).to(dtype))
+    approximation = fv.approximate(fisher, method)
+    assert {operator.dtype for operator in approximation.matrix.operators} == {torch.float32}
+    v = torch.ones(fisher.shape[0], dtype=dtype)
+    damped = approximation.damped(0.1) if method != "kfac-full" else approximation.damped(fv.FactoredTikhonov(0.3))
+    product = damped @ v
+    assert product.dtype == dtype
+    if method != "kfac-full":
+        assert float((damped.solve(product) - v).float().norm()) < 0.1 * float(v.float().norm())

@@ -10,7 +10,7 @@ from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.network.layers import Layer
 from fisherviz.operators import Dense, Operator
 from fisherviz.statistics.moments import Block, Statistic
-from fisherviz.statistics.products import block
+from fisherviz.statistics.products import block, working
 
 DENSE_PARAMETERS = 4096
 """Blocks of at most this many parameters are held dense."""
@@ -44,7 +44,7 @@ class LayerWise(Approximation):
         """F_ii."""
         if not self.wants_capture(layer):
             return Dense(values["block"])
-        capture = values["capture"]
+        capture = working(values["capture"])
         if layer.size <= min(capture.vectors * capture.examples, MOST_DENSE_PARAMETERS):
             return Dense(block(capture, capture) / capture.examples)  # smaller than its Gram matrix
         return ExampleSpace(capture, 1.0 / capture.examples)

@@ -93,13 +93,9 @@ class ExampleSpace(Symmetric):
 
     def _solve(self, v: Tensor) -> Tensor:
         if self.shift <= 0:
-            raise SingularMatrixError(
-                "the exact layer block",
-                self.shape[0],
-                0.0,
-                1e-6 * float(self.diagonal().max()),
-                "it is solved in example space, where its rank is at most the number of gradients",
-            )
+            why = "it is solved in example space, where its rank is at most the number of gradients"
+            advised = 1e-6 * float(self.diagonal().max())
+            raise SingularMatrixError("the exact layer block", self.shape[0], 0.0, advised, why)
         plain = ExampleSpace(self.capture, self.factor)
         return woodbury_solve(
             self._factor,
@@ -169,14 +165,8 @@ class ExampleUnits(Symmetric):
             return trace + self.shift * self.shape[0]
         if order == "spectral":
             return max(float(eigenvalues(part).max()) for part in self._parts())
-        return (
-            float(
-                weighted_moments_square_norm(self.a, self.weights)
-                + 2 * self.shift * trace
-                + self.shift**2 * self.shape[0]
-            )
-            ** 0.5
-        )
+        plain = weighted_moments_square_norm(self.a, self.weights)
+        return (plain + 2 * self.shift * trace + self.shift**2 * self.shape[0]) ** 0.5
 
     def _parts(self) -> Iterator[Tensor]:
         """Blocks of a few units at a time."""

@@ -213,4 +213,4 @@ def reorder_unit_dense(space: ParameterSpace, matrix: Tensor, order: Order) -> T
         return matrix
     place = space.index("unit").argsort()  # where each torch-order entry stands in unit order
     index = (place if order == "torch" else place[space.index(order)]).to(matrix.device)
-    return matrix[index][:, index]
+    return matrix.index_select(0, index).index_select(1, index)

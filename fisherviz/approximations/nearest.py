@@ -16,7 +16,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, KroneckerSum, Operator
 from fisherviz.operators.factorise import eigh, symmetric
 from fisherviz.statistics.moments import Statistic
-from fisherviz.statistics.products import GRADIENT_ENTRIES
+from fisherviz.statistics.products import GRADIENT_ENTRIES, working
 
 _ITERATIONS = 500
 
@@ -82,9 +82,8 @@ def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None)
     Raises:
         RuntimeError: block power iteration has not converged.
     """
-    work = torch.promote_types(capture.a.dtype, torch.float32)
-    capture = Capture(capture.a.to(work), capture.g.to(work))
-    tolerance = 50 * torch.finfo(work).eps if tolerance is None else tolerance
+    capture = working(capture)
+    tolerance = 50 * torch.finfo(capture.a.dtype).eps if tolerance is None else tolerance
     # R commutes with transposition: its singular vectors are found among the symmetric and among the antisymmetric
     # matrices, also where singular values coincide. It maps semidefinite to semidefinite, hence (Perron) a leading
     # one is symmetric; for a single position everything antisymmetric is mapped to zero.

@@ -7,7 +7,6 @@ segment, so that each keeps its own structure.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -31,13 +30,11 @@ class DirectSum(Operator):
             raise ValueError("DirectSum needs at least one operator.")
         if len({(op.dtype, op.device) for op in operators}) > 1:
             raise TypeError("DirectSum takes operators of one dtype on one device; cast them first.")
-        self.operators, self.places = tuple(operators), tuple(places)
+        self.operators = tuple(operators)
+        self.places = tuple(places) or tuple(f"block {i}" for i in range(len(operators)))
 
     def _map(self, function: Callable[[Operator], Operator]) -> DirectSum:
         return DirectSum([function(op) for op in self.operators], self.places)
-
-    def _located(self, i: int) -> AbstractContextManager[None]:
-        return located(self.places[i]) if self.places else nullcontext()
 
     def block(self, row: int, col: int) -> Operator:
         """Return the block between two segments: zero off the diagonal.
@@ -118,14 +115,14 @@ class DirectSum(Operator):
     def inverse(self) -> DirectSum:
         """Return the direct sum of the inverses."""
         inverses = []
-        for i, op in enumerate(self.operators):
-            with self._located(i):
+        for op, place in zip(self.operators, self.places, strict=True):
+            with located(place):
                 inverses.append(op.inverse())
         return DirectSum(inverses, self.places)
 
     def _solve(self, v: Tensor) -> Tensor:
         solved = []
-        for i, part in enumerate(v.split(self.rows)):
-            with self._located(i):
-                solved.append(self.operators[i].solve(part))
+        for op, place, part in zip(self.operators, self.places, v.split(self.rows), strict=True):
+            with located(place):
+                solved.append(op.solve(part))
         return torch.cat(solved)

@@ -53,7 +53,7 @@ def kron(G: Tensor, A: Tensor) -> Tensor:
     Returns:
         (d_g d_a, d_g' d_a').
     """
-    blocks = G[:, None, :, None] * A[None, :, None, :]
+    blocks = G.contiguous()[:, None, :, None] * A.contiguous()[None, :, None, :]
     return blocks.reshape(G.shape[0] * A.shape[0], G.shape[1] * A.shape[1])
 
 

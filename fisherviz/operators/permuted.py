@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.block_matrix import BlockMatrix, dense_from_blocks
 from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.inverse import Inverse
@@ -19,8 +19,8 @@ from fisherviz.operators.simple import Zero
 from fisherviz.operators.tridiagonal import BlockTridiagonal
 
 
-class Permuted(Operator):
-    """A direct sum over segments in another order.
+class Permuted(Symmetric):
+    """A direct sum of symmetric operators over segments in another order.
 
     Args:
         parts: the sum; a part that covers several segments is a `BlockTridiagonal` over them.
@@ -50,14 +50,6 @@ class Permuted(Operator):
     def tensors(self) -> tuple[Tensor, ...]:
         """The parts' tensors."""
         return self.parts.tensors
-
-    @property
-    def T(self) -> Permuted:
-        """The transpose."""
-        return self._with(self.parts.T)
-
-    def _with(self, parts: DirectSum) -> Permuted:
-        return Permuted(parts, self.cover)
 
     def block(self, row: int, col: int) -> Operator:
         """Return the block between two segments.
@@ -101,11 +93,11 @@ class Permuted(Operator):
 
     def scale(self, factor: float) -> Permuted:
         """Multiply by a number."""
-        return self._with(self.parts.scale(factor))
+        return Permuted(self.parts.scale(factor), self.cover)
 
     def each(self, function: Callable[[Operator], Operator]) -> Permuted:
         """Change the parts, one by one."""
-        return self._with(self.parts.each(function))
+        return Permuted(self.parts.each(function), self.cover)
 
     def shifted(self, value: float) -> Operator:
         """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs."""

@@ -15,7 +15,7 @@ from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.statistics.base import RowsStatistic, Setting
 from fisherviz.statistics.base import Statistic as Statistic  # its place of before
 from fisherviz.statistics.base import update_all as update_all
-from fisherviz.statistics.products import block, gram, pair_gram, weighted_moments
+from fisherviz.statistics.products import block, gram, pair_gram, weighted_moments, working
 
 
 class InputFactor(RowsStatistic):
@@ -97,8 +97,8 @@ class UnitBlocks(Statistic):
         """Sum over the batch and its vectors."""
         capture = _structured(captures[0], self)
         if capture.factored:
-            work = torch.promote_types(capture.a.dtype, torch.float32)
-            return weighted_moments(capture.a[:, 0].to(work), capture.g[:, :, 0].to(work).square().sum(0))
+            capture = working(capture)
+            return weighted_moments(capture.a[:, 0], capture.g[:, :, 0].square().sum(0))
         da = capture.a.shape[-1]
         units = capture.gradients.unflatten(2, (-1, da)).flatten(0, 1).transpose(0, 1)  # (d_out, K N, da)
         return gram(units)

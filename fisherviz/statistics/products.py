@@ -6,11 +6,15 @@ computed on one side of their diagonal. Results are sums over examples and vecto
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.operators.factorise import MIRRORED, symmetric
+
+C = TypeVar("C", Capture, GenericCapture)
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
@@ -48,6 +52,12 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
         else:
             strip.addmm_(rows, x[:, low:])
     return symmetric(out)
+
+
+def working(capture: C) -> C:
+    """A capture in at least float32, which sums over examples are taken in."""
+    dtype = torch.promote_types(capture.tensors[0].dtype, torch.float32)
+    return type(capture)(*(t.to(dtype) for t in capture.tensors))
 
 
 def pair_gram(x: Tensor, y: Tensor) -> Tensor:
