@@ -149,6 +149,16 @@ def test_singular_systems_are_refused_and_the_advised_damping_solves_them(kind, 
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
+def test_the_floor_grows_with_the_size(dtype):
+    """Activations that share a mean: the least eigenvalue of 500 x 500 is ten units of rounding, not four."""
+    for seed in range(12):
+        M = singular_moment("dependent", 500, seed, dtype)
+        for refuse in (lambda: Dense(M).solve(M[0]), lambda: DampedCholesky(M, 0.0, "the matrix")):  # noqa: B023
+            with pytest.raises(SingularMatrixError):
+                refuse()
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_chain_with_a_singular_moment_is_refused(dtype):
     """The scores of a softmax sum to zero: a solve without damping once gave 2e18."""
     for seed in range(10):
@@ -190,7 +200,7 @@ def test_errors_are_stated_in_the_callers_units(unit):
         DampedCholesky(M, 0.0, "M")
     with pytest.raises(SingularMatrixError) as error:
         DampedCholesky(M, 0.0, "M", unit)
-    assert error.value.smallest == pytest.approx(unit * plain.value.smallest, rel=1e-6)
+    assert error.value.smallest == pytest.approx(unit * plain.value.smallest, rel=1e-6, abs=0)
     assert unit / 10 < error.value.damping / plain.value.damping < 10 * unit
     v = normal(12, 1, seed=1)
     solved = DampedCholesky(M, error.value.damping / unit, "M", unit).solve(v)
