@@ -152,3 +152,13 @@ def test_order_of_layers_in_the_chain_is_that_of_execution():
     first, second, third = (np.arange(len(expected))[part] for part in order.segments(layers))
     where = np.concatenate([third, first, second])
     assert_matches(actual, expected[np.ix_(where, where)], 1e-8)
+
+
+def test_a_network_without_structured_layers_has_no_chain():
+    """Every layer takes its exact diagonal, and nothing is coupled."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.LayerNorm(3), nn.Tanh()).double()
+    fisher = fv.Probe(net, "categorical").fisher(torch.randn(9, 3).double())
+    with pytest.warns(UserWarning, match="exact diagonal"):
+        approximation = fv.approximate(fisher, "kfac-tridiagonal")
+    torch.testing.assert_close(approximation.to_dense(), torch.diag(fisher.to_dense().diagonal()))

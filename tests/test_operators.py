@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from fisherviz.operators import (
+    BlockMatrix,
+    BlockTridiagonal,
     Dense,
     Diagonal,
     DirectSum,
@@ -14,12 +16,13 @@ from fisherviz.operators import (
     Kronecker,
     KroneckerEigen,
     KroneckerSum,
+    Permuted,
     SingularMatrixError,
     UnitBlocks,
     Zero,
     inner,
 )
-from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
+from fisherviz.operators.damping import FactoredTikhonov, Tikhonov, damp
 
 DA, DG = 4, 3
 P = DA * DG
@@ -69,6 +72,18 @@ def square_cases(dtype=torch.float64):
         "groups": (
             DirectSum([Kronecker(A, G[:1, :1]), Kronecker(A2, G2[:2, :2])]),
             torch.block_diag(kron(G[:1, :1], A), kron(G2[:2, :2], A2)),
+        ),
+        "pairs": (
+            BlockMatrix({(0, 0): Dense(M[:5, :5]), (0, 1): Dense(M[:5, 5:]), (1, 1): Dense(M[5:, 5:])}),
+            M,
+        ),
+        "uncoupled pairs": (
+            BlockMatrix({(0, 0): Dense(first), (0, 1): Zero(8, 4, dtype), (1, 1): Kronecker(second, second)}),
+            torch.block_diag(first, kron(second, second)),
+        ),
+        "permuted": (
+            Permuted(DirectSum([Dense(first), Kronecker(second, second)]), [[1], [0]]),
+            torch.block_diag(kron(second, second), first),
         ),
     }
 
@@ -346,3 +361,110 @@ def test_large_pairs_without_a_rule_are_refused_by_name():
 def test_bad_input_gets_one_sentence(action, kind, message):
     with pytest.raises(kind, match=message):
         action()
+
+
+def chain():
+    """A chain over segments 2, 0 with a segment of its own between them, and its dense matrix, blocks by hand."""
+    A, G = [spd(2, 30), spd(3, 31)], [spd(2, 32), spd(1, 33)]
+    A_next, G_next = 0.2 * normal(2, 3, seed=34), 0.2 * normal(2, 1, seed=35)
+    own, cross = spd(3, 36), kron(G_next, A_next)
+    parts = DirectSum([BlockTridiagonal(A, G, [A_next], [G_next]), Dense(own)], ["the chain", "segment 1"])
+    zero = torch.zeros(3, 3, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64)
+    dense = [[kron(G[1], A[1]), zero[0], cross.T], [zero[0], own, zero[1]], [cross, zero[1].T, kron(G[0], A[0])]]
+    return Permuted(parts, [[2, 0], [1]]), dense
+
+
+def test_a_chain_in_another_order_is_its_dense_matrix():
+    operator, blocks = chain()
+    dense, v = torch.cat([torch.cat(row, 1) for row in blocks]), normal(10, 2, seed=37)
+    assert operator.sizes == [3, 3, 4]
+    torch.testing.assert_close(operator.to_dense(), dense)
+    torch.testing.assert_close(operator @ v, dense @ v)
+    torch.testing.assert_close(operator.solve(v), torch.linalg.solve(dense, v))
+    torch.testing.assert_close(operator.diagonal(), dense.diagonal())
+    torch.testing.assert_close(operator.scale(3.0).to_dense(), 3 * dense)
+    torch.testing.assert_close(operator.T.to_dense(), dense)
+    torch.testing.assert_close(operator.damped(0.3).to_dense(), dense + 0.3 * torch.eye(10, dtype=torch.float64))
+    assert operator.norm("fro") == pytest.approx(float(dense.norm()))
+    assert operator.norm("trace") == pytest.approx(float(dense.trace()))
+    assert operator.norm("spectral") == pytest.approx(float(torch.linalg.matrix_norm(dense, 2)))
+    for i, row in enumerate(blocks):
+        for j, block in enumerate(row):
+            torch.testing.assert_close(operator.block(i, j).to_dense(), block)
+
+
+@pytest.mark.parametrize("make", [lambda: chain()[0], lambda: SQUARE["pairs"][0]], ids=["chain", "pairs"])
+def test_the_inverse_of_a_coupled_matrix_is_that_of_its_dense_matrix(make):
+    operator = make()
+    inverse, expected = operator.inverse(), torch.linalg.inv(operator.to_dense())
+    v = normal(len(expected), 2, seed=38)
+    torch.testing.assert_close(inverse @ v, expected @ v)
+    torch.testing.assert_close(inverse.solve(v), operator.to_dense() @ v)
+    torch.testing.assert_close(inverse.to_dense(), expected)
+    torch.testing.assert_close(inverse.diagonal(), expected.diagonal())
+    torch.testing.assert_close(inverse.scale(0.5).to_dense(), expected / 2)
+    assert inverse.inverse() is operator
+    assert inverse.T is inverse
+    assert inverse.shape == operator.shape
+    assert inverse.norm("spectral") == pytest.approx(float(torch.linalg.matrix_norm(expected, 2)))
+    first = operator.sizes[0]
+    torch.testing.assert_close(
+        inverse.block(1, 0).to_dense()[: operator.sizes[1]], expected[first:][: operator.sizes[1], :first]
+    )
+    with pytest.raises(NotImplementedError, match="damp the matrix before inverting it"):
+        inverse.damped(0.1)
+
+
+def test_large_coupled_matrices_are_solved_by_conjugate_gradients(monkeypatch):
+    operator, dense = square_cases()["pairs"]
+    monkeypatch.setattr("fisherviz.operators.block_matrix.DENSE_SOLVE", 3)
+    v = normal(P, 2, seed=39)
+    torch.testing.assert_close(operator.solve(v), torch.linalg.solve(dense, v), rtol=1e-6, atol=1e-6)
+    assert "_dense" not in operator.__dict__
+
+
+def test_errors_of_a_direct_sum_name_the_place():
+    singular = DirectSum([Dense(spd(2, 1)), Zero(2, 2, torch.float64)], ["the first", "the second"])
+    for action in (
+        singular.inverse,
+        lambda: singular.solve(torch.ones(4, dtype=torch.float64)),
+        singular.scale(2).inverse,
+    ):
+        with pytest.raises(SingularMatrixError, match=r"^the second: the zero matrix") as error:
+            action()
+        assert error.value.damping > 0
+
+
+def test_factored_damping_of_mixed_blocks_is_plain_where_there_are_no_factors():
+    A, G, M = spd(DA, 1), spd(DG, 2), spd(4, 3)
+    rule = FactoredTikhonov(0.3)
+    pi = float((A.trace() / DA).sqrt() / (G.trace() / DG).sqrt())
+    eye = [torch.eye(n, dtype=torch.float64) for n in (DA, DG, 4)]
+    expected = kron(G + 0.3 / pi * eye[1], A + 0.3 * pi * eye[0]), M + 0.09 * eye[2]
+    coupled = BlockMatrix({(0, 0): Kronecker(A, G), (1, 1): Dense(M), (0, 1): Dense(normal(P, 4, seed=4))})
+    for operator in (DirectSum([Kronecker(A, G), Dense(M)]), coupled):
+        damped = damp(operator, rule)
+        for i in range(2):
+            torch.testing.assert_close(damped.block(i, i).to_dense(), expected[i])
+    torch.testing.assert_close(damped.block(0, 1).to_dense(), coupled.block(0, 1).to_dense())
+    assert rule.strength == pytest.approx(0.09)
+    assert Tikhonov(0.7).strength == 0.7
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: BlockMatrix({(0, 0): Dense(spd(2, 1)), (0, 1): Dense(normal(2, 2))}),
+            r"every diagonal block.*\(1, 1\)",
+        ),
+        (
+            lambda: BlockMatrix({(0, 0): Dense(spd(2, 1)), (1, 1): Dense(spd(2, 1)), (1, 0): Dense(spd(2, 1))}),
+            r"\(1, 0\)",
+        ),
+        (lambda: Permuted(DirectSum([Dense(spd(2, 1)), Dense(spd(2, 1))]), [[0], [0]]), "cover every segment once"),
+    ],
+)
+def test_compositions_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

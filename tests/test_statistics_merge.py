@@ -5,6 +5,7 @@ import torch
 
 import fisherviz as fv
 from fisherviz import statistics
+from fisherviz.capture.captures import Capture
 from tests.oracles import kronecker, laws, nets, trace
 from tests.oracles.checks import assert_matches
 
@@ -84,3 +85,26 @@ def test_factors_are_the_moments_of_inputs_and_pseudo_gradients():
         assert_matches(collected(net, x, lambda n=layer: statistics.OutputFactor(n)).mean, G[i, i])
     assert_matches(collected(net, x, STATISTICS["input factor between layers"]).mean, A[0, 1])
     assert_matches(collected(net, x, STATISTICS["output factor between layers"]).mean, G[0, 1])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("of", ["expand", "reduce", "sum"])
+def test_a_second_moment_shows_its_rows(of, groups):
+    """Loops over examples, vectors, positions and groups; the sum of the weighted rows' outer products is the same."""
+    torch.manual_seed(0)
+    K, N, T, da, dg = 2, 4, 3, 5, 2
+    a, g = torch.randn(N, T, groups, da).double(), torch.randn(K, N, T, groups, dg).double()
+    grouped = Capture(a, g) if groups > 1 else Capture(a[:, :, 0], g[:, :, :, 0])
+    A, G = torch.zeros(groups, da, da).double(), torch.zeros(groups, dg, dg).double()
+    for n in range(N):
+        for h in range(groups):
+            positions = [a[n, :, h].mean(0)] if of == "reduce" else a[n, :, h]
+            A[h] += sum(torch.outer(x, x) for x in positions) / (T if of == "expand" else 1)
+            for k in range(K):
+                vectors = [g[k, n, :, h].sum(0)] if of == "reduce" else g[k, n, :, h]
+                G[h] += sum(torch.outer(x, x) for x in vectors)
+    for statistic, expected in ((statistics.InputFactor("0", of), A), (statistics.OutputFactor("0", of), G)):
+        rows, weight = statistic.rows(grouped)
+        for found in (weight * rows.mT @ rows, statistic.contribution(grouped)):
+            assert_matches(found, expected if groups > 1 else expected[0], 1e-12)
+    assert isinstance(statistic, statistics.RowsStatistic)

@@ -11,7 +11,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators import Dense, Operator
 from fisherviz.statistics.examples import Examples
 from fisherviz.statistics.moments import Block, Statistic
-from fisherviz.statistics.products import block
+from fisherviz.statistics.products import block, working
 
 DENSE_PARAMETERS = 4096
 """Blocks of at most this many parameters are held dense."""
@@ -45,7 +45,7 @@ class LayerWise(Approximation):
         """F_ii."""
         if not self.wants_capture(layer):
             return Dense(values["block"])
-        capture = values["capture"]
+        capture = working(values["capture"])
         if layer.size <= min(capture.vectors * capture.examples, MOST_DENSE_PARAMETERS):
             return Dense(block(capture, capture) / capture.examples)  # smaller than its Gram matrix
         return ExampleSpace(Examples([capture], 1.0 / capture.examples))

@@ -11,9 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.operators import Dense, Operator, UnitBlocks, extreme_eigenvalues
-from fisherviz.operators.base import NormOrder
-from fisherviz.operators.factorise import SingularMatrixError, require_dense
+from fisherviz.operators import Dense, Operator, UnitBlocks
+from fisherviz.operators.base import NormOrder, Symmetric
+from fisherviz.operators.factorise import SingularMatrixError, eigenvalues, plus_identity, require_dense
 from fisherviz.statistics.examples import Examples, Woodbury
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import block, weighted_moments, weighted_moments_square_norm
@@ -22,7 +22,7 @@ _UNIT_ENTRIES = 2**26
 """Entries of unit blocks that are formed at once."""
 
 
-class ExampleSpace(Operator):
+class ExampleSpace(Symmetric):
     """s U Uᵀ + shift I, with U's columns the per-example gradients of a layer.
 
     Args:
@@ -48,11 +48,6 @@ class ExampleSpace(Operator):
     def tensors(self) -> tuple[Tensor, ...]:
         """The capture's tensors."""
         return self.capture.tensors
-
-    @property
-    def T(self) -> ExampleSpace:
-        """Itself: it is symmetric."""
-        return self
 
     def _matmul(self, v: Tensor) -> Tensor:
         return self.examples.product([v])[0] + self.shift * v
@@ -80,8 +75,7 @@ class ExampleSpace(Operator):
         if order == "trace":
             return float(self.diagonal().sum(dtype=torch.float64))
         if order == "spectral":
-            top = extreme_eigenvalues(self._matmul, self.shape[0], dtype=self.dtype, device=self.device)
-            return float(top[0])
+            return self._largest_eigenvalue()
         plain = self.factor**2 * block_square_norm(self.capture, self.capture)
         trace = self.factor * float(self.capture.square_sum().sum(dtype=torch.float64))
         return float(plain + 2 * self.shift * trace + self.shift**2 * self.shape[0]) ** 0.5
@@ -96,17 +90,13 @@ class ExampleSpace(Operator):
 
     def _solve(self, v: Tensor) -> Tensor:
         if self.shift <= 0:
-            raise SingularMatrixError(
-                "the exact layer block",
-                self.shape[0],
-                0.0,
-                1e-6 * float(self.diagonal().max()),
-                "it is solved in example space, where its rank is at most the number of gradients",
-            )
+            why = "it is solved in example space, where its rank is at most the number of gradients"
+            advised = 1e-6 * float(self.diagonal().max())
+            raise SingularMatrixError("the exact layer block", self.shape[0], 0.0, advised, why)
         return self._woodbury.solve([v])[0]
 
 
-class ExampleUnits(Operator):
+class ExampleUnits(Symmetric):
     """Unit blocks E[g_o² ā āᵀ] + shift I that are never formed, for factored captures (CW-NGD of wide layers).
 
     Args:
@@ -131,11 +121,6 @@ class ExampleUnits(Operator):
         """Inputs and weights."""
         return (self.a, self.weights)
 
-    @property
-    def T(self) -> ExampleUnits:
-        """Itself: it is symmetric."""
-        return self
-
     def _matmul(self, v: Tensor) -> Tensor:
         units = v.T.reshape(v.shape[1], self.weights.shape[1], self.a.shape[1])
         out = [(self.weights * (self.a @ matrix.T)).T @ self.a for matrix in units]
@@ -143,9 +128,7 @@ class ExampleUnits(Operator):
 
     def blocks(self, start: int, stop: int) -> Tensor:
         """Blocks of output units start..stop, (stop - start, da, da)."""
-        out = weighted_moments(self.a, self.weights[:, start:stop])
-        out.diagonal(dim1=1, dim2=2).add_(self.shift)
-        return out
+        return plus_identity(weighted_moments(self.a, self.weights[:, start:stop]), self.shift)
 
     def to_dense(self) -> Tensor:
         """The matrix; MemoryError where it is too large."""
@@ -169,15 +152,9 @@ class ExampleUnits(Operator):
         if order == "trace":
             return trace + self.shift * self.shape[0]
         if order == "spectral":
-            return max(float(torch.linalg.eigvalsh(part).max()) for part in self._parts())
-        return (
-            float(
-                weighted_moments_square_norm(self.a, self.weights)
-                + 2 * self.shift * trace
-                + self.shift**2 * self.shape[0]
-            )
-            ** 0.5
-        )
+            return max(float(eigenvalues(part).max()) for part in self._parts())
+        plain = weighted_moments_square_norm(self.a, self.weights)
+        return (plain + 2 * self.shift * trace + self.shift**2 * self.shape[0]) ** 0.5
 
     def _parts(self) -> Iterator[Tensor]:
         """Blocks of a few units at a time."""

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 from fisherviz.approximations.base import Approximation, Values
 from fisherviz.approximations.kronecker import check_kfac_setting
-from fisherviz.approximations.matrices import FullMatrix, LayeredMatrix, TridiagonalInverse
+from fisherviz.approximations.matrices import LayeredMatrix, Structured, block_diagonal, full_matrix
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
-from fisherviz.operators import BlockTridiagonal, Kronecker, Operator
-from fisherviz.statistics.moments import (
+from fisherviz.operators import BlockTridiagonal, DirectSum, Kronecker, Operator, Permuted
+from fisherviz.statistics import (
     CrossInputFactor,
     CrossOutputFactor,
     InputFactor,
@@ -88,7 +88,7 @@ class KFACFull(Approximation):
         """F̃ over all pairs."""
         blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
         blocks |= {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()}
-        return FullMatrix(space, blocks)
+        return full_matrix(space, blocks)
 
 
 class KFACTridiagonal(KFACFull):
@@ -116,6 +116,8 @@ class KFACTridiagonal(KFACFull):
     ) -> LayeredMatrix:
         """F̂ over the chain of layers; layers without structure keep their own operator."""
         chain = _chain([i for i, op in enumerate(operators) if isinstance(op, Kronecker)], list(couplings))
+        if not chain:
+            return block_diagonal(space, operators)
         kroneckers = [op for op in (operators[i] for i in chain) if isinstance(op, Kronecker)]
         crosses = [couplings.get(pair) for pair in itertools.pairwise(chain)]
         tridiagonal = BlockTridiagonal(
@@ -124,8 +126,12 @@ class KFACTridiagonal(KFACFull):
             [None if v is None else v["A"] for v in crosses],
             [None if v is None else v["G"] for v in crosses],
         )
-        rest = {i: op for i, op in enumerate(operators) if i not in chain}
-        return TridiagonalInverse(space, chain, tridiagonal, rest)
+        rest = [i for i in range(len(operators)) if i not in chain]
+        places = [f"the chain of layers {', '.join(repr(space.names[i]) for i in chain)}"]
+        parts = DirectSum(
+            [tridiagonal, *(operators[i] for i in rest)], places + [f"layer {space.names[i]!r}" for i in rest]
+        )
+        return Structured(space, Permuted(parts, [chain, *([i] for i in rest)]))
 
 
 def _chain(positions: list[int], pairs: list[tuple[int, int]]) -> list[int]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from fisherviz.approximations.base import Approximation, Values
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, KroneckerEigen, Operator
-from fisherviz.statistics.moments import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
+from fisherviz.operators.factorise import eigh
+from fisherviz.statistics import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
 
 
 def per_group(build: Callable[..., Operator], *factors: Tensor) -> Operator:
@@ -67,7 +67,7 @@ class EKFAC(KFAC):
 
     def refine(self, layer: Layer, values: Values) -> dict[str, Statistic]:
         """The second moment in the eigenbasis: a second pass."""
-        qa, qg = (torch.linalg.eigh(values[key].double())[1].to(values[key].dtype) for key in ("A", "G"))
+        qa, qg = (eigh(values[key], f"the {key} factor")[1] for key in ("A", "G"))
         self.bases[layer.name] = (qa, qg)
         return {"S": EigenMoment(layer.name, qa, qg)}
 

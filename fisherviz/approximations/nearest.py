@@ -14,8 +14,9 @@ from fisherviz.approximations.kronecker import per_group
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, KroneckerSum, Operator
+from fisherviz.operators.factorise import eigh, symmetric
 from fisherviz.statistics.moments import Statistic
-from fisherviz.statistics.products import GRADIENT_ENTRIES
+from fisherviz.statistics.products import GRADIENT_ENTRIES, working
 
 _ITERATIONS = 500
 
@@ -81,9 +82,8 @@ def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None)
     Raises:
         RuntimeError: block power iteration has not converged.
     """
-    work = torch.promote_types(capture.a.dtype, torch.float32)
-    capture = Capture(capture.a.to(work), capture.g.to(work))
-    tolerance = 50 * torch.finfo(work).eps if tolerance is None else tolerance
+    capture = working(capture)
+    tolerance = 50 * torch.finfo(capture.a.dtype).eps if tolerance is None else tolerance
     # R commutes with transposition: its singular vectors are found among the symmetric and among the antisymmetric
     # matrices, also where singular values coincide. It maps semidefinite to semidefinite, hence (Perron) a leading
     # one is symmetric; for a single position everything antisymmetric is mapped to zero.
@@ -140,14 +140,12 @@ def _semidefinite(capture: Capture, right: Tensor) -> tuple[Tensor, Tensor]:
     |Y| (of its eigenvalues) loses nothing against Y, since R keeps semidefinite matrices so; two more half-steps,
     each a best fit given the other factor, then give factors that are semidefinite as they stand.
     """
-    values, vectors = torch.linalg.eigh(right.double())
+    values, vectors = eigh(right, "the output factor", torch.float64)
     Y = (vectors * values.abs().unsqueeze(-2) @ vectors.mT).to(right.dtype)
-    X = to_inputs(capture, Y)
-    X = (X + X.mT) / 2
+    X = symmetric(to_inputs(capture, Y))
     size = torch.linalg.matrix_norm(X, keepdim=True)
     X = X / torch.where(size > 0, size, torch.ones_like(size))
-    Y = to_outputs(capture, X)
-    Y = (Y + Y.mT) / 2
+    Y = symmetric(to_outputs(capture, X))
     size = torch.linalg.matrix_norm(Y, keepdim=True)
     root = size.sqrt()
     return X * root, Y / torch.where(root > 0, root, torch.ones_like(root))

@@ -15,13 +15,12 @@ import pandas as pd
 import torch
 
 from fisherviz.approximations import Approximation, approximate, approximations
-from fisherviz.approximations.matrices import BlockDiagonal
 from fisherviz.comparison.compare import METRICS as COMPARED
 from fisherviz.comparison.compare import compare
 from fisherviz.comparison.strengths import strengths
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.vectors import KINDS
-from fisherviz.operators import Kronecker, Operator
+from fisherviz.operators import DirectSum, Kronecker, Operator
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.probe import Probe
 from fisherviz.results.comparison import WHOLE, row_label
@@ -252,7 +251,7 @@ def _conditions(fisher: Fisher, fitted: dict[str, Approximation], rule: Damping,
     rows.append((EXACT, WHOLE, "condition_number", (float(values[0]) + strength) / (smallest + strength)))
     for name, approximation in fitted.items():
         matrix = approximation.matrix
-        if not isinstance(matrix, BlockDiagonal):
+        if not isinstance(matrix.whole, DirectSum):
             continue
         ends = [_ends(operator, rule, strength) for operator in matrix.operators]
         whole = max(high for high, _ in ends) / min(low for _, low in ends)

@@ -20,7 +20,7 @@ from fisherviz.exact.passes import Consumer
 from fisherviz.exact.posterior import Posterior
 from fisherviz.exact.products import Products, Vector, damping_number
 from fisherviz.network.space import ORDERS, Order
-from fisherviz.operators.factorise import DampedCholesky
+from fisherviz.operators.factorise import DampedCholesky, eigenvalues
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.statistics import Block, Diagonal, UnitBlocks
 from fisherviz.statistics.examples import Woodbury
@@ -290,9 +290,9 @@ class Fisher(Products):
                 lambda x: self @ x, size, k, dtype=self.network.precision, device=self.network.device
             )
         elif dense or size <= self.columns:
-            values = torch.linalg.eigvalsh(self._whole().double()).flip(0)
+            values = eigenvalues(self._whole().double()).flip(0)
         else:
-            values = torch.linalg.eigvalsh(self.example_gram().double()).flip(0) * self.scale
+            values = eigenvalues(self.example_gram().double()).flip(0) * self.scale
         return spectra.clean(values, size, self.network.precision)[:k]
 
     # ---- posterior -------------------------------------------------------------------------------------------------

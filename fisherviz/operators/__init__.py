@@ -5,28 +5,34 @@ class can join without changes here. Nothing in this package knows of networks o
 """
 
 from fisherviz.operators.base import Operator
+from fisherviz.operators.block_matrix import BlockMatrix
 from fisherviz.operators.dense import Dense, UnitBlocks
 from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.factorise import SingularMatrixError
 from fisherviz.operators.inner import inner
+from fisherviz.operators.inverse import Inverse
 from fisherviz.operators.kronecker import Kronecker, KroneckerEigen
 from fisherviz.operators.kronecker_difference import KroneckerDifferenceInverse
 from fisherviz.operators.kronecker_sum import KroneckerSum
 from fisherviz.operators.lanczos import cg, extreme_eigenvalues, spectral_norm
+from fisherviz.operators.permuted import Permuted
 from fisherviz.operators.simple import Diagonal, Identity, Zero
 from fisherviz.operators.tridiagonal import BlockTridiagonal
 
 __all__ = [
+    "BlockMatrix",
     "BlockTridiagonal",
     "Dense",
     "Diagonal",
     "DirectSum",
     "Identity",
+    "Inverse",
     "Kronecker",
     "KroneckerDifferenceInverse",
     "KroneckerEigen",
     "KroneckerSum",
     "Operator",
+    "Permuted",
     "SingularMatrixError",
     "UnitBlocks",
     "Zero",

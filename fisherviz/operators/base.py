@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
+
+from fisherviz.operators.lanczos import extreme_eigenvalues
 
 NormOrder = Literal["fro", "spectral", "trace"]
 
@@ -26,6 +28,10 @@ class AppliesTo(Protocol):
 
 class Operator(ABC):
     """A real matrix known by its structure; immutable by convention, so that factorisations may be cached."""
+
+    factored: ClassVar[bool] = False
+    """Whether factored damping applies, so that `map_factors` answers."""
+    _trusted = False
 
     @property
     @abstractmethod
@@ -126,8 +132,9 @@ class Operator(ABC):
         solution = self._solve(self._as_columns(v, self.shape[0]))
         return solution.squeeze(1) if v.ndim == 1 else solution
 
-    def trust(self) -> Operator:
+    def trust(self) -> Self:
         """Say that the operator is a damped second moment, so that checks of symmetry and rank may be left out."""
+        self._trusted = True
         return self
 
     def norm(self, order: NormOrder = "fro") -> float:
@@ -187,6 +194,17 @@ class Operator(ABC):
             f"has none; use Tikhonov(λ) with λ = γ²."
         )
 
+    def each(self, function: Callable[[Operator], Operator]) -> Operator:
+        """Change the blocks on the diagonal, one by one down to those that are no composition of others.
+
+        Args:
+            function: maps such a block to the new one.
+
+        Returns:
+            An operator of the same composition; `function(self)` where there is none.
+        """
+        return function(self)
+
     def require_square(self, action: str) -> None:
         """Refuse an action that has no meaning for a rectangular block.
 
@@ -216,3 +234,17 @@ class Operator(ABC):
         """One line: structure, size, precision."""
         rows, cols = self.shape
         return f"{type(self).__name__}({rows} x {cols}, {str(self.dtype).removeprefix('torch.')})"
+
+
+class Symmetric(Operator):
+    """An operator that is its own transpose."""
+
+    @property
+    def T(self) -> Self:
+        """The transpose: itself."""
+        return self
+
+    def _largest_eigenvalue(self) -> float:
+        """The largest eigenvalue in magnitude, by products alone; its magnitude is the spectral norm."""
+        size, dtype, device = self.shape[0], self.dtype, self.device
+        return abs(float(extreme_eigenvalues(self._matmul, size, which="magnitude", dtype=dtype, device=device)[0]))

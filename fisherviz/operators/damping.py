@@ -14,6 +14,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from fisherviz.operators.base import Operator
+from fisherviz.operators.factorise import plus_identity
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Tikhonov:
     def __post_init__(self) -> None:
         """Check the value."""
         object.__setattr__(self, "value", _non_negative(self.value, "Tikhonov damping"))
+
+    @property
+    def strength(self) -> float:
+        """λ."""
+        return self.value
 
     def applied_to(self, operator: Operator) -> Operator:
         """Return operator + λI.
@@ -69,9 +75,14 @@ class FactoredTikhonov:
         object.__setattr__(self, "gamma", _non_negative(self.gamma, "factored Tikhonov damping"))
 
     @property
+    def strength(self) -> float:
+        """λ = γ², the plain damping that this one stands for."""
+        return self.gamma**2
+
+    @property
     def tikhonov(self) -> Tikhonov:
-        """The plain damping λ = γ² that this one stands for; for layers without factors."""
-        return Tikhonov(self.gamma**2)
+        """The same as plain damping, for operators without factors."""
+        return Tikhonov(self.strength)
 
     def pi(self, A: Tensor, G: Tensor) -> float:
         """Balance between the factors: the ratio of their mean eigenvalues, square-rooted.
@@ -106,7 +117,7 @@ class FactoredTikhonov:
             if M.ndim != 2 or M.shape[0] != M.shape[1]:
                 raise ValueError(f"factored damping needs square factors, {name} has shape {tuple(M.shape)}.")
         pi = self.pi(A, G)
-        return _add_to_diagonal(A, pi * self.gamma), _add_to_diagonal(G, self.gamma / pi)
+        return plus_identity(A, pi * self.gamma), plus_identity(G, self.gamma / pi)
 
     def applied_to(self, operator: Operator) -> Operator:
         """Damp the factors of the Kronecker product, or of each one that the operator consists of.
@@ -144,6 +155,21 @@ def as_damping(damping: float | Damping | None) -> Damping | None:
     return Tikhonov(damping)
 
 
+def damp(operator: Operator, damping: Damping | None) -> Operator:
+    """Damp a matrix whose blocks may lack factors: under factored damping such a block takes plain λ = γ².
+
+    Args:
+        operator: a square operator.
+        damping: a damping, or None for none.
+
+    Returns:
+        The damped operator.
+    """
+    if isinstance(damping, FactoredTikhonov):
+        return operator.each(lambda block: block.damped(damping if block.factored else damping.tikhonov))
+    return operator.damped(damping)
+
+
 def _non_negative(value: object, name: str) -> float:
     if isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
@@ -153,9 +179,3 @@ def _non_negative(value: object, name: str) -> float:
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0, not {number}.")
     return number
-
-
-def _add_to_diagonal(M: Tensor, value: float) -> Tensor:
-    M = M.clone()
-    M.diagonal().add_(value)
-    return M

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
-from fisherviz.operators.factorise import cholesky, is_symmetric, trusted_cholesky
+from fisherviz.operators.factorise import cholesky, eigenvalues, is_symmetric, plus_identity, trusted_cholesky
 
 
 class Dense(Operator):
@@ -27,7 +27,6 @@ class Dense(Operator):
         if M.ndim != 2:
             raise ValueError(f"Dense takes a matrix, not a tensor of shape {tuple(M.shape)}.")
         self.M = M
-        self._trusted = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,9 +62,7 @@ class Dense(Operator):
     def shifted(self, value: float) -> Dense:
         """Add a multiple of the identity."""
         self.require_square("shifting")
-        M = self.M.clone()
-        M.diagonal().add_(value)
-        return Dense(M)
+        return Dense(plus_identity(self.M, value))
 
     def _norm(self, order: NormOrder) -> float:
         if order == "fro":
@@ -73,11 +70,6 @@ class Dense(Operator):
         if order == "trace":
             return float(self.M.diagonal().sum(dtype=torch.float64))
         return spectral_norm_of(self.M)
-
-    def trust(self) -> Dense:
-        """Take the matrix for a damped second moment, symmetric and positive definite."""
-        self._trusted = True
-        return self
 
     @cached_property
     def _cholesky(self) -> Tensor:
@@ -104,7 +96,6 @@ class UnitBlocks(Operator):
         if B.ndim != 3 or B.shape[1] != B.shape[2]:
             raise ValueError(f"UnitBlocks takes blocks of shape (d_out, d_a, d_a), not {tuple(B.shape)}.")
         self.B = B
-        self._trusted = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -146,9 +137,7 @@ class UnitBlocks(Operator):
 
     def shifted(self, value: float) -> UnitBlocks:
         """Add a multiple of the identity."""
-        B = self.B.clone()
-        B.diagonal(dim1=1, dim2=2).add_(value)
-        return UnitBlocks(B)
+        return UnitBlocks(plus_identity(self.B, value))
 
     def _norm(self, order: NormOrder) -> float:
         if order == "fro":
@@ -156,11 +145,6 @@ class UnitBlocks(Operator):
         if order == "trace":
             return float(self.diagonal().sum(dtype=torch.float64))
         return spectral_norm_of(self.B)
-
-    def trust(self) -> UnitBlocks:
-        """Take the matrix for a damped second moment, symmetric and positive definite."""
-        self._trusted = True
-        return self
 
     @cached_property
     def _cholesky(self) -> Tensor:
@@ -185,5 +169,5 @@ def spectral_norm_of(matrix: Tensor) -> float:
     """
     if matrix.numel() == 0:
         return 0.0
-    values = torch.linalg.eigvalsh(matrix) if is_symmetric(matrix) else torch.linalg.svdvals(matrix)
+    values = eigenvalues(matrix) if is_symmetric(matrix) else torch.linalg.svdvals(matrix)
     return float(values.abs().max())

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.factorise import located
+from fisherviz.operators.simple import Zero
 
 
 class DirectSum(Operator):
@@ -19,15 +21,32 @@ class DirectSum(Operator):
 
     Args:
         operators: one per segment, in order; rectangular ones are allowed.
+        places: what the blocks are in words ("layer '0'"), for errors.
     """
 
-    def __init__(self, operators: Sequence[Operator]) -> None:
+    def __init__(self, operators: Sequence[Operator], places: Sequence[str] = ()) -> None:
         """Keep the blocks."""
         if not operators:
             raise ValueError("DirectSum needs at least one operator.")
         if len({(op.dtype, op.device) for op in operators}) > 1:
             raise TypeError("DirectSum takes operators of one dtype on one device; cast them first.")
         self.operators = tuple(operators)
+        self.places = tuple(places) or tuple(f"block {i}" for i in range(len(operators)))
+
+    def _map(self, function: Callable[[Operator], Operator]) -> DirectSum:
+        return DirectSum([function(op) for op in self.operators], self.places)
+
+    def block(self, row: int, col: int) -> Operator:
+        """Return the block between two segments: zero off the diagonal.
+
+        Args:
+            row: position of a segment.
+            col: position of another.
+
+        Returns:
+            The operator that was given, or a `Zero`.
+        """
+        return self.operators[row] if row == col else Zero(self.rows[row], self.cols[col], self.dtype, self.device)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -52,7 +71,7 @@ class DirectSum(Operator):
     @property
     def T(self) -> DirectSum:
         """The transpose."""
-        return DirectSum([op.T for op in self.operators])
+        return self._map(lambda op: op.T)
 
     def _matmul(self, v: Tensor) -> Tensor:
         return torch.cat([op @ part for op, part in zip(self.operators, v.split(self.cols), strict=True)])
@@ -67,15 +86,19 @@ class DirectSum(Operator):
 
     def scale(self, factor: float) -> DirectSum:
         """Multiply by a number."""
-        return DirectSum([op.scale(factor) for op in self.operators])
+        return self._map(lambda op: op.scale(factor))
 
     def shifted(self, value: float) -> DirectSum:
         """Add a multiple of the identity."""
-        return DirectSum([op.shifted(value) for op in self.operators])
+        return self._map(lambda op: op.shifted(value))
 
     def map_factors(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> DirectSum:
         """Change the factors of each block by themselves."""
-        return DirectSum([op.map_factors(function) for op in self.operators])
+        return self._map(lambda op: op.map_factors(function))
+
+    def each(self, function: Callable[[Operator], Operator]) -> DirectSum:
+        """Change each block by itself."""
+        return self._map(lambda op: op.each(function))
 
     def trust(self) -> DirectSum:
         """Trust every block."""
@@ -91,7 +114,15 @@ class DirectSum(Operator):
 
     def inverse(self) -> DirectSum:
         """Return the direct sum of the inverses."""
-        return DirectSum([op.inverse() for op in self.operators])
+        inverses = []
+        for op, place in zip(self.operators, self.places, strict=True):
+            with located(place):
+                inverses.append(op.inverse())
+        return DirectSum(inverses, self.places)
 
     def _solve(self, v: Tensor) -> Tensor:
-        return torch.cat([op.solve(part) for op, part in zip(self.operators, v.split(self.rows), strict=True)])
+        solved = []
+        for op, place, part in zip(self.operators, self.places, v.split(self.rows), strict=True):
+            with located(place):
+                solved.append(op.solve(part))
+        return torch.cat(solved)

@@ -1,18 +1,25 @@
-"""Guarded factorisations of symmetric positive matrices: Cholesky, and the sentence for when it fails.
+"""Guarded factorisations of symmetric matrices, and all that is decided by precision.
 
-Every solve of the package goes through here; others rely on `SingularMatrixError` carrying the size, the
-smallest eigenvalue and a damping that would do, so that they can put the layer's name in front.
+Every solve and every eigendecomposition of the package goes through here. A matrix is judged by the precision that it
+was computed in, whatever precision the work is done in; products that are symmetric by their making are made so bit for
+bit (`symmetric`), because a CPU's kernels round the two triangles differently. Others rely on `SingularMatrixError`
+carrying the size, the smallest eigenvalue and a damping that would do; `located` puts the layer's name in front.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 DENSE_LIMIT = 200_000_000
 """Entries above which no operator is made dense behind the caller's back."""
+
+MIRRORED = 128
+"""Rows of a symmetric product that are mirrored at once: a tile that stays in the cache."""
 
 
 class SingularMatrixError(RuntimeError):
@@ -35,31 +42,109 @@ class SingularMatrixError(RuntimeError):
         )
 
 
-def rounding_floor(largest: float, dtype: torch.dtype) -> float:
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put a place in front of what a factorisation has to say.
+
+    Args:
+        where: the place in words ("layer '0'").
+
+    Raises:
+        SingularMatrixError: the one that was raised inside, with the place.
+        RuntimeError: likewise, for any other; running out of memory passes as it is.
+    """
+    try:
+        yield
+    except SingularMatrixError as error:
+        raise SingularMatrixError(
+            f"{where}: {error.what}", error.size, error.smallest, error.damping, error.why
+        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(f"{where}: {error}") from error
+
+
+def symmetric(product: Tensor) -> Tensor:
+    """Make a product that is symmetric by its making, XᵀX or X S Xᵀ, symmetric bit for bit.
+
+    Args:
+        product: (..., n, n), symmetric up to rounding.
+
+    Returns:
+        The larger rounding of each pair near the diagonal, the upper triangle's elsewhere; a large product is
+        overwritten.
+    """
+    if product.shape[-1] <= MIRRORED:
+        return torch.maximum(product, product.mT)
+    for low in range(0, product.shape[-1], MIRRORED):
+        high = low + MIRRORED
+        own = product[..., low:high, low:high]
+        own.copy_(torch.maximum(own, own.mT))
+        product[..., low:high, :low] = product[..., :low, low:high].mT
+    return product
+
+
+def plus_identity(matrix: Tensor, value: float) -> Tensor:
+    """Add a multiple of the identity.
+
+    Args:
+        matrix: (..., n, n).
+        value: the multiple.
+
+    Returns:
+        A new tensor.
+    """
+    matrix = matrix.clone()
+    matrix.diagonal(dim1=-2, dim2=-1).add_(value)
+    return matrix
+
+
+def require_positive(values: Tensor, what: str, size: int, floor: float = 0.0) -> None:
+    """Refuse a matrix by its eigenvalues.
+
+    Args:
+        values: they, of any shape.
+        what: the matrix in words, for the error.
+        size: its number of rows.
+        floor: what the smallest one must exceed, in units of the largest.
+
+    Raises:
+        SingularMatrixError: when it does not.
+    """
+    if values.numel():
+        smallest, largest = float(values.min()), float(values.abs().max())
+        if not smallest > floor * largest:
+            raise SingularMatrixError(what, size, smallest, sufficient_damping(smallest, largest, values.dtype))
+
+
+def rounding_floor(largest: float, dtype: torch.dtype, size: int = 1) -> float:
     """Eigenvalues at or below this are rounding noise of a matrix whose scale is `largest`.
 
     Args:
-        largest: its largest diagonal entry or eigenvalue.
+        largest: its largest diagonal entry, or its largest eigenvalue, which grows with the size by itself.
         dtype: the precision that the matrix came in.
+        size: its number of rows, where `largest` is an entry: the norm of n² independent roundings grows as √n.
 
     Returns:
-        Four units of rounding at that scale.
+        4 (1 + √size) units of rounding at that scale.
     """
-    return 4 * torch.finfo(dtype).eps * abs(largest)
+    return 4 * (1 + size**0.5) * torch.finfo(dtype).eps * abs(largest)
 
 
-def sufficient_damping(smallest: float, largest: float, dtype: torch.dtype) -> float:
+def sufficient_damping(smallest: float, largest: float, dtype: torch.dtype, size: int = 1) -> float:
     """Return a power of ten that lifts `smallest` clearly above the rounding of `largest`.
 
     Args:
         smallest: smallest eigenvalue.
-        largest: largest eigenvalue in magnitude.
+        largest: as for `rounding_floor`.
         dtype: the precision that the matrix came in.
+        size: as for `rounding_floor`.
 
     Returns:
         A positive damping.
     """
-    needed = max(4 * rounding_floor(largest, dtype) - 2 * min(smallest, 0.0), torch.finfo(dtype).tiny * 1e8)
+    needed = max(4 * rounding_floor(largest, dtype, size) - 2 * min(smallest, 0.0), torch.finfo(dtype).tiny * 1e8)
     return float(10.0 ** math.ceil(math.log10(needed)))
 
 
@@ -101,7 +186,7 @@ def cholesky(matrix: Tensor, what: str, precision: torch.dtype | None = None) ->
     _require_symmetric(matrix, what)
     if matrix.numel() == 0:
         return matrix.to(precision)
-    floor = rounding_floor(1.0, matrix.dtype) * matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
+    floor = _floors(matrix)
     precision = matrix.dtype if precision is None else precision
     for attempt in dict.fromkeys((precision, torch.float64)):
         factor, info = torch.linalg.cholesky_ex(matrix.to(attempt))
@@ -157,22 +242,67 @@ def _smallest_eigenvalue(factor: Tensor) -> Tensor:
     return 1 / growth
 
 
-def eigh(matrix: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and orthonormal eigenvectors of a symmetric matrix.
+class DampedCholesky:
+    """Cholesky factor of M + damping I for a symmetric positive semidefinite M, in float64.
 
     Args:
-        matrix: (n, n).
+        matrix: M (n, n); without damping its rank is judged by its own precision.
+        damping: a number of at least 0, in the units of M.
         what: the matrix in words, for the error.
+        unit: what errors multiply M's eigenvalues and dampings by, to state them in the caller's units (s, where M
+            is the Gram matrix of F = s U Uᵀ).
+
+    Raises:
+        SingularMatrixError: when the sum is not positive definite.
+    """
+
+    def __init__(self, matrix: Tensor, damping: float, what: str, unit: float = 1.0) -> None:
+        self.factor, info = torch.linalg.cholesky_ex(plus_identity(matrix.double(), damping))
+        if bool(info > 0) or (damping == 0 and not bool(_smallest_eigenvalue(self.factor) > _floors(matrix))):
+            raise _singular(matrix, what, damping, unit)
+
+    def solve(self, v: Tensor) -> Tensor:
+        """(M + damping I)⁻¹ v.
+
+        Args:
+            v: (n, r).
+
+        Returns:
+            (n, r), in v's precision.
+        """
+        return torch.cholesky_solve(v.double(), self.factor).to(v.dtype)
+
+
+def eigh(matrix: Tensor, what: str, precision: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and orthonormal eigenvectors of a symmetric matrix, or of each of a batch.
+
+    Args:
+        matrix: (..., n, n).
+        what: the matrix in words, for the error.
+        precision: dtype of the result; None: the matrix's own. The work is done in float64.
 
     Returns:
-        (n,) and (n, n) with the vectors in columns.
+        (..., n) and (..., n, n) with the vectors in columns.
 
     Raises:
         ValueError: when the matrix is not symmetric or holds NaN.
     """
     _require_symmetric(matrix, what)
     values, vectors = torch.linalg.eigh(matrix.to(torch.float64))
-    return values.to(matrix.dtype), vectors.to(matrix.dtype)
+    precision = matrix.dtype if precision is None else precision
+    return values.to(precision), vectors.to(precision)
+
+
+def eigenvalues(matrix: Tensor) -> Tensor:
+    """Eigenvalues, ascending, of a matrix that is known to be symmetric, or of each of a batch.
+
+    Args:
+        matrix: (..., n, n); one triangle is read.
+
+    Returns:
+        (..., n), in the matrix's precision.
+    """
+    return torch.linalg.eigvalsh(matrix)
 
 
 def require_dense(rows: int, cols: int, what: str) -> None:
@@ -202,34 +332,17 @@ def _require_symmetric(matrix: Tensor, what: str) -> None:
         )
 
 
-def _singular(matrix: Tensor, what: str) -> SingularMatrixError:
-    values = torch.linalg.eigvalsh(matrix.to(torch.float64)).reshape(-1, matrix.shape[-1])
-    worst = int(values[:, 0].argmin())
+def _floors(matrix: Tensor) -> Tensor:
+    """The rounding floor of a matrix, or of each of a batch."""
+    return rounding_floor(1.0, matrix.dtype, matrix.shape[-1]) * matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
+
+
+def _singular(matrix: Tensor, what: str, damping: float = 0.0, unit: float = 1.0) -> SingularMatrixError:
+    """The error for matrix + damping I; all figures are multiplied by `unit`."""
+    values = unit * eigenvalues(matrix.to(torch.float64)).reshape(-1, matrix.shape[-1])
+    worst, size = int(values[:, 0].argmin()), matrix.shape[-1]
     if matrix.ndim > 2:
         what = f"{what} {worst}"
-    smallest, largest = float(values[worst, 0]), float(values.abs().max())
-    return SingularMatrixError(what, matrix.shape[-1], smallest, sufficient_damping(smallest, largest, matrix.dtype))
-
-
-class DampedCholesky:
-    """Cholesky factor of M + damping I for a symmetric positive semidefinite M, in float64."""
-
-    def __init__(self, matrix: Tensor, damping: float, what: str, unit: float = 1.0) -> None:
-        damped = matrix.to(torch.float64, copy=True)
-        damped.diagonal().add_(damping)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        pivots = factor.diagonal()
-        rank_lost = bool(info > 0) or (
-            bool(pivots.min() ** 2 <= torch.finfo(matrix.dtype).eps * len(matrix) * pivots.max() ** 2) and damping == 0
-        )
-        if rank_lost:
-            eigenvalues = torch.linalg.eigvalsh(damped)
-            smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-            raise SingularMatrixError(
-                what, len(matrix), unit * smallest, unit * sufficient_damping(smallest, largest, matrix.dtype)
-            )
-        self.factor = factor
-
-    def solve(self, v: Tensor) -> Tensor:
-        """(M + damping I)⁻¹ v for v (n, r)."""
-        return torch.cholesky_solve(v.double(), self.factor).to(v.dtype)
+    smallest, largest = float(values[worst, 0]), unit * float(matrix.diagonal(dim1=-2, dim2=-1).max())
+    enough = sufficient_damping(smallest, largest, matrix.dtype, size)
+    return SingularMatrixError(what, size, smallest + unit * damping, enough)

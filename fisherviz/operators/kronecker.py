@@ -12,15 +12,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import spectral_norm_of
 from fisherviz.operators.factorise import (
     SingularMatrixError,
     cholesky,
     eigh,
+    plus_identity,
+    require_positive,
     rounding_floor,
     solve_rows,
     sufficient_damping,
+    symmetric,
     trusted_cholesky,
 )
 
@@ -40,6 +43,20 @@ def act(A: Tensor, G: Tensor, v: Tensor) -> Tensor:
     return (G @ V @ A.mT).reshape(v.shape[1], G.shape[0] * A.shape[0]).mT
 
 
+def kron(G: Tensor, A: Tensor) -> Tensor:
+    """Write out a Kronecker product; torch's own fails on factors with a side of one and strides from elsewhere.
+
+    Args:
+        G: (d_g, d_g').
+        A: (d_a, d_a').
+
+    Returns:
+        (d_g d_a, d_g' d_a').
+    """
+    blocks = G.contiguous()[:, None, :, None] * A.contiguous()[None, :, None, :]
+    return blocks.reshape(G.shape[0] * A.shape[0], G.shape[1] * A.shape[1])
+
+
 class Kronecker(Operator):
     """The Kronecker product that maps V to G V Aᵀ.
 
@@ -47,6 +64,8 @@ class Kronecker(Operator):
         A: (d_a, d_a') input factor.
         G: (d_g, d_g') output factor.
     """
+
+    factored = True
 
     def __init__(self, A: Tensor, G: Tensor) -> None:
         """Keep the two factors."""
@@ -57,7 +76,6 @@ class Kronecker(Operator):
         self.A = A
         self._G: Tensor | None = G
         self._outputs = (G.shape[0], G.shape[1])
-        self._trusted = False
 
     @classmethod
     def over_units(cls, A: Tensor, units: int) -> Kronecker:
@@ -106,7 +124,7 @@ class Kronecker(Operator):
 
     def to_dense(self) -> Tensor:
         """Return kron(G, A)."""
-        return torch.kron(self.G.contiguous(), self.A.contiguous())
+        return kron(self.G, self.A)
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal; the factors themselves need not be square."""
@@ -132,9 +150,7 @@ class Kronecker(Operator):
         """
         if self._G is not None:
             return self.eigen.shifted(value)
-        A = self.A.clone()
-        A.diagonal().add_(value)
-        return Kronecker.over_units(A, self._outputs[0])
+        return Kronecker.over_units(plus_identity(self.A, value), self._outputs[0])
 
     @cached_property
     def eigen(self) -> KroneckerEigen:
@@ -152,11 +168,6 @@ class Kronecker(Operator):
         if A.shape[0] == A.shape[1]:
             return float(A.trace() * G.trace())
         return float(self.diagonal().sum(dtype=torch.float64))
-
-    def trust(self) -> Kronecker:
-        """Take both factors for damped second moments: symmetric and positive definite without being checked first."""
-        self._trusted = True
-        return self
 
     @cached_property
     def _choleskys(self) -> tuple[Tensor, Tensor | None]:
@@ -213,7 +224,7 @@ class Kronecker(Operator):
         return solve_rows(L_a, a), g if L_g is None else solve_rows(L_g, g)
 
 
-class KroneckerEigen(Operator):
+class KroneckerEigen(Symmetric):
     """Q diag(vec S) Qᵀ with the orthogonal Q = Q_G ⊗ Q_A (George et al. 2018).
 
     Args:
@@ -241,11 +252,6 @@ class KroneckerEigen(Operator):
         """The bases and the eigenvalues."""
         return self.S, self.QA, self.QG
 
-    @property
-    def T(self) -> KroneckerEigen:
-        """The transpose: itself."""
-        return self
-
     def _apply(self, S: Tensor, v: Tensor) -> Tensor:
         return act(self.QA, self.QG, S.reshape(-1, 1) * act(self.QA.mT, self.QG.mT, v))
 
@@ -254,8 +260,8 @@ class KroneckerEigen(Operator):
 
     def to_dense(self) -> Tensor:
         """Return Q diag(S) Qᵀ."""
-        Q = torch.kron(self.QG, self.QA)
-        return (Q * self.S.reshape(-1)) @ Q.mT
+        Q = kron(self.QG, self.QA)
+        return symmetric((Q * self.S.reshape(-1)) @ Q.mT)
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal."""
@@ -276,11 +282,7 @@ class KroneckerEigen(Operator):
         return float(S.norm() if order == "fro" else S.sum())
 
     def _positive(self) -> Tensor:
-        if self.S.numel():
-            smallest, largest = float(self.S.min()), float(self.S.abs().max())
-            if not smallest > rounding_floor(largest, self.dtype):
-                damping = sufficient_damping(smallest, largest, self.dtype)
-                raise SingularMatrixError("the Kronecker-eigen matrix", self.shape[0], smallest, damping)
+        require_positive(self.S, "the Kronecker-eigen matrix", self.shape[0], rounding_floor(1.0, self.dtype))
         return self.S
 
     def inverse(self) -> KroneckerEigen:

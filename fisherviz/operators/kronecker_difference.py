@@ -11,18 +11,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.dense import Dense
-from fisherviz.operators.factorise import SingularMatrixError, cholesky, eigh, require_dense
-from fisherviz.operators.kronecker import act
+from fisherviz.operators.factorise import SingularMatrixError, cholesky, eigh, require_dense, symmetric
+from fisherviz.operators.kronecker import KroneckerEigen
 from fisherviz.operators.kronecker_sum import KroneckerSum
-from fisherviz.operators.lanczos import extreme_eigenvalues
 
 INCONSISTENT = 1.01
 """A whitened second moment beyond this cannot come from one set of examples; rounding stays far below."""
 
 
-class KroneckerDifferenceInverse(Operator):
+class KroneckerDifferenceInverse(Symmetric):
     """The inverse of A ⊗ G − C ⊗ D, known by what diagonalises both products; see `from_difference`.
 
     Args:
@@ -57,6 +56,7 @@ class KroneckerDifferenceInverse(Operator):
             )
         self.KA, self.sA, self.KG, self.sG, self.weight = KA, sA, KG, sG, weight
         self.S = (weight / gap).to(KA.dtype)
+        self._product = KroneckerEigen(KA, KG, self.S)
 
     @classmethod
     def from_difference(cls, A: Tensor, G: Tensor, C: Tensor, D: Tensor) -> KroneckerDifferenceInverse:
@@ -108,7 +108,7 @@ class KroneckerDifferenceInverse(Operator):
             L_next = cholesky(M_next, f"the next layer's {name} factor", torch.float64)
             half = torch.linalg.solve_triangular(L, cross.double(), upper=False)
             X = torch.linalg.solve_triangular(L_next, half.mT, upper=False).mT
-            whitened.append((L, X @ X.mT))
+            whitened.append((L, symmetric(X @ X.mT)))
         (L_a, C), (L_g, D) = whitened
         return cls._from_whitened(L_a, C, L_g, D, A.dtype)
 
@@ -138,22 +138,16 @@ class KroneckerDifferenceInverse(Operator):
         """The whitening matrices and the eigenvalues."""
         return self.KA, self.KG, self.S
 
-    @property
-    def T(self) -> KroneckerDifferenceInverse:
-        """The transpose: itself."""
-        return self
-
     def _matmul(self, v: Tensor) -> Tensor:
-        return act(self.KA, self.KG, self.S.reshape(-1, 1) * act(self.KA.mT, self.KG.mT, v))
+        return self._product @ v
 
     def to_dense(self) -> Tensor:
         """Return K diag(S) Kᵀ."""
-        K = torch.kron(self.KG.contiguous(), self.KA.contiguous())
-        return (K * self.S.reshape(-1)) @ K.mT
+        return self._product.to_dense()
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal."""
-        return (self.KG.square() @ self.S @ self.KA.square().mT).reshape(-1)
+        return self._product.diagonal()
 
     def scale(self, factor: float) -> KroneckerDifferenceInverse:
         """Multiply by a number."""
@@ -166,10 +160,7 @@ class KroneckerDifferenceInverse(Operator):
 
     def _norm(self, order: NormOrder) -> float:
         if order == "spectral":
-            values = extreme_eigenvalues(
-                self.__matmul__, self.shape[0], which="magnitude", dtype=self.dtype, device=self.device
-            )
-            return float(values[0].abs())
+            return self._largest_eigenvalue()
         if order == "trace":
             return float(self.diagonal().sum(dtype=torch.float64))
         overlap_a, overlap_g = (K.double().mT @ K.double() for K in (self.KA, self.KG))
@@ -181,9 +172,9 @@ class KroneckerDifferenceInverse(Operator):
         root_a, root_g = (torch.linalg.inv(K.double()) for K in (self.KA, self.KG))
         pairs = [
             (root_a.mT @ root_a, root_g.mT @ root_g / self.weight),
-            (root_a.mT * self.sA.double() @ root_a, root_g.mT * self.sG.double() @ root_g / -self.weight),
+            (root_a.mT * self.sA @ root_a, root_g.mT * self.sG @ root_g / -self.weight),
         ]
-        return KroneckerSum([(A.to(self.dtype), G.to(self.dtype)) for A, G in pairs])
+        return KroneckerSum([(symmetric(A).to(self.dtype), symmetric(G).to(self.dtype)) for A, G in pairs])
 
     def inverse(self) -> KroneckerSum:
         """Return the difference A ⊗ G − C ⊗ D itself."""
@@ -196,4 +187,4 @@ class KroneckerDifferenceInverse(Operator):
 def _both_sides(L: Tensor, M: Tensor) -> Tensor:
     """Whiten: L⁻¹ M L⁻ᵀ."""
     half = torch.linalg.solve_triangular(L, M, upper=False)
-    return torch.linalg.solve_triangular(L, half.mT, upper=False)
+    return symmetric(torch.linalg.solve_triangular(L, half.mT, upper=False))

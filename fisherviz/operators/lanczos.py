@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fisherviz.operators.factorise import eigenvalues, eigh
+
 Product = Callable[[Tensor], Tensor]
 Which = Literal["largest", "smallest", "magnitude"]
 
@@ -56,7 +58,7 @@ def extreme_eigenvalues(
     k = min(k, size)
     if size <= max(64, 3 * k):
         M = matvec(torch.eye(size, dtype=dtype, device=device))
-        return _select(torch.linalg.eigvalsh(_finite((M + M.mT) / 2)), which)[0][:k]
+        return _select(eigenvalues(_finite((M + M.mT) / 2)), which)[0][:k]
     tol = _default_tolerance(dtype) if tol is None else tol
     generator = torch.Generator().manual_seed(0)
     basis = torch.empty(size, 0, dtype=dtype, device=device)
@@ -74,13 +76,13 @@ def extreme_eigenvalues(
         projected[:, -width:] = H
         projected[-width:, :] = H.mT
         if basis.shape[1] >= size:
-            return _select(torch.linalg.eigvalsh((projected + projected.mT) / 2), which)[0][:k]
+            return _select(eigenvalues((projected + projected.mT) / 2), which)[0][:k]
         fresh = min(width, size - basis.shape[1])
         block, R = _orthonormal(W - basis @ H, basis, generator)
         full = basis.shape[1] + fresh > capacity
         if full or step >= next_check or step == maxiter:
             next_check = step + max(1, step // 8)
-            values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
+            values, vectors = eigh((projected + projected.mT) / 2, "the projected matrix")
             values, order = _select(values, which)
             vectors = vectors[:, order]
             scale = values.abs().max()

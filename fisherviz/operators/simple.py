@@ -10,11 +10,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
-from fisherviz.operators.factorise import SingularMatrixError, sufficient_damping
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
+from fisherviz.operators.factorise import SingularMatrixError, require_positive, sufficient_damping
 
 
-class Diagonal(Operator):
+class Diagonal(Symmetric):
     """diag(d).
 
     Args:
@@ -36,11 +36,6 @@ class Diagonal(Operator):
     def tensors(self) -> tuple[Tensor, ...]:
         """The defining tensors."""
         return (self.d,)
-
-    @property
-    def T(self) -> Diagonal:
-        """The transpose: itself."""
-        return self
 
     def _matmul(self, v: Tensor) -> Tensor:
         return self.d[:, None] * v
@@ -78,13 +73,10 @@ class Diagonal(Operator):
 
     def _require_positive(self) -> None:
         # Reciprocals of single entries lose nothing however small they are, so only zero is too small.
-        if len(self.d) and not bool((self.d > 0).all()):
-            smallest, largest = float(self.d.min()), float(self.d.abs().max())
-            damping = sufficient_damping(smallest, largest, self.dtype)
-            raise SingularMatrixError("the diagonal matrix", len(self.d), smallest, damping)
+        require_positive(self.d, "the diagonal matrix", len(self.d))
 
 
-class Identity(Operator):
+class Identity(Symmetric):
     """A multiple of the identity.
 
     Args:
@@ -119,11 +111,6 @@ class Identity(Operator):
         """The defining tensors."""
         return (self.factor,)
 
-    @property
-    def T(self) -> Identity:
-        """The transpose: itself."""
-        return self
-
     def _matmul(self, v: Tensor) -> Tensor:
         return v * self.factor
 
@@ -157,10 +144,7 @@ class Identity(Operator):
         return v / self._positive()
 
     def _positive(self) -> Tensor:
-        value = float(self.factor)
-        if not value > 0:
-            damping = sufficient_damping(value, abs(value), self.dtype)
-            raise SingularMatrixError("the multiple of the identity", self.size, value, damping)
+        require_positive(self.factor, "the multiple of the identity", self.size)
         return self.factor
 
 

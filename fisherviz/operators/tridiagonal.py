@@ -12,17 +12,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.operators.base import NormOrder, Operator
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import Dense
-from fisherviz.operators.factorise import eigh, require_dense
+from fisherviz.operators.factorise import eigh, require_dense, symmetric
 from fisherviz.operators.kronecker import Kronecker
 from fisherviz.operators.kronecker_difference import KroneckerDifferenceInverse
 from fisherviz.operators.kronecker_sum import KroneckerSum
-from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.operators.simple import Zero
 
 
-class BlockTridiagonal(Operator):
+class BlockTridiagonal(Symmetric):
     """F̂ of a chain of layers, on their unit-order vectors one after the other.
 
     Where a cross moment is None the chain breaks: the two layers are uncoupled, and so is all on either side.
@@ -36,6 +35,8 @@ class BlockTridiagonal(Operator):
     Raises:
         ValueError: when numbers or shapes do not fit.
     """
+
+    factored = True
 
     def __init__(
         self,
@@ -69,11 +70,6 @@ class BlockTridiagonal(Operator):
         """All moments."""
         return tuple(t for t in (*self.A, *self.G, *self.A_next, *self.G_next) if t is not None)
 
-    @property
-    def T(self) -> BlockTridiagonal:
-        """The transpose: itself."""
-        return self
-
     @cached_property
     def psi(self) -> tuple[Kronecker | None, ...]:
         """Ψ_{i,i+1} = A_{i,i+1} A_{i+1}⁻¹ ⊗ G_{i,i+1} G_{i+1}⁻¹, the regression of a layer on the next."""
@@ -103,7 +99,7 @@ class BlockTridiagonal(Operator):
             if psi is None or A is None or G is None:
                 blocks.append(layer)
             else:
-                blocks.append(KroneckerSum([(layer.A, layer.G), (psi.A @ A.mT, -psi.G @ G.mT)]))
+                blocks.append(KroneckerSum([(layer.A, layer.G), (symmetric(psi.A @ A.mT), symmetric(-psi.G @ G.mT))]))
         return tuple(blocks)
 
     def block(self, row: int, col: int) -> Operator:
@@ -215,7 +211,7 @@ class BlockTridiagonal(Operator):
                 coupling = -(psi.T @ own)
                 inverse[end:after, start:end] = coupling
                 inverse[start:end, end:after] = coupling.mT
-                inverse[end:after, end:after] -= (psi.T @ coupling.mT).mT
+                inverse[end:after, end:after] -= symmetric(psi.T @ coupling.mT)
             start = end
         return inverse
 
@@ -268,8 +264,7 @@ class BlockTridiagonal(Operator):
         if order == "trace":
             return sum(layer.norm("trace") for layer in self.layers)
         if order == "spectral":
-            values = extreme_eigenvalues(self.__matmul__, self.shape[0], dtype=self.dtype, device=self.device)
-            return float(values[0])
+            return self._largest_eigenvalue()
         squares = 0.0
         for col in range(len(self.layers)):
             *above, own = (block.norm("fro") ** 2 for block in self._upper_blocks(col))
@@ -283,7 +278,7 @@ def _regression(cross: Tensor, moment: Tensor) -> Tensor:
     A pseudo-inverse serves products: where the next layer's moment is 0, so is the cross moment.
     Solving goes through `precisions`, which refuse a singular moment.
     """
-    values, vectors = eigh(moment.double(), "the moment of the next layer")
+    values, vectors = eigh(moment, "the moment of the next layer", torch.float64)
     floor = torch.finfo(moment.dtype).eps * len(moment) * values.abs().max()
     reciprocals = torch.where(values > floor, 1 / values, torch.zeros_like(values))
     return (cross.double() @ vectors * reciprocals @ vectors.mT).to(cross.dtype)

@@ -14,10 +14,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fisherviz.approximations.matrices import BlockDiagonal, LayeredMatrix, damp
+from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, Operator
-from fisherviz.operators.damping import Damping
+from fisherviz.operators.damping import Damping, damp
 
 INVERT_FROM = 10
 """Steps between factorisations from which explicit inverses of Kronecker factors pay for themselves."""
@@ -43,7 +43,7 @@ class Preconditioner:
         self._covered = {id(layer) for layer in self.layers}
         self.joint: LayeredMatrix | None = None
         self._operators: dict[str, tuple[Operator, bool]] = {}
-        if isinstance(matrix, BlockDiagonal):
+        if isinstance(matrix.whole, DirectSum):
             for layer, operator in zip(self.layers, matrix.operators, strict=True):
                 damped = damp(operator, damping[layer.name])
                 if damping[layer.name] is not None:
@@ -57,8 +57,7 @@ class Preconditioner:
         rules = {damping[layer.name] for layer in self.layers}
         if len(rules) > 1:
             raise ValueError(
-                f"{type(matrix).__name__} couples layers, which then need one damping; the groups give "
-                f"{', '.join(map(str, rules))}."
+                f"{matrix!r} couples layers, which then need one damping; the groups give {', '.join(map(str, rules))}."
             )
         self.joint = matrix.damped(next(iter(rules)))
 

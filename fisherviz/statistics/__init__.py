@@ -1,7 +1,7 @@
 """Sums over examples that a pass feeds: what an approximation names in `statistics(layer)`."""
 
+from fisherviz.statistics.base import SETTINGS, RowsStatistic, Setting, Statistic, update_all
 from fisherviz.statistics.moments import (
-    SETTINGS,
     Block,
     CrossInputFactor,
     CrossOutputFactor,
@@ -10,10 +10,7 @@ from fisherviz.statistics.moments import (
     GradientSum,
     InputFactor,
     OutputFactor,
-    Setting,
-    Statistic,
     UnitBlocks,
-    update_all,
 )
 
 __all__ = [
@@ -26,6 +23,7 @@ __all__ = [
     "GradientSum",
     "InputFactor",
     "OutputFactor",
+    "RowsStatistic",
     "Setting",
     "Statistic",
     "UnitBlocks",

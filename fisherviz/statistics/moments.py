@@ -1,126 +1,24 @@
-"""Streaming sufficient statistics: sums over examples that a Capture updates, with their count.
+"""The statistics that approximations and optimizers name: factors, unit blocks, diagonals, exact blocks.
 
-Approximations and optimizers name the statistics they need; one pass over the data feeds all of them. Every statistic
-merges (batches, processes), blends (exponential decay), and serialises. Equations: DESIGN section 5.
+Equations: DESIGN section 5; what they have in common is in `base`.
 """
 
 from __future__ import annotations
 
-import copy
-from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from abc import abstractmethod
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, Capture
-from fisherviz.statistics.products import block, gram, pair_gram, weighted_moments
-
-Setting = Literal["expand", "reduce", "sum"]
-SETTINGS: tuple[Setting, ...] = ("expand", "reduce", "sum")
-
-
-class Statistic(ABC):
-    """A sum over examples of something that the captures of one or two layers show.
-
-    Attributes:
-        layers: names of the layers whose captures it reads.
-        total: the running sum, None before the first update; the mean while `normalised`.
-        count: the number of examples in it.
-        normalised: whether `normalise` has turned the sum into the mean.
-    """
-
-    needs_gradients: ClassVar[bool] = True
-    """Whether it reads pseudo-gradients; a pass for statistics that do not skips the backward half."""
-
-    def __init__(self, *layers: str) -> None:
-        self.layers = layers
-        self.total: Tensor | None = None
-        self.count = 0.0
-        self.normalised = False
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for statistics that hold the same quantity, so that a pass computes it once."""
-        return (type(self).__name__, *self.layers)
-
-    def empty(self) -> Self:
-        """The same statistic of no example yet."""
-        made = copy.copy(self)
-        made.total, made.count, made.normalised = None, 0.0, False
-        return made
-
-    @abstractmethod
-    def contribution(self, *captures: AnyCapture) -> Tensor:
-        """The sum over the examples of a batch, from the captures of `layers`."""
-
-    @property
-    def mean(self) -> Tensor:
-        """The sum over the count; RuntimeError before the first update."""
-        if self.total is None:
-            raise RuntimeError(f"{self.key} has seen no example yet; update it first.")
-        return self.total if self.normalised or self.count == 1 else self.total / self.count
-
-    def normalise(self) -> None:
-        """Turn the sum into the mean, in place: no second copy is held by those who read the mean."""
-        if self.total is not None and not self.normalised:
-            self.total.div_(self.count)
-            self.normalised = True
-
-    def _sum(self) -> Tensor | None:
-        return self.total if self.total is None or not self.normalised else self.total * self.count
-
-    def update(self, batch: Batch) -> None:
-        """Add a batch."""
-        self.add(self.contribution(*(batch.captures[name] for name in self.layers)), batch.examples)
-
-    def add(self, total: Tensor, count: float) -> None:
-        """Add a sum over `count` examples."""
-        if total.dtype in (torch.float16, torch.bfloat16):
-            total = total.float()
-        self.total, self.normalised = self._sum(), False
-        # the first sum may be a view of a capture; later ones are added into memory of our own
-        self.total = (
-            total.clone()
-            if self.total is None and total._is_view()
-            else (total if self.total is None else self.total.add_(total))
-        )
-        self.count += count
-
-    def merge(self, other: Statistic) -> None:
-        """Add the examples of another statistic of the same key."""
-        if other.key != self.key:
-            raise ValueError(f"cannot merge {other.key} into {self.key}; they hold different quantities.")
-        added = other._sum()
-        if added is not None:
-            self.add(added if other.normalised else added.clone(), other.count)
-
-    def blend(self, other: Statistic, decay: float) -> None:
-        """Exponential moving average of means: decay * self + (1 - decay) * other; starts as `other`."""
-        if other.total is None:
-            raise RuntimeError(f"{other.key} has seen no example yet; update it first.")
-        share = 1.0 if other.normalised else 1 / other.count
-        if self.total is None:
-            self.total = other.total * share
-        else:  # in place: a moving average is the optimizers' every step
-            self.normalise()
-            self.total.mul_(decay).add_(other.total, alpha=(1 - decay) * share)
-        self.count, self.normalised = 1.0, False
-
-    def state_dict(self) -> dict[str, Any]:
-        """Total and count."""
-        total = self._sum()
-        return {"total": None if total is None else total.clone(), "count": self.count}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        total = state["total"]
-        self.total, self.normalised = None if total is None else total.clone(), False
-        self.count = float(state["count"])
+from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.statistics.base import RowsStatistic, Setting
+from fisherviz.statistics.base import Statistic as Statistic  # its place of before
+from fisherviz.statistics.base import update_all as update_all
+from fisherviz.statistics.products import block, gram, pair_gram, weighted_moments, working
 
 
-class InputFactor(Statistic):
+class InputFactor(RowsStatistic):
     """Second moment of a layer's inputs, (da, da), or (groups, da, da).
 
     Settings: "expand" averages over positions, 1/T Σ_t ā_t ā_tᵀ; "reduce" takes the outer product of mean_t ā_t;
@@ -130,87 +28,66 @@ class InputFactor(Statistic):
     needs_gradients = False
 
     def __init__(self, layer: str, setting: Setting = "expand") -> None:
-        super().__init__(layer)
-        self.setting = _check_setting(setting)
+        super().__init__(layer, setting=setting)
 
-    @property
-    def key(self) -> Hashable:
-        """Name, layer and setting."""
-        return ("InputFactor", *self.layers, self.setting)
-
-    def contribution(self, *captures: AnyCapture) -> Tensor:
-        """Sum over the batch."""
-        capture = _structured(captures[0], self)
-        if self.setting == "reduce":
-            return gram(_by_group(capture.a.mean(1, keepdim=True), capture.grouped))
-        total = gram(_by_group(capture.a, capture.grouped))
-        return total.div_(capture.positions) if self.setting == "expand" and capture.positions > 1 else total
+    def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
+        """Inputs, 1/T for "expand"."""
+        capture = _structured(capture, self)
+        a = capture.a.mean(1, keepdim=True) if self.setting == "reduce" else capture.a
+        return _by_group(a, capture.grouped), 1 / capture.positions if self.setting == "expand" else 1.0
 
 
-class OutputFactor(Statistic):
+class OutputFactor(RowsStatistic):
     """Second moment of a layer's pseudo-gradients, (dg, dg), or (groups, dg, dg).
 
     Settings: "expand" adds outer products over positions, Σ_t g_t g_tᵀ; "reduce" takes that of Σ_t g_t.
     """
 
     def __init__(self, layer: str, setting: Setting = "expand") -> None:
-        super().__init__(layer)
-        self.setting = _check_setting(setting)
+        super().__init__(layer, setting=setting)
 
-    @property
-    def key(self) -> Hashable:
-        """Name, layer and setting."""
-        return ("OutputFactor", *self.layers, self.setting)
+    def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
+        """Pseudo-gradients of all vectors."""
+        capture = _structured(capture, self)
+        g = capture.g.sum(2, keepdim=True) if self.setting == "reduce" else capture.g
+        return _by_group(g, capture.grouped), 1.0
+
+
+class _CrossFactor(Statistic):
+    """Cross moment of two layers' rows."""
+
+    def __init__(self, row: str, col: str, setting: Setting = "expand") -> None:
+        super().__init__(row, col, setting=setting)
+
+    @abstractmethod
+    def rows(self, capture: Capture) -> tuple[Tensor, float]:
+        """Rows (..., d), and the number that their product is multiplied by."""
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
-        capture = _structured(captures[0], self)
-        g = capture.g.sum(2, keepdim=True) if self.setting == "reduce" else capture.g
-        return gram(_by_group(g, capture.grouped))
+        row, col = (_structured(c, self) for c in captures)
+        if self.setting != "reduce":
+            _check_aligned(row, col, self)
+        (x, weight), (y, _) = self.rows(row), self.rows(col)
+        return pair_gram(x, y).mul_(weight)
 
 
-class CrossInputFactor(Statistic):
+class CrossInputFactor(_CrossFactor):
     """Cross moment of two layers' inputs, (da_row, da_col)."""
 
     needs_gradients = False
 
-    def __init__(self, row: str, col: str, setting: Setting = "expand") -> None:
-        super().__init__(row, col)
-        self.setting = _check_setting(setting)
-
-    @property
-    def key(self) -> Hashable:
-        """Name, layers and setting."""
-        return ("CrossInputFactor", *self.layers, self.setting)
-
-    def contribution(self, *captures: AnyCapture) -> Tensor:
-        """Sum over the batch."""
-        row, col = (_structured(c, self) for c in captures)
-        if self.setting == "reduce":
-            return pair_gram(row.a.mean(1), col.a.mean(1))
-        _check_aligned(row, col, self)
-        return pair_gram(row.a, col.a) / row.positions
+    def rows(self, capture: Capture) -> tuple[Tensor, float]:
+        """Inputs."""
+        return (capture.a.mean(1), 1.0) if self.setting == "reduce" else (capture.a, 1 / capture.positions)
 
 
-class CrossOutputFactor(Statistic):
+class CrossOutputFactor(_CrossFactor):
     """Cross moment of two layers' pseudo-gradients, (dg_row, dg_col)."""
 
-    def __init__(self, row: str, col: str, setting: Setting = "expand") -> None:
-        super().__init__(row, col)
-        self.setting = _check_setting(setting)
-
-    @property
-    def key(self) -> Hashable:
-        """Name, layers and setting."""
-        return ("CrossOutputFactor", *self.layers, self.setting)
-
-    def contribution(self, *captures: AnyCapture) -> Tensor:
-        """Sum over the batch and its vectors."""
-        row, col = (_structured(c, self) for c in captures)
-        if self.setting == "reduce":
-            return pair_gram(row.g.sum(2), col.g.sum(2))
-        _check_aligned(row, col, self)
-        return pair_gram(row.g, col.g)
+    def rows(self, capture: Capture) -> tuple[Tensor, float]:
+        """Pseudo-gradients of all vectors."""
+        return capture.g.sum(2) if self.setting == "reduce" else capture.g, 1.0
 
 
 class UnitBlocks(Statistic):
@@ -220,11 +97,11 @@ class UnitBlocks(Statistic):
         """Sum over the batch and its vectors."""
         capture = _structured(captures[0], self)
         if capture.factored:
-            work = torch.promote_types(capture.a.dtype, torch.float32)
-            return weighted_moments(capture.a[:, 0].to(work), capture.g[:, :, 0].to(work).square().sum(0))
+            capture = working(capture)
+            return weighted_moments(capture.a[:, 0], capture.g[:, :, 0].square().sum(0))
         da = capture.a.shape[-1]
         units = capture.gradients.unflatten(2, (-1, da)).flatten(0, 1).transpose(0, 1)  # (d_out, K N, da)
-        return units.transpose(1, 2) @ units
+        return gram(units)
 
 
 class Diagonal(Statistic):
@@ -277,18 +154,6 @@ class GradientSum(Statistic):
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
         return captures[0].sum()
-
-
-def update_all(statistics: Iterable[Statistic], batch: Batch) -> None:
-    """Feed one batch to all statistics."""
-    for statistic in statistics:
-        statistic.update(batch)
-
-
-def _check_setting(setting: str) -> Setting:
-    if setting not in SETTINGS:
-        raise ValueError(f"setting must be one of {', '.join(SETTINGS)}, got {setting!r}.")
-    return setting
 
 
 def _structured(capture: AnyCapture, statistic: Statistic) -> Capture:

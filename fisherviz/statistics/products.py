@@ -6,10 +6,15 @@ computed on one side of their diagonal. Results are sums over examples and vecto
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
+from fisherviz.operators.factorise import MIRRORED, symmetric
+
+C = TypeVar("C", Capture, GenericCapture)
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
@@ -19,17 +24,24 @@ OUTER_ENTRIES = 2**19
 """Entries of per-example outer products that are held at once."""
 _WHOLE_ENTRIES = 2**22
 """Diagonal blocks up to this many entries are expanded whole before they are written."""
-_STRIP = 128
-"""Least number of rows of a Gram matrix that are computed at once, from the diagonal to the right."""
+_STRIP = MIRRORED
+"""Least number of rows of a Gram matrix that are computed at once, from the diagonal to the right; others are multiples
+of it."""
+_STRIP_ENTRIES = 2**16
+"""Rows with fewer entries are multiplied whole: many small products cost more than half of a large one."""
 
 
 def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
-    """Second moment xᵀ x of rows (R, d), or (..., R, d), computing one triangle; added to `total` in place."""
+    """Second moment xᵀ x of rows (R, d), or (..., R, d), symmetric bit for bit; added to `total` in place.
+
+    Where it pays one triangle is computed, strip by strip, and mirrored.
+    """
     d = x.shape[-1]
-    if d <= 2 * _STRIP or x.shape[-2] < d // 2:  # few rows: writing two triangles costs more than it saves
-        return x.mT @ x if total is None else total.add_(x.mT @ x)
+    if d <= 2 * _STRIP or x.shape[-2] * d < _STRIP_ENTRIES:
+        product = symmetric(x.mT @ x)
+        return product if total is None else total.add_(product)
     out = x.new_empty(*x.shape[:-2], d, d) if total is None else total
-    width = max(_STRIP, min(3 * _STRIP, d // 6))
+    width = _STRIP * max(1, min(3, d // (6 * _STRIP)))
     for low in range(0, d, width):
         high = min(low + width, d)
         rows, strip = x[..., low:high].mT, out[..., low:high, low:]
@@ -39,8 +51,13 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
             torch.mm(rows, x[:, low:], out=strip)
         else:
             strip.addmm_(rows, x[:, low:])
-        out[..., high:, low:high] = out[..., low:high, high:].mT
-    return out
+    return symmetric(out)
+
+
+def working(capture: C) -> C:
+    """A capture in at least float32, which sums over examples are taken in."""
+    dtype = torch.promote_types(capture.tensors[0].dtype, torch.float32)
+    return type(capture)(*(t.to(dtype) for t in capture.tensors))
 
 
 def pair_gram(x: Tensor, y: Tensor) -> Tensor:
@@ -75,6 +92,8 @@ def weighted_moments(a: Tensor, weights: Tensor) -> Tensor:
     for i in range(0, da, step):
         weighted = (columns[i : i + step].unsqueeze(1) * rows).flatten(0, 1)
         part = (weighted @ a[:, i:]).unflatten(0, (-1, len(rows))).transpose(0, 1)
+        width = part.shape[1]
+        part[..., :width] = symmetric(part[..., :width])
         out[:, i : i + step, i:] = part
         out[:, i:, i : i + step] = part.mT
     return out

@@ -1,0 +1,134 @@
+"""A symmetric matrix with an operator for each pair of segments: what couples layers without further structure.
+
+Products and norms stay with the blocks. Solving is dense while that is small, and by conjugate gradients beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fisherviz.operators.base import NormOrder, Operator, Symmetric
+from fisherviz.operators.dense import Dense
+from fisherviz.operators.direct_sum import DirectSum
+from fisherviz.operators.inverse import Inverse
+from fisherviz.operators.lanczos import cg
+from fisherviz.operators.simple import Zero
+
+DENSE_SOLVE = 6000
+"""Matrices up to this size are solved by Cholesky, larger ones by conjugate gradients."""
+
+
+class BlockMatrix(Symmetric):
+    """A symmetric matrix of operators.
+
+    Args:
+        blocks: operators by (row, col) on and above the diagonal; those below are their transposes. Every diagonal
+            block is there, a pair that is not is zero.
+
+    Raises:
+        ValueError: when a diagonal block is missing, or a pair is given that stands below the diagonal.
+    """
+
+    def __init__(self, blocks: Mapping[tuple[int, int], Operator]) -> None:
+        self.blocks = dict(blocks)
+        count = 1 + max(col for _, col in self.blocks)
+        wrong = [(i, i) for i in range(count) if (i, i) not in blocks] + [(i, j) for i, j in blocks if i > j]
+        if wrong:
+            raise ValueError(
+                f"a BlockMatrix takes every diagonal block and pairs above the diagonal; look at {wrong[0]}."
+            )
+        self.sizes = [self.blocks[i, i].shape[0] for i in range(count)]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return sum(self.sizes), sum(self.sizes)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The blocks' tensors, those that blocks share once."""
+        return tuple({id(t): t for op in self.blocks.values() for t in op.tensors}.values())
+
+    def block(self, row: int, col: int) -> Operator:
+        """Return the block between two segments.
+
+        Args:
+            row: position of a segment.
+            col: position of another.
+
+        Returns:
+            The operator that was given, or its transpose, or a `Zero`.
+        """
+        if (row, col) in self.blocks:
+            return self.blocks[row, col]
+        if (col, row) in self.blocks:
+            return self.blocks[col, row].T
+        return Zero(self.sizes[row], self.sizes[col], self.dtype, self.device)
+
+    def _matmul(self, v: Tensor) -> Tensor:
+        parts = v.split(self.sizes)
+        out = [torch.zeros_like(part) for part in parts]
+        for (i, j), op in self.blocks.items():
+            if isinstance(op, Zero):
+                continue
+            out[i] += op @ parts[j]
+            if i != j:
+                out[j] += op.T @ parts[i]
+        return torch.cat(out)
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix."""
+        return dense_from_blocks(len(self.sizes), self.block)
+
+    def diagonal(self) -> Tensor:
+        """Return the main diagonal."""
+        return torch.cat([self.blocks[i, i].diagonal() for i in range(len(self.sizes))])
+
+    def scale(self, factor: float) -> BlockMatrix:
+        """Multiply by a number."""
+        return BlockMatrix({pair: op.scale(factor) for pair, op in self.blocks.items()})
+
+    def shifted(self, value: float) -> BlockMatrix:
+        """Add a multiple of the identity."""
+        return self.each(lambda op: op.shifted(value))
+
+    def each(self, function: Callable[[Operator], Operator]) -> BlockMatrix:
+        """Change the diagonal blocks; those between segments stay as they are."""
+        return BlockMatrix({(i, j): op.each(function) if i == j else op for (i, j), op in self.blocks.items()})
+
+    def _norm(self, order: NormOrder) -> float:
+        if order == "trace":
+            return sum(self.blocks[i, i].norm("trace") for i in range(len(self.sizes)))
+        if order == "fro":
+            return sum((1 if i == j else 2) * op.norm("fro") ** 2 for (i, j), op in self.blocks.items()) ** 0.5
+        return self._largest_eigenvalue()
+
+    @cached_property
+    def _dense(self) -> Dense:
+        return Dense(self.to_dense())
+
+    def inverse(self) -> Inverse:
+        """Return the inverse, whose products are solves."""
+        return Inverse(self, self.sizes, lambda: self._dense.inverse().M)
+
+    def _solve(self, v: Tensor) -> Tensor:
+        if all(i == j or isinstance(op, Zero) for (i, j), op in self.blocks.items()):
+            return DirectSum([self.blocks[i, i] for i in range(len(self.sizes))]).solve(v)
+        return self._dense.solve(v) if self.shape[0] <= DENSE_SOLVE else cg(self.__matmul__, v)
+
+
+def dense_from_blocks(count: int, block: Callable[[int, int], Operator]) -> Tensor:
+    """Write out a matrix of operators.
+
+    Args:
+        count: segments on either side.
+        block: (row, col) -> the operator between two segments.
+
+    Returns:
+        The matrix.
+    """
+    return torch.cat([torch.cat([block(i, j).to_dense() for j in range(count)], 1) for i in range(count)])
