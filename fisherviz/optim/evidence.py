@@ -36,8 +36,9 @@ def current_backward() -> int:
 
 
 def keeps_graph() -> bool:
-    """Whether the backward that runs leaves its graph for another one."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
+    """Whether the backward that runs leaves its graph for another one; True where an older torch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else ask()
 
 
 def destination(parameters: Iterable[nn.Parameter]) -> str:

@@ -205,7 +205,7 @@ class Watcher:
     def fire(self, key: int, gradient: Tensor) -> None:
         """A backward has reached an output: if it goes on to the layers' gradients, backpropagate our own vectors."""
         made = self._pending.get(key)
-        if made is None or made.output is None:
+        if made is None or made.output is None or self.paused:
             return
         z, retained = made.output, keeps_graph()
         if not retained:
@@ -213,8 +213,8 @@ class Watcher:
         way = destination(self._parameters)
         if not way and made.calls:
             return
-        if way == "accumulated":
-            self.drop(self.gradients.dropped())
+        if way == "accumulated" and (gone := self.gradients.dropped()):
+            self.drop(gone)
         made.retained = retained
         fresh: dict[str, AnyCapture] = {}
         vectors: dict[str, list[Tensor]] = {}
