@@ -204,6 +204,38 @@ def test_a_discriminator_does_not_notice_the_generator_s_steps(preset, frozen):
     assert_same(run(True), run(False), 1e-14)
 
 
+class Sequence(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(2, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x.unflatten(1, (2, 2)))[0][:, -1]
+
+
+@pytest.mark.filterwarnings("ignore:layers 'lstm' have no structure")
+@pytest.mark.parametrize("preset", ["kfac", "exact", "tengrad"])
+@pytest.mark.parametrize("how", ["model.zero_grad", "saliency"])
+def test_dropped_passes_of_layers_without_structure_never_happened(preset, how):
+    ends = []
+    for spoil in (False, True):
+        model = Sequence().double()
+        opt = PLAIN[preset](model)
+        for k in range(2):
+            x, y = data(12, seed=k)
+            if spoil and how == "saliency":
+                saliency_of = x.clone().requires_grad_()
+                torch.autograd.grad(model(saliency_of).sum(), saliency_of)
+            elif spoil:
+                F.cross_entropy(model(5 * x), y).backward()
+            opt.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            opt.step()
+        ends.append([p.detach() for p in model.parameters()])
+    assert_same(ends[1], ends[0], 1e-14)
+
+
 # ---- several backwards of one forward ------------------------------------------------------------------------------
 
 
@@ -244,6 +276,12 @@ def by_hand(model, opt, x, y):
         p.grad = g
 
 
+def by_hand_and_then_backward(model, opt, x, y):
+    loss = ((W1 + W2) * F.cross_entropy(model(x), y, reduction="none")).mean()
+    torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    loss.backward()
+
+
 def inputs_named(model, opt, x, y):
     loss = ((W1 + W2) * F.cross_entropy(model(x), y, reduction="none")).mean()
     loss.backward(inputs=list(model.parameters()))
@@ -263,8 +301,8 @@ def layer_by_layer(model, opt, x, y):
 WAYS = {
     f.__name__: f
     for f in (
-        two_losses, graph_never_freed, saliency_first, dropped_first, by_hand, inputs_named, create_graph,
-        layer_by_layer,
+        two_losses, graph_never_freed, saliency_first, dropped_first, by_hand, by_hand_and_then_backward,
+        inputs_named, create_graph, layer_by_layer,
     )
 }  # fmt: skip
 
