@@ -123,8 +123,9 @@ def test_forwards_under_functorch_are_skipped():
     assert_same(step_of(model, opt, (x, y)), step_of(other, two, (x, y)), 1e-15)
 
 
-@pytest.mark.parametrize("preset", ["foof", "kfac", "cw-ngd", "tengrad"])
+@pytest.mark.parametrize("preset", ["foof", "kfac"])
 def test_a_second_backward_through_the_same_graph_does_not_count_twice(preset):
+    """Where the Fisher is read from the user's own scores, they add up: test_optim_which_passes_count.py."""
     one, two = net(), net()
     opts = [PRESETS[preset](m, **({"kind": "exact"} if preset == "kfac" else {})) for m in (one, two)]
     x, y = data()

@@ -38,8 +38,18 @@ class Call:
         return self.x._version == self.version
 
 
-def no_hook(*args: Any, **kwargs: Any) -> None:
-    """What a hook of ours becomes in a copied or unpickled model: nothing."""
+def no_hook(module: torch.nn.Module, *rest: Any) -> None:
+    """What a hook of ours becomes in a copied or unpickled model: nothing, and gone once the module has run."""
+    if torch.compiler.is_compiling():
+        return
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook is no_hook]:
+            del hooks[key]
+            for marks in (
+                module._forward_pre_hooks_with_kwargs, module._forward_hooks_with_kwargs,
+                module._forward_hooks_always_called,
+            ):  # fmt: skip
+                marks.pop(key, None)
 
 
 def _dropped() -> Callable[..., None]:

@@ -12,6 +12,11 @@ for plain SGD. `T` is the number of steps between factorisations; the signatures
     TENGraD                    exact layer blocks by Woodbury
     SubsampledNaturalGradient  the whole Fisher or its layers by Woodbury, from `fisher_data=`
     KBFGS, HessianFree         need `step(closure)`
+
+A pass of the model counts if its gradient is in the step. Gradients that were dropped (`zero_grad()`, `p.grad = None`)
+take their pass with them, and what leaves none in `.grad` (a saliency map, a GAN's generator behind a frozen
+discriminator, evaluation) is no pass. Several backwards through one forward are one pass. A batch whose gradient is
+NaN may be skipped; if it is in the step, `step()` raises.
 """
 
 from fisherviz.optim.hessian_free import HessianFree

@@ -7,7 +7,7 @@ into the averages, and every T steps a snapshot of their means becomes the matri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -150,6 +150,16 @@ class Moments:
         for named in self.fresh:
             for statistic in named.values():
                 statistic.total, statistic.count = None, 0.0
+
+    def drop(self, names: Collection[str], examples: int) -> None:
+        """Forget what passes showed of the named layers; so many examples no longer count for any."""
+        for i, named in enumerate(self.fresh):
+            for key, statistic in named.items():
+                if any(name in names for name in statistic.layers):
+                    statistic.total, statistic.count = None, 0.0
+                    self._rows.pop((i, key), None)
+        self.window = [{k: v for k, v in captures.items() if k not in names} for captures in self.window]
+        self.examples -= examples
 
     # ---- a step
     # ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ and backwards (`watch`), averages from `moments`, solves from `preconditioner`; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -64,7 +65,8 @@ class NaturalGradient(torch.optim.Optimizer):
         samples: sampled labels per example for kind "mc".
         reduction: whether the Fisher is the "mean" or the "sum" over the step's examples.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll, for kind
-            "empirical", whose scores are read from that backward; None: 1/N. A loss multiplied by s by hand, its
+            "empirical", whose scores are read from that backward; None: 1 for an nn loss with reduction="sum",
+            otherwise 1/N. A loss multiplied by s by hand, its
             gradients divided again before the step, has c = s/N; a GradScaler, whose s changes, is refused.
         output: picks the output tensor from what the model returns.
         **options: of the approximation, such as setting="reduce".
@@ -140,9 +142,11 @@ class NaturalGradient(torch.optim.Optimizer):
         self._watcher: Watcher | None = None
         self._guesses_scale = False
         if self.layers:
+            if loss_scale is None and isinstance(likelihood, nn.Module):
+                loss_scale = 1.0 if getattr(likelihood, "reduction", "") == "sum" else None
             wanted = self._wanted(loss_scale)
             self._guesses_scale = wanted.scores and loss_scale is None
-            self._watcher = Watcher(model, self.layers, output, wanted, self._collect, self._describe)
+            self._watcher = Watcher(model, self.layers, output, wanted, self._collect, self._describe, self._drop)
 
     # ---- what passes show ----------------------------------------------------------------------------------
 
@@ -167,7 +171,8 @@ class NaturalGradient(torch.optim.Optimizer):
         )
 
     def _source(self) -> Source:
-        return make_source(self.likelihood, self.kind, self.samples, self.generator, lambda: self.k + 1)
+        me = weakref.proxy(self)  # the watcher keeps the source: no cycle keeps the optimizer
+        return make_source(self.likelihood, self.kind, self.samples, self.generator, lambda: me.k + 1)
 
     @property
     def _defers(self) -> bool:
@@ -193,10 +198,26 @@ class NaturalGradient(torch.optim.Optimizer):
 
     @timing.part("statistics")
     def _collect(self, made: Pass) -> None:
+        if all(made is not other for other in self._passes):
+            self._passes.append(made)
+        if not made.retained:
+            self._merge(made)
+            made.captures = {}
+
+    def _merge(self, made: Pass) -> None:
+        """Add a pass to the fresh sums, once no other backward can change what it showed."""
+        made.retained = False
         if self.moments is not None and self._captures:
             self.moments.collect(made.captures, made.examples)
-        made.captures = {}
-        self._passes.append(made)
+
+    def _drop(self, names: Collection[str]) -> None:
+        """Forget earlier passes for layers from whose `.grad` they are gone."""
+        for made in self._passes:
+            made.drop(names)
+        gone = sum(made.examples for made in self._passes if not made.layers and not made.retained)
+        self._passes = [made for made in self._passes if made.layers]
+        if self.moments is not None and self._captures:
+            self.moments.drop(names, gone)
 
     # ---- the step ------------------------------------------------------------------------------------------
 
@@ -247,7 +268,11 @@ class NaturalGradient(torch.optim.Optimizer):
         raise RuntimeError(settings.SCALED_CLOSURE if self._needs_closure else settings.SCALED)
 
     def _forget(self) -> None:
+        for made in self._passes:
+            made.drop(set(made.layers | set(made.captures)))
         self._passes = []
+        if self._watcher is not None:
+            self._watcher.gradients.forget()
         if self.moments is not None:
             self.moments.forget()
 
@@ -273,14 +298,19 @@ class NaturalGradient(torch.optim.Optimizer):
         if len(self._passes) > 1 and self._guesses_scale:
             say_once(settings.ACCUMULATED.format(len(self._passes)))
             self._guesses_scale = False
+        for made in self._passes:
+            if made.retained:
+                self._merge(made)
         refuse_thawed(self.param_groups, self._known)
         for layer in self._active():
             if not self._seen(layer):
                 raise RuntimeError(
                     f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the "
-                    "model in training mode ran it and was backpropagated. Call model.train() and the model itself "
-                    "(not a copy), create the optimizer before a compiled model first runs, pass checkpoint "
-                    "use_reentrant=False, or put the layer in a group with approximation='none'."
+                    "model in training mode ran it and was backpropagated to this gradient. Call model.train() and the "
+                    "model itself (not a copy), compute the loss from the tensor that output= picks as the model "
+                    "returned it (not inside forward: call Hugging Face's models without labels), create the "
+                    "optimizer before a compiled model first runs, pass checkpoint use_reentrant=False, or put the "
+                    "layer in a group with approximation='none'."
                 )
 
     def _seen(self, layer: Layer) -> bool:

@@ -1,15 +1,19 @@
 """What the optimizers see of the user's own training: forwards that were backpropagated, and what they show.
 
-Hooks sit on the model's output and on its structured modules; labels are sampled and backpropagated when the
-user's own
-backward reaches the output, to the layers' outputs only (DESIGN section 7). User gradients stay bitwise what
-they were.
+Hooks sit on the model's output and on its structured modules; labels are sampled and backpropagated when the user's own
+backward reaches the output, to the layers' outputs only (DESIGN section 7). User gradients stay bitwise what they were.
+
+Which passes count: those whose gradient is in the step, layer by layer. A backward that leaves nothing in `.grad` of
+the layers (`autograd.grad` of an input, another loss through frozen weights, another optimizer's sampling) is no pass
+and costs nothing. One whose gradients are gone (None, or zeros) when the next backward begins is forgotten with them.
+Two backwards through one forward are one pass whose scores add up as `.grad` does. Gradients that `autograd.grad`
+returned count as long as no backward leaves any in `.grad`: they are taken to be assigned by hand.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +22,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
-from fisherviz.capture.hooks import Call, Recorder, no_hook
+from fisherviz.capture.hooks import Call, Recorder
 from fisherviz.capture.per_example import per_example_gradients
 from fisherviz.network.batches import count_examples
-from fisherviz.network.guest import as_guest, eager, visiting
+from fisherviz.network.guest import as_guest, visiting
 from fisherviz.network.layers import Layer
+from fisherviz.optim.evidence import Gradients, State, destination, keeps_graph, state_of
+from fisherviz.optim.hooks import Ear, ModelHook, OutputHook, exchanged, weakly
 from fisherviz.optim.passes import Source, backpropagate, not_finite
 from fisherviz.support import timing
 
@@ -50,22 +56,6 @@ class Wanted:
     captures: bool = True
 
 
-class _Ear:
-    """Hears the gradient at one node's output in the user's backward, not in ours."""
-
-    def __init__(self, watcher: Watcher, index: int) -> None:
-        self.watcher, self.index = weakref.ref(watcher), index
-        self.gradient: Tensor | None = None
-        self.times = 0
-
-    def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
-        watcher, gradient = self.watcher(), gradients[self.index]
-        if watcher is None or watcher.sampling or gradient is None:
-            return
-        self.times += 1
-        self.gradient = gradient.detach()
-
-
 @dataclass(eq=False)
 class Pass:
     """One forward of the attached model in training mode, and what its backward showed.
@@ -73,8 +63,11 @@ class Pass:
     Attributes:
         examples: number N of examples.
         inputs: arguments of the forward, where wanted.
-        captures: by layer name, complete once the user's backward has ended.
-        local: rows a (R, da) and g (R, dg) with a gradient gᵀ a, by layer name, where heard exactly once.
+        ran: names of the structured layers that the forward ran.
+        layers: names of those that the pass counts for.
+        captures: of the layers that it counts for, complete once the user's backward has ended.
+        retained: whether the graph is there for another backward, which may add to the captures.
+        local: rows a (R, da) and g (R, dg) with a gradient gᵀ a, by layer name, of the last backward.
         bad: examples whose output is NaN or infinite; with any, nothing else is kept, and the step says so.
         gradients: `.grad` of each parameter and its version when the backward ended, if it began without one.
     """
@@ -83,13 +76,20 @@ class Pass:
     inputs: Inputs | None
     output: Tensor | None
     calls: dict[str, list[Call]]
-    ears: dict[str, list[_Ear]]
-    vectors: dict[str, list[Tensor]] = field(default_factory=dict)
+    ears: dict[str, list[Ear]]
+    ran: frozenset[str] = frozenset()
+    layers: set[str] = field(default_factory=set)
+    shown: dict[str, AnyCapture] | None = None
     captures: dict[str, AnyCapture] = field(default_factory=dict)
+    retained: bool = False
     local: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     gradients: dict[nn.Parameter, tuple[Tensor, int]] = field(default_factory=dict)
-    fresh: list[nn.Parameter] = field(default_factory=list)
     bad: int = 0
+
+    def drop(self, names: Collection[str]) -> None:
+        """Count no longer for these layers."""
+        self.layers.difference_update(names)
+        self.captures = {name: capture for name, capture in self.captures.items() if name not in names}
 
     def rows_behind(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
         """The layer's rows, if `.grad` still is what this pass's backward left, untouched (version counter)."""
@@ -100,49 +100,6 @@ class Pass:
         return self.local.get(layer.name)
 
 
-class _ModelHook:
-    """A hook on the root module that holds its watcher weakly; copies and pickles of the model carry `no_hook`."""
-
-    def __init__(self, watcher: Watcher, verb: str) -> None:
-        self.watcher, self.verb = weakref.ref(watcher), verb
-        self._tell = eager(_tell)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return no_hook
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_dropped, ())
-
-    def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        return self._tell(self.watcher(), self.verb, module, *rest)
-
-
-def _tell(watcher: Watcher | None, verb: str, module: nn.Module, *rest: Any) -> Any:
-    if watcher is None or module is not watcher.model:
-        return None
-    return getattr(watcher, verb)(*rest)
-
-
-def _dropped() -> Callable[..., None]:
-    return no_hook
-
-
-class _Fire:
-    """The hook on one output; the pass lives as long as this hook, that is, as the output's graph."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = weakref.ref(watcher)
-        self._call_back = eager(_call_back)
-
-    def __call__(self, gradient: Tensor) -> None:
-        self._call_back(self.watcher(), id(self), gradient)
-
-
-def _call_back(watcher: Watcher | None, key: int, gradient: Tensor) -> None:
-    if watcher is not None:
-        watcher.fire(key, gradient)
-
-
 class Watcher:
     """Watches one model's training.
 
@@ -151,8 +108,12 @@ class Watcher:
         layers: its layers; those that turn out to have no structure are made generic at the first pass.
         output: picks the output tensor from what the model returns.
         wanted: what a pass has to show.
-        consume: called with each pass when the user's backward has ended.
+        consume: called with each pass that counts when the user's backward has ended; a second backward through
+            the same forward brings the same pass again.
         describe: called before a pass is captured, with the calls of each layer and the output.
+        drop: called with the names of layers whose earlier passes no longer count.
+
+    The three are methods of the watcher's owner, which is held weakly.
     """
 
     def __init__(
@@ -163,20 +124,22 @@ class Watcher:
         wanted: Wanted,
         consume: Callable[[Pass], None],
         describe: Callable[[dict[str, list[Call]], Tensor], None],
+        drop: Callable[[Collection[str]], None],
     ) -> None:
         self.model, self.layers, self.output, self.wanted = model, tuple(layers), output, wanted
-        self.consume, self.describe = consume, describe
+        self.consume, self.describe, self.drop = weakly(consume), weakly(describe), weakly(drop)
+        self.gradients = Gradients(self.layers)
+        self._parameters = [p for layer in self.layers for p in layer.parameters.values()]
         self.recorder = Recorder(self.layers)
         self.recorder.attach()
-        self.sampling = False
         self.paused = False
         self.generic_diagonal = True
         """Whether per-example gradients of layers without structure are taken."""
         self._entered: Inputs | None = None
         self._pending: dict[int, Pass] = {}
         handles = [
-            model.register_forward_pre_hook(_ModelHook(self, "enter"), with_kwargs=True),
-            model.register_forward_hook(_ModelHook(self, "leave"), with_kwargs=True, always_call=True),
+            model.register_forward_pre_hook(ModelHook(self, "enter"), with_kwargs=True),
+            model.register_forward_hook(ModelHook(self, "leave"), with_kwargs=True, always_call=True),
         ]
         weakref.finalize(self, _detach, handles, self.recorder)
 
@@ -193,10 +156,10 @@ class Watcher:
         return (
             not self.paused
             and not visiting()
-            and not self.sampling
             and self.model.training
             and torch.is_grad_enabled()
             and torch._C._functorch.peek_interpreter_stack() is None
+            and any(p.requires_grad for p in self._parameters)
         )
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -212,21 +175,19 @@ class Watcher:
         if not z.requires_grad:
             return None
         clone = z.clone()
-        made = Pass(len(z) if z.dim() else 1, inputs, z, calls, {})
+        made = Pass(len(z) if z.dim() else 1, inputs, z, calls, {}, frozenset(calls))
         if self.wanted.local or self.wanted.scores:
             made.ears = {name: [self._listen(call) for call in each] for name, each in calls.items()}
-        hook = _Fire(self)
-        key = id(hook)
+        hook = OutputHook(self)
+        key = id(hook)  # unique as long as the hook lives
         self._pending[key] = made
         # a forward whose graph is dropped without a backward is forgotten with it
         weakref.finalize(hook, self._pending.pop, key, None)
         clone.register_hook(hook)
-        if output is z:
-            return clone
-        return pytree.tree_map(lambda leaf: clone if leaf is z else leaf, output)
+        return exchanged(output, z, clone)
 
-    def _listen(self, call: Call) -> _Ear:
-        ear = _Ear(self, call.edge.output_nr)
+    def _listen(self, call: Call) -> Ear:
+        ear = Ear(call.edge.output_nr)
         call.edge.node.register_prehook(ear)
         return ear
 
@@ -244,25 +205,37 @@ class Watcher:
 
     @timing.part("statistics")
     def fire(self, key: int, gradient: Tensor) -> None:
-        """The user's backward has reached an output: backpropagate our own vectors, once."""
-        made = self._pending.pop(key, None)  # once: a second backward through the same graph finds nothing
-        if made is None:
+        """A backward has reached an output: if it goes on to the layers' gradients, backpropagate our own vectors."""
+        made = self._pending.get(key)
+        if made is None or made.output is None or self.paused:
             return
-        z = made.output
-        assert z is not None
-        self.describe(made.calls, z)
-        made.bad = not_finite(z.detach())
-        if made.bad:
-            made.calls = {}
-        elif self.wanted.captures:
-            v = self._vectors(z.detach(), gradient.detach())
+        z, retained = made.output, keeps_graph()
+        if not retained:
+            del self._pending[key]
+        way = destination(self._parameters)
+        if not way and made.calls:
+            return
+        if way == "accumulated" and (gone := self.gradients.dropped()):
+            self.drop(gone)
+        made.retained = retained
+        fresh: dict[str, AnyCapture] = {}
+        vectors: dict[str, list[Tensor]] = {}
+        if made.shown is None or self.wanted.scores:
+            if made.shown is None:
+                self.describe(made.calls, z)
+            made.bad = not_finite(z.detach())
+            v = self._vectors(z.detach(), gradient.detach()) if self.wanted.captures and not made.bad else None
             if v is not None and not self.wanted.scores:
-                made.vectors = self._backward(z, made.calls, v)
+                vectors = self._backward(z, made.calls, v)
             if v is not None and self.generic_diagonal:
-                made.captures |= self.generic_captures(made, v)
-        made.fresh = [p for layer in self.layers for p in layer.parameters.values() if p.grad is None]
-        made.output = None
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: self._finish(made))
+                fresh = self.generic_captures(made, v)
+        for ears in made.ears.values():
+            for ear in ears:
+                ear.open()
+        before = self.gradients.states()
+        torch.autograd.Variable._execution_engine.queue_callback(
+            lambda: self._finish(made, way, before, fresh, vectors)
+        )
 
     def _vectors(self, z: Tensor, gradient: Tensor) -> Tensor | None:
         if self.wanted.scores:
@@ -278,11 +251,11 @@ class Watcher:
 
     def _backward(self, z: Tensor, calls: dict[str, list[Call]], v: Tensor) -> dict[str, list[Tensor]]:
         """Gradients (K, N, ...) of each vector's product with z at each call's output."""
-        self.sampling = True
+        self.paused = True
         try:
             return backpropagate(z, calls, v)
         finally:
-            self.sampling = False
+            self.paused = False
 
     def generic_captures(self, made: Pass, v: Tensor) -> dict[str, AnyCapture]:
         """Per-example gradients of the layers without structure."""
@@ -314,36 +287,73 @@ class Watcher:
         return self.pick(function(*inputs[0], **inputs[1]))
 
     @timing.part("statistics")
-    def _finish(self, made: Pass) -> None:
-        """The user's backward has ended: captures from what was recorded."""
-        for name, calls in made.calls.items():
-            layer = calls[0].layer
-            if not layer.structured:
-                continue
-            if not all(call.intact for call in calls):
-                raise RuntimeError(
-                    f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
-                )
-            ears = made.ears.get(name, [])
-            heard = [ear.gradient.unsqueeze(0) for ear in ears if ear.times == 1 and ear.gradient is not None]
-            exact = len(heard) == len(calls)
-            capture = self._capture(calls, made.vectors.get(name), heard if exact else None, made.examples)
-            if self.wanted.captures and capture is not None:
-                made.captures[name] = capture
-            half = any(call.x.dtype in (torch.float16, torch.bfloat16) for call in calls) or any(
-                g.dtype in (torch.float16, torch.bfloat16) for g in heard
+    def _finish(
+        self,
+        made: Pass,
+        way: str,
+        before: dict[nn.Parameter, State],
+        fresh: dict[str, AnyCapture],
+        vectors: dict[str, list[Tensor]],
+    ) -> None:
+        """The user's backward has ended: captures from what was recorded, for the layers that have its gradient."""
+        if not made.bad:
+            for name, calls in made.calls.items():
+                if calls[0].layer.structured:
+                    self._show(made, name, vectors.get(name), fresh)
+        if way == "returned":
+            mine = self.gradients.returned(made.ran)
+        else:
+            mine = self.gradients.written(before, made.ran)
+            self._note_rows(made, mine, before)
+        if self.wanted.scores:
+            fresh = {name: added(made.captures.get(name), capture) for name, capture in fresh.items()}
+        made.shown = fresh if made.shown is None or self.wanted.scores else made.shown
+        if mine:
+            # a layer without any gradient takes no part in the step, and its statistics go with the others'
+            counted = mine | (self.gradients.without() & (made.ran | set(made.shown)))
+            made.captures |= {name: capture for name, capture in made.shown.items() if name in counted}
+            made.layers |= mine
+        if not made.retained:
+            made.calls, made.ears, made.shown, made.output = {}, {}, {}, None
+            if not self.wanted.inputs:
+                made.inputs = None
+        if mine:
+            self.consume(made)
+
+    def _show(self, made: Pass, name: str, vectors: list[Tensor] | None, fresh: dict[str, AnyCapture]) -> None:
+        """What this backward showed at one structured layer."""
+        calls = made.calls[name]
+        layer = calls[0].layer
+        if not all(call.intact for call in calls):
+            raise RuntimeError(
+                f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
             )
-            if self.wanted.local and exact and heard and not half and layer.groups == 1:
-                a = capture.a if capture is not None else _inputs(calls)
-                g = capture_outputs(calls, heard)[0]
-                made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))
-        for p in made.fresh:
-            if p.grad is not None:
-                made.gradients[p] = (p.grad, p.grad._version)
-        made.calls, made.ears, made.vectors, made.fresh = {}, {}, {}, []
-        if not self.wanted.inputs:
-            made.inputs = None
-        self.consume(made)
+        heard = [ear.gradient.unsqueeze(0) for ear in made.ears.get(name, []) if ear.gradient is not None]
+        exact = len(heard) == len(calls)
+        first = made.shown is None
+        capture = (
+            self._capture(calls, vectors, heard if exact else None, made.examples)
+            if first or self.wanted.scores
+            else None
+        )
+        if self.wanted.captures and capture is not None:
+            fresh[name] = capture
+        half = any(x.dtype in (torch.float16, torch.bfloat16) for x in [*(call.x for call in calls), *heard])
+        if self.wanted.local and exact and heard and not half and layer.groups == 1:
+            a = capture.a if capture is not None else _inputs(calls)
+            g = capture_outputs(calls, heard)[0]
+            made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))
+        else:
+            made.local.pop(name, None)
+
+    def _note_rows(self, made: Pass, names: Collection[str], before: dict[nn.Parameter, State]) -> None:
+        """Note the gradients that are this backward's alone."""
+        for layer in self.layers:
+            if layer.name in names:
+                for p in layer.parameters.values():
+                    now = state_of(p)
+                    if before[p] is None and now is not None:
+                        made.gradients[p] = now
 
     def _capture(
         self, calls: list[Call], vectors: list[Tensor] | None, heard: list[Tensor] | None, n: int
@@ -356,6 +366,15 @@ class Watcher:
         if vectors is None:
             return Capture(a, a.new_empty(0, *a.shape[:-1], calls[0].layer.d_out // calls[0].layer.groups))
         return Capture(a, at_least_float32(capture_outputs(calls, vectors)))
+
+
+def added(one: AnyCapture | None, other: AnyCapture) -> AnyCapture:
+    """The capture of two backwards through one forward: their gradients add up."""
+    if isinstance(one, Capture) and isinstance(other, Capture):
+        return Capture(other.a, one.g + other.g)
+    if isinstance(one, GenericCapture) and isinstance(other, GenericCapture):
+        return GenericCapture(one.gradients + other.gradients)
+    return other
 
 
 def at_least_float32(x: Tensor) -> Tensor:
