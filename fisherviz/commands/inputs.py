@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz import datasets
+from fisherviz.support.choices import did_you_mean
 
 
 class OptionError(ValueError):
@@ -191,7 +192,7 @@ def load_data(name: str, examples: int | None, *, progress: bool = True) -> Data
         if not size:
             raise ValueError(
                 f"there is no data set {name!r}; choose one of {', '.join(datasets.names())}, "
-                "or write package.module:loader."
+                f"or write package.module:loader{did_you_mean(name, datasets.names())}"
             )
         found = imported(name)
         given = found() if callable(found) and not isinstance(found, torch.utils.data.Dataset) else found

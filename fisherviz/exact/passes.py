@@ -60,6 +60,9 @@ class Passes:
         self._weights = guest.fingerprint(probe.model)
         self._examples: int | None = None
         self._statistics: dict[Hashable, tuple[Statistic, int]] = {}
+        self.update_seconds: dict[Hashable, float] = {}
+        """What the updates of each collected statistic took, by its key."""
+        self._pass_seconds: dict[bool, float] = {}
         self._captures: dict[str, AnyCapture] | None = None
         self._ragged = False
         self._matrix: Tensor | None = None  # torch order
@@ -123,16 +126,20 @@ class Passes:
     def _pass(self, consume: Callable[[Batch], None], *, gradients: bool = True) -> None:
         """One pass over the data; captures stay in memory where they fit."""
         self.check_unchanged()
-        if self._captures is not None and not self._ragged:
+        if self._captures is not None and self.keeps_captures:
             consume(Batch(self._captures, self.examples))
             return
         kept: list[Batch] | None = [] if gradients else None
         vectors = self.vectors if gradients else NoVectors()
         held, limit, first = 0, keep_limit(self.probe.device), 0
 
+        looked, began, consumed = self.probe.looked, self._clock(), 0.0
+
         def take(batch: Batch) -> None:
-            nonlocal kept, held
+            nonlocal kept, held, consumed
+            start = self._clock()
             consume(batch)
+            consumed += self._clock() - start
             if kept is not None:
                 held += batch.bytes
                 kept = [*kept, batch] if held <= limit else None
@@ -140,6 +147,9 @@ class Passes:
         for inputs, targets in self.data:
             first += self.probe.capture(inputs, targets, vectors, take, first)
         self._examples = first
+        if looked:  # the first look is no part of a pass
+            spent = self._clock() - began - consumed
+            self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
         if kept and self._captures is None:
             made = {name: [batch.captures[name] for batch in kept] for name in self.space.names}
             self._ragged = any(ragged(captures) for captures in made.values())
@@ -163,10 +173,36 @@ class Passes:
             self.probe.look(inputs)
 
     def fresh(self) -> Self:
-        """The same Fisher with nothing computed yet, for timings that pay for their own passes."""
+        """The same Fisher with no statistic collected yet; what it collects goes with it. Kept captures are shared."""
         other = copy.copy(self)
-        other._statistics, other._captures, other._dense, other._factors = {}, None, None, {}
+        other._statistics, other.update_seconds = {}, {}
         return other
+
+    @property
+    def keeps_captures(self) -> bool:
+        """Whether further passes read the captures of an earlier one, and the network runs no more."""
+        return self._captures is not None and not self._ragged
+
+    def pass_seconds(self, gradients: bool) -> float:
+        """Seconds of one pass of captures, beside what is made of them; the best so far, or one made for this.
+
+        Args:
+            gradients: forward and backward of the kind's vectors; otherwise forward alone.
+
+        Returns:
+            Seconds.
+        """
+        if gradients not in self._pass_seconds:
+            self.look()
+            other = copy.copy(self)
+            other._captures = None
+            other._pass(lambda batch: None, gradients=gradients)
+        return min(self._pass_seconds[gradients], self._pass_seconds.get(True, float("inf")))  # forward is a part
+
+    def _clock(self) -> float:
+        if self.probe.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     @property
     def weight(self) -> float:
@@ -187,7 +223,17 @@ class Passes:
         fresh = {s.key: s for s in wanted if not self._knows(s.key)}
         if fresh:
             gradients = any(s.needs_gradients for s in fresh.values())
-            self._pass(lambda batch: update_all(fresh.values(), batch), gradients=gradients)
+            seconds = dict.fromkeys(fresh, 0.0)
+
+            def update(batch: Batch) -> None:
+                start = self._clock()
+                for key, statistic in fresh.items():
+                    statistic.update(batch)
+                    seconds[key] += (now := self._clock()) - start
+                    start = now
+
+            self._pass(update, gradients=gradients)
+            self.update_seconds |= seconds
             for key, statistic in fresh.items():
                 statistic.normalise()
                 self._statistics[key] = (statistic, _version_of(statistic))
@@ -250,12 +296,10 @@ class Passes:
         """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in."""
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = self._clock()
             for inputs, targets in self.data:
                 self.probe.loss_gradient(inputs, targets)
-            if self.probe.device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - start)
+            best = min(best, self._clock() - start)
         return best
 
 

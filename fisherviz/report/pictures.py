@@ -24,7 +24,7 @@ from matplotlib.style import context as style_context
 from PIL import Image
 
 from fisherviz import plotting
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.plotting import style
 from fisherviz.results.comparison import Comparison
 
@@ -94,7 +94,7 @@ def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
             info = plotting.pareto_info(comparison, metric, cost)
         except ValueError:
             continue
-        entry = glossary.metric(metric)
+        entry = metrics.metric(metric)
         front = [name for name, on in zip(info.methods, info.on_front, strict=True) if on]
         yield _chart(
             f"{prefix}front-{metric}", "front", 5.6, 3.9,
@@ -106,7 +106,7 @@ def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
         )  # fmt: skip
 
 
-def _error_name(entry: glossary.Metric) -> str:
+def _error_name(entry: metrics.Metric) -> str:
     return f"1 − {entry.label}" if entry.best == "one" else entry.title
 
 
@@ -117,7 +117,7 @@ def _matrices(comparison: Comparison, prefix: str) -> Iterator[Picture]:
         what = "damped inverse of the Fisher" if inverse else "Fisher"
         for method, png in _triptychs(comparison, ranked, inverse):
             found = method in errors
-            error = f": relative Frobenius error {glossary.show_number(errors[method])}" if found else ""
+            error = f": relative Frobenius error {metrics.show_number(errors[method])}" if found else ""
             yield Picture(
                 f"{prefix}{group}-{_file_name(method)}", group, f"{method}{error}",
                 f"Three heatmaps of absolute entries on one scale: exact {what}, its approximation {method}, "
@@ -174,7 +174,7 @@ def _layers(comparison: Comparison, prefix: str) -> Iterator[Picture]:
         rows = comparison.blocks(metric)
         if rows.empty or len(set(rows["row"])) < 2:
             continue
-        entry = glossary.metric(metric)
+        entry = metrics.metric(metric)
         yield _chart(
             f"{prefix}layers-{metric}", "layers", 5.7, 1.0 + 0.27 * len(set(rows["method"])),
             lambda ax, metric=metric: plotting.comparison(comparison, metric, ax=ax),
