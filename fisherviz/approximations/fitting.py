@@ -87,22 +87,23 @@ class Fit:
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - start
 
-    def supply(self, fisher: Fisher, replayed: bool) -> None:
+    def supply(self, fisher: Fisher, captures: Mapping[str, AnyCapture] | Exception, replayed: bool) -> None:
         """Give the recipe what it wants; of statistics that others wanted too, nothing is computed again."""
         assert self.wanted is not None
         wanted = list(self.wanted)
         try:
-            captures = fisher.example_space() if self.wanted.captures else {}
+            if self.wanted.captures and isinstance(captures, Exception):
+                raise captures
             held = iter(fisher.collect(wanted) if wanted else [])
-            found = Found([{key: next(held).mean for key in named} for named in self.wanted.statistics], captures)
+            means = [{key: next(held).mean for key in named} for named in self.wanted.statistics]
         except FAILURES as error:
             self.wanted, self.error = None, error
             return
         self.seconds += sum(fisher.update_seconds[key] for key in {statistic.key for statistic in wanted})
-        if not replayed and (wanted or captures):
-            gradients = bool(captures) or any(statistic.needs_gradients for statistic in wanted)
+        if not replayed and (wanted or self.wanted.captures):
+            gradients = self.wanted.captures or any(statistic.needs_gradients for statistic in wanted)
             self.seconds += fisher.pass_seconds(gradients)
-        self.go_on(fisher, found)
+        self.go_on(fisher, Found(means, {} if isinstance(captures, Exception) else captures))
 
 
 def run_together(fisher: Fisher, recipes: Sequence[Recipe]) -> list[Fit]:
@@ -118,21 +119,27 @@ def run_together(fisher: Fisher, recipes: Sequence[Recipe]) -> list[Fit]:
     fits = [Fit(recipe) for recipe in recipes]
     for fit in fits:
         fit.go_on(fisher)
-    replayed = False  # a round by itself would pay the first pass even where another call has kept the captures
+    replayed = False  # the first round counts its pass even where another call has kept the captures
     while waiting := [(fit, fit.wanted) for fit in fits if fit.wanted is not None]:
-        _pass(fisher, [wanted for _, wanted in waiting])
+        captures = _pass(fisher, [wanted for _, wanted in waiting])
         for fit, _ in waiting:
-            fit.supply(fisher, replayed)
+            fit.supply(fisher, captures, replayed)
         replayed = fisher.keeps_captures
     return fits
 
 
-def _pass(fisher: Fisher, wanted: Sequence[Wanted]) -> None:
-    """Collect everything at once; what fails here fails again, alone, where it was wanted."""
-    statistics = [statistic for each in wanted for statistic in each]
-    if any(each.captures for each in wanted):  # first, so that the statistics come from the captures of the same pass
-        with contextlib.suppress(*FAILURES):
-            fisher.example_space()
-    if statistics:
+def _pass(fisher: Fisher, wanted: Sequence[Wanted]) -> Mapping[str, AnyCapture] | Exception:
+    """Collect everything at once, captures first, so that the statistics come from the same pass; the captures.
+
+    Statistics that fail here fail again, alone, where they were wanted.
+    """
+    captures: Mapping[str, AnyCapture] | Exception = {}
+    if any(each.captures for each in wanted):
+        try:
+            captures = fisher.example_space()
+        except FAILURES as error:
+            captures = error
+    if statistics := [statistic for each in wanted for statistic in each]:
         with contextlib.suppress(*FAILURES):
             fisher.collect(statistics)
+    return captures
