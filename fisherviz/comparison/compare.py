@@ -73,12 +73,9 @@ def compare(
             _check_fitted(fisher, approximation)
     fisher.look()
     notes: list[str] = []
-    rule = as_damping(damping)
-    if rule is None:
-        mean = fisher.norm("trace") / fisher.shape[0]
-        rule = Tikhonov(_DEFAULT_DAMPING * mean)
-        notes.append(f"damping was not given: λ = {rule.value:.3g}, a hundredth of the Fisher's mean eigenvalue.")
-    strength = rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
+    rule, strength = strength_of(fisher, damping)
+    if damping is None:
+        notes.append(f"damping was not given: λ = {strength:.3g}, a hundredth of the Fisher's mean eigenvalue.")
     slope = _gradient(fisher, gradient, wanted, notes)
     unit = fisher.seconds_per_pass()
     small = fisher.shape[0] <= DENSE_PARAMETERS
@@ -112,6 +109,12 @@ def compare(
     frame = pd.DataFrame(rows, columns=["method", "row", "col", "metric", "value"])
     meta = _meta(fisher, rule, strength, unit, notes)
     return Comparison(frame, meta, measured.arrays)
+
+
+def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Damping, float]:
+    """The damping and its λ; without one, a hundredth of the Fisher's mean eigenvalue."""
+    rule = as_damping(damping) or Tikhonov(_DEFAULT_DAMPING * fisher.norm("trace") / fisher.shape[0])
+    return rule, rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
 
 
 def _fit(fisher: Fisher, chosen: Mapping[str, Approximation]) -> tuple[dict[str, Exception], list[str]]:

@@ -76,12 +76,12 @@ class Step:
     step: Tensor
     curvature: float
 
-    @cached_property
+    @property
     def slope(self) -> float:
         """∇hᵀ step."""
         return float(self.gradient @ self.step)
 
-    @cached_property
+    @property
     def best(self) -> float:
         """Twice what the exact step takes off the quadratic model."""
         return float(self.gradient @ self.exact)
@@ -185,27 +185,9 @@ class DensePair(Pair):
         self, exact: DenseExact, matrix: Tensor, damped: Tensor | None = None, cost: Cost | None = None
     ) -> None:
         self.exact, self.matrix, self.damped, self.cost = exact, matrix, damped, cost
-        self.size = exact.frobenius
-
-    @cached_property
-    def difference(self) -> Tensor:
-        """F - F̂."""
-        return self.exact.matrix - self.matrix
-
-    @cached_property
-    def error(self) -> float:  # type: ignore[override]
-        """‖F - F̂‖_F."""
-        return float(torch.linalg.matrix_norm(self.difference))
-
-    @cached_property
-    def inner(self) -> float:  # type: ignore[override]
-        """⟨F, F̂⟩."""
-        return float((self.exact.matrix * self.matrix).sum())
-
-    @cached_property
-    def own(self) -> float:  # type: ignore[override]
-        """‖F̂‖_F."""
-        return float(torch.linalg.matrix_norm(self.matrix))
+        self.difference = exact.matrix - matrix
+        self.size, self.inner = exact.frobenius, float((exact.matrix * matrix).sum())
+        self.error, self.own = (float(torch.linalg.matrix_norm(m)) for m in (self.difference, matrix))
 
     @cached_property
     def singular_values(self) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from fisherviz.approximations import FAILURES, KFAC, Approximation, fit_all, resolve
 from fisherviz.approximations.matrices import BlockDiagonal
 from fisherviz.approximations.registry import Method
-from fisherviz.comparison.compare import compare
+from fisherviz.comparison.compare import compare, strength_of
 from fisherviz.comparison.strengths import strengths
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.vectors import KINDS
@@ -159,13 +159,10 @@ class Monitor:
     def _looked(self, data: Any, step: int) -> list[Row]:
         generator = torch.Generator(device=self.probe.device).manual_seed((self.seed << 20) + step)
         fisher = self.probe.fisher(data, kind=self.kind, generator=generator)
-        rule = self._rule()
+        rule, strength = strength_of(fisher, self._rule())
         rows: list[Row] = []
         if self.optimizer is not None:
             rows += [(OPTIMIZER, WHOLE, name, value) for name, value in strengths(self.optimizer).items()]
-        if rule is None:
-            rule = Tikhonov(1e-2 * fisher.norm("trace") / fisher.shape[0])
-        strength = rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
         rows.append((EXACT, WHOLE, "damping", strength))
         found = fit_all(fisher, list(self._refit.values()))
         errors = {label: error for label, error in zip(self._refit, found, strict=True) if error is not None}

@@ -30,6 +30,7 @@ from fisherviz.results.comparison import Comparison
 
 LARGEST = 300_000  # bytes of one PNG inside the page
 DPI = 120
+DRAWN = ("relative_frobenius", "direction_cosine")  # the metrics that have charts
 _LOOK = {
     "font.size": 9.0, "axes.labelsize": 9.0, "axes.linewidth": 0.7, "svg.fonttype": "path",
     "svg.hashsalt": "fisherviz", "savefig.facecolor": "white",
@@ -89,7 +90,7 @@ def pictures(comparison: Comparison, prefix: str = "") -> Iterator[Picture]:
 
 def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
     cost = "passes" if comparison.whole("passes") else "seconds"
-    for metric in ("relative_frobenius", "direction_cosine"):
+    for metric in DRAWN:
         try:
             info = plotting.pareto_info(comparison, metric, cost)
         except ValueError:
@@ -170,7 +171,7 @@ def _spectra(comparison: Comparison, prefix: str) -> Iterator[Picture]:
 
 
 def _layers(comparison: Comparison, prefix: str) -> Iterator[Picture]:
-    for metric in ("relative_frobenius", "direction_cosine"):
+    for metric in DRAWN:
         rows = comparison.blocks(metric)
         if rows.empty or len(set(rows["row"])) < 2:
             continue

@@ -125,6 +125,8 @@ _MONITORED = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
 """Of a comparison, by name, in the order of tables."""
+BRIEF = tuple(metric.name for metric in _METRICS if metric.brief)
+"""Those that stand where there is room for a few only."""
 MONITORED: dict[str, Metric] = {metric.name: metric for metric in _MONITORED}
 """What a monitor records beside them."""
 
