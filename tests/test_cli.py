@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from typer.testing import CliRunner
 from fisherviz._version import __version__
 from fisherviz.approximations import approximations
 from fisherviz.cli import app
-from fisherviz.commands.inputs import OptionError, load_data, load_weights, one_sentence
+from fisherviz.commands.inputs import load_data, load_weights
 from fisherviz.results.comparison import load_comparison
+from fisherviz.support.errors import OptionError, one_sentence
 
 MODULE = """
 import torch
@@ -25,6 +28,9 @@ def build():
 
 def convolution():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 4, 3))
+
+def digits():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 4, 10))
 
 def pair():
     generator = torch.Generator().manual_seed(1)
@@ -297,6 +303,48 @@ def test_data_comes_in_any_of_its_forms(here):
     assert digits.likelihood == "categorical"
     with pytest.raises(OptionError, match="--data"):
         load_data("mynet:missing", None)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits:4"])
+def test_a_network_that_begins_with_a_convolution_gets_images(here, name):
+    import mynet
+
+    data = load_data(name, 30, progress=False)
+    side = 4 if ":" in name else 8
+    flat, targets = data.batches
+    images, same = data.shaped_for(mynet.convolution()).batches
+    assert torch.equal(images, flat.reshape(30, 1, side, side))
+    assert torch.equal(same, targets)
+    assert data.shaped_for(mynet.build()) is data
+    assert load_data("mynet:pair", 30).shaped_for(mynet.convolution()).batches[0].shape == (30, 6)
+
+
+def test_a_convolution_of_ones_own_is_reported_on_and_trained_on_the_packages_images(here):
+    options = ["--model", "mynet:digits", "--quiet"]
+    reported = call("report", *options, "--data", "digits:4", "--examples", 40, "--methods", "kfac", "--layers", "2")
+    assert reported.exit_code == 0, reported.output
+    trained = call("train", *options, "--dataset", "digits", "--size", 4, "--limit", 60, "--epochs", 1, "--out", "run")
+    assert trained.exit_code == 0, trained.output
+
+
+def test_every_command_raises_what_went_wrong_where_that_is_asked_for(here, monkeypatch):
+    wrong = {"report": ["--kind", "true"], "papers": ["--scale", "huge"], "train": ["--epochs", 0], "sweep": []}
+    assert set(wrong) == set(COMMANDS)
+    for command, arguments in wrong.items():
+        monkeypatch.delenv("FISHERVIZ_TRACEBACK", raising=False)
+        told = call(command, *arguments)
+        assert told.exit_code == 2
+        assert told.output.startswith("fisherviz: ")
+        assert len(told.output.splitlines()) == 1
+        monkeypatch.setenv("FISHERVIZ_TRACEBACK", "1")
+        assert isinstance(call(command, *arguments).exception, OptionError)
+
+
+def test_help_does_not_wait_for_what_only_some_commands_need():
+    heavy = ("matplotlib", "optuna", "sklearn", "fisherviz.papers", "fisherviz.plotting", "fisherviz.report")
+    code = f"import sys, fisherviz.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_long_messages_become_one_line():

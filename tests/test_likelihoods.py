@@ -179,5 +179,114 @@ def test_a_subclass_of_a_known_loss_is_not_taken_for_it():
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one():
-    with pytest.raises(ValueError, match="categorical"):
+    with pytest.raises(ValueError, match="did you mean 'categorical'"):
         fv.Probe(nets.mlp(2, 3), "categorial")
+
+
+# Which axis holds the classes
+
+
+class Rows(nn.Module):
+    """Outputs (N, 5, 4) of a linear layer at five positions; with the classes second, (N, 4, 5)."""
+
+    def __init__(self, second=False):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.second = second
+
+    def forward(self, x):
+        z = self.layer(x)
+        return z.mT if self.second else z
+
+
+@pytest.fixture
+def sequences():
+    torch.manual_seed(0)
+    return torch.randn(6, 5, 3, dtype=torch.float64), torch.randint(4, (6, 5))
+
+
+def brute_force(net, x, classes):
+    """Mean over examples of E[score scoreᵀ], position by position and label by label."""
+    parameters = list(net.parameters())
+    size = sum(p.numel() for p in parameters)
+    F = torch.zeros(size, size, dtype=torch.float64)
+    for n in range(len(x)):
+        z = net(x[n : n + 1])[0].movedim(classes, -1).reshape(-1, 4)
+        for row in z:
+            logs = row - row.logsumexp(0)
+            for c in range(4):
+                g = torch.cat([v.flatten() for v in torch.autograd.grad(logs[c], parameters, retain_graph=True)])
+                F += logs[c].exp().detach() * torch.outer(g, g)
+    return F / len(x)
+
+
+@pytest.mark.parametrize("kind", ["exact", "mc"])
+@pytest.mark.parametrize(
+    ("second", "likelihood", "instead"),
+    [
+        (False, fv.Categorical(class_axis=1), r"fv\.Categorical\(\)"),
+        (False, nn.CrossEntropyLoss(reduction="sum"), r"fv\.Categorical\(\)"),
+        (True, fv.Categorical(), r"fv\.Categorical\(class_axis=1\)"),
+        (True, "categorical", r"fv\.Categorical\(class_axis=1\)"),
+    ],
+)
+def test_targets_that_contradict_the_axis_of_the_classes_are_refused(sequences, kind, second, likelihood, instead):
+    f = fv.Probe(Rows(second).double(), likelihood).fisher(*sequences, kind=kind)
+    with pytest.raises(ValueError, match=rf"targets of shape \(6, 5\) .* pass {instead}"):
+        f.to_dense()
+
+
+def test_products_refuse_the_wrong_axis_too(sequences):
+    f = fv.Probe(Rows().double(), fv.Categorical(class_axis=1)).fisher(*sequences)
+    with pytest.raises(ValueError, match=r"say that the classes .* are on axis -1, not 1"):
+        f @ torch.ones(16, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("second", "axis"), [(False, -1), (True, 1)])
+@pytest.mark.parametrize("given", [True, False])
+def test_with_the_right_axis_the_fisher_sums_over_positions(sequences, second, axis, given):
+    net = Rows(second).double()
+    x, y = sequences
+    f = fv.Probe(net, fv.Categorical(class_axis=axis)).fisher(x, y if given else None)
+    assert_matches(f.to_dense(), brute_force(net, x, 1 if not second else 0), 1e-10)
+
+
+def test_images_of_logits_are_not_read_along_their_width():
+    torch.manual_seed(0)
+    net = nn.Conv2d(2, 3, 1).double()
+    x, y = torch.randn(4, 2, 5, 6, dtype=torch.float64), torch.randint(3, (4, 5, 6))
+    with pytest.raises(ValueError, match=r"pass fv\.Categorical\(class_axis=1\)"):
+        fv.Probe(net, "categorical").fisher(x, y).diagonal()
+
+
+def test_the_mean_over_positions_is_refused_with_both_axes(sequences):
+    with pytest.raises(ValueError, match=r"fv\.Categorical\(\) for .*fv\.Categorical\(class_axis=1\) for"):
+        fv.Probe(Rows().double(), nn.CrossEntropyLoss()).fisher(*sequences).to_dense()
+
+
+# Complex numbers
+
+
+class Wave(nn.Module):
+    """Real outputs from complex weights, or complex outputs from real ones."""
+
+    def __init__(self, complex_weights):
+        super().__init__()
+        dtype = torch.complex128 if complex_weights else torch.float64
+        self.weight = nn.Parameter(torch.ones(3, 2, dtype=dtype))
+
+    def forward(self, x):
+        z = x.to(self.weight.dtype) @ self.weight
+        return z.abs().square() if z.is_complex() else torch.complex(z, z)
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(ValueError, match="'weight' is complex; freeze it"):
+        fv.Probe(Wave(True), "gaussian")
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical", "bernoulli"])
+def test_complex_outputs_are_refused(likelihood):
+    f = fv.Probe(Wave(False), likelihood).fisher(torch.ones(4, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="the model's output is complex"):
+        f.to_dense()

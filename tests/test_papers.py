@@ -193,7 +193,7 @@ def test_the_command_names_its_exhibits():
     ("arguments", "message"),
     [
         (["--only", "kfac.fig99"], "--only: there is no exhibit 'kfac.fig99'"),
-        (["--scale", "huge"], "--scale: must be one of smoke, desk, paper, not 'huge'"),
+        (["--scale", "huge"], "--scale: scale must be one of smoke, desk, paper, got 'huge'"),
         (["--seed", "-1"], "--seed: must be from 0"),
         (["--device", "abacus"], "--device: "),
     ],

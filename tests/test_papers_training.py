@@ -106,6 +106,38 @@ def test_what_diverges_is_kept_as_such_and_counts_as_the_worst(tmp_path):
     assert trained(PROBLEM, SGD, {"lr": 1e30}, 4, 2, 0, run_at(tmp_path)) == found
 
 
+class Refusing(torch.optim.SGD):
+    """Fails at the second step, with weights that are finite or not."""
+
+    def __init__(self, params, error, spoil):
+        super().__init__(params, lr=0.1)
+        self.error, self.spoil, self.steps = error, spoil, 0
+
+    def step(self, closure):
+        self.steps += 1
+        loss = super().step(closure)
+        if self.steps == 2:
+            if self.spoil:
+                self.param_groups[0]["params"][0].data.fill_(math.nan)
+            raise {"value": ValueError, "run": RuntimeError, "zero": ZeroDivisionError}[self.error]("a mistake")
+        return loss
+
+
+@pytest.mark.parametrize("error", ["value", "run", "zero"])
+def test_an_error_in_a_trial_is_an_error_and_nothing_of_it_is_kept(tmp_path, error):
+    method = Method("refusing", f"{__name__}:Refusing", {"error": error, "spoil": False})
+    with pytest.raises((ValueError, RuntimeError, ZeroDivisionError), match="a mistake"):
+        trained(PROBLEM, method, {}, 4, 2, 0, run_at(tmp_path))
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("error", ["value", "run"])
+def test_an_optimizer_that_refuses_weights_that_are_not_finite_has_diverged(tmp_path, error):
+    method = Method("refusing", f"{__name__}:Refusing", {"error": error, "spoil": True})
+    found = trained(PROBLEM, method, {}, 4, 2, 0, run_at(tmp_path))
+    assert "step 2 met numbers that are not finite" in found["stopped"]
+
+
 def test_a_wrong_option_is_no_divergence():
     with pytest.raises(ValueError, match="speed"):
         trained(PROBLEM, SGD, {"speed": 1.0}, 1, 1, 0, run_at(None))

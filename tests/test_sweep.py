@@ -1,6 +1,8 @@
 """Sweeps: what they try, that they go on where they were stopped, and how the best are shown."""
 
 import importlib.util
+import subprocess
+import sys
 
 import matplotlib as mpl
 
@@ -9,13 +11,20 @@ mpl.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fisherviz import plotting
 from fisherviz.cli import app
 from fisherviz.results.run import load_run
+from fisherviz.support.errors import OptionError
 from fisherviz.training import sweep, train
-from fisherviz.training.space import Choices, Range, check, configure, grid, load_preset, make_space, presets
+from fisherviz.training.config import make_config
+from fisherviz.training.diagnosis import StoppedRun
+from fisherviz.training.optimizers import check_options
+from fisherviz.training.run import Session
+from fisherviz.training.space import Choices, Range, configure, grid, load_preset, make_space, presets
+from fisherviz.training.study import drawn
 from fisherviz.training.sweep import Sweep
 
 pytest.importorskip("optuna")
@@ -61,6 +70,9 @@ def test_values_are_lists_or_ranges(given, made):
         ({"out": ["a"]}, "cannot be varied"),
         ({"learning": [1]}, "no option of foof 'learning'"),
         ({"epochs": [0, 1]}, "epochs: "),
+        ({"damping": [1, -1]}, "optimizer_options: .*damping"),
+        ({"damping": [1.0, 2.0], "lr": [0.1, -0.1]}, "optimizer_options: .*lr"),
+        ({"lr": [0.1], "optimizer_options.lr": [0.2]}, "optimizer_options.lr is varied twice"),
     ],
 )
 def test_what_cannot_be_varied_is_refused_before_anything_runs(tmp_path, over, told):
@@ -69,12 +81,47 @@ def test_what_cannot_be_varied_is_refused_before_anything_runs(tmp_path, over, t
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"metric": "validation_acuracy"}, "metric: .*did you mean 'validation_accuracy'"),
+        ({"metric": "validation_squared_error"}, "metric: it must be one of train_loss, train_accuracy"),
+        ({"metric": "average_train_loss"}, "metric: "),
+        ({"sampler": "sobol"}, "sampler: it must be one of grid, random, tpe"),
+        ({"trials": 0}, "trials: it must be a positive whole number"),
+        ({"over": {"seed": [0, 1]}, "seeds": 2}, "seed is varied and seeds asks for several too"),
+    ],
+)
+def test_a_wrong_option_of_a_sweep_is_refused_before_anything_runs(tmp_path, options, told):
+    given = {"over": {"lr": [0.1]}} | options
+    with pytest.raises(OptionError, match=told):
+        sweep(SMALL, out=tmp_path / "sweep", **given)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({}, {"loss", "accuracy"}),
+        ({"averaging": 0.9}, {"loss", "accuracy"}),
+        ({"task": "autoencoder", "model": "shrestha-mlp"}, {"loss", "squared_error"}),
+    ],
+)
+def test_the_metrics_that_are_offered_are_those_at_the_end_of_a_run(tmp_path, fields, names):
+    config = make_config(SMALL, fields)
+    final = train(config, out=tmp_path / "run", quiet=True).summary["final"]
+    assert set(Session(config).metrics) == set(final) - {"step", "epoch", "examples"}
+    assert {f"train_{name}" for name in names} <= set(final)
+
+
 @pytest.mark.parametrize("name", presets())
 def test_the_shipped_grids_fit_their_optimizers(name):
     preset = load_preset(name)
     space = make_space(preset["over"])
     for optimizer in {"benzing": ("foof", "kfac"), "benzing-sgd": ("sgd",), "benzing-adam": ("adam",)}[name]:
-        check({"optimizer": optimizer}, space)
+        for point in grid(space):
+            config = configure({"optimizer": optimizer}, space, point)
+            check_options(config.optimizer, config.optimizer_options)
     for value in space["optimizer_options.lr"].values:
         mantissa = value / 10 ** np.floor(np.log10(value) + 1e-9)
         assert round(float(mantissa), 6) in (1.0, 3.0)
@@ -133,11 +180,47 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_one_that_was_not(tmp_path, sam
     with pytest.raises(Interrupted):
         sweep(SMALL, over, out=tmp_path / "sweep", study="reference", say=say, **options)
     again = sweep(SMALL, over, out=tmp_path / "sweep", study="reference", say=lines.append, **options)
-    if sampler == "grid":
-        drop = ["seconds", "run"]
-        pd.testing.assert_frame_equal(again.table.drop(columns=drop), reference.table.drop(columns=drop))
+    drop = ["seconds", "run"]
+    pd.testing.assert_frame_equal(again.table.drop(columns=drop), reference.table.drop(columns=drop))
     assert len(again.table) == 4
     assert len(lines) == 5  # the point that was interrupted at its end is told again
+
+
+KILLED = """
+import os, signal, sys
+from fisherviz.training import sweep
+
+lines = []
+
+def say(line):
+    lines.append(line)
+    if len(lines) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sweep({fields!r}, {{"lr": "1e-3..1e0"}}, sampler=sys.argv[1], trials=4, study="reference", out=sys.argv[2], say=say)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_killed_sweep_draws_the_points_of_one_that_was_not(tmp_path, sampler):
+    options = {"sampler": sampler, "trials": 4, "study": "reference"}
+    reference = sweep(SMALL, {"lr": "1e-3..1e0"}, out=tmp_path / "reference", **options)
+    command = [sys.executable, "-c", KILLED.format(fields=SMALL), sampler, str(tmp_path / "sweep")]
+    assert subprocess.run(command, capture_output=True).returncode == -9
+    again = sweep(SMALL, {"lr": "1e-3..1e0"}, out=tmp_path / "sweep", **options)
+    drop = ["seconds", "run"]
+    pd.testing.assert_frame_equal(again.table.drop(columns=drop), reference.table.drop(columns=drop))
+
+
+def test_random_points_are_log_uniform_and_hang_on_the_seed_alone():
+    space = make_space({"lr": "1e-3..1e0"})
+    logs = np.log10([point["optimizer_options.lr"] for point in drawn(space, 300, 0)])
+    assert drawn(space, 3, 0) == drawn(space, 5, 0)[:3] != drawn(space, 3, 1)
+    deviation = np.sqrt(3 * 3 / 12 / 300)
+    assert logs.min() >= -3
+    assert logs.max() <= 0
+    assert abs(logs.mean() + 1.5) < 4.5 * deviation
 
 
 def test_a_trial_that_another_worker_took_over_is_left_to_it(tmp_path):
@@ -176,6 +259,21 @@ def test_runs_that_stop_are_last_and_say_so(tmp_path):
     assert plotting.sweep_info(found).stopped == 1
 
 
+class Broken(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr)
+
+    def step(self, closure):
+        if self.param_groups[0]["lr"] == 0.5:
+            raise RuntimeError("a mistake")
+        return super().step(closure)
+
+
+def test_an_error_at_a_point_is_not_a_bad_value_but_ends_the_sweep(tmp_path):
+    with pytest.raises(StoppedRun, match=r"step 1 .*a mistake"):
+        sweep(SMALL | {"optimizer": f"{__name__}:Broken"}, {"lr": [0.1, 0.5]}, out=tmp_path / "sweep")
+
+
 def test_a_storage_that_cannot_be_used_is_named_without_its_password(tmp_path):
     if not (importlib.util.find_spec("psycopg") or importlib.util.find_spec("psycopg2")):
         pytest.skip("there is no PostgreSQL driver")
@@ -210,3 +308,7 @@ def test_the_command_writes_table_and_picture(tmp_path):
     wrong = CliRunner().invoke(app, ["sweep", "--over", "lrr=[1]", "--out", str(tmp_path / "other")])
     assert wrong.exit_code == 2
     assert "did you mean 'lr'" in wrong.output
+    twice = CliRunner().invoke(app, ["sweep", "--over", "lr=[1]", "--over", "lr=[2]", "--out", str(tmp_path / "other")])
+    assert twice.exit_code == 2
+    assert "--over: lr is given twice" in twice.output
+    assert not (tmp_path / "other").exists()

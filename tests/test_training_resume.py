@@ -91,6 +91,49 @@ def test_metrics_that_are_shorter_than_the_checkpoint_saw_are_refused(tmp_path):
         train(fields)
 
 
+@pytest.fixture
+def stopped(tmp_path):
+    """A run with a checkpoint, and the fields that continue it."""
+    run = train(SMALL, out=tmp_path / "run", quiet=True, epochs=1)
+    return run, SMALL | {"out": run.path, "quiet": True, "epochs": 2}
+
+
+def test_no_flipped_byte_of_a_checkpoint_loads(stopped):
+    run, fields = stopped
+    path = run.path / "checkpoint.pt"
+    whole = path.read_bytes()
+    places = {*range(0, len(whole), len(whole) // 40), *range(len(whole) - 80, len(whole))}
+    for place in sorted(places):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
+            train(fields)
+    path.write_bytes(whole)
+    assert train(fields).complete
+
+
+def test_a_checkpoint_without_a_checksum_loads(stopped, tmp_path):
+    run, fields = stopped
+    path = run.path / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["sealed"]
+    torch.save(state, path)
+    reference = train(SMALL, out=tmp_path / "reference", quiet=True, epochs=2)
+    assert_same(train(fields), reference)
+
+
+@pytest.mark.parametrize("longest", [0, 3000])
+def test_a_full_disk_is_told_with_the_path(tmp_path, longest):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (longest, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot be written \(.*\); make room or give another path") as told:
+            train(SMALL, out=tmp_path / "run", quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path / "run") in str(told.value)
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     fields = SMALL | {"optimizer": "foof", "out": tmp_path / "run"}
     run = train(fields, epochs=1)

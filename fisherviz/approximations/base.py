@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fisherviz.approximations.fitting import Recipe, Wanted, run_together
 from fisherviz.approximations.matrices import BlockDiagonal, LayeredMatrix
-from fisherviz.capture.structure import PathChanged, restarting
-from fisherviz.network.layers import Layer, Order, ParameterSpace
+from fisherviz.network.layers import Layer
+from fisherviz.network.space import Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
 from fisherviz.operators.damping import Damping
@@ -188,8 +188,8 @@ class Approximation(LayeredMatrix):
         out = []
         if generic := [layer.name for layer in fisher.space.layers if not self._handles(layer)]:
             out.append(f"no structure for layers {', '.join(map(repr, generic))}; the exact diagonal is taken there.")
-        if self.needs_chain and not fisher.probe.is_chain:
-            pairs = ", ".join(f"{a!r}-{b!r}" for a, b in fisher.probe.chain_pairs) or "none"
+        if self.needs_chain and not fisher.structure.is_chain:
+            pairs = ", ".join(f"{a!r}-{b!r}" for a, b in fisher.structure.neighbours) or "none"
             out.append(
                 f"the network is no chain of layers; coupled are those that are neighbours in execution: {pairs}."
             )
@@ -204,9 +204,9 @@ class Approximation(LayeredMatrix):
                 f"{self.name} couples the layers of a chain, and no layer here has a structure; use 'layer'."
             )
         with naming(self, "prepare"):
-            self.prepare(layers, fisher.probe.positions)
+            self.prepare(layers, fisher.structure.positions)
         with naming(self, "pairs"):
-            pairs = self.pairs(layers, fisher.probe.chain_pairs)
+            pairs = self.pairs(layers, fisher.structure.neighbours)
         wanted = [self.needs(layer) for layer in layers]
         with naming(self, "pair_statistics"):
             wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
@@ -299,8 +299,6 @@ def naming(approximation: Approximation, method: str) -> Iterator[None]:
     where = f"{own}.{method}{known}"
     try:
         yield
-    except PathChanged:
-        raise
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # meant for the user as they are
         if not type(approximation).__module__.startswith("fisherviz."):
             error.add_note(f"raised in {where}.")
@@ -309,7 +307,6 @@ def naming(approximation: Approximation, method: str) -> Iterator[None]:
         raise RuntimeError(f"{where} failed with {type(error).__name__}: {error}; correct it.") from error
 
 
-@restarting
 def fit_all(fisher: Fisher, approximations: Sequence[Approximation]) -> list[Exception | None]:
     """Fit approximations together: they share their passes over the data, and one that fails does not end the others.
 
@@ -321,7 +318,11 @@ def fit_all(fisher: Fisher, approximations: Sequence[Approximation]) -> list[Exc
         For each one what ended it, or None.
     """
     fisher.look()
-    fits = run_together(fisher, [approximation._recipe(fisher) for approximation in approximations])
+    while True:
+        layers = fisher.space.layers
+        fits = run_together(fisher, [approximation._recipe(fisher) for approximation in approximations])
+        if fisher.space.layers == layers:
+            break  # otherwise a pass has changed the layers' paths, and with them what is wanted
     for approximation, fit in zip(approximations, fits, strict=True):
         if fit.error is None:
             approximation._become(fit.result, fit.seconds)

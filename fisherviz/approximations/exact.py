@@ -9,6 +9,7 @@ from fisherviz.approximations.base import Approximation, Values
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.network.layers import Layer
 from fisherviz.operators import Dense, Operator
+from fisherviz.statistics.examples import Examples
 from fisherviz.statistics.moments import Block, Statistic
 from fisherviz.statistics.products import block
 
@@ -47,4 +48,4 @@ class LayerWise(Approximation):
         capture = values["capture"]
         if layer.size <= min(capture.vectors * capture.examples, MOST_DENSE_PARAMETERS):
             return Dense(block(capture, capture) / capture.examples)  # smaller than its Gram matrix
-        return ExampleSpace(capture, 1.0 / capture.examples)
+        return ExampleSpace(Examples([capture], 1.0 / capture.examples))

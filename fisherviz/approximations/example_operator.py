@@ -11,12 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture
-from fisherviz.exact.solving import DampedCholesky, woodbury_solve
 from fisherviz.operators import Dense, Operator, UnitBlocks, extreme_eigenvalues
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.factorise import SingularMatrixError, require_dense
-from fisherviz.statistics.examples import block_square_norm, columns_product, example_gram, rows_product
+from fisherviz.statistics.examples import Examples, Woodbury
+from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import block, weighted_moments, weighted_moments_square_norm
 
 _UNIT_ENTRIES = 2**26
@@ -24,18 +23,21 @@ _UNIT_ENTRIES = 2**26
 
 
 class ExampleSpace(Operator):
-    """s U Uᵀ + shift I, with U's columns the per-example gradients of a capture.
+    """s U Uᵀ + shift I, with U's columns the per-example gradients of a layer.
 
     Args:
-        capture: inputs and pseudo-gradients (or per-example gradients) of one layer.
-        factor: s, 1/N for a mean over examples.
+        examples: s U Uᵀ, over one layer.
         shift: damping that has been added.
     """
 
-    def __init__(self, capture: AnyCapture, factor: float, shift: float = 0.0) -> None:
-        self.capture = capture
-        self.factor = factor
-        self.shift = shift
+    def __init__(self, examples: Examples, shift: float = 0.0) -> None:
+        (self.capture,) = examples.captures
+        self.examples, self.shift = examples, shift
+
+    @property
+    def factor(self) -> float:
+        """S."""
+        return self.examples.scale
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,7 +55,7 @@ class ExampleSpace(Operator):
         return self
 
     def _matmul(self, v: Tensor) -> Tensor:
-        return self.factor * columns_product(self.capture, rows_product(self.capture, v)) + self.shift * v
+        return self.examples.product([v])[0] + self.shift * v
 
     def to_dense(self) -> Tensor:
         """The block; MemoryError where it is too large."""
@@ -68,22 +70,11 @@ class ExampleSpace(Operator):
 
     def scale(self, factor: float) -> ExampleSpace:
         """Times a number."""
-        return ExampleSpace(self.capture, self.factor * factor, self.shift * factor)
+        return ExampleSpace(Examples([self.capture], self.factor * factor), self.shift * factor)
 
     def shifted(self, value: float) -> ExampleSpace:
         """Plus a multiple of the identity; the Gram matrix is kept."""
-        out = ExampleSpace(self.capture, self.factor, self.shift + value)
-        if "_gram" in self.__dict__:
-            out.__dict__["_gram"] = self._gram
-        return out
-
-    @cached_property
-    def _gram(self) -> Tensor:
-        return example_gram(self.capture)
-
-    @cached_property
-    def _factor(self) -> DampedCholesky:
-        return DampedCholesky(self._gram, self.shift / self.factor, "the Gram matrix of the examples")
+        return ExampleSpace(self.examples, self.shift + value)
 
     def _norm(self, order: NormOrder) -> float:
         if order == "trace":
@@ -99,6 +90,10 @@ class ExampleSpace(Operator):
         """The dense inverse, where it fits."""
         return Dense(self.to_dense()).inverse()
 
+    @cached_property
+    def _woodbury(self) -> Woodbury:
+        return Woodbury(self.examples, self.shift)
+
     def _solve(self, v: Tensor) -> Tensor:
         if self.shift <= 0:
             raise SingularMatrixError(
@@ -108,16 +103,7 @@ class ExampleSpace(Operator):
                 1e-6 * float(self.diagonal().max()),
                 "it is solved in example space, where its rank is at most the number of gradients",
             )
-        plain = ExampleSpace(self.capture, self.factor)
-        return woodbury_solve(
-            self._factor,
-            v,
-            self.shift,
-            lambda x: rows_product(self.capture, x),
-            lambda w: columns_product(self.capture, w),
-            plain._matmul,
-            1 + self.factor * float(self._gram.diagonal().max()) / self.shift,
-        )
+        return self._woodbury.solve([v])[0]
 
 
 class ExampleUnits(Operator):

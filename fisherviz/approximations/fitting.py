@@ -83,7 +83,7 @@ class Fit:
             self.result = end.value
         except FAILURES as error:
             self.error = error
-        if fisher.probe.device.type == "cuda":
+        if fisher.network.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - start
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from fisherviz.approximations.base import Approximation, Values
 from fisherviz.approximations.kronecker import check_kfac_setting
 from fisherviz.approximations.matrices import FullMatrix, LayeredMatrix, TridiagonalInverse
-from fisherviz.network.layers import Layer, ParameterSpace
+from fisherviz.network.layers import Layer
+from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import BlockTridiagonal, Kronecker, Operator
 from fisherviz.statistics.moments import (
     CrossInputFactor,

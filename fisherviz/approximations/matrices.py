@@ -15,7 +15,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from fisherviz.network.layers import ORDERS, LayerInfo, Order, ParameterSpace
+from fisherviz.network.layers import LayerInfo
+from fisherviz.network.space import ORDERS, Order, ParameterSpace
 from fisherviz.operators import (
     BlockTridiagonal,
     Dense,
@@ -108,17 +109,9 @@ class LayeredMatrix(ABC):
             f"the dense {self.shape[0]:,} x {self.shape[1]:,} matrix",
             "ask for products or blocks instead",
         )
-        rows = [
-            torch.cat(
-                [
-                    self.space.reorder_block(self.operator(i, j).to_dense(), i, j, order)
-                    for j in range(len(self.space.layers))
-                ],
-                1,
-            )
-            for i in range(len(self.space.layers))
-        ]
-        return torch.cat(rows)
+        n = len(self.space.layers)
+        rows = [torch.cat([self.operator(i, j).to_dense() for j in range(n)], 1) for i in range(n)]
+        return self.space.reorder_unit_dense(torch.cat(rows), order)
 
     @overload
     def __matmul__(self, v: Tensor) -> Tensor: ...
@@ -159,12 +152,12 @@ class LayeredMatrix(ABC):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
         if v.is_complex():
             raise TypeError("a vector must be real, got a complex tensor; multiply its real and imaginary parts apart.")
-        model = self._like.dtype
-        # operators of half-precision models are float32, like their statistics
+        # operators of half-precision models are float32, like their statistics; a vector is handed back as it came
+        given = self._like.dtype if v.dtype == self._like.dtype else self._work
         v = v.detach().to(device=self._like.device, dtype=self._work)
         pieces = self.space.split(v)
         flat = v.dim() == 1
-        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(model)
+        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(given)
         return out[:, 0] if flat else out
 
     @property

@@ -95,6 +95,20 @@ class Capture:
             return (self.g[:, :, 0].square().sum(0).T @ self.a[:, 0].square()).reshape(-1)
         return self.gradients.square().sum((0, 1))
 
+    def sum(self) -> Tensor:
+        """Sum of the gradient over examples and vectors, (P,) in unit order."""
+        if self.grouped:
+            return self.gradients.sum((0, 1))
+        return (self.g.sum(0).flatten(0, 1).T @ self.a.flatten(0, 1)).reshape(-1)
+
+    def select_vectors(self, start: int, stop: int) -> Capture:
+        """Vectors start..stop."""
+        return Capture(self.a, self.g[start:stop])
+
+    def to(self, dtype: torch.dtype) -> Capture:
+        """In another precision."""
+        return Capture(self.a.to(dtype), self.g.to(dtype))
+
     def select(self, start: int, stop: int) -> Capture:
         """Examples start..stop."""
         return Capture(self.a[start:stop], self.g[:, start:stop])
@@ -145,6 +159,18 @@ class GenericCapture:
         """Sum over examples and vectors of each gradient entry's square, (P,)."""
         return self.gradients.square().sum((0, 1))
 
+    def sum(self) -> Tensor:
+        """Sum of the gradient over examples and vectors, (P,)."""
+        return self.gradients.sum((0, 1))
+
+    def select_vectors(self, start: int, stop: int) -> GenericCapture:
+        """Vectors start..stop."""
+        return GenericCapture(self.gradients[start:stop])
+
+    def to(self, dtype: torch.dtype) -> GenericCapture:
+        """In another precision."""
+        return GenericCapture(self.gradients.to(dtype))
+
     def select(self, start: int, stop: int) -> GenericCapture:
         """Examples start..stop."""
         return GenericCapture(self.gradients[:, start:stop])
@@ -156,17 +182,28 @@ AnyCapture = Capture | GenericCapture
 def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
     """One capture of all examples of several captures of the same layer.
 
-    Captures with different numbers of positions are padded with positions of zeros, which leave every gradient alone;
-    averages over positions must not be taken from the result (see `ragged`).
+    Captures with fewer vectors or positions than others are padded with zeros, which leave every gradient, and every
+    sum over them, alone; averages over positions must not be taken from the result (see `ragged`).
     """
     if len(captures) == 1:
         return captures[0]
+    vectors = max(c.vectors for c in captures)
     structured = [c for c in captures if isinstance(c, Capture)]
     if len(structured) < len(captures):
-        return GenericCapture(torch.cat([c.gradients for c in captures], 1))
-    widest = max(c.positions for c in structured)
-    padded = [c if c.positions == widest else _pad(c, widest) for c in structured]
-    return Capture(torch.cat([c.a for c in padded]), torch.cat([c.g for c in padded], 1))
+        return GenericCapture(torch.cat([_padded(c.gradients, 0, vectors) for c in captures], 1))
+    positions = max(c.positions for c in structured)
+    a = torch.cat([_padded(c.a, 1, positions) for c in structured])
+    return Capture(a, torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in structured], 1))
+
+
+def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
+    """Memory that one capture of them all holds at most."""
+    vectors, positions = max(c.vectors for c in captures), max(_positions(c) for c in captures)
+    return sum(c.bytes * vectors * positions // (max(c.vectors, 1) * _positions(c)) for c in captures)
+
+
+def _positions(capture: AnyCapture) -> int:
+    return capture.positions if isinstance(capture, Capture) else 1
 
 
 def ragged(captures: Sequence[AnyCapture]) -> bool:
@@ -174,12 +211,11 @@ def ragged(captures: Sequence[AnyCapture]) -> bool:
     return len({c.positions if isinstance(c, Capture) else -1 for c in captures}) > 1
 
 
-def _pad(capture: Capture, positions: int) -> Capture:
-    extra = positions - capture.positions
-    a, g = capture.a, capture.g
-    more_a = a.new_zeros(a.shape[0], extra, *a.shape[2:])
-    more_g = g.new_zeros(*g.shape[:2], extra, *g.shape[3:])
-    return Capture(torch.cat([a, more_a], 1), torch.cat([g, more_g], 2))
+def _padded(t: Tensor, axis: int, size: int) -> Tensor:
+    if t.shape[axis] == size:
+        return t
+    shape = (*t.shape[:axis], size - t.shape[axis], *t.shape[axis + 1 :])
+    return torch.cat([t, t.new_zeros(shape)], axis)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,75 +1,121 @@
 """Exact Fisher products on the network itself: one forward-mode pass, the output Fisher, one reverse pass.
 
 F v = Jᵀ F_R J v costs about 1.7 forward+backward passes whatever the layer's size; uᵀ F v needs forward passes only
-(K-FAC paper, appendix C). Relied on by `Fisher @ v` and `Fisher.quadratic`.
+(K-FAC paper, appendix C). Forward mode is wrong for some models (it ignores `torch.no_grad` and the padding rows of
+embeddings) and lacks some operations: it is believed where it agrees with reverse mode, which each product shows anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fisherviz.capture.look import TOLERANCE, noise
+from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified
-from fisherviz.network.batches import Inputs, move, select
-from fisherviz.network.guest import as_guest, check_modes
-from fisherviz.network.vectors import AnyVectors
-from fisherviz.probe import Probe
+from fisherviz.network.batches import Inputs, move
+from fisherviz.network.guest import as_guest
+
+OutputProduct = Callable[[Tensor, Tensor], Tensor]
+"""From an output z and a tangent t to F_R(z) t."""
 
 
-def fisher_product(
-    probe: Probe,
-    inputs: Inputs,
-    targets: Tensor | None,
-    vectors: AnyVectors,
-    tangents: Mapping[str, Tensor],
-    first: int,
-) -> tuple[dict[str, Tensor], int]:
+class Product(NamedTuple):
+    """Jᵀ u for u = F_R J v over a batch.
+
+    Attributes:
+        parts: by parameter name, in torch order.
+        form: uᵀ J v, which is vᵀ F v.
+        examples: number of examples.
+        agrees: whether uᵀ (J v), by forward mode, is (Jᵀ u)ᵀ v, by reverse mode.
+    """
+
+    parts: dict[str, Tensor]
+    form: float
+    examples: int
+    agrees: bool
+
+
+def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], output: OutputProduct) -> Product:
     """Sum over a batch of Jᵀ F_R J v.
 
     Args:
-        probe: the probe.
+        network: the network.
         inputs: the batch's inputs.
-        targets: its targets.
-        vectors: the kind of Fisher.
         tangents: v by parameter name.
-        first: position of the batch's first example.
+        output: gives F_R t.
 
     Returns:
-        The product by parameter name, and the number of examples.
+        The product, and whether forward mode can be believed for it.
     """
-    check_modes(probe.model)
-    inputs = move(inputs, probe.device)
-    with as_guest(probe.model):
-        leaves, z, t = _dual_output(probe, inputs, tangents)
-        _check(probe, z)
-        u = vectors.product(z.detach(), t.detach(), targets, first)
-        gradients = torch.autograd.grad(z, list(leaves.values()), u, allow_unused=True)
-    filled = {
+    inputs = move(inputs, network.device)
+    with as_guest(network.model):
+        leaves = {name: p.detach().requires_grad_() for name, p in network.parameters.items()}
+        z, t = _dual(network, inputs, leaves, tangents)
+        u = output(z.detach(), t.detach())
+        found = torch.autograd.grad(z, list(leaves.values()), u, allow_unused=True)
+    parts = {
         name: torch.zeros_like(leaf) if g is None else densified(g)
-        for (name, leaf), g in zip(leaves.items(), gradients, strict=True)
+        for (name, leaf), g in zip(leaves.items(), found, strict=True)
     }
-    return filled, len(z)
+    form = float((t.detach().double() * u.double()).sum())
+    reverse = sum(float((g * tangents[name]).sum(dtype=torch.float64)) for name, g in parts.items())
+    size = sum(_square(g) for g in parts.values()) * sum(_square(tangents[name]) for name in parts)
+    rounding = 1e3 * torch.finfo(z.dtype).eps * size**0.5
+    agrees = abs(form - reverse) <= TOLERANCE.get(z.dtype, 0.1) * abs(form) + rounding + 1e-30
+    return Product(parts, form, len(z), agrees)
 
 
-def _dual_output(
-    probe: Probe, inputs: Inputs, tangents: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Leaves, output z with its graph to them, and the tangent J v.
+def tangent(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Output z and its directional derivative J v for a batch, forward mode only."""
+    inputs = move(inputs, network.device)
+    with as_guest(network.model), torch.no_grad():
+        return _dual(network, inputs, {name: p.detach() for name, p in network.parameters.items()}, tangents)
+
+
+def try_forward_mode(network: Network, inputs: Inputs) -> bool:
+    """Whether uᵀ(J d) equals (Jᵀu)ᵀd on a batch for random u and d; the network keeps the answer.
+
+    u is dense, so that a fault in any example shows.
+    """
+    directions = {name: noise(p, i) for i, (name, p) in enumerate(network.parameters.items(), 1)}
+    try:
+        with warnings.catch_warnings():  # torch scripts its own derivatives when forward mode is first used
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+            made = product(network, inputs, directions, lambda z, t: t)
+            tangent(network, inputs, directions)
+        right = made.agrees
+    except (RuntimeError, NotImplementedError, TypeError):
+        right = False  # an operation without forward mode: products go through captures
+    network.note(forward_mode=right)
+    return right
+
+
+def _dual(
+    network: Network, inputs: Inputs, leaves: Mapping[str, Tensor], tangents: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Output z with its graph to the leaves, and the tangent J v.
 
     The level is left before the caller goes backward: the reverse pass must not drag tangents along.
     """
-    leaves = {name: p.detach().requires_grad_() for name, p in probe.parameters().items()}
     with forward_ad.dual_level(), _ConstantInputs():
-        duals = {name: forward_ad.make_dual(leaves[name], tangents[name]) for name in leaves}
-        z, t = forward_ad.unpack_dual(_functional(probe, duals, inputs))
-    return leaves, z, torch.zeros_like(z) if t is None else t
+        duals = {name: forward_ad.make_dual(leaf, tangents[name]) for name, leaf in leaves.items()}
+        z, t = forward_ad.unpack_dual(network.functional(duals, inputs))
+    network.likelihood.check_output(z)
+    if not bool(torch.isfinite(z).all()):
+        raise ValueError("NaN or infinite values in the output; check the data and the weights before probing.")
+    return z, torch.zeros_like(z) if t is None else t
+
+
+def _square(x: Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))
 
 
 class _ConstantInputs(TorchFunctionMode):
@@ -83,57 +129,3 @@ class _ConstantInputs(TorchFunctionMode):
             return func(*args)
         z = func(args[0], *(pair.primal for pair in pairs))
         return forward_ad.make_dual(z, func(args[0], *(pair.tangent for pair in pairs)))
-
-
-def output_tangent(probe: Probe, inputs: Inputs, tangents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Output z and its directional derivative J v for a batch, forward mode only."""
-    check_modes(probe.model)
-    inputs = move(inputs, probe.device)
-    with as_guest(probe.model), torch.no_grad(), forward_ad.dual_level(), _ConstantInputs():
-        duals = {name: forward_ad.make_dual(p.detach(), tangents[name]) for name, p in probe.parameters().items()}
-        z, t = forward_ad.unpack_dual(_functional(probe, duals, inputs))
-    _check(probe, z)
-    return z, torch.zeros_like(z) if t is None else t
-
-
-def forward_mode_is_right(probe: Probe, inputs: Inputs) -> bool:
-    """Whether uᵀ(J d) equals (Jᵀu)ᵀd on two examples of a batch.
-
-    Forward mode ignores `torch.no_grad` and padding rows of embeddings, and lacks some operations.
-    """
-    few = move(select(inputs, 0, 2), probe.device)
-    private = torch.Generator().manual_seed(1)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=private, dtype=torch.float64).to(like)
-
-    tangents = {name: noise(p) for name, p in probe.parameters().items()}
-    try:
-        with as_guest(probe.model):
-            z = probe.forward(few)
-            u = noise(z)
-            gradients = torch.autograd.grad(z, list(probe.parameters().values()), u, allow_unused=True)
-            leaves, again, t = _dual_output(probe, few, tangents)
-            torch.autograd.grad(again, list(leaves.values()), u, allow_unused=True)
-        output_tangent(probe, few, tangents)
-    except (RuntimeError, NotImplementedError, TypeError):
-        return False  # an operation without forward mode: products go through captures
-    pairs = [
-        (densified(g).double(), tangents[name].double())
-        for name, g in zip(tangents, gradients, strict=True)
-        if g is not None
-    ]
-    reverse = sum(float((g * d).sum()) for g, d in pairs)
-    size = sum(float(g.square().sum()) for g, _ in pairs) ** 0.5 * sum(float(d.square().sum()) for _, d in pairs) ** 0.5
-    tolerance = 1e-6 if z.dtype == torch.float64 else 5e-3
-    return abs(float((t.detach().double() * u.double()).sum()) - reverse) <= tolerance * size + 1e-30
-
-
-def _functional(probe: Probe, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-    return probe.call(lambda *args, **kwargs: functional_call(probe.model, dict(parameters), args, kwargs), inputs)
-
-
-def _check(probe: Probe, z: Tensor) -> None:
-    probe.likelihood.check_output(z)
-    if not bool(torch.isfinite(z).all()):
-        raise ValueError("NaN or infinite values in the output; check the data and the weights before probing.")

@@ -69,7 +69,7 @@ def _note(recorder: Recorder, layer: Layer, args: tuple[Any, ...], kwargs: dict[
         return
     x = args[0] if args else next(iter(kwargs.values()))
     source = x.grad_fn
-    x = x.detach().clone() if layer.clone_input else x.detach()
+    x = x.detach().clone() if layer.name in recorder.cloned else x.detach()
     recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
 
 
@@ -80,11 +80,13 @@ class Recorder:
         self.layers = tuple(layers)
         self.calls: list[Call] = []
         self.active = False
+        self.cloned: set[str] = set()
+        """Layers whose input is overwritten later in the forward pass, and noted as a copy."""
         self._handles: list[RemovableHandle] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy records for itself: it has no hooks on any model yet."""
-        return {"layers": self.layers, "calls": [], "active": False, "_handles": []}
+        return {**self.__dict__, "calls": [], "active": False, "_handles": []}
 
     @property
     def attached(self) -> bool:
@@ -98,6 +100,14 @@ class Recorder:
         for layer in self.layers:
             if layer.structured:
                 self._handles.append(layer.module.register_forward_hook(RecordHook(self, layer), with_kwargs=True))
+
+    def watch(self, layers: Sequence[Layer]) -> None:
+        """Record the calls of these layers from now on, hooks on where they were on."""
+        attached = self.attached
+        self.detach()
+        self.layers = tuple(layers)
+        if attached:
+            self.attach()
 
     def detach(self) -> None:
         """Take every hook off and forget what was recorded."""

@@ -6,50 +6,57 @@ Exact for whatever the model computes, tied parameters included; costs a per-exa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch import Tensor
+from torch.func import vjp, vmap
+from torch.utils import _pytree as pytree
 
-from fisherviz.network.batches import Inputs, select
+from fisherviz.capture.captures import AnyCapture, GenericCapture
+from fisherviz.capture.network import Network
+from fisherviz.network.batches import Inputs, count_examples, select
+from fisherviz.network.layers import Layer
+
+
+def generic_captures(
+    network: Network, layers: Sequence[Layer], inputs: Inputs, vectors: Tensor, *, one_at_a_time: bool | None = None
+) -> dict[str, AnyCapture]:
+    """Captures of layers without structure, by layer name.
+
+    Args:
+        network: the network.
+        layers: the layers.
+        inputs: a batch's inputs.
+        vectors: (K, N, ...) like the output.
+        one_at_a_time: loop over examples and vectors instead of batching them; None: as the structure says.
+    """
+    if one_at_a_time is None:
+        one_at_a_time = network.structure.one_at_a_time
+    parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
+    gradients = per_example_gradients(network, parameters, inputs, vectors, one_at_a_time)
+    return {
+        layer.name: GenericCapture(torch.cat([gradients[name].detach().flatten(2) for name in layer.parameters], 2))
+        for layer in layers
+    }
 
 
 def per_example_gradients(
-    model: nn.Module,
-    call: Callable[[Callable[..., Any], Inputs], Tensor],
-    parameters: Mapping[str, Tensor],
-    inputs: Inputs,
-    vectors: Tensor,
-    in_dims: Any,
-    one_at_a_time: bool = False,
+    network: Network, parameters: Mapping[str, Tensor], inputs: Inputs, vectors: Tensor, one_at_a_time: bool
 ) -> dict[str, Tensor]:
-    """Gradients of each vector's product with the output, for each example.
-
-    Args:
-        model: the model.
-        call: runs a model function on inputs and returns the output tensor (N, ...).
-        parameters: parameters by name.
-        inputs: a batch's inputs.
-        vectors: (K, N, ...) like the output.
-        in_dims: which leaves of the inputs carry examples (0 or None).
-        one_at_a_time: loop over examples and vectors instead of batching them with `vmap`.
-
-    Returns:
-        For each name a tensor (K, N, *shape).
-    """
+    """Gradients of each vector's product with the output, for each example: (K, N, *shape) by name."""
     if one_at_a_time:
-        return _one_at_a_time(model, call, parameters, inputs, vectors)
+        return _one_at_a_time(network, parameters, inputs, vectors)
     frozen = {name: p.detach() for name, p in parameters.items()}
+    n = count_examples(inputs)
+    in_dims = pytree.tree_map(
+        lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else None, inputs
+    )
 
     def one_example(x: Inputs, v: Tensor) -> dict[str, Tensor]:
-        single = torch.utils._pytree.tree_map(lambda leaf, d: leaf.unsqueeze(0) if d == 0 else leaf, x, in_dims)
-
-        def output(p: Mapping[str, Tensor]) -> Tensor:
-            return call(lambda *args, **kwargs: functional_call(model, dict(p), args, kwargs), single)[0]
-
-        pullback = vjp(output, frozen)[1]
+        single = pytree.tree_map(lambda leaf, d: leaf.unsqueeze(0) if d == 0 else leaf, x, in_dims)
+        pullback: Any = vjp(lambda p: network.functional(p, single)[0], frozen)[1]
         return vmap(lambda u: pullback(u)[0])(v)
 
     try:
@@ -57,7 +64,7 @@ def per_example_gradients(
             return vmap(one_example, in_dims=(in_dims, 1), out_dims=1, randomness="error")(inputs, vectors)
     except (RuntimeError, ValueError, NotImplementedError):
         # an operation that vmap cannot batch: one example and vector at a time, the same numbers
-        return _one_at_a_time(model, call, parameters, inputs, vectors)
+        return _one_at_a_time(network, parameters, inputs, vectors)
 
 
 @contextlib.contextmanager
@@ -75,16 +82,12 @@ def _without_fallback_warnings() -> Iterator[None]:
 
 
 def _one_at_a_time(
-    model: nn.Module,
-    call: Callable[[Callable[..., Any], Inputs], Tensor],
-    parameters: Mapping[str, Tensor],
-    inputs: Inputs,
-    vectors: Tensor,
+    network: Network, parameters: Mapping[str, Tensor], inputs: Inputs, vectors: Tensor
 ) -> dict[str, Tensor]:
     out = {name: p.new_zeros(*vectors.shape[:2], *p.shape) for name, p in parameters.items()}
     leaves = list(parameters.values())
     for n in range(vectors.shape[1]):
-        z = call(model, select(inputs, n, n + 1))
+        z = network.forward(select(inputs, n, n + 1))
         for k in range(vectors.shape[0]):
             gradients = torch.autograd.grad(z, leaves, vectors[k, n : n + 1], retain_graph=True, allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):

@@ -6,15 +6,14 @@ A flag that is not given leaves the file's value, or the field's default, alone.
 from __future__ import annotations
 
 import inspect
-import os
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
 
-from fisherviz.commands.inputs import one_sentence
+from fisherviz.commands.telling import told
+from fisherviz.support.errors import OptionError
 from fisherviz.training.config import Config, parse
 
 _SHORT = {"model_options": ("--model-option", "-M"), "optimizer_options": ("--optimizer-option", "-O")}
@@ -41,26 +40,11 @@ def with_flags(command: Callable[..., None], leave_out: Sequence[str] = ()) -> C
     return run
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Whatever fails inside is told in one sentence: exit code 2 for an option, 1 otherwise."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError, MemoryError, OSError, ImportError) as error:
-        if os.environ.get("FISHERVIZ_TRACEBACK"):
-            raise
-        typer.echo(f"fisherviz: {one_sentence(str(error)) or type(error).__name__}", err=True)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
-
-
 def _flag(name: str) -> inspect.Parameter:
     field = Config.model_fields[name]
     default = field.get_default(call_default_factory=True)
     names: list[str] = []
-    kind, shown = (
-        _plain(field.annotation),
-        str(default).lower() if isinstance(default, bool) else str(default),
-    )
+    kind, shown = (_plain(field.annotation), str(default).lower() if isinstance(default, bool) else str(default))
     if name in _SHORT:
         kind, names, shown = list[str], list(_SHORT[name]), ""
         text = f"{field.description} NAME=VALUE; may be repeated."
@@ -98,12 +82,14 @@ def assignments(flag: str, texts: Sequence[str]) -> Mapping[str, Any]:
     """NAME=VALUE texts as a mapping, values read as YAML.
 
     Raises:
-        ValueError: one has no "=".
+        ValueError: one has no "=", or a name comes twice.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"{flag}: {text!r} is no NAME=VALUE; write for example {flag} lr=0.1.")
+            raise OptionError(f"{flag}: {text!r} is no NAME=VALUE; write for example {flag} lr=0.1.")
+        if name.strip() in found:
+            raise OptionError(f"{flag}: {name.strip()} is given twice; leave one out.")
         found[name.strip()] = parse(value)
     return found

@@ -6,12 +6,8 @@ sentence that names the option to change (`OptionError`).
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,38 +17,10 @@ from torch import Tensor, nn
 
 from fisherviz import datasets
 from fisherviz.support.choices import did_you_mean
+from fisherviz.support.errors import OptionError, option
+from fisherviz.support.importing import imported
 
-
-class OptionError(ValueError):
-    """What is wrong with an option of a command, in one sentence that begins with the option."""
-
-
-@contextmanager
-def option(name: str) -> Iterator[None]:
-    """Whatever fails inside is told as a problem of one option.
-
-    Args:
-        name: of the option, for example "--weights".
-
-    Yields:
-        Nothing.
-
-    Raises:
-        OptionError: something failed.
-    """
-    try:
-        yield
-    except OptionError:
-        raise
-    except Exception as error:  # the code inside may be the user's own: anything can come out of it
-        told = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        raise OptionError(f"{name}: {one_sentence(told) or type(error).__name__}") from error
-
-
-def one_sentence(text: str, longest: int = 600) -> str:
-    """A message on one line, cut where it gets too long to read."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= longest else flat[: longest - 1] + "…"
+__all__ = ["Data", "OptionError", "load_data", "load_model", "load_weights", "option"]
 
 
 @dataclass(frozen=True)
@@ -73,32 +41,16 @@ class Data:
     dataset: datasets.Dataset | None = None
     notes: tuple[str, ...] = field(default=())
 
+    def shaped_for(self, model: nn.Module) -> Data:
+        """The same data; images of the package's own sets as a network that begins with a convolution takes them.
 
-def imported(name: str) -> Any:
-    """The object that `pkg.mod:attribute` names; modules in the current directory are found too.
-
-    Args:
-        name: module and attribute around a colon.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: the name has no colon, or the module has no such attribute.
-        ImportError: the module cannot be imported.
-    """
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise ValueError(f"{name!r} names nothing; write package.module:attribute.")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    found = importlib.import_module(module_name)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"the module {module_name!r} has no {attribute!r}.")
-        found = getattr(found, part)
-    return found
+        Args:
+            model: the network.
+        """
+        if self.dataset is None or self.dataset.shaped_for(model) is self.dataset:
+            return self
+        inputs, targets = self.batches
+        return replace(self, batches=(inputs.reshape(-1, *self.dataset.shape), targets))
 
 
 def load_model(name: str) -> nn.Module:

@@ -1,18 +1,23 @@
 """`fisherviz papers`: run exhibits of the papers, keep their pictures and claims, print the verdicts.
 
-The function is mounted in `cli`; heavy imports wait until it runs.
+Heavy imports wait until it runs.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fisherviz.commands.telling import told
+from fisherviz.support.choices import one_of
+from fisherviz.support.errors import OptionError, option
+from fisherviz.support.files import check_place
+
 if TYPE_CHECKING:
     from fisherviz.papers.claims import Outcome
-    from fisherviz.papers.registry import Exhibit
+    from fisherviz.papers.registry import Exhibit, Run
 
 EXAMPLE = "Example: fisherviz papers --only kfac.fig2 --only kfac.fig6 --out figures"
 
@@ -34,10 +39,9 @@ def papers(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no table.")] = False,
 ) -> None:
     """Measure the papers' figures and tables again, and put each claim next to what came out."""
-    from fisherviz.commands.inputs import OptionError, one_sentence, option
     from fisherviz.papers import registry
 
-    try:
+    with told():
         with option("--only"):
             chosen = registry.chosen(only)
         if list_:
@@ -49,28 +53,23 @@ def papers(
             outcome = registry.measure(one, run, out)
             if not quiet:
                 _show(one, outcome)
-    except (ValueError, TypeError, RuntimeError, MemoryError, OSError) as error:
-        typer.echo(f"fisherviz: {one_sentence(str(error)) or type(error).__name__}", err=True)
-        raise typer.Exit(2 if isinstance(error, OptionError) else 1) from None
     typer.echo(f"Wrote {out / 'claims.md'}")
 
 
-def _checked(scale: str, seed: int, device: str, out: Path, progress: bool) -> Any:
+def _checked(scale: str, seed: int, device: str, out: Path, progress: bool) -> Run:
     import torch
 
-    from fisherviz.commands.inputs import OptionError, option
     from fisherviz.papers.claims import load
     from fisherviz.papers.registry import SCALES, Run
 
-    if scale not in SCALES:
-        raise OptionError(f"--scale: must be one of {', '.join(SCALES)}, not {scale!r}.")
+    with option("--scale"):
+        one_of("scale", scale, SCALES)
     if not 0 <= seed < 2**63:
         raise OptionError(f"--seed: must be from 0 to below 2^63, not {seed}.")
     with option("--device"):
         torch.empty(0, device=device)
-    if out.exists() and not out.is_dir():
-        raise OptionError(f"--out: {out} is a file; give a folder.")
     with option("--out"):
+        check_place(out, directory=True)
         load(out)
     return Run(scale, seed, device, progress)
 

@@ -93,6 +93,7 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
         likelihoods.resolve(likelihood)
     model, settings = _network(job, data, say)
     model.to(device)
+    data = data.shaped_for(model)
     joint_layers = job.layers
     if job.model is None and job.layers is None:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

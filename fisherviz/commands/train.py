@@ -1,26 +1,19 @@
-"""`fisherviz train` and `fisherviz sweep`: from flags or a YAML file; the same command again continues.
-
-What goes wrong is told in one sentence: exit code 2 for an option, 1 for a run that could not go on.
-"""
+"""`fisherviz train`: from flags or a YAML file; the same command again continues."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from tqdm.auto import tqdm
 
-from fisherviz.commands.flags import assignments, with_flags
+from fisherviz.commands.flags import with_flags
 from fisherviz.training.config import make_config, read_config
-
-if TYPE_CHECKING:
-    from fisherviz.training.sweep import Sweep
 
 EXAMPLE = (
     "Example: fisherviz train --dataset digits --model kfac-mlp --optimizer foof -O lr=0.3 -O damping=1 "
-    "--epochs 10 "
-    "--seed 0 --out runs/foof"
+    "--epochs 10 --seed 0 --out runs/foof"
 )
 
 
@@ -44,73 +37,3 @@ def _train(
 
 train = with_flags(_train)
 train.__name__ = "train"
-
-
-SWEEP_EXAMPLE = (
-    "Example: fisherviz sweep --optimizer foof --over lr=[0.1,0.3,1] --over damping=1e-3..1e1 --sampler tpe "
-    "--trials 20 --epochs 5 --out sweeps/foof"
-)
-
-
-def _sweep(
-    fields: dict[str, Any],
-    config: Annotated[Path | None, typer.Option(help="YAML file of fields that stay the same.")] = None,
-    over: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What is varied: NAME=[VALUES] or NAME=LOW..HIGH; any field or option of the optimizer; repeated."
-        ),
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="A grid: benzing, benzing-sgd or benzing-adam.")] = None,
-    sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
-    trials: Annotated[int, typer.Option(help="Points of random and tpe.")] = 20,
-    metric: Annotated[
-        str | None,
-        typer.Option(help="Of the final evaluation, such as validation_accuracy.", show_default="train_loss"),
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs per point; judged by their mean.")] = 1,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="postgresql://... for many machines.", show_default="SQLite in the folder"),
-    ] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the study.", show_default="the folder's")] = None,
-    heartbeat: Annotated[int, typer.Option(help="Seconds between a worker's signs of life.")] = 10,
-) -> None:
-    """Train over a grid or at sampled points, and rank them; the same command again, or elsewhere, goes on."""
-    from fisherviz.plotting.sweeps import sweep_picture
-    from fisherviz.support import files
-    from fisherviz.training.sweep import sweep as run
-
-    fields = (read_config(config) if config is not None else {}) | fields
-    out, quiet = Path(fields.pop("out", "sweeps/sweep")), fields.pop("quiet", False)
-    found = run(
-        fields, assignments("--over", over or []), preset=preset, sampler=sampler, trials=trials, metric=metric,
-        seeds=seeds, out=out, storage=storage, study=study, heartbeat=heartbeat, say=None if quiet else typer.echo,
-    )  # fmt: skip
-    files.write_whole(out / "sweep.png", sweep_picture(found))
-    if not quiet:
-        _show(found)
-    typer.echo(f"Wrote {out / 'runs.csv'} and {out / 'sweep.png'}")
-
-
-def _show(found: Sweep) -> None:
-    """The best ten in the terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"best of {len(found.table)} by {found.metric}")
-    names = [name.split(".")[-1] for name in found.varied]
-    for head in (found.metric, "range", *names, "seconds"):
-        table.add_column(escape(head), justify="right")
-    for _, row in found.table.head(10).iterrows():
-        spread = "" if row["low"] == row["high"] else f"{row['low']:.4g}..{row['high']:.4g}"
-        value = "stopped" if row["stopped"] else f"{row['value']:.4g}"
-        cells = [value, spread, *(str(row[name]) for name in found.varied), f"{row['seconds']:.2f}"]
-        table.add_row(*map(escape, cells))
-    Console().print(table)
-
-
-sweep = with_flags(_sweep)
-sweep.__name__ = "sweep"

@@ -21,7 +21,7 @@ from fisherviz.comparison.dense import DenseComparison
 from fisherviz.comparison.measures import MEASURES, Cost
 from fisherviz.comparison.structured import StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
-from fisherviz.network.layers import ParameterSpace
+from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.results.comparison import EXACT, Comparison, row_label
 from fisherviz.results.metrics import check_metrics, needing
@@ -82,7 +82,7 @@ def compare(
     asked = sorted(wanted & needing("matrix", "damping")) if metrics is not None and not small else []
     if asked:
         size = _DENSE_COPIES * 8 * fisher.shape[0] ** 2
-        require(size, fisher.probe.device, f"the dense matrices for {', '.join(asked)}", "leave these metrics out")
+        require(size, fisher.network.device, f"the dense matrices for {', '.join(asked)}", "leave these metrics out")
     kind = DenseComparison if small or asked else StructuredComparison
     measured = kind(fisher, rule, strength, slope, wanted, metrics is not None)
     errors, said = _fit(fisher, chosen)
@@ -163,7 +163,7 @@ def _gradient(
             notes.append("directions are left out: the gradient is zero.")
         if flat.shape != (fisher.shape[0],):
             raise ValueError(f"gradient must have {fisher.shape[0]} entries, got shape {tuple(flat.shape)}.")
-        return flat.detach().to(fisher.probe.device)
+        return flat.detach().to(fisher.network.device)
     if not wanted & needing("direction"):
         return None
     if not fisher.data.certainly_without_targets and fisher.has_targets():

@@ -42,7 +42,7 @@ class DenseComparison:
         self.notes: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
         matrix = symmetrised(fisher.to_dense("unit").double())
-        slope = None if gradient is None else gradient.double()[self.space.index("unit").to(gradient.device)]
+        slope = None if gradient is None else gradient.double()[self.space.permutation("unit").to(gradient.device)]
         self.exact = DenseExact(matrix, True, strength, slope)
         n = len(self.space.layers)
         self.pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]

@@ -24,7 +24,7 @@ from fisherviz.operators import (
     UnitBlocks,
     Zero,
 )
-from fisherviz.statistics.examples import block_square_norm
+from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block
 
 if TYPE_CHECKING:

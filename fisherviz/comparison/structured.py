@@ -70,7 +70,7 @@ class StructuredComparison:
                     "directions are left out: the exact natural gradient needs a factorisation of size "
                     f"{min(self.space.size, fisher.columns):,}; ask for it with metrics=, or use fewer examples."
                 )
-        floor = (64 * torch.finfo(fisher.probe.dtype).eps) ** 0.5
+        floor = (64 * torch.finfo(fisher.probe.precision).eps) ** 0.5
         self.notes.append(
             f"relative_frobenius comes from a difference of squares: below {floor:.1g} it means nothing but 'small'."
         )
@@ -132,7 +132,7 @@ class StructuredComparison:
             difference,
             self.space.size,
             which="magnitude",
-            dtype=self.fisher.probe.dtype,
+            dtype=self.fisher.probe.precision,
             device=self.fisher.probe.device,
             tol=1e-4,
         )

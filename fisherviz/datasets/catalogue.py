@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherviz.datasets import curves as _curves
 from fisherviz.datasets import images as _images
 from fisherviz.datasets import locate as _locate
 from fisherviz.datasets import tables as _tables
 from fisherviz.datasets.raw import Raw
+from fisherviz.support.choices import one_of, unknown
 
 TASKS = ("classification", "regression", "autoencoder")
 
@@ -118,6 +119,16 @@ class Dataset:
             raise ValueError(f"{self.name!r} is a table and has no images; use its inputs as they are.")
         return self._map(lambda split: Split(split.inputs.reshape(-1, *self.shape), split.targets))
 
+    def shaped_for(self, model: nn.Module) -> Dataset:
+        """The same data, as `images` where the first module of a network takes nothing else.
+
+        Args:
+            model: a network that begins with a convolution or a normalisation of images, or any other.
+        """
+        first = next(module for module in model.modules() if not list(module.children()))
+        takes_images = isinstance(first, nn.Conv2d | nn.BatchNorm2d) and len(self.shape) == 3
+        return self.images() if takes_images and self.train.inputs.dim() == 2 else self
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dataset:
         """The same data on another device or in another floating-point type; labels stay integers."""
 
@@ -154,16 +165,10 @@ _IMAGES = ("classification", "autoencoder")
 _TABLE: dict[str, _Entry] = {
     "digits": _Entry(lambda task, seed, bar: _images.digits(), "1,797 handwritten digits, 8 x 8 (embedded)", _IMAGES),
     "mnist": _Entry(
-        lambda task, seed, bar: _images.mnist(bar),
-        "70,000 handwritten digits, 28 x 28",
-        _IMAGES,
-        _images.MNIST,
+        lambda task, seed, bar: _images.mnist(bar), "70,000 handwritten digits, 28 x 28", _IMAGES, _images.MNIST
     ),
     "fashion-mnist": _Entry(
-        lambda task, seed, bar: _images.fashion(bar),
-        "70,000 pieces of clothing, 28 x 28",
-        _IMAGES,
-        _images.FASHION,
+        lambda task, seed, bar: _images.fashion(bar), "70,000 pieces of clothing, 28 x 28", _IMAGES, _images.FASHION
     ),
     "ecoli": _Entry(
         lambda task, seed, bar: _tables.ecoli(seed, bar),
@@ -187,9 +192,7 @@ _TABLE: dict[str, _Entry] = {
         table=True,
     ),
     "curves": _Entry(
-        lambda task, seed, bar: _curves.curves(seed),
-        "30,000 drawn curves, 28 x 28 (generated)",
-        ("autoencoder",),
+        lambda task, seed, bar: _curves.curves(seed), "30,000 drawn curves, 28 x 28 (generated)", ("autoencoder",)
     ),
     "faces": _Entry(
         lambda task, seed, bar: _images.faces(task == "autoencoder", bar),
@@ -198,10 +201,7 @@ _TABLE: dict[str, _Entry] = {
         _images.FACES,
     ),
     "cifar10-subset": _Entry(
-        lambda task, seed, bar: _images.cifar_subset(bar),
-        "5,000 images of CIFAR-10, 32 x 32",
-        _IMAGES,
-        _images.CIFAR,
+        lambda task, seed, bar: _images.cifar_subset(bar), "5,000 images of CIFAR-10, 32 x 32", _IMAGES, _images.CIFAR
     ),
 }
 
@@ -301,8 +301,7 @@ def load(
     """
     entry = _entry(name)
     task = entry.tasks[0] if task is None else task
-    if task not in entry.tasks:
-        raise ValueError(f"{name!r} has no task {task!r}; task= must be one of {', '.join(entry.tasks)}.")
+    one_of(f"task of {name!r}", task, entry.tasks)
     if size is not None and (entry.table or size < 1):
         reason = "it is a table" if entry.table else "a size is at least 1"
         raise ValueError(f"size={size} does not go with {name!r}: {reason}; leave it out or choose another.")
@@ -351,7 +350,7 @@ def load(
 
 def _entry(name: str) -> _Entry:
     if name not in _TABLE:
-        raise ValueError(f"There is no data set {name!r}; it must be one of {', '.join(_TABLE)}.")
+        raise ValueError(unknown("data set", name, _TABLE))
     return _TABLE[name]
 
 

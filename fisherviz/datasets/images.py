@@ -101,10 +101,7 @@ def _fetch_faces() -> Mapping[str, bytes]:
 
 
 MNIST = Source(
-    "mnist",
-    tuple(f"mnist/{name}" for name in IDX_NAMES),
-    "yann.lecun.com/exdb/mnist",
-    lambda: _fetch_idx("mnist", 554),
+    "mnist", tuple(f"mnist/{name}" for name in IDX_NAMES), "yann.lecun.com/exdb/mnist", lambda: _fetch_idx("mnist", 554)
 )
 FASHION = Source(
     "fashion-mnist",

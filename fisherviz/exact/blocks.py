@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Batch, Capture
-from fisherviz.network.layers import Layer, ParameterSpace
+from fisherviz.network.space import ParameterSpace
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block, cross_block, gram, half_block, write_half
 
 
@@ -93,13 +93,13 @@ class JointBlocks:
         """The whole symmetric matrix in torch order, times `scale`."""
         example = next(iter(self.blocks.values()))
         out = example.new_empty(self.space.size, self.space.size)
-        offsets = self.space.offsets
         for i, j in list(self.blocks):
             units = self.blocks.pop((i, j))
-            above = out[offsets[i] : offsets[i + 1], offsets[j] : offsets[j + 1]]
-            self._write(above, units, i, j, scale)
+            self._write(out, units, i, j, scale, whole=True)
             if i != j:
-                out[offsets[j] : offsets[j + 1], offsets[i] : offsets[i + 1]] = above.T
+                for p in self.space.of(i):
+                    for q in self.space.of(j):
+                        out[q.flat, p.flat] = out[p.flat, q.flat].T
         return out
 
     def finish_block(self, scale: float) -> Tensor:
@@ -108,25 +108,15 @@ class JointBlocks:
         i, j = self.pair
         units = self.blocks.pop(self.pair)
         out = units.new_empty(self.space.sizes[i], self.space.sizes[j])
-        self._write(out, units, i, j, scale)
+        self._write(out, units, i, j, scale, whole=False)
         return out
 
-    def _write(self, out: Tensor, kept: Tensor, i: int, j: int, scale: float) -> None:
-        """Write a block as it was kept into a torch-order block (P_i, P_j)."""
+    def _write(self, out: Tensor, kept: Tensor, i: int, j: int, scale: float, *, whole: bool) -> None:
+        """Write a block as it was kept into a torch-order matrix; see `ParameterSpace.targets`."""
         row, col = self.space.layers[i], self.space.layers[j]
         if not {i, j} <= self.factored:
-            self.space.write_block(out, kept.view(*row.matrix_shape, *col.matrix_shape), i, j, scale)
+            self.space.write_block(out, kept.view(*row.matrix_shape, *col.matrix_shape), i, j, scale, whole=whole)
         elif i == j:
-            expand_half(kept, out, row, scale)
+            write_half(kept, self.space.targets(out, i, i, whole), *row.matrix_shape, scale)
         else:
-            self.space.write_block(out, kept.transpose(1, 2), i, j, scale)
-
-
-def expand_half(half: Tensor, out: Tensor, layer: Layer, scale: float) -> None:
-    """Write a half block into a torch-order diagonal block (P, P), times `scale`."""
-    targets = [
-        (out[rows, cols].unflatten(1, other_shape).unflatten(0, shape), inputs, others)
-        for rows, inputs, shape in layer.pieces
-        for cols, others, other_shape in layer.pieces
-    ]
-    write_half(half, targets, *layer.matrix_shape, scale)
+            self.space.write_block(out, kept.transpose(1, 2), i, j, scale, whole=whole)

@@ -9,23 +9,55 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, concatenate, ragged
-from fisherviz.capture.structure import restarting
-from fisherviz.exact.solving import DampedCholesky
+from fisherviz.capture.captures import AnyCapture, Batch, concatenate, concatenated_bytes, ragged
+from fisherviz.capture.look import look
+from fisherviz.capture.network import Network
+from fisherviz.capture.structure import PathChanged, Structure
+from fisherviz.capture.take import VectorSource, loss_gradient, take
 from fisherviz.network import guest
 from fisherviz.network.batches import Batches
-from fisherviz.network.layers import LayerInfo
+from fisherviz.network.layers import Layer, LayerInfo
+from fisherviz.network.space import ParameterSpace
 from fisherviz.network.vectors import EmpiricalVectors, NoVectors, WithScores, make_vectors
-from fisherviz.probe import Probe
-from fisherviz.statistics.moments import GradientSum, Statistic, update_all
+from fisherviz.operators.factorise import DampedCholesky
+from fisherviz.statistics import GradientSum, Statistic, update_all
+from fisherviz.statistics.examples import Examples, Woodbury
 from fisherviz.support.memory import human, keep_limit
 
 REDUCTIONS = ("mean", "sum")
+
+Consumer = Callable[[Batch], None]
+
+
+class View(Protocol):
+    """What a Fisher is taken of: a `Probe`."""
+
+    @property
+    def network(self) -> Network:
+        """The network with its probed layers."""
+
+
+@dataclass
+class _Kept:
+    """What earlier requests have left, valid for one set of paths."""
+
+    layers: tuple[Layer, ...]
+    statistics: dict[Hashable, tuple[Statistic, int]] = field(default_factory=dict)
+    captures: dict[str, AnyCapture] | None = None
+    ragged: bool = False
+    joint: dict[str, AnyCapture] | None = None
+    """Captures with the scores of the data's labels as the last vector."""
+    gradient: Tensor | None = None
+    """Summed over the examples, flat in torch order."""
+    matrix: Tensor | None = None
+    """Dense, in torch order; never handed out."""
+    solver: tuple[tuple[str, float], DampedCholesky | Woodbury] | None = None
 
 
 class Passes:
@@ -33,7 +65,7 @@ class Passes:
 
     def __init__(
         self,
-        probe: Probe,
+        probe: View,
         data: Any,
         targets: Tensor | None = None,
         *,
@@ -44,33 +76,37 @@ class Passes:
     ) -> None:
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
-        self.probe = probe
-        self.space = probe.space
+        self.probe: Any = probe
+        self.network = probe.network
         self.kind = kind
         self.samples = samples
         self.reduction = reduction
         if samples != 1 and kind in ("exact", "empirical"):
             raise ValueError(f"samples={samples!r} belongs to kind='mc'; kind={kind!r} draws no labels.")
-        self.vectors = make_vectors(probe.likelihood, kind, samples, generator, probe.device)
+        self.vectors = make_vectors(self.network.likelihood, kind, samples, generator, self.network.device)
         self.data = Batches(data, targets)
         if kind == "empirical" and self.data.certainly_without_targets:
             raise ValueError(
                 "kind='empirical' needs the data's labels; pass targets=, a tuple (inputs, targets) or batches of them."
             )
-        self._weights = guest.fingerprint(probe.model)
+        self._weights = guest.fingerprint(self.network.model)
         self._examples: int | None = None
-        self._statistics: dict[Hashable, tuple[Statistic, int]] = {}
         self.update_seconds: dict[Hashable, float] = {}
         """What the updates of each collected statistic took, by its key."""
         self._pass_seconds: dict[bool, float] = {}
-        self._captures: dict[str, AnyCapture] | None = None
-        self._ragged = False
-        self._matrix: Tensor | None = None  # torch order
-        self._dense_version = 0
-        self._factors: dict[tuple[str, float], DampedCholesky] = {}
-        self._largest: float | None = None
+        self.__kept = _Kept(self.network.layers)
 
     # ---- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def structure(self) -> Structure:
+        """What is known of the network: the layers' paths, positions, neighbours."""
+        return self.network.structure
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The probed parameters as one vector."""
+        return self.network.space
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,14 +116,13 @@ class Passes:
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
         """What the probed layers are, in torch order."""
-        return self.probe.layers
+        return tuple(layer.info() for layer in self.network.layers)
 
     @property
-    @restarting
     def examples(self) -> int:
         """Number N of examples; counting them may take a pass."""
         if self._examples is None:
-            self._pass(lambda batch: None, gradients=False)
+            self._pass(lambda: lambda batch: None, gradients=False)
         assert self._examples is not None
         return self._examples
 
@@ -97,91 +132,109 @@ class Passes:
         return 1.0 / self.examples if self.reduction == "mean" else 1.0
 
     @property
+    def weight(self) -> float:
+        """What means over examples are multiplied with: 1 for "mean", N for "sum"."""
+        return 1.0 if self.reduction == "mean" else float(self.examples)
+
+    @property
     def weights_fingerprint(self) -> str:
         """Digest of the model's parameters and buffers."""
         return guest.digest(self._weights)
 
     @property
-    def _dense(self) -> Tensor | None:
-        """The dense matrix in torch order, if made and not modified since it was handed out."""
-        if self._matrix is not None and _version(self._matrix) != self._dense_version:
-            self._matrix = None
-        return self._matrix
-
-    @_dense.setter
-    def _dense(self, matrix: Tensor | None) -> None:
-        self._matrix = matrix
-        self._dense_version = 0 if matrix is None else _version(matrix)
+    def _kept(self) -> _Kept:
+        """What is kept; nothing where another Fisher of the same probe has changed the layers' paths since."""
+        if self.__kept.layers != self.network.layers:
+            self.__kept = _Kept(self.network.layers)
+        return self.__kept
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
     def check_unchanged(self) -> None:
         """Raise RuntimeError if the model's weights are not those that this Fisher was made for."""
-        if guest.fingerprint(self.probe.model) != self._weights:
+        if guest.fingerprint(self.network.model) != self._weights:
             raise RuntimeError(
                 "the model changed since this Fisher was made (its parameters or buffers differ); "
                 "make a new one with probe.fisher(...)."
             )
 
-    def _pass(self, consume: Callable[[Batch], None], *, gradients: bool = True) -> None:
-        """One pass over the data; captures stay in memory where they fit."""
+    def _pass(self, begin: Callable[[], Consumer], *, gradients: bool = True) -> None:
+        """One pass over the data; captures stay in memory where they fit.
+
+        Args:
+            begin: gives what consumes the batches; asked again where the pass starts anew.
+            gradients: whether vectors are backpropagated.
+        """
         self.check_unchanged()
-        if self._captures is not None and self.keeps_captures:
-            consume(Batch(self._captures, self.examples))
+        kept = self._kept
+        if kept.captures is not None and self.keeps_captures:
+            begin()(Batch(kept.captures, self.examples))
             return
-        kept: list[Batch] | None = [] if gradients else None
-        vectors = self.vectors if gradients else NoVectors()
-        held, limit, first = 0, keep_limit(self.probe.device), 0
+        found = self._over(self.vectors if gradients else NoVectors(), begin, keep=gradients)
+        if found is not None:
+            self._kept.captures, self._kept.ragged = found
 
-        looked, began, consumed = self.probe.looked, self._clock(), 0.0
+    def _over(
+        self, vectors: VectorSource, begin: Callable[[], Consumer], *, keep: bool, labels: bool = False
+    ) -> tuple[dict[str, AnyCapture], bool] | None:
+        """Hand all batches to a consumer; the captures of all examples, and whether they are ragged, where they fit.
 
-        def take(batch: Batch) -> None:
-            nonlocal kept, held, consumed
+        The one place that starts again: where a layer turns out to have no structure, what was summed is worth nothing.
+        """
+        while True:
+            try:
+                return self._once(vectors, begin(), keep, labels)
+            except PathChanged as changed:
+                self.network.settle(changed.structure)
+
+    def _once(
+        self, vectors: VectorSource, consume: Consumer, keep: bool, labels: bool
+    ) -> tuple[dict[str, AnyCapture], bool] | None:
+        held: list[Batch] | None = [] if keep else None
+        size, limit, first = 0, keep_limit(self.network.device), 0
+        looked, began, consumed = self.structure.looked, self._clock(), 0.0
+
+        def hand(batch: Batch) -> None:
+            nonlocal held, size, consumed
             start = self._clock()
             consume(batch)
             consumed += self._clock() - start
-            if kept is not None:
-                held += batch.bytes
-                kept = [*kept, batch] if held <= limit else None
+            if held is not None:
+                size += batch.bytes
+                held = [*held, batch] if size <= limit else None
 
         for inputs, targets in self.data:
-            first += self.probe.capture(inputs, targets, vectors, take, first)
-        self._examples = first
-        if looked:  # the first look is no part of a pass
-            spent = self._clock() - began - consumed
-            self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
-        if kept and self._captures is None:
-            made = {name: [batch.captures[name] for batch in kept] for name in self.space.names}
-            self._ragged = any(ragged(captures) for captures in made.values())
-            self._captures = {name: concatenate(captures) for name, captures in made.items()}
-
-    def pass_with_scores(self, consume: Callable[[Batch], None]) -> None:
-        """One pass that backpropagates the data's scores beside the kind's vectors, as the last one."""
-        self.check_unchanged()
-        vectors = WithScores(self.vectors, EmpiricalVectors(self.probe.likelihood))
-        first = 0
-        for inputs, targets in self.data:
-            if targets is None:
+            if labels and targets is None:
                 raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
-            first += self.probe.capture(inputs, targets, vectors, consume, first)
+            first += take(self.network, inputs, targets, vectors, hand, first)
         self._examples = first
+        if looked and not labels:  # the first look is no part of a pass
+            spent, gradients = self._clock() - began - consumed, not isinstance(vectors, NoVectors)
+            self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
+        if not held:
+            return None
+        made = {name: [batch.captures[name] for batch in held] for name in self.space.names}
+        if sum(concatenated_bytes(captures) for captures in made.values()) > limit:
+            return None  # batches of different lengths, padded to the longest
+        uneven = any(ragged(captures) for captures in made.values())
+        return {name: concatenate(captures) for name, captures in made.items()}, uneven
 
     def look(self) -> None:
-        """Make sure that the probe has seen the model run: the layers' paths and positions are known."""
-        if not self.probe.looked:
+        """Make sure that the network has been seen running: the layers' paths and positions are known."""
+        if not self.structure.looked:
             inputs, _ = next(iter(self.data))
-            self.probe.look(inputs)
+            look(self.network, inputs)
 
     def fresh(self) -> Self:
         """The same Fisher with no statistic collected yet; what it collects goes with it. Kept captures are shared."""
         other = copy.copy(self)
-        other._statistics, other.update_seconds = {}, {}
+        other.__kept, other.update_seconds = replace(self._kept, statistics={}), {}
         return other
 
     @property
     def keeps_captures(self) -> bool:
         """Whether further passes read the captures of an earlier one, and the network runs no more."""
-        return self._captures is not None and not self._ragged
+        return self._kept.captures is not None and not self._kept.ragged
 
     def pass_seconds(self, gradients: bool) -> float:
         """Seconds of one pass of captures, beside what is made of them; the best so far, or one made for this.
@@ -194,76 +247,78 @@ class Passes:
         """
         if gradients not in self._pass_seconds:
             self.look()
-            other = copy.copy(self)
-            other._captures = None
-            other._pass(lambda batch: None, gradients=gradients)
+            self._over(self.vectors if gradients else NoVectors(), lambda: lambda batch: None, keep=False)
         return min(self._pass_seconds[gradients], self._pass_seconds.get(True, float("inf")))  # forward is a part
 
     def _clock(self) -> float:
-        if self.probe.device.type == "cuda":
+        if self.network.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    @property
-    def weight(self) -> float:
-        """What means over examples are multiplied with: 1 for "mean", N for "sum"."""
-        return 1.0 if self.reduction == "mean" else float(self.examples)
-
-    def collect(self, statistics: Iterable[Statistic]) -> list[Statistic]:
+    def collect(self, statistics: Iterable[Statistic] | Callable[[], Iterable[Statistic]]) -> list[Statistic]:
         """Feed statistics by one pass over the data; those already known are not computed again.
 
         Args:
-            statistics: what is wanted.
+            statistics: what is wanted, or what gives it for the layers' present paths.
 
         Returns:
             Statistics of the same keys, in the same order, holding the means over all examples. Approximations share
             them without a copy; one that somebody modified is computed anew.
         """
-        wanted = list(statistics)
-        fresh = {s.key: s for s in wanted if not self._knows(s.key)}
-        if fresh:
-            gradients = any(s.needs_gradients for s in fresh.values())
-            seconds = dict.fromkeys(fresh, 0.0)
-
-            def update(batch: Batch) -> None:
-                start = self._clock()
-                for key, statistic in fresh.items():
-                    statistic.update(batch)
-                    seconds[key] += (now := self._clock()) - start
-                    start = now
-
-            self._pass(update, gradients=gradients)
-            self.update_seconds |= seconds
-            for key, statistic in fresh.items():
-                statistic.normalise()
-                self._statistics[key] = (statistic, _version_of(statistic))
-        else:
+        ask = statistics if callable(statistics) else lambda given=list(statistics): given
+        wanted = list(ask())
+        if all(self._knows(s.key) for s in wanted):
             self.check_unchanged()
-        return [self._statistics[s.key][0] for s in wanted]
+            return [self._kept.statistics[s.key][0] for s in wanted]
+        fresh: dict[Hashable, Statistic] = {}
+
+        def begin() -> Consumer:
+            nonlocal wanted, fresh
+            wanted = list(ask())
+            fresh = {s.key: s.empty() for s in wanted if not self._knows(s.key)}
+            self.update_seconds |= dict.fromkeys(fresh, 0.0)
+            return update
+
+        def update(batch: Batch) -> None:
+            start = self._clock()
+            for key, statistic in fresh.items():
+                statistic.update(batch)
+                self.update_seconds[key] += (now := self._clock()) - start
+                start = now
+
+        self._pass(begin, gradients=any(s.needs_gradients for s in wanted if not self._knows(s.key)))
+        for key, statistic in fresh.items():
+            statistic.normalise()
+            self._kept.statistics[key] = (statistic, _version_of(statistic))
+        return [self._kept.statistics[s.key][0] for s in wanted]
 
     def _knows(self, key: Hashable) -> bool:
-        if key not in self._statistics:
+        if key not in self._kept.statistics:
             return False
-        statistic, version = self._statistics[key]
+        statistic, version = self._kept.statistics[key]
         return version == _version_of(statistic)
 
-    @restarting
     def example_space(self) -> dict[str, AnyCapture]:
         """Captures of all examples by layer name.
 
         Raises:
             MemoryError: they do not fit in a quarter of the free memory.
         """
-        if self._captures is None:
-            self._pass(lambda batch: None)
+        if self._kept.captures is None:
+            self._pass(lambda: lambda batch: None)
         else:
             self.check_unchanged()
-        if self._captures is None:
+        captures = self._kept.captures
+        if captures is None:
             raise MemoryError(
                 f"the inputs and pseudo-gradients of {self.examples:,} examples exceed the "
-                f"{human(keep_limit(self.probe.device))} meant for them; use fewer examples, or kind='mc'."
+                f"{human(keep_limit(self.network.device))} meant for them; use fewer examples, or kind='mc'."
             )
-        return self._captures
+        return captures
+
+    def in_example_space(self) -> Examples:
+        """The Fisher as F = s U Uᵀ."""
+        return Examples(list(self.example_space().values()), self.scale)
 
     @property
     def columns(self) -> int:
@@ -271,11 +326,12 @@ class Passes:
         capture = next(iter(self.example_space().values()))
         return capture.vectors * capture.examples
 
+    # ---- the data's gradient ---------------------------------------------------------------------------------------
+
     def has_targets(self) -> bool:
         """Whether every batch of the data carries targets; looks at one batch after the other until one has none."""
         return all(targets is not None for _, targets in self.data)
 
-    @restarting
     def gradient(self) -> Tensor:
         """Gradient of the data's mean (or summed) negative log-likelihood, flat in torch order, (P,).
 
@@ -283,30 +339,61 @@ class Passes:
             ValueError: the data has no targets.
         """
         self.check_unchanged()
-        sums = [GradientSum(name) for name in self.space.names]
-        score, first = EmpiricalVectors(self.probe.likelihood), 0
-        for inputs, targets in self.data:
-            if targets is None:
-                raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
-            first += self.probe.capture(inputs, targets, score, lambda batch: update_all(sums, batch), first)
-        self._examples = first
-        return self.space.join([s.total for s in sums if s.total is not None]) * self.scale
+        if self._kept.gradient is None:
+            self._sum_scores(EmpiricalVectors(self.network.likelihood), keep=False)
+        gradient = self._kept.gradient
+        assert gradient is not None
+        return gradient * self.scale
+
+    def with_scores(self) -> Examples | None:
+        """Kind's vectors and, as the last one, the scores of the data's labels, by one pass; None if they do not fit.
+
+        Captures and gradient stay for later requests.
+        """
+        self.check_unchanged()
+        kept = self._kept
+        if kept.joint is None:
+            vectors = WithScores(self.vectors, EmpiricalVectors(self.network.likelihood))
+            found = self._sum_scores(vectors, keep=True)
+            if found is None:
+                return None
+            kept = self._kept
+            kept.joint, kept.ragged = found
+            kept.captures = {name: c.select_vectors(0, c.vectors - 1) for name, c in kept.joint.items()}
+        return Examples(list(kept.joint.values()), self.scale)
+
+    def _sum_scores(self, vectors: VectorSource, keep: bool) -> tuple[dict[str, AnyCapture], bool] | None:
+        """One pass that adds up the gradients of the last vector, the scores."""
+        sums: list[GradientSum] = []
+
+        def begin() -> Consumer:
+            nonlocal sums
+            sums = [GradientSum(name) for name in self.space.names]
+
+            def add(batch: Batch) -> None:
+                scores = {name: c.select_vectors(c.vectors - 1, c.vectors) for name, c in batch.captures.items()}
+                update_all(sums, Batch(scores, batch.examples))
+
+            return add
+
+        found = self._over(vectors, begin, keep=keep, labels=True)
+        self._kept.gradient = self.space.join([s.total for s in sums if s.total is not None])
+        return found
 
     def seconds_per_pass(self) -> float:
         """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in."""
         best = float("inf")
         for _ in range(3):
-            start = self._clock()
+            start = time.perf_counter()
             for inputs, targets in self.data:
-                self.probe.loss_gradient(inputs, targets)
-            best = min(best, self._clock() - start)
+                loss_gradient(self.network, inputs, targets)
+            if self.network.device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
         return best
 
 
 def _version_of(statistic: Statistic) -> int:
-    return 0 if statistic.total is None else _version(statistic.total)
-
-
-def _version(matrix: Tensor) -> int:
     """Counts in-place changes; tensors made under inference mode have no counter."""
-    return 0 if matrix.is_inference() else matrix._version
+    total = statistic.total
+    return 0 if total is None or total.is_inference() else total._version

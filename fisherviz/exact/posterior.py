@@ -6,67 +6,74 @@ The posterior precision is Λ₀ + Σₙ Fₙ, whatever the Fisher's reduction.
 from __future__ import annotations
 
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fisherviz.exact.fisher import Fisher
+from fisherviz.exact.passes import Passes
+from fisherviz.operators.factorise import DampedCholesky
+from fisherviz.statistics.examples import Examples
 
 
-def sample_posterior(
-    fisher: Fisher, prior_precision: float | Tensor, n: int, generator: torch.Generator | None
-) -> Tensor:
-    """Samples (n, P) of N(θ, (Λ₀ + Σₙ Fₙ)⁻¹), flat in torch order; see `Fisher.sample`."""
-    space, probe = fisher.space, fisher.probe
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a positive whole number of samples, got {n!r}.")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
-    if not isinstance(prior_precision, Real | Tensor):
-        raise TypeError(f"prior_precision must be a number or a tensor, got {type(prior_precision).__name__}.")
-    prior = torch.as_tensor(prior_precision, dtype=torch.float64, device=probe.device)
-    if prior.dim() > 1 or (prior.dim() == 1 and len(prior) != space.size):
-        raise ValueError(
-            f"prior_precision must be a number or a vector of {space.size} entries, got shape {tuple(prior.shape)}."
-        )
-    if not bool(((prior > 0) & torch.isfinite(prior)).all()):
-        raise ValueError("prior_precision must be positive and finite.")
-    precision = prior.expand(space.size)
-    if generator is None:
-        generator = torch.Generator(device=probe.device).manual_seed(torch.initial_seed())
+class Posterior:
+    """N(θ, (Λ₀ + Σₙ Fₙ)⁻¹) for a diagonal prior precision Λ₀.
 
-    def noise(rows: int) -> Tensor:
-        return torch.randn(rows, n, generator=generator, dtype=torch.float64, device=probe.device)
+    Args:
+        fisher: the data's side of the Fisher.
+        prior_precision: a positive number or a flat torch-order vector (P,) of them.
 
-    if space.size <= fisher.columns:
-        posterior = fisher.to_dense().double() * (1.0 if fisher.reduction == "sum" else fisher.examples)
-        posterior.diagonal().add_(precision)
-        factor = torch.linalg.cholesky(posterior)
-        deviation = torch.linalg.solve_triangular(factor.mT, noise(space.size), upper=True)
-    else:
-        deviation = _example_space_deviation(fisher, precision.rsqrt(), noise)
-    parameters = torch.cat([p.detach().reshape(-1) for layer in space.layers for p in layer.parameters.values()])
-    return parameters + deviation.T.to(parameters.dtype)
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not positive.
+    """
 
+    def __init__(self, fisher: Passes, prior_precision: float | Tensor) -> None:
+        size = fisher.space.size
+        if not isinstance(prior_precision, Real | Tensor):
+            raise TypeError(f"prior_precision must be a number or a tensor, got {type(prior_precision).__name__}.")
+        prior = torch.as_tensor(prior_precision, dtype=torch.float64, device=fisher.network.device)
+        if prior.dim() > 1 or (prior.dim() == 1 and len(prior) != size):
+            raise ValueError(
+                f"prior_precision must be a number or a vector of {size} entries, got shape {tuple(prior.shape)}."
+            )
+        if not bool(((prior > 0) & torch.isfinite(prior)).all()):
+            raise ValueError("prior_precision must be positive and finite.")
+        self.fisher, self.precision = fisher, prior.expand(size)
 
-def _example_space_deviation(fisher: Fisher, root: Tensor, noise: object) -> Tensor:
-    """Λ₀^{-1/2} (y - V M⁻¹ (Vᵀ y + z)) with V = Λ₀^{-1/2} U over all examples and M = I + VᵀV."""
-    assert callable(noise)
-    dtype = fisher.probe.dtype
-    if bool((root == root[0]).all()):
-        inner = fisher.example_gram().double() * root[0] ** 2
-    else:
-        weighted = (root**2).to(dtype)
-        eye = torch.eye(fisher.columns, dtype=dtype, device=root.device)
-        inner = torch.cat(
-            [fisher.rows(weighted.unsqueeze(1) * fisher.columns_product(strip)) for strip in eye.split(256, 1)],
-            1,
-        ).double()
-    inner.diagonal().add_(1.0)
-    y, z = noise(fisher.space.size), noise(fisher.columns)
-    weight = root.unsqueeze(1)
-    right = fisher.rows((weight * y).to(dtype)).double() + z
-    solved = torch.cholesky_solve(right, torch.linalg.cholesky(inner))
-    return weight * y - weight**2 * fisher.columns_product(solved.to(dtype)).double()
+    def around_weights(self, deviation: Tensor) -> Tensor:
+        """Samples (n, P) of the parameters from deviations (P, n)."""
+        weights = torch.cat([p.detach().reshape(-1) for p in self.fisher.network.parameters.values()])
+        return weights + deviation.T.to(self.fisher.network.precision)
+
+    def dense(self, matrix: Tensor, noise: Tensor) -> Tensor:
+        """Deviations (P, n) from the Fisher summed over the data, dense in float64, and noise (P, n)."""
+        matrix.diagonal().add_(self.precision)
+        factor = DampedCholesky(matrix, 0.0, "the posterior precision").factor
+        return torch.linalg.solve_triangular(factor.mT, noise, upper=True)
+
+    def in_example_space(self, y: Tensor, z: Tensor) -> Tensor:
+        """Deviations Λ₀^{-1/2} (y - V M⁻¹ (Vᵀ y + z)) with V = Λ₀^{-1/2} U over all examples and M = I + VᵀV.
+
+        Args:
+            y: noise (P, n).
+            z: noise (K N, n).
+        """
+        examples, split, join = self.fisher.in_example_space(), self.fisher.space.split, self.fisher.space.join
+        weight = self.precision.rsqrt().unsqueeze(1)
+        inner = self._inner(examples)
+        right = examples.project(split((weight * y).to(examples.dtype))).double() + z
+        solved = DampedCholesky(inner, 1.0, "the posterior in example space").solve(right)
+        return weight * y - weight**2 * join(examples.combine(solved.to(examples.dtype))).double()
+
+    def _inner(self, examples: Examples) -> Tensor:
+        """VᵀV, in float64."""
+        covariance = self.precision.reciprocal()
+        if bool((covariance == covariance[0]).all()):
+            return examples.gram.double() * covariance[0]
+        weights = self.fisher.space.split(covariance.to(examples.dtype).unsqueeze(1))
+        eye = torch.eye(examples.columns, dtype=examples.dtype, device=covariance.device)
+        strips = []
+        for strip in eye.split(256, 1):
+            columns = [w * u for w, u in zip(weights, examples.combine(strip), strict=True)]
+            strips.append(examples.project(columns))
+        return torch.cat(strips, 1).double()

@@ -8,35 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from fisherviz.operators.factorise import SingularMatrixError, sufficient_damping
+from fisherviz.operators.factorise import DampedCholesky
 
 _REFINE_ABOVE = 1e4
 """Condition numbers above which a float32 Woodbury solve is refined by its residual."""
-
-
-class DampedCholesky:
-    """Cholesky factor of M + damping I for a symmetric positive semidefinite M, in float64."""
-
-    def __init__(self, matrix: Tensor, damping: float, what: str) -> None:
-        damped = matrix.to(torch.float64, copy=True)
-        damped.diagonal().add_(damping)
-        factor, info = torch.linalg.cholesky_ex(damped)
-        pivots = factor.diagonal()
-        rank_lost = bool(info > 0) or (
-            bool(pivots.min() ** 2 <= torch.finfo(matrix.dtype).eps * len(matrix) * pivots.max() ** 2) and damping == 0
-        )
-        if rank_lost:
-            eigenvalues = torch.linalg.eigvalsh(damped)
-            smallest, largest = float(eigenvalues[0]), float(eigenvalues[-1])
-            raise SingularMatrixError(what, len(matrix), smallest, sufficient_damping(smallest, largest, matrix.dtype))
-        self.factor = factor
-
-    def solve(self, v: Tensor) -> Tensor:
-        """(M + damping I)⁻¹ v for v (n, r)."""
-        return torch.cholesky_solve(v.double(), self.factor).to(v.dtype)
 
 
 def woodbury_solve(

@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from fisherviz.datasets.catalogue import Dataset
 from fisherviz.models.fitting import train_to_error as train_to_error
+from fisherviz.support import choices
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -71,8 +72,7 @@ def kfac_mlp(
     Returns:
         A network with layers `layer1` to `layer6`.
     """
-    if init not in ("xavier", "sparse"):
-        raise ValueError(f"init={init!r} is not known for the K-FAC network; it must be xavier or sparse.")
+    choices.one_of("init", init, ("xavier", "sparse"))
     model = _mlp((inputs, *hidden, outputs), activation)
     generator = _generator(generator)
     if init == "sparse":
@@ -200,7 +200,7 @@ def autoencoder(name: str = "mnist", *, nonzero: int = 15, generator: Generator 
         ValueError: an unknown name.
     """
     if name not in AUTOENCODERS:
-        raise ValueError(f"There is no autoencoder {name!r}; it must be one of {', '.join(AUTOENCODERS)}.")
+        raise ValueError(choices.unknown("autoencoder", name, AUTOENCODERS))
     sizes = AUTOENCODERS[name]
     depth = len(sizes) - 1
     encoder = [f"encoder{index}" for index in range(1, depth)]
@@ -278,7 +278,7 @@ def build(name: str, *, seed: int = 0, dataset: Dataset | None = None, **options
         7030
     """
     if name not in _TABLE:
-        raise ValueError(f"There is no model {name!r}; it must be one of {', '.join(_TABLE)}.")
+        raise ValueError(choices.unknown("model", name, _TABLE))
     known = set(inspect.signature(autoencoder if name.endswith("-autoencoder") else _TABLE[name]).parameters)
     known -= {"generator", "name"}
     unknown = sorted(set(options) - known)
@@ -313,8 +313,7 @@ def _mlp(
     linear: Sequence[str] = (),
 ) -> nn.Sequential:
     """Linear layers with an activation after each but the last and those in `linear`; weights not yet set."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r} is not known; it must be one of {', '.join(ACTIVATIONS)}.")
+    choices.one_of("activation", activation, ACTIVATIONS)
     names = names or [f"layer{index}" for index in range(1, len(sizes))]
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for name, fan_in, fan_out in zip(names, sizes[:-1], sizes[1:], strict=True):

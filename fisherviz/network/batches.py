@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
+from fisherviz.network.guest import digest, fingerprint_of, undisturbing
+
 Inputs = Any
 """A tensor, or a tuple, list or dictionary of tensors: what the model is called with."""
 
@@ -42,6 +44,8 @@ class Batches:
                 f"the data is a Dataset ({type(data).__name__}) of single examples; "
                 "wrap it: DataLoader(dataset, batch_size=256)."
             )
+        if isinstance(data, list) and _is_split_batch(data):
+            data = tuple(data)
         whole = isinstance(data, Tensor | tuple | Mapping)
         if targets is not None and not (whole and not _is_pair(data)):
             raise TypeError(
@@ -53,14 +57,17 @@ class Batches:
             raise ValueError("the data set is empty; pass at least one example.")
         self._source: Iterable[Any] = [(data, targets) if targets is not None else data] if whole else data
         self._repeats = repeats
-        self._seen: list[tuple[float, ...]] | None = None
+        self._seen: list[str] | None = None
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor | None]]:
         """Yield (inputs, targets) batches; RuntimeError if they differ from the first pass's, unless none repeats."""
-        seen: list[tuple[float, ...]] = []
-        for batch in self._source:
+        seen: list[str] = []
+        sides = _SideInputs()
+        plain = isinstance(self._source, list | tuple) or not self._repeats
+        for batch in self._source if plain else undisturbing(self._source):
             inputs, targets = split_batch(batch)
-            mark = _mark(inputs, targets) if self._repeats else ()
+            sides.check(inputs)
+            mark = _mark(inputs, targets) if self._repeats else ""
             if self._seen is not None and (len(seen) >= len(self._seen) or self._seen[len(seen)] != mark):
                 self._complain()
             seen.append(mark)
@@ -83,9 +90,7 @@ class Batches:
     @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of the examples of the first pass, "" before it and for streams."""
-        import hashlib
-
-        return hashlib.sha256(repr(self._seen).encode()).hexdigest()[:16] if self._seen else ""
+        return digest(tuple(self._seen)) if self._seen else ""
 
     @staticmethod
     def _complain() -> None:
@@ -95,8 +100,50 @@ class Batches:
         )
 
 
+class _SideInputs:
+    """Notices inputs that are no examples, such as a mask (T, T), in a batch of as many examples as they are long."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[int, set[bool]] = {}
+        self.previous: list[Any] = []
+
+    def check(self, inputs: Inputs) -> None:
+        """Look at one more batch; ValueError where an input was taken for examples that cannot be."""
+        leaves = pytree.tree_leaves(inputs)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
+        if len(tensors) > 1:
+            n = len(tensors[0])
+            other = bool(self.previous) and self.previous[0] is not tensors[0]
+            for i, leaf in enumerate(tensors[1:], 1):
+                kinds = self.lengths.setdefault(i, set())
+                kinds.add(len(leaf) == n)
+                shared = other and len(leaf) == n and i < len(self.previous) and self.previous[i] is leaf
+                if len(kinds) > 1 or shared:
+                    raise ValueError(
+                        f"input {i} of a batch, {tuple(leaf.shape)}, belongs to no single example, but a batch has as "
+                        "many examples as it is long, so that it would be cut into examples; keep it in the model, or "
+                        "use batches of another size."
+                    )
+        self.previous = tensors
+
+
 def _is_pair(batch: Any) -> bool:
     return isinstance(batch, tuple | list) and len(batch) == 2
+
+
+def _is_split_batch(data: list[Any]) -> bool:
+    """Whether a list is one batch [inputs, targets], as a DataLoader gives it, and not a list of two batches."""
+    if len(data) != 2 or not all(isinstance(x, Tensor) and x.dim() for x in data) or len(data[0]) != len(data[1]):
+        return False
+    first, second = data
+    if first.dtype != second.dtype or first.dim() != second.dim():
+        return True  # no two batches of the same inputs
+    if first.is_floating_point() and first.dim() == 2 and first.shape != second.shape:
+        raise TypeError(
+            f"a list of two tensors of shapes {tuple(first.shape)} and {tuple(second.shape)} may be inputs with their "
+            "targets or two batches; pass a tuple (inputs, targets), or [(first,), (second,)] for two batches."
+        )
+    return False
 
 
 def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
@@ -169,6 +216,11 @@ def explain_refusal(model: nn.Module, inputs: Inputs, dtype: torch.dtype, error:
 def count_examples(inputs: Inputs) -> int:
     """Number of examples in a batch's inputs: the first dimension of its first tensor."""
     leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if any(leaf.layout != torch.strided or leaf.is_nested or leaf.is_complex() for leaf in leaves):
+        raise TypeError(
+            "a batch's inputs must be dense and real tensors, got a sparse, nested or complex one; convert it with "
+            "to_dense(), torch.nested.to_padded_tensor or torch.view_as_real."
+        )
     if not leaves:
         raise TypeError(
             f"a batch's inputs must be tensors, got {type(inputs).__name__}; convert them with torch.as_tensor."
@@ -190,6 +242,17 @@ def select(inputs: Inputs, start: int, stop: int) -> Inputs:
     return pytree.tree_map(cut, inputs)
 
 
+def take_rows(inputs: Inputs, index: Tensor) -> Inputs:
+    """Examples of a batch's inputs by their positions (R,)."""
+    n = count_examples(inputs)
+
+    def cut(leaf: Any) -> Any:
+        found = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n
+        return leaf[index.to(leaf.device)] if found else leaf
+
+    return pytree.tree_map(cut, inputs)
+
+
 def move(inputs: Inputs, device: torch.device) -> Inputs:
     """A batch's inputs on a device, as ordinary tensors also when made under inference mode."""
 
@@ -202,18 +265,9 @@ def move(inputs: Inputs, device: torch.device) -> Inputs:
     return pytree.tree_map(put, inputs)
 
 
-def _mark(inputs: Inputs, targets: Tensor | None) -> tuple[float, ...]:
-    """Numbers that change when examples change or trade places: sizes, sums and position-weighted sums."""
-    marks: list[float] = []
-    for leaf in [*pytree.tree_leaves(inputs), targets]:
-        if not isinstance(leaf, Tensor) or not leaf.numel():
-            continue
-        rows = leaf.detach().reshape(len(leaf), -1) if leaf.dim() else leaf.detach().reshape(1, 1)
-        sums = rows.sum(1, dtype=torch.float64 if rows.device.type != "mps" else torch.float32)
-        weights = torch.arange(1, len(sums) + 1, device=sums.device, dtype=sums.dtype)
-        # not finite data is named by the probe; here it must compare equal to itself
-        marks += [
-            float(len(rows)),
-            *torch.nan_to_num(torch.stack([sums.sum(), sums @ weights.sqrt()])).tolist(),
-        ]
-    return tuple(marks)
+def _mark(inputs: Inputs, targets: Tensor | None) -> str:
+    """Digest of a batch's content: any other examples, or the same ones altered or reordered, have another."""
+    leaves = pytree.tree_leaves((inputs, targets))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    others = [leaf for leaf in leaves if isinstance(leaf, int | float | str)]
+    return digest((*fingerprint_of(tensors), *others))

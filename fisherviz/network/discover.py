@@ -16,7 +16,7 @@ from fisherviz.network.layers import Layer, make_layer
 def find_layers(
     model: nn.Module, wanted: Sequence[str | nn.Module] | str | nn.Module | None
 ) -> tuple[list[Layer], list[tuple[str, str]]]:
-    """Probed layers in torch order, and (name, reason) of what is left out."""
+    """Probed layers in the order of their first parameters, and (name, reason) of what is left out."""
     modules = dict(model.named_modules())
     chosen = set(modules.values()) if wanted is None else _choose(modules, wanted)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -25,6 +25,7 @@ def find_layers(
         for p in module._parameters.values():
             if p is not None:
                 owners[id(p)] = owners.get(id(p), 0) + 1
+    rank = {name: i for i, name in enumerate(names.values())}
     layers: list[Layer] = []
     left_out: list[tuple[str, str]] = []
     taken: dict[int, str] = {}
@@ -42,15 +43,17 @@ def find_layers(
                 left_out.append((full, f"tied to {taken[id(p)]}, counted there"))
             elif not p.requires_grad:
                 left_out.append((full, "frozen (requires_grad=False)"))
+            elif p.is_complex():
+                raise ValueError(f"{full!r} is complex; freeze it, or hold its real and imaginary parts as parameters.")
             else:
                 mine[names[id(p)]] = p
                 taken[id(p)] = names[id(p)]
         if mine:
+            mine = dict(sorted(mine.items(), key=lambda item: rank[item[0]]))
             layers.append(make_layer(name, module, mine, any(owners[id(p)] > 1 for p in own.values())))
     if not layers:
         raise ValueError("no trainable parameter is left to probe; set requires_grad=True or choose other layers=.")
-    # torch order: a tied parameter may stand earlier in named_parameters() than the module that was chosen for it
-    rank = {name: i for i, name in enumerate(names.values())}
+    # a tied parameter may stand earlier in named_parameters() than the module that was chosen for it
     layers.sort(key=lambda layer: min(rank[name] for name in layer.parameters))
     return layers, left_out
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import random
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +51,74 @@ def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compiler.disable(function)
 
 
+class RandomState:
+    """The states of the global generators of torch (of all GPUs in use, too), numpy and Python, as they are now."""
+
+    def __init__(self) -> None:
+        self.torch = torch.get_rng_state()
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self.cuda = torch.cuda.get_rng_state_all() if in_use else []
+        self.python = random.getstate()
+        self.numpy_words, self.numpy = _numpy_state()
+
+    def restore(self) -> None:
+        """Put them back."""
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        random.setstate(self.python)
+        if self.numpy["has_gauss"] or self.numpy_words is None or _numpy_words() != self.numpy_words:
+            np.random.set_state(self.numpy)  # noqa: NPY002
+
+
+def _numpy_words() -> bytes | None:
+    """The memory of numpy's global generator, which tells in a microsecond whether anybody drew from it."""
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    mersenne = isinstance(generator, np.random.MT19937)
+    return ctypes.string_at(generator.ctypes.state_address, _MERSENNE_BYTES) if mersenne else None
+
+
+def _numpy_state() -> tuple[bytes | None, Any]:
+    """That memory and the whole state, which takes numpy longer to write down than a small network to run."""
+    words, seen = _numpy_words(), _numpy_seen[0]
+    if words is None or words != seen[0] or seen[1]["has_gauss"]:
+        _numpy_seen[0] = seen = (words, np.random.get_state(legacy=False))  # noqa: NPY002
+    return seen
+
+
+_MERSENNE_BYTES = 625 * 4
+_numpy_seen: list[tuple[bytes | None, Any]] = [(None, None)]
+
+
+@contextmanager
+def keeping_random_state() -> Iterator[None]:
+    """Put the global generators back afterwards, whatever draws from them meanwhile."""
+    state = RandomState()
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+def undisturbing(source: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over somebody's data, which may draw at random, with the global generators left as they are.
+
+    The data sees one stream of random numbers from start to end, the same one whenever the generators stand the same.
+    """
+    with keeping_random_state():
+        iterator = iter(source)
+        inner = RandomState()
+    while True:
+        with keeping_random_state():
+            inner.restore()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            inner = RandomState()
+        yield batch
+
+
 @contextmanager
 def as_guest(model: nn.Module) -> Iterator[None]:
     """Run with gradients on; restore buffers, training modes and the global random state afterwards."""
@@ -64,8 +135,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
         if b is not None
     ]
     modes = [(m, m.training) for m in model.modules()]
-    devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+    with keeping_random_state(), torch.inference_mode(False), torch.enable_grad():
         _visits.depth = getattr(_visits, "depth", 0) + 1
         try:
             yield
@@ -100,26 +170,59 @@ def check_modes(model: nn.Module) -> None:
 
 
 def fingerprint(model: nn.Module) -> tuple[int, ...]:
-    """Numbers that change when a parameter or buffer changes."""
+    """Numbers that change when a parameter or buffer changes, or when entries, units or tensors trade places."""
+    with lock_of(model):  # a pass of another thread may have its own tensors in their places
+        return fingerprint_of([*model.parameters(), *model.buffers()])
+
+
+def fingerprint_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """Numbers that change when any byte of the tensors does, whatever is exchanged, flipped, rolled or negated.
+
+    Sums of rows of 64-bit words times fixed random odd numbers, modulo 2⁶⁴, exact in any order. Each word's high bits
+    are mixed into its low ones first: a sign bit is half the modulus, so that two of them would cancel.
+    """
     with torch.no_grad():
-        sums = [_sums(t).cpu() for t in [*model.parameters(), *model.buffers()]]
-    return tuple(torch.cat(sums).tolist()) if sums else ()
+        return tuple(number for t in tensors for number in (*t.shape, *_row_sums(t)))
 
 
-def digest(marks: tuple[int, ...]) -> str:
+def digest(marks: tuple[int | float | str, ...]) -> str:
     """Short hexadecimal digest of a fingerprint."""
     return hashlib.sha256(repr(marks).encode()).hexdigest()[:16]
 
 
-def _sums(t: Tensor) -> Tensor:
-    """Exact sums of a tensor's bits in residue classes: any single change alters one, exchanged rows nearly all."""
-    flat = t.detach().contiguous().reshape(-1)
-    raw = flat.view(torch.uint8) if flat.numel() else flat.new_zeros(0, dtype=torch.uint8)
-    words = raw[: raw.numel() // 8 * 8].view(torch.int64)  # sums wrap around, which loses nothing
-    rest = raw[words.numel() * 8 :].to(torch.int64)
-    rows = words[: words.numel() // _CLASSES * _CLASSES].view(-1, _CLASSES)
-    return torch.cat([rows.sum(0), words[rows.numel() :], rest])
+def _row_sums(t: Tensor) -> list[int]:
+    raw = t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    whole = len(raw) // (8 * _ROW) * 8 * _ROW
+    found = _sums(raw[:whole].view(torch.int64).view(-1, _ROW)) if whole else []
+    rest = raw[whole:]
+    if len(rest) % 8:
+        rest = nn.functional.pad(rest, (0, -len(rest) % 8))
+    return found + _sums(rest.view(torch.int64).unsqueeze(0)) if len(rest) else found
 
 
-_CLASSES = 251
-"""A prime, so that rows of usual lengths fall into different classes; wide enough to be summed at memory speed."""
+def _sums(words: Tensor) -> list[int]:
+    """Σ (w xor (w >>> 31)) m of each row."""
+    factors = _factors(words.device)[: words.shape[1]]
+    if words.device.type != "cpu":
+        return ((words ^ (words >> 31 & (2**33 - 1))) * factors).sum(1).tolist()
+    # numpy multiplies 64-bit integers five times as fast as torch; pieces stay in the cache
+    rows, m = words.numpy().view(np.uint64), factors.numpy().view(np.uint64)
+    out, mixed = np.empty(len(rows), np.uint64), np.empty_like(rows[:_PIECE])
+    for start in range(0, len(rows), _PIECE):
+        piece = rows[start : start + _PIECE]
+        part = np.right_shift(piece, 31, out=mixed[: len(piece)])
+        np.bitwise_xor(part, piece, out=part)
+        np.einsum("rc,c->r", part, m, out=out[start : start + _PIECE])
+    return out.view(np.int64).tolist()
+
+
+@cache
+def _factors(device: torch.device) -> Tensor:
+    drawn = torch.randint(-(2**62), 2**62, (_ROW,), generator=torch.Generator().manual_seed(0))
+    return (drawn * 2 + 1).to(device)
+
+
+_ROW = 1024
+"""Words of 8 bytes that share a sum."""
+_PIECE = 64
+"""Rows that are read at once."""

@@ -13,7 +13,14 @@ from fisherviz.network.likelihoods import Likelihood
 KINDS = ("exact", "mc", "empirical")
 
 
-class ExactVectors:
+class Vectors:
+    """What the kinds share."""
+
+    def start(self, first: int, examples: int) -> None:
+        """Announce a batch that may come in pieces, by the position of its first example; nothing to do for most."""
+
+
+class ExactVectors(Vectors):
     """Columns of the output Fisher's factor S: the expectation over the model's labels, analytic."""
 
     def __init__(self, likelihood: Likelihood) -> None:
@@ -25,41 +32,68 @@ class ExactVectors:
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Columns of S, (K, N, ...)."""
+        self.likelihood.check_axis(z, targets)
         return self.likelihood.vectors(z)
 
     def product(self, z: Tensor, t: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """F_R(z) t in closed form."""
+        self.likelihood.check_axis(z, targets)
         return self.likelihood.product(z, t)
 
 
-class SampledVectors:
-    """Scores of labels drawn from the model, over √samples; the labels of the first pass serve all later ones."""
+class SampledVectors(Vectors):
+    """Scores of labels drawn from the model, over √samples; the labels of the first pass serve all later ones.
+
+    Labels depend on the seed and on the batches alone: neither on the pieces that a batch is cut into, nor on an
+    exception in the middle of the pass that draws them.
+    """
 
     def __init__(self, likelihood: Likelihood, samples: int, generator: torch.Generator) -> None:
         self.likelihood = likelihood
         self.samples = samples
         self.generator = generator
-        self._labels: list[Tensor] = []
-        self._drawn = 0
+        self._drawn: dict[int, _Labels] = {}
+        """By position of a batch's first example."""
+        self._current = 0
 
     def count(self, z: Tensor) -> int:
         """Number of samples."""
         return self.samples
 
+    def start(self, first: int, examples: int) -> None:
+        """Announce a batch that may come in pieces."""
+        self._current = first
+        if first not in self._drawn:
+            self._drawn[first] = _Labels(examples, self.generator.get_state())
+
     def labels(self, z: Tensor, first: int) -> Tensor:
         """Sampled labels (samples, N, ...) of examples first, first + 1, ..."""
-        n = len(z)
-        if first >= self._drawn:
-            drawn = torch.stack([self.likelihood.sample(z, self.generator) for _ in range(self.samples)])
-            self._labels.append(drawn)
-            self._drawn = first + n
-            return drawn
-        if len(self._labels) > 1:
-            self._labels = [torch.cat(self._labels, 1)]
-        return self._labels[0][:, first : first + n]
+        batch = self._drawn.get(self._current)
+        if batch is None or not self._current <= first < self._current + batch.examples:
+            self.start(first, len(z))
+            batch = self._drawn[first]
+        low = first - self._current
+        if batch.known < low + len(z):
+            self._draw(batch, z, low)
+        return batch.labels[:, low : low + len(z)]
+
+    def _draw(self, batch: _Labels, z: Tensor, low: int) -> None:
+        """Draw for the whole batch with only these examples' outputs in their places, and keep what is theirs."""
+        whole = z
+        if len(z) < batch.examples:
+            whole = z[:1].repeat(batch.examples, *[1] * (z.dim() - 1))
+            whole[low : low + len(z)] = z
+        self.generator.set_state(batch.state)
+        drawn = torch.stack([self.likelihood.sample(whole, self.generator) for _ in range(self.samples)])
+        if batch.known:
+            drawn[:, : batch.known] = batch.labels[:, : batch.known]
+        batch.labels, batch.known = drawn, low + len(z)
+        if batch.known == batch.examples:
+            batch.state = batch.state.new_empty(0)
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Scores (samples, N, ...) over √samples."""
+        self.likelihood.check_axis(z, targets)
         scores = [self.likelihood.score(z, y) for y in self.labels(z, first)]
         return torch.stack(scores) / self.samples**0.5
 
@@ -68,7 +102,15 @@ class SampledVectors:
         return _outer_product(self(z, targets, first), t)
 
 
-class EmpiricalVectors:
+class _Labels:
+    """Labels of one batch: the first `known` of them are drawn, `state` is that of the generator before."""
+
+    def __init__(self, examples: int, state: Tensor) -> None:
+        self.examples, self.state = examples, state
+        self.labels, self.known = torch.empty(0), 0
+
+
+class EmpiricalVectors(Vectors):
     """Scores of the data's labels."""
 
     def __init__(self, likelihood: Likelihood) -> None:
@@ -92,7 +134,7 @@ class EmpiricalVectors:
         return _outer_product(self(z, targets, first), t)
 
 
-class NoVectors:
+class NoVectors(Vectors):
     """Nothing to backpropagate: a pass for inputs alone."""
 
     def count(self, z: Tensor) -> int:
@@ -107,12 +149,16 @@ class NoVectors:
 AnyVectors = ExactVectors | SampledVectors | EmpiricalVectors
 
 
-class WithScores:
+class WithScores(Vectors):
     """A kind's vectors, and the scores of the data's labels as the last one."""
 
     def __init__(self, vectors: AnyVectors, scores: EmpiricalVectors) -> None:
         self.vectors = vectors
         self.scores = scores
+
+    def start(self, first: int, examples: int) -> None:
+        """Announce a batch to the kind."""
+        self.vectors.start(first, examples)
 
     def count(self, z: Tensor) -> int:
         """One more than the kind's."""

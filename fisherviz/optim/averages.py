@@ -18,7 +18,8 @@ from fisherviz.approximations import Approximation
 from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, concatenate
 from fisherviz.capture.hooks import Call
-from fisherviz.network.layers import Layer, ParameterSpace
+from fisherviz.network.layers import Layer
+from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.statistics.moments import Statistic
 
@@ -227,7 +228,7 @@ class Moments:
             for v, more in zip(self.values[:n], self.refined, strict=True)
         ]
         there = [i for i in range(n) if self._complete(layers[i], own[i])]
-        space = self.space if len(there) == n else ParameterSpace([layers[i] for i in there])
+        space = self.space if len(there) == n else self.space.over([layers[i] for i in there])
         couplings = {
             (there.index(i), there.index(j)): v
             for (i, j), v in zip(self.pairs, self.values[n:], strict=True)

@@ -16,12 +16,14 @@ from fisherviz.approximations import CWNGD as UnitApproximation
 from fisherviz.approximations import Approximation, Values
 from fisherviz.approximations.matrices import FullMatrix, LayeredMatrix
 from fisherviz.capture.captures import Capture
-from fisherviz.network.layers import Layer, ParameterSpace
+from fisherviz.network.layers import Layer
+from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator, UnitBlocks
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.factorise import trusted_cholesky
 from fisherviz.statistics.moments import Block, Statistic
 from fisherviz.statistics.moments import UnitBlocks as UnitBlocksStatistic
+from fisherviz.support import timing
 
 DENSE_PARAMETERS = 6000
 FAR = 100.0
@@ -159,6 +161,7 @@ class UnitExamples(Operator):
         ]
         return (self.factor * torch.stack(columns, 1)).to(v.dtype) + self.shift * v
 
+    @timing.part("inversion")
     def _solve(self, v: Tensor) -> Tensor:
         c = self.capture
         if c.examples * c.vectors >= c.a.shape[-1] or self.shift <= 0:

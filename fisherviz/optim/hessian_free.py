@@ -26,6 +26,7 @@ from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.selection import joint_lr, matrix_of, split_matrix
 from fisherviz.optim.settings import check_choice, check_count, check_number
+from fisherviz.support import timing
 
 SPACING = 1.3
 """Ratio of the iterations at which conjugate gradients leave an iterate for the backtracking."""
@@ -160,6 +161,7 @@ class HessianFree(NaturalGradient):
                 if p.grad is not None and p not in gradient:
                     p.add_(p.grad.add(p, alpha=group["weight_decay"]), alpha=-float(group["lr"]))
 
+    @timing.part("inversion")
     def _preconditioning(self, layers: list[Layer]) -> Callable[[Tensors], Tensors]:
         if not self._captures or self.moments is None:
             return lambda d: d
@@ -177,6 +179,7 @@ class HessianFree(NaturalGradient):
 
         return solve
 
+    @timing.part("inversion")
     def _conjugate_gradients(
         self,
         product: Callable[[Tensors], Tensors],

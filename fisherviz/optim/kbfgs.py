@@ -24,6 +24,7 @@ from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import gradient_matrix, say_once, split_matrix
 from fisherviz.optim.settings import check_number, check_positive
 from fisherviz.optim.watcher import Inputs, Pass
+from fisherviz.support import timing
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
@@ -102,6 +103,7 @@ class KBFGS(NaturalGradient):
             )
         return [layer for layer in self.layers if layer.structured]
 
+    @timing.part("statistics")
     def _collect(self, made: Pass) -> None:
         kept = made.captures
         super()._collect(made)
@@ -179,6 +181,7 @@ class KBFGS(NaturalGradient):
             raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
         return a, W @ a, capture.g[0, :, 0].mean(0)
 
+    @timing.part("statistics")
     def _update_inputs(self, layer: Layer) -> None:
         capture = self._capture(layer)
         a = capture.a[:, 0]
@@ -190,6 +193,7 @@ class KBFGS(NaturalGradient):
             own["Ha"] = torch.cholesky_inverse(torch.linalg.cholesky(own["A"] + self._damping(layer) ** 0.5 * eye))
             own["Hg"] = torch.eye(layer.d_out, dtype=a.dtype, device=a.device)
 
+    @timing.part("statistics")
     def _update_outputs(self, layer: Layer, before: tuple[Tensor, Tensor, Tensor]) -> None:
         _, h, g = before
         _, h_new, g_new = self._means(layer)
@@ -199,6 +203,7 @@ class KBFGS(NaturalGradient):
         s, y = double_damping(own["s"], own["y"], own["Hg"], self.powell, self._damping(layer) ** 0.5)
         own["Hg"] = bfgs(own["Hg"], s, y, g)
 
+    @timing.part("statistics")
     def _again(self, closure: Callable[[], Any]) -> None:
         """The closure at the new weights; its passes replace the step's, its gradients are dropped."""
         gradients = [(p, p.grad) for group in self.param_groups for p in group["params"]]
@@ -213,6 +218,7 @@ class KBFGS(NaturalGradient):
         for b, saved in buffers:
             b.copy_(saved)
 
+    @timing.part("statistics")
     def _average_data(self, layers: list[Layer]) -> None:
         """A over one pass of the data."""
         assert self._watcher is not None

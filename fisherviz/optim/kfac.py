@@ -27,6 +27,7 @@ from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.selection import joint_lr, say_once
 from fisherviz.optim.settings import check_choice, check_count, check_flag, check_number, check_share
 from fisherviz.optim.watcher import Inputs
+from fisherviz.support import timing
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
 
@@ -291,6 +292,7 @@ class KFAC(NaturalGradient):
         self._preconditioner = ((self.gamma,), cache[self.gamma])  # type: ignore[assignment]
         return best[3]
 
+    @timing.part("inversion")
     def _for_gamma(self, gamma: float) -> Preconditioner:
         """The damped inverse of the last snapshot for one γ."""
         assert self.moments is not None

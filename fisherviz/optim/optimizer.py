@@ -40,6 +40,7 @@ from fisherviz.optim.selection import (
 )
 from fisherviz.optim.structure import decide, later
 from fisherviz.optim.watcher import Pass, Wanted, Watcher
+from fisherviz.support import timing
 
 Directions = dict[nn.Parameter, Direction]
 
@@ -190,6 +191,7 @@ class NaturalGradient(torch.optim.Optimizer):
         self._watcher.generic_diagonal = any(not layer.structured for layer in kept)
         return kept
 
+    @timing.part("statistics")
     def _collect(self, made: Pass) -> None:
         if self.moments is not None and self._captures:
             self.moments.collect(made.captures, made.examples)
@@ -303,6 +305,7 @@ class NaturalGradient(torch.optim.Optimizer):
             made = self._preconditioner_now()
         return self._solve(made, active)
 
+    @timing.part("statistics")
     def _update_moments(self, due: bool, blend: bool = True) -> None:
         assert self.moments is not None
         if blend:
@@ -312,6 +315,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if due or self.moments.refines:
             self._preconditioner = None
 
+    @timing.part("inversion")
     def _solve(self, preconditioner: Preconditioner, active: list[Layer]) -> Directions:
         decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
         out: Directions = {}
@@ -344,6 +348,7 @@ class NaturalGradient(torch.optim.Optimizer):
             return None
         return rows if rows_explain(layer, *rows) else None
 
+    @timing.part("inversion")
     def _preconditioner_now(self) -> Preconditioner:
         """The damped matrix, factorised anew after a snapshot or a change of damping."""
         assert self.moments is not None

@@ -149,11 +149,9 @@ def split_matrix(layer: Layer, direction: Tensor) -> dict[nn.Parameter, Tensor]:
 
 
 def ordered_parameters(layer: Layer) -> list[nn.Parameter]:
-    """Weight before bias, whatever the order of registration; generic layers as they are."""
-    own = list(layer.parameters.values())
-    if layer.structured and len(own) == 2 and own[0] is layer.module._parameters.get("bias"):
-        return own[::-1]
-    return own
+    """The parameters from left to right in W̄, whatever the order of registration."""
+    columns = layer.columns
+    return [layer.parameters[name] for name in sorted(columns, key=lambda name: columns[name].start)]
 
 
 def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> bool:

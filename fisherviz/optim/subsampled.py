@@ -36,7 +36,8 @@ from fisherviz.optim.selection import (
 )
 from fisherviz.optim.settings import check_choice
 from fisherviz.optim.watcher import Inputs, Wanted
-from fisherviz.statistics.examples import columns_product, example_gram, rows_product
+from fisherviz.statistics.gradients import columns_product, example_gram, rows_product
+from fisherviz.support import timing
 
 ACCURATE = 1e4
 """Condition number up to which Woodbury's difference keeps enough digits in float32."""
@@ -154,6 +155,7 @@ class SubsampledNaturalGradient(NaturalGradient):
             self._batches = None
         raise ValueError("fisher_data has no batches.")
 
+    @timing.part("statistics")
     def _estimate(self, batches: list[Inputs]) -> None:
         assert self._watcher is not None
         assert self.moments is not None
@@ -183,6 +185,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         self._factors[key] = out
         return out
 
+    @timing.part("inversion")
     def _woodbury(self) -> Directions:
         layers = self._active()
         given = self._dampings()

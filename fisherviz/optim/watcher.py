@@ -24,6 +24,7 @@ from fisherviz.network.batches import count_examples
 from fisherviz.network.guest import as_guest, eager, visiting
 from fisherviz.network.layers import Layer
 from fisherviz.optim.passes import Source, backpropagate, not_finite
+from fisherviz.support import timing
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -241,6 +242,7 @@ class Watcher:
     # ---- the user's backward
     # ---------------------------------------------------------------------------------------
 
+    @timing.part("statistics")
     def fire(self, key: int, gradient: Tensor) -> None:
         """The user's backward has reached an output: backpropagate our own vectors, once."""
         made = self._pending.pop(key, None)  # once: a second backward through the same graph finds nothing
@@ -311,6 +313,7 @@ class Watcher:
         """The output of a function with the model's signature."""
         return self.pick(function(*inputs[0], **inputs[1]))
 
+    @timing.part("statistics")
     def _finish(self, made: Pass) -> None:
         """The user's backward has ended: captures from what was recorded."""
         for name, calls in made.calls.items():

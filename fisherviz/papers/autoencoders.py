@@ -29,7 +29,7 @@ from fisherviz.papers.training import (
     at_hand,
     compare,
     effort_words,
-    finite,
+    finite_values,
     settings_words,
     spread,
     stopped_words,
@@ -193,7 +193,7 @@ def _claim(
         rule,
         all(least <= median(values) <= most for values in measured.values()),
         other,
-        values=finite({name: median(values) for name, values in measured.items()}),
+        values=finite_values({name: median(values) for name, values in measured.items()}),
     )
 
 

@@ -30,7 +30,7 @@ from fisherviz.papers.training import (
     build,
     compare,
     effort_words,
-    finite,
+    finite_values,
     kept,
     settings_words,
     spread,
@@ -157,7 +157,7 @@ def _ten_times(found: Mapping[str, Mapping[str, Trained]], other: tuple[str, ...
         "at least 5 times on each data set (medians)",
         all(value >= 5 for value in ratios.values()),
         other,
-        values=finite(ratios),
+        values=finite_values(ratios),
     )
 
 
@@ -174,7 +174,7 @@ def _ahead(found: Mapping[str, Mapping[str, Trained]], other: tuple[str, ...]) -
         "FOOF's median loss is at most 1.1 times K-FAC's on each data set",
         all(value <= 1.1 for value in ratios.values()),
         other,
-        values=finite({f"{name}_ratio": value for name, value in ratios.items()}),
+        values=finite_values({f"{name}_ratio": value for name, value in ratios.items()}),
     )
 
 
@@ -188,7 +188,7 @@ def _number(name: str, one: Trained, other: tuple[str, ...]) -> Claim:
         "within a factor of 1.5",
         2 / 3 <= factor <= 1.5,
         other,
-        values=finite({"loss": median(losses)}),
+        values=finite_values({"loss": median(losses)}),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fisherviz._version import __version__
 from fisherviz.papers.claims import Outcome, record
+from fisherviz.support.choices import one_of
 
 MODULES = ("kfac", "sang", "benzing", "shrestha", "autoencoders")
 SCALES = ("smoke", "desk", "paper")
@@ -113,8 +114,7 @@ def measure(one: Exhibit, run: Run, out: Path) -> Outcome:
     Raises:
         ValueError: an unknown scale.
     """
-    if run.scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {run.scale!r}.")
+    one_of("scale", run.scale, SCALES)
     outcome = one.measure(replace(run, work=run.work or out / RUNS))
     kept = {key: value for key, value in asdict(run).items() if key not in ("progress", "work")}
     record(out, one.name, one.title, outcome, fisherviz=__version__, **kept)

@@ -6,22 +6,18 @@ gives Adam and K-FAC options that were tuned on CIFAR-10; the second comparison 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
-from torch import nn
 
-from fisherviz.network.likelihoods import Likelihood
-from fisherviz.optim import CWNGD, KFAC
 from fisherviz.papers.claims import Claim, Outcome
 from fisherviz.papers.curves import draw_curves, picture
 from fisherviz.papers.registry import Run, exhibit
+from fisherviz.papers.sang_optimizers import DecayedAdam, DecayedKFAC, MeanCostCWNGD
 from fisherviz.papers.training import (
     Effort,
     Method,
@@ -30,7 +26,7 @@ from fisherviz.papers.training import (
     at_hand,
     compare,
     effort_words,
-    finite,
+    finite_values,
     settings_words,
     spread,
     stopped_words,
@@ -48,139 +44,18 @@ CLOSE = {"first": 0.03, "second": 0.01, "validation": 0.003}
 """How near measured accuracies must be; the first epoch depends most on the sizes, which we don't know."""
 
 
-class DecayedAdam(torch.optim.Adam):
-    """TensorFlow's Adam with a learning rate and an ε that decay geometrically down to a floor, as in section IV.
-
-    TensorFlow adds ε to the root of the second moment before its bias is corrected (Kingma & Ba 2015, end of section
-    2): torch's ε at step t is ε/√(1 − β₂ᵗ), 30 times as much at the first step. With an ε of 0.183 that decides.
-
-    Args:
-        params: parameters.
-        lr: initial learning rate.
-        lr_rate: factor of a step.
-        lr_floor: smallest learning rate.
-        eps: initial ε.
-        eps_rate: factor of a step.
-        eps_floor: smallest ε.
-        momentum: β₁.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 2.24,
-        lr_rate: float = 0.9994,
-        lr_floor: float = 1e-4,
-        eps: float = 0.183,
-        eps_rate: float = 0.9998,
-        eps_floor: float = 1e-8,
-        momentum: float = 0.97,
-    ) -> None:
-        super().__init__(params, lr=lr, eps=eps, betas=(momentum, 0.999))
-        self.rules = {"lr": (lr, lr_rate, lr_floor), "eps": (eps, eps_rate, eps_floor)}
-        for group in self.param_groups:
-            group["decayed"] = 0
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step at the present rates.
-
-        Args:
-            closure: as for Adam.
-        """
-        _decay(self.param_groups, self.rules)
-        for group in self.param_groups:
-            group["eps"] /= math.sqrt(1 - group["betas"][1] ** group["decayed"])
-        return super().step(closure)
-
-
-class DecayedKFAC(KFAC):
-    """Plain K-FAC whose learning rate and damping decay geometrically down to a floor, as in section IV.
-
-    Args:
-        model: the model.
-        likelihood: as for `fv.Probe`.
-        lr: initial learning rate.
-        lr_rate: factor of a step.
-        lr_floor: smallest learning rate.
-        damping: initial λ.
-        damping_rate: factor of a step.
-        damping_floor: smallest λ.
-        momentum: of the direction.
-        T: steps between inverses.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: str | Likelihood | nn.Module,
-        *,
-        lr: float = 0.23,
-        lr_rate: float = 0.9989,
-        lr_floor: float = 1e-4,
-        damping: float = 0.289,
-        damping_rate: float = 0.9997,
-        damping_floor: float = 1e-6,
-        momentum: float = 0.98,
-        T: int = 1,
-    ) -> None:
-        super().__init__(model, likelihood, rescale=False, adapt=False, lr=lr, damping=damping, momentum=momentum, T=T)
-        self.rules = {"lr": (lr, lr_rate, lr_floor), "damping": (damping, damping_rate, damping_floor)}
-        for group in self.param_groups:
-            group["decayed"] = 0
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step at the present rates.
-
-        Args:
-            closure: as for KFAC.
-        """
-        _decay(self.param_groups, self.rules)
-        return self._step(closure)
-
-
-def _decay(groups: list[dict[str, Any]], rules: Mapping[str, tuple[float, float, float]]) -> None:
-    for group in groups:
-        for name, (first, rate, floor) in rules.items():
-            group[name] = max(first * rate ** group["decayed"], floor)
-        group["decayed"] += 1
-
-
-HERE = "fisherviz.papers.sang"
+ADAM, KFAC, MEAN = (f"{__name__}:{cls.__name__}" for cls in (DecayedAdam, DecayedKFAC, MeanCostCWNGD))
+"""As `Method` names them; kept runs are found by these names."""
 LITERAL, MEAN_COST = "CW-NGD", "CW-NGD, mean cost"
-
-
-class MeanCostCWNGD(CWNGD):
-    """Algorithm 1 where COST is the batch's mean, so that each example's derivative carries a 1/P.
-
-    F is then divided by P² and AVG₁ by P once more: a natural gradient of the mean Fisher with damping γ P.
-
-    Args:
-        model: the model.
-        likelihood: as for `fv.Probe`.
-        batch: P.
-        lr: the paper's α.
-        damping: the paper's γ.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: str | Likelihood | nn.Module,
-        *,
-        batch: int,
-        lr: float = 1.0,
-        damping: float = 1e-4,
-    ) -> None:
-        super().__init__(model, likelihood, lr=lr / batch, damping=damping, loss_scale=1.0)
 
 
 def as_in_the_paper(batch: int) -> tuple[Method, ...]:
     """The paper's options, with algorithm 1 in both readings of its COST."""
     return (
         Method(LITERAL, "cw-ngd", {"lr": 1.0, "damping": 1e-4}),
-        Method(MEAN_COST, f"{HERE}:MeanCostCWNGD", {"batch": batch}),
-        Method("Adam", f"{HERE}:DecayedAdam"),
-        Method("K-FAC", f"{HERE}:DecayedKFAC"),
+        Method(MEAN_COST, MEAN, {"batch": batch}),
+        Method("Adam", ADAM),
+        Method("K-FAC", KFAC),
     )
 
 
@@ -191,7 +66,7 @@ def tuned_methods(batch: int) -> tuple[Method, ...]:
     """All three with grids around usual settings; CW-NGD in the reading whose options do not hang on the batch."""
     return (
         Method(
-            MEAN_COST, f"{HERE}:MeanCostCWNGD", {"batch": batch},
+            MEAN_COST, MEAN, {"batch": batch},
             {"lr": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "damping": tuple(float(f"1e{i}") for i in range(-7, 2))},
             {"lr": 1.0, "damping": 1e-4},
         ),
@@ -362,7 +237,7 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             f"its median is at most half the others' (converged: training accuracy {CONVERGED:.2%} to the end)",
             third and settled,
             setup.departures if settled and third else setup.fewer,
-            values=finite({f"{n}_epochs": median(v) for n, v in epochs.items()}),
+            values=finite_values({f"{n}_epochs": median(v) for n, v in epochs.items()}),
         ),
         Claim(
             f"{own} has the highest training accuracy from the second iteration on",
@@ -371,7 +246,7 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             "its median is the highest after the second epoch",
             highest(second),
             setup.departures,
-            values=finite({n: median(v) for n, v in second.items()}),
+            values=finite_values({n: median(v) for n, v in second.items()}),
         ),
         Claim(
             f"{own} has the highest final validation accuracy",
@@ -380,7 +255,7 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             "its median is the highest",
             highest(finals),
             setup.fewer,
-            values=finite({n: median(v) for n, v in finals.items()}),
+            values=finite_values({n: median(v) for n, v in finals.items()}),
         ),
     ]
 
@@ -404,7 +279,7 @@ def _row(name: str, one: Trained, setup: Setup) -> list[Claim]:
                 f"within {100 * CLOSE[kind]:g} percentage points",
                 abs(median(values) - paper) <= CLOSE[kind],
                 (*other, *departures),
-                values=finite({"accuracy": median(values)}),
+                values=finite_values({"accuracy": median(values)}),
             )
         )
     return claims

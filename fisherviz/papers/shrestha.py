@@ -26,7 +26,7 @@ from fisherviz.papers.training import (
     at_hand,
     compare,
     effort_words,
-    finite,
+    finite_values,
     spread,
     stopped_words,
 )
@@ -125,7 +125,7 @@ def _order(key: str, name: str, title: str, found: Mapping[str, Trained], depart
         f"every seed of {ahead} ends below every seed of the other",
         _clear(first, second),
         departures,
-        values=finite({"sgd": median(sgd), "tengrad": median(tengrad)}),
+        values=finite_values({"sgd": median(sgd), "tengrad": median(tengrad)}),
     )
 
 
@@ -152,7 +152,7 @@ def _numbers(name: str, cells: Cells, effort: Effort) -> Claim:
         f"all within {CLOSE}",
         close == len(off),
         (*departures, f"{effort.steps} steps; the paper's are not known"),
-        values=finite(off),
+        values=finite_values(off),
     )
 
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fisherviz import datasets, models
-from fisherviz.commands.inputs import imported
 from fisherviz.network.likelihoods import resolve
 from fisherviz.papers.registry import Run
 from fisherviz.support.files import write_whole
+from fisherviz.support.importing import imported
 from fisherviz.training.data import Batches, Position
+from fisherviz.training.diagnosis import NonFiniteLoss, finite
 from fisherviz.training.evaluation import Average, evaluate
 from fisherviz.training.optimizers import make_optimizer
 
@@ -284,7 +285,7 @@ def _train(problem: Problem, what: Mapping[str, Any], title: str, run: Run) -> d
                 other = _measured(model, likelihood, data, problem.evaluated)
             line = min(line, other, key=lambda metrics: metrics["train_loss"])
         if not math.isfinite(line["train_loss"]):
-            raise ArithmeticError(f"the training loss is {line['train_loss']} after step {step}")
+            raise NonFiniteLoss(f"the training loss is {line['train_loss']} after step {step}")
         kept = {key: value for key, value in line.items() if math.isfinite(value)}
         epoch = position.epoch + position.offset / len(batches)
         curve.append({"step": step, "epoch": epoch, **kept})
@@ -300,10 +301,8 @@ def _train(problem: Problem, what: Mapping[str, Any], title: str, run: Run) -> d
                 average.update()
             if step % what["look"] == 0 or step == what["steps"]:
                 look(step)
-    except (ArithmeticError, RuntimeError, ValueError) as error:  # diverged: the options', not the command's failure
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        stopped = str(error) or type(error).__name__
+    except NonFiniteLoss as error:  # the options' failure; any other is the command's
+        stopped = str(error)
     return {"curve": curve, "stopped": stopped, "seconds": seconds}
 
 
@@ -316,11 +315,16 @@ def _step(model: nn.Module, likelihood: Any, optimizer: Any, x: Tensor, y: Tenso
         if not first:
             first.append(loss.item())
             if not math.isfinite(first[0]):
-                raise ArithmeticError(f"the loss is {first[0]} at step {step}")
+                raise NonFiniteLoss(f"the loss is {first[0]} at step {step}")
         loss.backward()
         return loss
 
-    optimizer.step(closure)
+    try:
+        optimizer.step(closure)
+    except (RuntimeError, ValueError) as error:
+        if finite(model):
+            raise
+        raise NonFiniteLoss(f"step {step} met numbers that are not finite: {error}") from error
 
 
 def _measured(model: nn.Module, likelihood: Any, data: datasets.Dataset, limit: int | None) -> dict[str, float]:
@@ -354,7 +358,7 @@ def spread(values: Sequence[float], digits: str = ".3g", factor: float = 1.0, un
     return shown[0] + unit + (f" ({shown[1]} to {shown[2]})" if len(values) > 1 else "")
 
 
-def finite(values: Mapping[str, float]) -> dict[str, float]:
+def finite_values(values: Mapping[str, float]) -> dict[str, float]:
     """The values that JSON can hold."""
     return {key: value for key, value in values.items() if math.isfinite(value)}
 

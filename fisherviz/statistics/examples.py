@@ -1,155 +1,144 @@
-"""The Fisher in example space: F = s U Uᵀ with one column of U per example and vector, U itself never formed.
+"""The example space: F = s U Uᵀ over some layers, one column of U per example and vector, and Woodbury in it.
 
-Gram matrices UᵀU, products Uᵀv and Uw come from inputs and pseudo-gradients alone (DESIGN section 5, "Layer-wise" and
-"Woodbury"). Columns are numbered k N + n.
+U itself is never formed. (λI + s U Uᵀ)⁻¹ v = (v - U (λ/s I + UᵀU)⁻¹ Uᵀ v) / λ (Benzing eq. 18-21; Shrestha eq. 40-43).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.statistics.products import GRADIENT_ENTRIES, gram
+from fisherviz.capture.captures import AnyCapture
+from fisherviz.operators.factorise import DampedCholesky
+from fisherviz.statistics.gradients import columns_product, cross_gram, example_gram, gram_tiles, rows_product
 
-_TILE_ENTRIES = 2**24
-
-
-def columns_product(capture: AnyCapture, w: Tensor) -> Tensor:
-    """Σ_nk w_nk ∇_nk for each column of w (K N, r): unit-order vectors (P, r)."""
-    k, n = capture.vectors, capture.examples
-    w = w.reshape(k, n, -1)
-    if isinstance(capture, Capture) and not capture.grouped:
-        a, g = capture.a.flatten(0, 1), capture.g.flatten(2).permute(1, 2, 0)  # (N, T dg, K)
-        dg, out = capture.g.shape[-1], w.new_empty(w.shape[2], capture.size)
-        for columns in _columns(capture, w.shape[2]):
-            mixed = torch.bmm(g, w[:, :, columns].transpose(0, 1))  # (N, T dg, r)
-            mixed = mixed.reshape(len(a), dg, -1).permute(2, 1, 0).flatten(0, 1)
-            out[columns] = (mixed @ a).reshape(-1, capture.size)
-        return out.T
-    total = w.new_zeros(capture.size, w.shape[2])
-    for start, stop in _pieces(capture):
-        total += capture.select(start, stop).gradients.flatten(0, 1).T @ w[:, start:stop].flatten(0, 1)
-    return total
+ACCURATE = 1e4
+"""Condition number of the damped matrix up to which float32 keeps enough digits for Woodbury's difference."""
 
 
-def rows_product(capture: AnyCapture, v: Tensor) -> Tensor:
-    """∇_nkᵀ v for each column of v (P, r), unit order: (K N, r)."""
-    r = v.shape[1]
-    if isinstance(capture, Capture) and not capture.grouped:
-        k, n, t, dg = capture.g.shape
-        a, g = capture.a.flatten(0, 1), capture.g.flatten(2).transpose(0, 1)  # (N, K, T dg)
-        found = v.new_empty(k, n, r)
-        for columns in _columns(capture, r):
-            matrices = v[:, columns].reshape(dg, a.shape[1], -1).permute(1, 0, 2).flatten(1)
-            images = (a @ matrices).reshape(n, t * dg, -1)
-            found[:, :, columns] = torch.bmm(g, images).transpose(0, 1)
-        return found.reshape(-1, r)
-    parts = [capture.select(*piece).gradients @ v for piece in _pieces(capture)]
-    return torch.cat(parts, 1).reshape(-1, r)
+class Examples:
+    """F = s U Uᵀ with the per-example gradients of some layers as U's columns.
+
+    Args:
+        captures: one per layer, of the same examples and vectors.
+        scale: s, 1/N for a mean over examples.
+    """
+
+    def __init__(self, captures: Sequence[AnyCapture], scale: float) -> None:
+        self.captures, self.scale = tuple(captures), scale
+
+    @property
+    def columns(self) -> int:
+        """Number K N of columns of U."""
+        return self.captures[0].vectors * self.captures[0].examples
+
+    @property
+    def size(self) -> int:
+        """Number P of parameters, the layers' together."""
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of parameters of each layer."""
+        return tuple(capture.size for capture in self.captures)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the captures."""
+        return self.captures[0].tensors[0].dtype
+
+    def only(self, layers: Iterable[int]) -> Examples:
+        """The same over some of the layers, by position."""
+        return Examples([self.captures[i] for i in layers], self.scale)
+
+    def double(self) -> Examples:
+        """The same in float64."""
+        return Examples([capture.to(torch.float64) for capture in self.captures], self.scale)
+
+    def project(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Uᵀ v, (K N, r), for one unit-order piece (P_i, r) of v per layer."""
+        return _sum(rows_product(capture, piece) for capture, piece in zip(self.captures, pieces, strict=True))
+
+    def combine(self, w: Tensor) -> list[Tensor]:
+        """U w as one unit-order piece (P_i, r) per layer, for w (K N, r)."""
+        return [columns_product(capture, w) for capture in self.captures]
+
+    def product(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """F v by pieces."""
+        return self.combine(self.project(pieces).mul_(self.scale))
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """UᵀU, (K N, K N)."""
+        return _sum(example_gram(capture) for capture in self.captures)
+
+    def cross(self, other: Examples) -> Tensor:
+        """Uᵀ U', (K N, L M), for the columns of another example space over the same layers."""
+        return _sum(cross_gram(mine, its) for mine, its in zip(self.captures, other.captures, strict=True))
+
+    def square_norm(self) -> float:
+        """‖F‖²_F, accumulated in float64 over tiles of the Gram matrix."""
+        total = 0.0
+        for tiles in gram_tiles(self.captures):
+            whole = _sum(tiles)
+            total += float(whole.square_().sum(dtype=torch.float64))
+        return self.scale**2 * total
+
+    def vectors(self, start: int, stop: int) -> Examples:
+        """The same with the columns of vectors start..stop alone."""
+        return Examples([capture.select_vectors(start, stop) for capture in self.captures], self.scale)
 
 
-def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Tensor:
-    """H[(k,n),(l,m)] = ⟨∇_nk, ∇_ml⟩ for examples n in start..stop, all k: (K (stop - start), K N)."""
-    stop = row.examples if stop is None else stop
-    whole = start == 0 and stop == row.examples
-    if isinstance(row, Capture) and row.factored:
-        k, n = row.vectors, row.examples
-        a, g = row.a[:, 0], row.g[:, :, 0]
-        if whole:
-            inputs, outputs = gram(a.T), gram(g.flatten(0, 1).T)
-        else:
-            inputs, outputs = a[start:stop] @ a.T, g[:, start:stop].flatten(0, 1) @ g.flatten(0, 1).T
-        if k == 1:
-            return outputs.mul_(inputs)
-        return outputs.reshape(k, stop - start, k, n).mul_(inputs.unsqueeze(1)).reshape(k * (stop - start), k * n)
-    if isinstance(row, Capture) and not row.grouped and _pairwise_is_cheaper(row):
-        return _pairwise_gram(row, start, stop)
-    if whole and row.vectors * row.examples * row.size <= GRADIENT_ENTRIES:
-        return gram(row.gradients.flatten(0, 1).T)
-    k = row.vectors
-    out = []
-    for low, high in _pieces(row):
-        right = row.select(low, high).gradients.flatten(0, 1)
-        strips = [
-            row.select(s, e).gradients @ right.T for s, e in _pieces(row, start, stop)
-        ]  # (K, e - s, K (high - low))
-        out.append(torch.cat(strips, 1).reshape(k * (stop - start), k, high - low))
-    return torch.cat(out, 2).reshape(k * (stop - start), -1)
+class Woodbury:
+    """(F + λI)⁻¹ in example space, factorised once, in float64.
+
+    Where the damping is small beside F, float32's rounding of U's products would drown it: then all of it is float64.
+
+    Args:
+        examples: F.
+        damping: λ, positive.
+
+    Raises:
+        SingularMatrixError: λ drowns in rounding; the message names, in F's units, the damping that would do.
+    """
+
+    def __init__(self, examples: Examples, damping: float) -> None:
+        self.damping, self.dtype = damping, examples.dtype
+        s, gram = examples.scale, examples.gram
+        condition = 1 + s * float(torch.linalg.matrix_norm(gram)) / damping
+        if condition > ACCURATE and examples.dtype != torch.float64:
+            examples = examples.double()
+            gram = examples.gram
+        self.examples = examples
+        self.factor = DampedCholesky(gram, damping / s, "the Fisher in example space", unit=s)
+
+    def solve(self, pieces: Sequence[Tensor]) -> list[Tensor]:
+        """(F + λI)⁻¹ v by unit-order pieces (P_i, r)."""
+        work = self.examples.dtype
+        given = [piece.to(work) for piece in pieces]
+        w = self.examples.combine(self.factor.solve(self.examples.project(given)))
+        return [((v - u) / self.damping).to(self.dtype) for v, u in zip(given, w, strict=True)]
+
+    def solve_combination(self, joint: Examples, c: Tensor) -> list[Tensor]:
+        """(F + λI)⁻¹ v for v = U' c, where further vectors on the same inputs gave the columns of U'.
+
+        v is never written down: its products with U come from Gram matrices, and (v - U w) / λ is one combination.
+
+        Args:
+            joint: [U U'], the vectors of U first.
+            c: (L N, r).
+        """
+        work, k = self.examples.dtype, self.examples.captures[0].vectors
+        joint = joint if joint.dtype == work else joint.double()
+        c = c.to(work)
+        w = self.factor.solve(self.examples.cross(joint.vectors(k, joint.captures[0].vectors)) @ c)
+        weights = torch.cat([w.neg_(), c]).div_(self.damping)
+        return [piece.to(self.dtype) for piece in joint.combine(weights)]
 
 
-def _pairwise_is_cheaper(row: Capture) -> bool:
-    """Products of positions pair by pair, or of whole per-example gradients?"""
-    n, k, t = row.examples, row.vectors, row.positions
-    da, dg = row.a.shape[-1], row.g.shape[-1]
-    pairwise = n * n * t * t * (da + k * k * dg)
-    gradients = n * k * t * da * dg + (n * k) ** 2 * da * dg
-    return pairwise < gradients
-
-
-def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
-    """Σ_tt' (ā_nt·ā_mt') (g_nkt·g_mlt'), in tiles of examples."""
-    k, n, t = row.vectors, row.examples, row.positions
-    out = row.a.new_empty(k, stop - start, k, n)
-    step = max(1, int((_TILE_ENTRIES / (t * t * k * k)) ** 0.5))
-    for s in range(start, stop, step):
-        e = min(s + step, stop)
-        for low in range(0, n, step):
-            high = min(low + step, n)
-            inputs = torch.einsum("nti,mui->nmtu", row.a[s:e], row.a[low:high])
-            outputs = torch.einsum("knto,lmuo->knlmtu", row.g[:, s:e], row.g[:, low:high])
-            out[:, s - start : e - start, :, low:high] = torch.einsum("nmtu,knlmtu->knlm", inputs, outputs)
-    return out.reshape(k * (stop - start), k * n)
-
-
-def gram_tiles(captures: Sequence[AnyCapture]) -> Iterator[list[Tensor]]:
-    """Row strips of every layer's Gram matrix, small enough to be held together."""
-    n, k = captures[0].examples, captures[0].vectors
-    step = max(1, _TILE_ENTRIES // (k * k * n))
-    for start in range(0, n, step):
-        yield [example_gram(capture, start, min(start + step, n)) for capture in captures]
-
-
-def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
-    """Σ H_row ∘ H_col, which is ‖Σ_nk vec ∇ᵢ vec ∇ⱼᵀ‖²; accumulated in float64."""
-    if row is col and isinstance(row, Capture) and row.factored:
-        return _factored_square_norm(row)
-    total = 0.0
-    for tiles in gram_tiles([row] if row is col else [row, col]):
-        total += float((tiles[0] * tiles[-1]).sum(dtype=torch.float64))
-    return total
-
-
-def _factored_square_norm(capture: Capture) -> float:
-    """The same over pairs of examples n <= m only, each off-diagonal pair twice."""
-    a, g = capture.a[:, 0], capture.g[:, :, 0]
-    n, k = capture.examples, capture.vectors
-    step = max(1, min(256, _TILE_ENTRIES // (k * k * n)))
-    total = 0.0
-    for start in range(0, n, step):
-        stop = min(start + step, n)
-        inputs = (a[start:stop] @ a[start:].T).square_()
-        outputs = g[:, start:stop].flatten(0, 1) @ g[:, start:].flatten(0, 1).T
-        outputs = outputs.square_().reshape(k, stop - start, k, n - start).sum((0, 2))
-        pairs = inputs.mul_(outputs)
-        own = float(pairs[:, : stop - start].sum(dtype=torch.float64))
-        total += 2 * float(pairs.sum(dtype=torch.float64)) - own
-    return total
-
-
-def _columns(capture: Capture, r: int) -> Iterator[slice]:
-    """Slices of r right-hand sides whose images at a layer's outputs fit."""
-    _, n, t, dg = capture.g.shape
-    step = max(1, GRADIENT_ENTRIES // (n * t * dg))
-    for start in range(0, r, step):
-        yield slice(start, min(start + step, r))
-
-
-def _pieces(capture: AnyCapture, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges of examples whose stacked per-example gradients fit."""
-    stop = capture.examples if stop is None else stop
-    step = max(1, GRADIENT_ENTRIES // (capture.vectors * capture.size))
-    for low in range(start, stop, step):
-        yield low, min(low + step, stop)
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """Sum of new tensors, into the first."""
+    return reduce(lambda total, part: total.add_(part), parts)

@@ -6,9 +6,10 @@ merges (batches, processes), blends (exponential decay), and serialises. Equatio
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +44,12 @@ class Statistic(ABC):
     def key(self) -> Hashable:
         """Equal for statistics that hold the same quantity, so that a pass computes it once."""
         return (type(self).__name__, *self.layers)
+
+    def empty(self) -> Self:
+        """The same statistic of no example yet."""
+        made = copy.copy(self)
+        made.total, made.count, made.normalised = None, 0.0, False
+        return made
 
     @abstractmethod
     def contribution(self, *captures: AnyCapture) -> Tensor:
@@ -269,11 +276,7 @@ class GradientSum(Statistic):
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
-        capture = captures[0]
-        if isinstance(capture, Capture) and not capture.grouped:
-            a = capture.a.expand(capture.vectors, *capture.a.shape)
-            return (capture.g.flatten(0, 2).T @ a.flatten(0, 2)).reshape(-1)
-        return capture.gradients.sum((0, 1))
+        return captures[0].sum()
 
 
 def update_all(statistics: Iterable[Statistic], batch: Batch) -> None:

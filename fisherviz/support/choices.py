@@ -17,6 +17,13 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """One sentence on a name that is not there, with the nearest that is, or with all."""
+    known = list(known)
+    near = did_you_mean(given, known)
+    return f"there is no {what} {given!r}" + (f"; it must be one of {', '.join(known)}." if near == "." else near)
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> str:
     """The value, if it is on the list; ValueError otherwise."""
     known = list(allowed)

@@ -10,7 +10,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 COMMITTED = ".commit"
@@ -28,15 +29,37 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
         The path written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
-    try:
-        _fill(staged, content)
-        os.replace(staged, path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _fill(staged, content)
+            os.replace(staged, path)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
     return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell which path could not be written: a full disk's own error does not.
+
+    Args:
+        path: what is written inside.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        told = f"{path} cannot be written ({why}); make room or give another path."
+        raise OSError(error.errno, told) from error
 
 
 def check_place(path: str | os.PathLike[str], *, directory: bool) -> Path:
@@ -88,14 +111,15 @@ def write_together(directory: str | os.PathLike[str], contents: Mapping[str, byt
     for name in contents:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"the file name {name!r} leaves the directory {directory}.")
-    directory.mkdir(parents=True, exist_ok=True)
-    finish(directory)
-    staged = directory / f"{STAGED}{secrets.token_hex(6)}"
-    for name, content in contents.items():
-        (staged / name).parent.mkdir(parents=True, exist_ok=True)
-        _fill(staged / name, content)
-    os.replace(staged, directory / COMMITTED)
-    finish(directory)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        finish(directory)
+        staged = directory / f"{STAGED}{secrets.token_hex(6)}"
+        for name, content in contents.items():
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            _fill(staged / name, content)
+        os.replace(staged, directory / COMMITTED)
+        finish(directory)
     return directory
 
 

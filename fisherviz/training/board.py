@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from fisherviz.support.errors import OptionError
+
 FOLDER = "tensorboard"
 
 
@@ -25,7 +27,7 @@ class Board:
         self._writer: Any = None
         installed = importlib.util.find_spec("tensorboard") is not None
         if wanted and not installed:
-            raise ValueError(
+            raise OptionError(
                 'tensorboard: it is not installed; run pip install "fisherviz[tensorboard]" or leave it out.'
             )
         if wanted is False or not installed:

@@ -1,31 +1,20 @@
 """Where a step's time goes: forward, backward, statistics, inversion, the rest; nothing counted twice.
 
-A part that runs inside another is taken off it. The package's optimizers are watched at the methods named in
-`PARTS`; "inversion" holds factorising the damped matrix and the solve with it. All else counts as "step",
-also the complete KFAC's own forwards.
+A part that runs inside another is taken off it. The package's optimizers announce theirs (`support.timing`);
+"inversion" holds factorising the damped matrix and the solve with it. All else counts as "step", also the complete
+KFAC's own forwards.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any
 
 import torch
 
-PARTS = {
-    "statistics": (
-        "_collect", "_update_moments", "_estimate", "_update_inputs", "_update_outputs", "_average_data", "_again",
-    ),
-    "inversion": (
-        "_preconditioner_now", "_for_gamma", "_solve", "_woodbury", "_preconditioning", "_conjugate_gradients",
-    ),
-}  # fmt: skip
-"""Methods of an optimizer that belong to a part."""
-WATCHER_PARTS = {"statistics": ("fire", "_finish")}
-"""Methods of the optimizer's watcher, which run inside the user's backward."""
+from fisherviz.support.timing import listening
+
 NAMES = ("forward", "backward", "statistics", "inversion", "step")
 
 
@@ -42,6 +31,12 @@ class Clock:
         self._stack: list[str] = []
         self._since = 0.0
         self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Count what runs inside as "step", but for the parts that announce themselves."""
+        with listening(self.part), self.part("step"):
+            yield
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -62,26 +57,6 @@ class Clock:
         found = {name: self._seconds[name] for name in NAMES if name in self._seconds}
         self._seconds = {}
         return found
-
-    def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Count the parts of one of the package's optimizers."""
-        if not self.enabled:
-            return
-        for target, parts in ((optimizer, PARTS), (getattr(optimizer, "_watcher", None), WATCHER_PARTS)):
-            for name, methods in parts.items():
-                for method in methods:
-                    if target is not None and hasattr(target, method):
-                        setattr(target, method, self._counted(name, getattr(target, method)))
-
-    def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            if not self._stack:  # outside a step: an evaluation that somebody else measures
-                return method(*args, **kwargs)
-            with self.part(name):
-                return method(*args, **kwargs)
-
-        return counted
 
     def _turn(self) -> None:
         """The time since the last border belongs to the innermost part."""

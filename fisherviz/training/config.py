@@ -6,14 +6,16 @@ others make it another run.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fisherviz.support.choices import unknown
+from fisherviz.support.errors import OptionError
 
 FREE = ("epochs", "max_steps", "checkpoint_every", "timings", "tensorboard", "quiet", "out")
 """Fields that a run may be continued with other values of."""
@@ -51,19 +53,14 @@ class Config(BaseModel):
     optimizer: str = Field("kfac", description="Optimizer (kfac, foof, adam, ...) or pkg.mod:Class.")
     optimizer_options: dict[str, Any] = Field(default_factory=dict, description="Options of the optimizer.")
     averaging: float | None = Field(
-        None,
-        ge=0.0,
-        lt=1.0,
-        description="ξ of the averaged iterate that is evaluated too (K-FAC paper: 0.99).",
+        None, ge=0.0, lt=1.0, description="ξ of the averaged iterate that is evaluated too (K-FAC paper: 0.99)."
     )
 
     epochs: int = Field(10, ge=1, description="Passes over the training examples.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many steps.")
     batch_size: int = Field(100, ge=0, description="Examples per step; 0: all.")
     batch_full_at: int | None = Field(
-        None,
-        ge=2,
-        description="Step at which exponentially growing batches hold all examples (K-FAC paper: 500).",
+        None, ge=2, description="Step at which exponentially growing batches hold all examples (K-FAC paper: 500)."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Of weights, batches and everything else that is random.")
     device: str = Field("cpu", description="Where to compute: cpu, cuda, cuda:1, ...")
@@ -110,14 +107,6 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One sentence on a name that is not there, with the nearest that is."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(known)}."
-    return f"there is no {what} {name!r}; {hint}"
-
-
 def make_config(*sources: Mapping[str, Any]) -> Config:
     """A configuration from mappings, the later ones before the earlier ones; option mappings are joined.
 
@@ -135,7 +124,7 @@ def make_config(*sources: Mapping[str, Any]) -> Config:
     try:
         return Config(**fields)
     except ValidationError as error:
-        raise ValueError(_told(error)) from None
+        raise OptionError(_told(error)) from None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -150,13 +139,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         found = parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        raise OptionError(f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"config: {path} is no YAML: {' '.join(str(error).split())}.") from error
+        raise OptionError(f"config: {path} is no YAML: {' '.join(str(error).split())}.") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise ValueError(f"config: {path} holds {type(found).__name__}, not fields with values.")
+        raise OptionError(f"config: {path} holds {type(found).__name__}, not fields with values.")
     return found
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from fisherviz import datasets
-from fisherviz.commands.inputs import imported
-from fisherviz.training.config import Config, unknown
+from fisherviz.support.choices import unknown
+from fisherviz.support.errors import OptionError, option
+from fisherviz.support.importing import imported
+from fisherviz.training.config import Config
 
 Pair = tuple[Tensor, Tensor]
 INDEPENDENT = 1
@@ -111,6 +113,7 @@ def permutation(count: int, *words: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(int(state) >> 1))
 
 
+@option("dataset")
 def load_dataset(config: Config) -> datasets.Dataset:
     """The data set of a run, on its device and in its floating-point type.
 
@@ -121,24 +124,18 @@ def load_dataset(config: Config) -> datasets.Dataset:
     if task is None and config.model.endswith("-autoencoder"):
         task = "autoencoder"
     if config.dataset in datasets.names():
-        try:
-            found = datasets.load(
-                config.dataset, size=config.size, task=task, standardise=config.standardise,
-                limit=config.limit, seed=config.data_seed, progress=not config.quiet,
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(f"dataset: {error}") from error
+        found = datasets.load(
+            config.dataset, size=config.size, task=task, standardise=config.standardise,
+            limit=config.limit, seed=config.data_seed, progress=not config.quiet,
+        )  # fmt: skip
     elif ":" in config.dataset:
-        try:
-            given = imported(config.dataset)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"dataset: {error}") from error
+        given = imported(config.dataset)
         found = given() if callable(given) and not isinstance(given, datasets.Dataset) else given
         if not isinstance(found, datasets.Dataset):
-            raise ValueError(f"dataset: {config.dataset} gave {type(found).__name__}; give a fisherviz Dataset.")
+            raise ValueError(f"{config.dataset} gave {type(found).__name__}; give a fisherviz Dataset.")
         found = found.subset(train=config.limit)
     else:
-        raise ValueError(f"dataset: {unknown('data set', config.dataset, datasets.names())}")
+        raise ValueError(unknown("data set", config.dataset, datasets.names()))
     return found.to(device=config.device, dtype=getattr(torch, config.dtype))
 
 
@@ -153,7 +150,7 @@ def split(config: Config, dataset: datasets.Dataset) -> tuple[Pair, Pair]:
         return (inputs, targets), (dataset.test.inputs, dataset.test.targets)
     held = round(config.holdout * len(inputs))
     if not 0 < held < len(inputs):
-        raise ValueError(f"holdout: a share of {config.holdout} leaves nothing of {len(inputs)} examples on one side.")
+        raise OptionError(f"holdout: a share of {config.holdout} leaves nothing of {len(inputs)} examples on one side.")
     order = permutation(len(inputs), config.data_seed, len(inputs)).to(inputs.device)
     kept, out = order[held:], order[:held]
     return (inputs[kept], targets[kept]), (inputs[out], targets[out])

@@ -18,13 +18,14 @@ class NonFiniteLoss(StoppedRun):
     """The loss, or a weight, is not finite; the message names step, layer and damping."""
 
 
+def finite(model: nn.Module) -> bool:
+    """Whether all weights, and the gradients there are, are finite."""
+    found = [tensor for p in model.parameters() for tensor in (p, p.grad) if tensor is not None]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in found)
+
+
 def explain(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    loss: float | None,
-    step: int,
-    epoch: int,
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, loss: float | None, step: int, epoch: int
 ) -> NonFiniteLoss:
     """The error to raise.
 

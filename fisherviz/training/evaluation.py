@@ -28,21 +28,26 @@ def evaluate(model: nn.Module, likelihood: Likelihood, pair: Pair, limit: int | 
     inputs, targets = pair[0][:limit], pair[1][:limit]
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    loss = score = 0.0
-    labels = not targets.is_floating_point()
+    loss = total = 0.0
+    judged = score(targets)
     try:
         for x, y in chunks(inputs, targets):
             z = model(x)
             loss += float(likelihood.nll(z, y).sum(dtype=torch.float64))
-            if labels:
-                score += float((z.argmax(-1) == y).sum())
+            if judged == "accuracy":
+                total += float((z.argmax(-1) == y).sum())
             else:
                 predicted = torch.sigmoid(z) if likelihood.name == "bernoulli" else z
-                score += float((predicted - y).square().sum(dtype=torch.float64))
+                total += float((predicted - y).square().sum(dtype=torch.float64))
     finally:
         for module, mode in modes:
             module.training = mode
-    return {"loss": loss / len(inputs), "accuracy" if labels else "squared_error": score / len(inputs)}
+    return {"loss": loss / len(inputs), judged: total / len(inputs)}
+
+
+def score(targets: Tensor) -> str:
+    """What examples with such targets are judged by, beside their loss."""
+    return "squared_error" if targets.is_floating_point() else "accuracy"
 
 
 class Average:

@@ -6,6 +6,7 @@ the run is continued, so that the lines are those of a run that was never interr
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -17,10 +18,13 @@ import yaml
 
 from fisherviz.results.run import CHECKPOINT, CONFIG, METRICS, SUMMARY
 from fisherviz.support import files
+from fisherviz.support.errors import OptionError, option
 from fisherviz.training.config import FREE, Config
 
 FORMAT = 1
 LOCK = ".lock"
+EMPTY = b"\0\0"
+"""Length of the comment at the end of a ZIP archive that has none."""
 fcntl: ModuleType | None
 try:
     import fcntl
@@ -41,8 +45,8 @@ class Folder:
 
     def __init__(self, config: Config) -> None:
         self.path, self.config = config.directory, config
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"out: {self.path} is a file; give a folder.")
+        with option("out"):
+            files.check_place(self.path, directory=True)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
         self._log: BinaryIO | None = None
@@ -68,17 +72,17 @@ class Folder:
         path, mine = self.path / CONFIG, self.config.identity()
         if not path.exists():
             if (self.path / METRICS).exists() or (self.path / CHECKPOINT).exists():
-                raise ValueError(f"out: {self.path} holds a run without {CONFIG}; choose another folder.")
+                raise OptionError(f"out: {self.path} holds a run without {CONFIG}; choose another folder.")
             self.write_config()
             return
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
             theirs = {key: value for key, value in found.items() if key not in FREE}
         except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-            raise ValueError(f"out: {path} is damaged; choose another folder.") from error
+            raise OptionError(f"out: {path} is damaged; choose another folder.") from error
         for key in (*mine, *theirs):
             if mine.get(key) != theirs.get(key):
-                raise ValueError(
+                raise OptionError(
                     f"out: {self.path} holds a run with {key}={theirs.get(key)!r}, not {mine.get(key)!r}; "
                     "choose another folder, or give the same options to continue it."
                 )
@@ -99,7 +103,7 @@ class Folder:
         path = self.path / METRICS
         held = path.stat().st_size if path.exists() else 0
         if held < length:
-            raise ValueError(
+            raise OptionError(
                 f"out: {path} has {held} bytes where the checkpoint saw {length}; restore it, or remove "
                 f"the folder to "
                 "start again."
@@ -111,7 +115,10 @@ class Folder:
     def append(self, record: dict[str, Any]) -> None:
         """One line of metrics."""
         assert self._log is not None
-        self._log.write((json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        with files.writing(self.path / METRICS):
+            while line:  # an unbuffered stream may take a part
+                line = line[self._log.write(line) :]
 
     # ---- checkpoints ---------------------------------------------------------------------------------------
 
@@ -119,10 +126,10 @@ class Folder:
         """Replace the checkpoint by a state and the present length of the metrics."""
         assert self._log is not None
         os.fsync(self._log.fileno())
-        whole = {"format": FORMAT, "metrics_bytes": os.fstat(self._log.fileno()).st_size, **state}
+        length = os.fstat(self._log.fileno()).st_size
         buffer = io.BytesIO()
-        torch.save(whole, buffer)
-        files.write_whole(self.path / CHECKPOINT, buffer.getvalue())
+        torch.save({"format": FORMAT, "sealed": True, "metrics_bytes": length, **state}, buffer)
+        files.write_whole(self.path / CHECKPOINT, _sealed(buffer.getvalue()))
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint, None where there is none yet; no code in it is run.
@@ -135,12 +142,15 @@ class Folder:
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
+        content = path.read_bytes()
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if state.get("sealed") and content != _sealed(_opened(content)):
+                raise ValueError("its checksum is another")
         except Exception as error:
-            raise ValueError(f"out: {path} cannot be read; remove the folder to start again.") from error
+            raise OptionError(f"out: {path} cannot be read; remove the folder to start again.") from error
         if state["format"] > FORMAT:
-            raise ValueError(f"out: {path} is in format {state['format']}, this release reads {FORMAT}; upgrade.")
+            raise OptionError(f"out: {path} is in format {state['format']}, this release reads {FORMAT}; upgrade.")
         return state
 
     # ---- the end -------------------------------------------------------------------------------------------
@@ -159,3 +169,13 @@ class Folder:
             self._log.close()
             self._log = None
         self._lock.close()
+
+
+def _sealed(archive: bytes) -> bytes:
+    """A ZIP archive without a comment, with its checksum as the comment, where every reader passes over it."""
+    digest = hashlib.sha256(archive).hexdigest().encode()
+    return archive[: -len(EMPTY)] + len(digest).to_bytes(len(EMPTY), "little") + digest
+
+
+def _opened(sealed: bytes) -> bytes:
+    return sealed[: -len(EMPTY) - 2 * hashlib.sha256().digest_size] + EMPTY

@@ -6,11 +6,14 @@ import torch
 from torch import nn
 
 from fisherviz import models
-from fisherviz.commands.inputs import imported
 from fisherviz.datasets.catalogue import Dataset
-from fisherviz.training.config import Config, unknown
+from fisherviz.support.choices import unknown
+from fisherviz.support.errors import OptionError, option
+from fisherviz.support.importing import imported
+from fisherviz.training.config import Config
 
 
+@option("model")
 def build_model(config: Config, dataset: Dataset) -> nn.Module:
     """The network of a run, on its device.
 
@@ -21,19 +24,13 @@ def build_model(config: Config, dataset: Dataset) -> nn.Module:
         try:
             model: nn.Module = models.build(config.model, seed=config.seed, dataset=dataset, **config.model_options)
         except TypeError as error:
-            raise ValueError(f"model_options: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"model: {error}") from error
+            raise OptionError(f"model_options: {error}") from error
     elif ":" in config.model:
-        try:
-            found = imported(config.model)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"model: {error}") from error
-        model = found(**config.model_options)
+        model = imported(config.model)(**config.model_options)
         if not isinstance(model, nn.Module):
-            raise ValueError(f"model: {config.model} gave {type(model).__name__}; it must give a torch.nn.Module.")
+            raise ValueError(f"{config.model} gave {type(model).__name__}; it must give a torch.nn.Module.")
     else:
-        raise ValueError(f"model: {unknown('network', config.model, models.names())}")
+        raise ValueError(unknown("network", config.model, models.names()))
     return model.to(device=config.device, dtype=getattr(torch, config.dtype)).train()
 
 
@@ -46,4 +43,4 @@ def usable(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise OptionError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from error

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from fisherviz import optim
-from fisherviz.commands.inputs import imported
 from fisherviz.comparison.strengths import strengths
+from fisherviz.support.choices import one_of, unknown
+from fisherviz.support.errors import OptionError, option
+from fisherviz.support.importing import imported
 from fisherviz.training.baselines import Nesterov
-from fisherviz.training.config import unknown
 from fisherviz.training.data import Batches
 
 _PRESETS = {
@@ -35,6 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {"lbfgs": {"line_search_fn": "strong_wolfe
 _GIVEN = ("self", "model", "likelihood", "params", "output", "data", "loss_scale")
 
 
+@option("optimizer")
 def find_optimizer(name: str) -> type[torch.optim.Optimizer]:
     """The class behind a name.
 
@@ -44,13 +46,10 @@ def find_optimizer(name: str) -> type[torch.optim.Optimizer]:
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     if ":" not in name:
-        raise ValueError(f"optimizer: {unknown('optimizer', name, OPTIMIZERS)}")
-    try:
-        found = imported(name)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"optimizer: {error}") from error
+        raise ValueError(unknown("optimizer", name, OPTIMIZERS))
+    found = imported(name)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise ValueError(f"optimizer: {name} is no torch.optim.Optimizer.")
+        raise ValueError(f"{name} is no torch.optim.Optimizer.")
     return found
 
 
@@ -70,7 +69,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     open_ended = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for key in options:
         if key not in known and not open_ended:
-            raise ValueError(f"optimizer_options: {unknown(f'option of {name}', str(key), known)}")
+            raise OptionError(f"optimizer_options: {unknown(f'option of {name}', str(key), known)}")
     needed = {
         key: REQUIRED[key] for key in known if parameters[key].default is inspect.Parameter.empty and key in REQUIRED
     }
@@ -94,26 +93,20 @@ def make_optimizer(
     """
     cls, given = find_optimizer(name), check_options(name, options)
     parameters = inspect.signature(cls.__init__).parameters
-    try:
+    with option("optimizer_options"):
         if "model" not in parameters:
-            made = cls([p for p in model.parameters() if p.requires_grad], **given)
-        else:
-            if "fisher_data" in parameters:
-                given["fisher_data"] = _fisher_data(given.get("fisher_data", "independent"), batches)
-            if "data" in parameters:
-                given["data"] = batches.once()
-            made = cls(model, likelihood, **given)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"optimizer_options: {error}") from error
-    return made
+            return cls([p for p in model.parameters() if p.requires_grad], **given)
+        if "fisher_data" in parameters:
+            given["fisher_data"] = _fisher_data(given.get("fisher_data", "independent"), batches)
+        if "data" in parameters:
+            given["data"] = batches.once()
+        return cls(model, likelihood, **given)  # type: ignore[arg-type]
 
 
 def _fisher_data(wanted: Any, batches: Batches) -> Any:
     """What the option names: mini-batches of their own, the previous step's inputs, or the step's own."""
     choices = {"independent": batches.independent(), "previous": None, "same": "same"}
-    if wanted not in choices:
-        raise ValueError(f"fisher_data must be one of {', '.join(choices)}, got {wanted!r}.")
-    return choices[wanted]
+    return choices[one_of("fisher_data", wanted, choices)]
 
 
 def dampings(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -10,6 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from tqdm.auto import tqdm
 from fisherviz._version import __version__
 from fisherviz.approximations import approximations
 from fisherviz.comparison.monitor import Monitor
+from fisherviz.datasets.catalogue import Dataset
 from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
 from fisherviz.results.run import MONITOR, Run, load_run
+from fisherviz.support.errors import OptionError, option
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config
 from fisherviz.training.data import Batches, Position, load_dataset, split
-from fisherviz.training.diagnosis import StoppedRun, explain
-from fisherviz.training.evaluation import Average, evaluate
+from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, explain, finite
+from fisherviz.training.evaluation import Average, evaluate, score
 from fisherviz.training.folder import Folder
 from fisherviz.training.network import build_model, usable
 from fisherviz.training.optimizers import check_options, dampings, make_optimizer
@@ -70,51 +73,57 @@ def train(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(made.seed)
         session = Session(made)
-        try:
-            session.run(say or (lambda line: None))
-        finally:
-            session.close()
+        with closing(Folder(made)) as folder:
+            session.run(folder, say or (lambda line: None))
     return load_run(made.directory)
 
 
 class Session:
-    """A run in this process.
+    """A run in this process; nothing is written before `run`.
 
     Args:
         config: the run.
+        dataset: its data set, if it has been loaded already.
 
     Raises:
         ValueError: a field is wrong.
     """
 
-    def __init__(self, config: Config) -> None:
+    folder: Folder
+    board: Board
+
+    def __init__(self, config: Config, dataset: Dataset | None = None) -> None:
         self.config = config
-        self.dataset = load_dataset(config)
+        self.dataset = dataset or load_dataset(config)
         with_field = self.dataset.likelihood if config.likelihood is None else config.likelihood
-        try:
+        with option("likelihood"):
             self.likelihood = resolve(with_field)
-        except ValueError as error:
-            raise ValueError(f"likelihood: {error}") from error
-        self.train_part, self.validation = split(config, self.dataset)
-        self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
         self.model = build_model(config, self.dataset)
+        self.train_part, self.validation = split(config, self.dataset.shaped_for(self.model))
+        self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
         self.optimizer = make_optimizer(
             config.optimizer, config.optimizer_options, self.model, self.likelihood, self.batches
         )
         self.average = None if config.averaging is None else Average(self.model, config.averaging)
         self.clock = Clock(torch.device(config.device), config.timings)
-        self.clock.watch(self.optimizer)
         self.position, self.steps, self.examples = Position(), 0, 0
         self.running, self.counted = 0.0, 0
         self.seconds: dict[str, float] = {"total": 0.0}
         self.monitor = self._monitor() if config.monitor else None
-        self.folder = Folder(config)
-        self.board: Board | None = None
 
     # ---- the loop ------------------------------------------------------------------------------------------
 
-    def run(self, say: Say) -> None:
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what is measured at the end of an epoch."""
+        prefixes = ("",) if self.average is None else ("", "average_")
+        keys = ("loss", score(self.train_part[1]))
+        names = [f"{prefix}{part}_{key}" for prefix in prefixes for part in ("train", "validation") for key in keys]
+        return (*names, "running_loss")
+
+    def run(self, folder: Folder, say: Say) -> None:
         """Go on until the end, and write the summary."""
+        self.folder = folder
         saved = self.folder.load()
         if saved is not None:
             self.restore(saved)
@@ -124,9 +133,9 @@ class Session:
         self.folder.forget_summary()
         self.folder.write_config()
         self.folder.open_log(0 if saved is None else saved["metrics_bytes"])
-        self.board = Board(self.folder.path, self.config.tensorboard, self.steps)
         if saved is not None:
             say(f"Continuing after step {self.steps}.")
+        self.board = Board(self.folder.path, self.config.tensorboard, self.steps)
         try:
             if saved is None:
                 self.evaluated(say)
@@ -146,6 +155,8 @@ class Session:
         except StoppedRun as error:
             self.folder.write_summary(self.summary("stopped") | {"error": str(error)})
             raise
+        finally:
+            self.board.close()
         self.folder.write_summary(self.summary("complete"))
 
     def step(self) -> tuple[float, int]:
@@ -175,12 +186,13 @@ class Session:
             return loss
 
         try:
-            with self.clock.part("step"):
+            with self.clock.step():
                 self.optimizer.step(closure)  # type: ignore[arg-type]
         except (StoppedRun, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:
-            raise StoppedRun(f"step {number} (epoch {epoch}): {error}") from error
+            kind = StoppedRun if finite(self.model) else NonFiniteLoss
+            raise kind(f"step {number} (epoch {epoch}): {error}") from error
         if self.average is not None:
             self.average.update()
         self.position, self.steps, self.examples = after, number, self.examples + len(x)
@@ -219,21 +231,19 @@ class Session:
             )
         line = {key: value for key, value in line.items() if math.isfinite(value)}
         self._log("epoch", line, {"total": self.seconds["total"], "evaluation": time.perf_counter() - began})
-        score = next(key for key in line if key in ("validation_accuracy", "validation_squared_error"))
+        judged = f"validation_{score(self.validation[1])}"
         say(
             f"epoch {self._epochs:g}  step {self.steps}  train loss {line['train_loss']:.4g}  "
-            f"validation loss {line.get('validation_loss', math.inf):.4g}  {score.replace('_', ' ')} "
-            f"{line[score]:.4g}"
+            f"validation loss {line.get('validation_loss', math.inf):.4g}  {judged.replace('_', ' ')} "
+            f"{line.get(judged, math.inf):.4g}"
         )
 
     def _monitor(self) -> Monitor:
         few = slice(self.config.monitor_examples)
         data = (self.train_part[0][few], self.train_part[1][few])
-        try:
+        with option("monitor_methods"):
             for name in self.config.monitor_methods:
                 approximations[name]
-        except ValueError as error:
-            raise ValueError(f"monitor_methods: {error}") from error
         probe = Probe(self.model, self.likelihood)
         return Monitor(probe, self.config.monitor_methods, data=data, optimizer=self.optimizer, seed=self.config.seed)
 
@@ -261,8 +271,7 @@ class Session:
             **line, "seconds": seconds,
         }  # fmt: skip
         self.folder.append(record)
-        if self.board is not None:
-            self.board.add(record)
+        self.board.add(record)
 
     @property
     def _epochs(self) -> float:
@@ -281,11 +290,7 @@ class Session:
     def _bar(self) -> Any:
         total = self.config.epochs * len(self.batches)
         return tqdm(
-            total=total,
-            initial=min(self.examples, total),
-            unit="ex",
-            unit_scale=True,
-            disable=self.config.quiet,
+            total=total, initial=min(self.examples, total), unit="ex", unit_scale=True, disable=self.config.quiet
         )
 
     # ---- what continues it ---------------------------------------------------------------------------------
@@ -321,7 +326,7 @@ class Session:
             ValueError: the data are not those of the run.
         """
         if state["data"] != self.dataset.fingerprint:
-            raise ValueError(
+            raise OptionError(
                 f"dataset: the examples of {self.config.dataset} are not those that the run in "
                 f"{self.folder.path} was "
                 "started with; choose another folder."
@@ -341,12 +346,7 @@ class Session:
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             raise explain(
-                self.model,
-                self.optimizer,
-                self.train_part[0][:1],
-                None,
-                self.steps,
-                math.ceil(self._epochs) or 1,
+                self.model, self.optimizer, self.train_part[0][:1], None, self.steps, math.ceil(self._epochs) or 1
             )
 
     def summary(self, status: str) -> dict[str, Any]:
@@ -370,20 +370,10 @@ class Session:
             "best": best,
             "seconds": dict(self.seconds),
             "config": self.config.plain(),
-            "versions": {
-                "fisherviz": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": {"fisherviz": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "data": {
                 "name": self.dataset.name,
                 "fingerprint": self.dataset.fingerprint,
                 "notes": list(self.dataset.notes),
             },
         }
-
-    def close(self) -> None:
-        """Let the folder go."""
-        if self.board is not None:
-            self.board.close()
-        self.folder.close()

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from fisherviz.training.config import Config, make_config, parse, unknown
-from fisherviz.training.optimizers import check_options
+from fisherviz.support.choices import unknown
+from fisherviz.support.errors import OptionError
+from fisherviz.training.config import Config, make_config, parse
 
 _RANGE = re.compile(r"^\s*(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+)\s*$")
 _OPTIONS = ("model_options", "optimizer_options")
@@ -82,8 +83,14 @@ def make_space(over: Mapping[str, Any]) -> Space:
         ValueError: nothing is varied, a name is no field, or values are neither.
     """
     if not over:
-        raise ValueError("over: name what is varied, for example --over lr=[0.1,0.3].")
-    return {field_name(str(name)): _dimension(str(name), given) for name, given in over.items()}
+        raise OptionError("over: name what is varied, for example --over lr=[0.1,0.3].")
+    space: Space = {}
+    for name, given in over.items():
+        whole = field_name(str(name))
+        if whole in space:
+            raise OptionError(f"over: {whole} is varied twice; give all its values at once.")
+        space[whole] = _dimension(str(name), given)
+    return space
 
 
 def field_name(name: str) -> str:
@@ -91,10 +98,10 @@ def field_name(name: str) -> str:
     first, dot, _ = name.partition(".")
     if not dot:
         if name in _OPTIONS or name in ("out", "quiet"):
-            raise ValueError(f"over: {name!r} cannot be varied; name one of its options, such as optimizer_options.lr.")
+            raise OptionError(f"over: {name!r} cannot be varied; name one of its options, as optimizer_options.lr.")
         return name if name in Config.model_fields else f"optimizer_options.{name}"
     if first not in _OPTIONS:
-        raise ValueError(f"over: {unknown('group of options', first, _OPTIONS)}")
+        raise OptionError(f"over: {unknown('group of options', first, _OPTIONS)}")
     return name
 
 
@@ -104,15 +111,15 @@ def _dimension(name: str, given: Any) -> Choices | Range:
         given = {"low": ends[0], "high": ends[1], "log": all(isinstance(e, float) and e > 0 for e in ends)}
     if isinstance(given, Mapping):
         if set(given) - {"low", "high", "log"} or not {"low", "high"} <= set(given):
-            raise ValueError(f"over: {name} needs low and high, and may have log; got {', '.join(map(str, given))}.")
+            raise OptionError(f"over: {name} needs low and high, and may have log; got {', '.join(map(str, given))}.")
         low, high, log = given["low"], given["high"], bool(given.get("log", False))
         numbers = all(isinstance(e, int | float) and not isinstance(e, bool) for e in (low, high))
         if not numbers or not low < high or (log and low <= 0):
-            raise ValueError(f"over: {name} needs numbers with low < high, above 0 for log; got {low!r} and {high!r}.")
+            raise OptionError(f"over: {name} needs numbers with low < high, above 0 for log; got {low!r} and {high!r}.")
         return Range(low, high, log, isinstance(low, int) and isinstance(high, int))
     values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     if not values or len({json.dumps(v, sort_keys=True) for v in values}) < len(values):
-        raise ValueError(f"over: {name} needs values that differ, got {values!r}.")
+        raise OptionError(f"over: {name} needs values that differ, got {values!r}.")
     return Choices(tuple(values))
 
 
@@ -124,7 +131,7 @@ def grid(space: Space) -> list[dict[str, Any]]:
     """
     for name, dimension in space.items():
         if isinstance(dimension, Range):
-            raise ValueError(f"over: {name} is a range; a grid needs lists, or take sampler random or tpe.")
+            raise OptionError(f"over: {name} is a range; a grid needs lists, or take sampler random or tpe.")
     names = list(space)
     labels = [dimension.labels for dimension in space.values() if isinstance(dimension, Choices)]
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*labels)]
@@ -153,18 +160,18 @@ def configure(base: Mapping[str, Any], space: Space, point: Mapping[str, Any], *
     return make_config(base, changed, more)
 
 
-def check(base: Mapping[str, Any], space: Space) -> None:
-    """Try every choice and both ends of every range once.
+def probes(space: Space, every: bool) -> list[dict[str, Any]]:
+    """Points at which a space is tried before anything runs.
 
-    Raises:
-        ValueError: a field is unknown, or can't take a value.
+    Args:
+        space: what is varied.
+        every: all points of a grid; otherwise every choice and both ends of every range, one after the other.
     """
+    if every:
+        return grid(space)
     ends = {name: d.labels if isinstance(d, Choices) else (d.low, d.high) for name, d in space.items()}
     first = {name: labels[0] for name, labels in ends.items()}
-    for name, labels in ends.items():
-        for label in labels:
-            config = configure(base, space, first | {name: label})
-            check_options(config.optimizer, config.optimizer_options)
+    return [first | {name: label} for name, labels in ends.items() for label in labels]
 
 
 def presets() -> tuple[str, ...]:
@@ -180,6 +187,6 @@ def load_preset(name: str) -> dict[str, Any]:
         ValueError: there is none of that name.
     """
     if name not in presets():
-        raise ValueError(f"preset: {unknown('preset', name, presets())}")
+        raise OptionError(f"preset: {unknown('preset', name, presets())}")
     path = resources.files("fisherviz.training").joinpath("presets", f"{name}.yaml")
     return dict(parse(path.read_text(encoding="utf-8")))

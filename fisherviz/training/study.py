@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from fisherviz.support.errors import OptionError
 from fisherviz.training.space import Space, grid
 
 SAMPLERS = ("grid", "random", "tpe")
-ATTRIBUTE, POINT = "fisherviz", "point"
+ATTRIBUTE, POINT, WORKER = "fisherviz", "point", "worker"
 Objective = Callable[[Any, dict[str, Any]], float]
 
 
@@ -85,14 +88,14 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
         if isinstance(error, KeyboardInterrupt):
             raise
         told = " ".join(str(error).split())[:300]
-        raise ValueError(f"storage: {shown} cannot be used: {told}") from error
+        raise OptionError(f"storage: {shown} cannot be used: {told}") from error
     plain = json.loads(json.dumps(identity, sort_keys=True))
     found = study.user_attrs.get(ATTRIBUTE)
     if found is None:
         study.set_user_attr(ATTRIBUTE, plain)
     elif found != plain:
         wrong = next(key for key in plain if found.get(key) != plain[key])
-        raise ValueError(
+        raise OptionError(
             f"storage: the study {name!r} is one with {wrong}={found.get(wrong)!r}, not {plain[wrong]!r}; choose "
             "another study or folder, or give the same options to continue it."
         )
@@ -114,7 +117,7 @@ def with_driver(url: str) -> str:
     raise RuntimeError("storage: PostgreSQL needs a driver; run pip install psycopg[binary].")
 
 
-def work(study: Any, space: Space, sampler: str, trials: int | None, seed: int, objective: Objective) -> None:
+def work(study: Any, space: Space, sampler: str, trials: int, seed: int, objective: Objective) -> None:
     """Take trials until none is left, or all that are left are finished by others.
 
     Args:
@@ -125,14 +128,15 @@ def work(study: Any, space: Space, sampler: str, trials: int | None, seed: int, 
         seed: of random and tpe.
         objective: the value of a trial at a point.
     """
-    points = grid(space) if sampler == "grid" else None
+    points = grid(space) if sampler == "grid" else drawn(space, trials, seed) if sampler == "random" else None
     if points is not None:
         for point in points:
             study.enqueue_trial(point, user_attrs={POINT: _key(point)}, skip_if_exists=True)
 
     def tried(trial: Any) -> float:
+        trial.set_user_attr(WORKER, [platform.node(), os.getpid()])
         if points is None:
-            study.sampler = _sampler(sampler, seed, trial.number)
+            study.sampler = optuna().samplers.TPESampler(seed=_seed(seed, _place(study, trial)), constant_liar=True)
         elif POINT not in trial.user_attrs:
             raise optuna().TrialPruned("another worker took the last point of the grid")
         point = {name: dimension.suggest(trial, name) for name, dimension in space.items()}
@@ -140,8 +144,8 @@ def work(study: Any, space: Space, sampler: str, trials: int | None, seed: int, 
             raise optuna().TrialPruned("two workers queued this point")
         return objective(trial, point)
 
-    total = len(points) if points is not None else int(trials or 0)
-    while (left := _left(study, points, total)) is not None:
+    _bury(study)
+    while (left := _left(study, points, trials)) is not None:
         if left:
             _one(study, tried)
         else:
@@ -204,13 +208,42 @@ def _key(point: Mapping[str, Any]) -> str:
     return json.dumps(point, sort_keys=True)
 
 
-def _sampler(name: str, seed: int, number: int) -> Any:
-    """A sampler for one trial: what it draws depends on the seed, the number and the history, not on the worker."""
-    drawn = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-    samplers = optuna().samplers
-    return (
-        samplers.RandomSampler(seed=drawn) if name == "random" else samplers.TPESampler(seed=drawn, constant_liar=True)
-    )
+def drawn(space: Space, trials: int, seed: int) -> list[dict[str, Any]]:
+    """The points of a random search: they hang on the seed alone, whoever tries them and whatever is interrupted."""
+    samplers = (optuna().samplers.RandomSampler(seed=_seed(seed, number)) for number in range(trials))
+    asked = (optuna().create_study(sampler=sampler).ask() for sampler in samplers)
+    return [{name: dimension.suggest(trial, name) for name, dimension in space.items()} for trial in asked]
+
+
+def _seed(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def _place(study: Any, trial: Any) -> int:
+    """Which of the points a trial draws: one that failed leaves its place to the next."""
+    failed = optuna().trial.TrialState.FAIL
+    return sum(t.number < trial.number and t.state != failed for t in study.get_trials(deepcopy=False))
+
+
+def _bury(study: Any) -> None:
+    """Fail the trials that processes of this machine left when they were killed, without waiting for their silence."""
+    states = optuna().trial.TrialState
+    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+        node, process = trial.user_attrs.get(WORKER, ("", 0))
+        if node == platform.node() and not _alive(process):
+            study.tell(trial.number, state=states.FAIL, skip_if_finished=True)
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def default_storage(out: Path) -> str:

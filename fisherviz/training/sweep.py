@@ -16,16 +16,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from fisherviz.results.run import load_run
 from fisherviz.support import files
+from fisherviz.support.choices import count, one_of
+from fisherviz.support.errors import OptionError, option
 from fisherviz.training.config import Config, make_config
-from fisherviz.training.diagnosis import StoppedRun
-from fisherviz.training.run import Say, train
-from fisherviz.training.space import check, configure, load_preset, make_space
+from fisherviz.training.diagnosis import NonFiniteLoss
+from fisherviz.training.network import usable
+from fisherviz.training.run import Say, Session, train
+from fisherviz.training.space import Space, configure, load_preset, make_space, probes
 from fisherviz.training.study import SAMPLERS, default_storage, open_study, optuna, quietly, work
 
 TABLE = "runs.csv"
+DATA = {"dataset", "size", "task", "standardise", "limit", "data_seed", "model", "dtype", "device"}
+"""Fields that the data set hangs on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +112,14 @@ def sweep(
     grids = load_preset(preset) if preset is not None else {}
     space = make_space({**grids.get("over", {}), **(over or {})})
     metric = metric or grids.get("metric") or "train_loss"
-    _check_numbers(sampler, trials, seeds, heartbeat)
-    check(fields, space)
+    with option("sampler"):
+        one_of("it", sampler, SAMPLERS)
+    for name, value in (("trials", trials), ("seeds", seeds), ("heartbeat", heartbeat)):
+        with option(name):
+            count("it", value)
+    if seeds > 1 and "seed" in space:
+        raise OptionError("over: seed is varied and seeds asks for several too; leave one of them out.")
+    _try(fields, space, probes(space, sampler == "grid"), metric)
     folder = Path(out)
     maximise = metric.endswith("accuracy")
     identity = {
@@ -129,12 +141,10 @@ def sweep(
             path = place / f"seed-{one.seed}"
             try:
                 run = train(one.model_copy(update={"out": path}))
-            except StoppedRun as error:
+            except NonFiniteLoss as error:  # the point's failure; any other is the sweep's
                 run, stopped = load_run(path), str(error)
             final = run.summary["final"]
-            if metric not in final and not stopped:
-                raise ValueError(f"metric: there is no {metric!r} at the end of a run; there is {', '.join(final)}.")
-            values.append(_worst(maximise) if stopped else float(final[metric]))
+            values.append(_worst(maximise) if stopped else float(final.get(metric, _worst(maximise))))
             seconds += run.summary["seconds"]["total"]
         value = float(np.mean(values))
         for key, said in {
@@ -152,12 +162,17 @@ def sweep(
     return found
 
 
-def _check_numbers(sampler: str, trials: int, seeds: int, heartbeat: int) -> None:
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
-    for name, value in (("trials", trials), ("seeds", seeds), ("heartbeat", heartbeat)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: must be a positive whole number, got {value!r}.")
+def _try(fields: Mapping[str, Any], space: Space, points: list[dict[str, Any]], metric: str) -> None:
+    """Build what a run at each point needs, so that whatever is refused is refused before the first run."""
+    dataset = None
+    for point in points:
+        config = configure(fields, space, point, out=None, quiet=True)
+        usable(config.device)
+        with torch.random.fork_rng():
+            session = Session(config, dataset)
+        with option("metric"):
+            one_of("it", metric, session.metrics)
+        dataset = None if space.keys() & DATA else session.dataset
 
 
 def _worst(maximise: bool) -> float:

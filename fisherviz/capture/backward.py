@@ -1,0 +1,59 @@
+"""The backward passes of our own: vectors from an output to the layers' outputs, never to the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fisherviz.capture.hooks import Call
+
+BATCHED_ENTRIES = 2**17
+"""Above this many entries per vector and layer one backward pass per vector is faster than a batched one."""
+
+
+def backpropagate(
+    z: Tensor, calls: Mapping[str, Sequence[Call]], vectors: Tensor, *, keep: bool = False
+) -> dict[str, list[Tensor]]:
+    """Gradients of each vector's product with an output at each call's output.
+
+    Args:
+        z: the output with its graph, (N, ...).
+        calls: recorded calls by layer name.
+        vectors: (K, N, ...).
+        keep: whether the graph is needed afterwards.
+
+    Returns:
+        (K, N, ...) for each call; zeros where z does not depend on it.
+    """
+    flat = [call for made in calls.values() for call in made]
+    if not flat or not z.requires_grad or not len(vectors):
+        return {name: [z.new_zeros(len(vectors), *c.shape) for c in made] for name, made in calls.items()}
+    edges = [call.edge for call in flat]
+    out: list[Tensor | None] | None = None
+    if len(vectors) > 1 and max(call.shape.numel() for call in flat) <= BATCHED_ENTRIES:
+        try:
+            out = list(
+                torch.autograd.grad(z, edges, vectors, is_grads_batched=True, allow_unused=True, retain_graph=True)
+            )
+        except RuntimeError:
+            out = None  # an operation without a batching rule: one vector at a time gives the same numbers
+    if out is None and len(vectors) == 1:
+        found = torch.autograd.grad(z, edges, vectors[0], retain_graph=keep, allow_unused=True)
+        out = [None if g is None else g.unsqueeze(0) for g in found]
+    if out is None:
+        stacked = [z.new_empty(len(vectors), *call.shape) for call in flat]
+        for k, vector in enumerate(vectors):
+            retain = keep or k + 1 < len(vectors)
+            gradients = torch.autograd.grad(z, edges, vector, retain_graph=retain, allow_unused=True)
+            for whole, gradient in zip(stacked, gradients, strict=True):
+                if gradient is None:
+                    whole[k].zero_()
+                else:
+                    whole[k] = gradient
+        out = list(stacked)
+    filled = iter(
+        z.new_zeros(len(vectors), *call.shape) if g is None else g.detach() for g, call in zip(out, flat, strict=True)
+    )
+    return {name: [next(filled) for _ in made] for name, made in calls.items()}

@@ -1,0 +1,283 @@
+"""Which path each layer takes, by evidence: captured gradients against autograd's own, on examples that can tell.
+
+A layer whose weights also act outside its forward, or whose first dimension is not the batch, goes the generic way.
+Outputs that differ between the batch and the single example are an error: there is no Fisher of coupled examples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.utils import _pytree as pytree
+
+from fisherviz.capture.backward import backpropagate
+from fisherviz.capture.hooks import Call, capture_calls, feeders
+from fisherviz.capture.network import Network
+from fisherviz.capture.per_example import densified, generic_captures
+from fisherviz.capture.structure import Structure
+from fisherviz.network.batches import Inputs, count_examples, move, take_rows
+from fisherviz.network.guest import as_guest, check_modes, lock_of
+from fisherviz.network.layers import Layer
+
+ALONE, TOGETHER, SEARCHED = 2, 32, 2048
+"""Examples whose gradients are compared one by one, and in their sum; among how many they are chosen."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
+"""Relative differences that rounding explains, by type; 0.1 for the half precisions."""
+NOT_EXAMPLES = "the first dimension of its input does not count examples"
+ACTS = "its forward did not run, but its parameters act"
+PARTLY = "it sees only some of the examples"
+ELSEWHERE = "its parameters also act outside its forward, or its batch is not the first dimension"
+REENTRANT = "its forward ran inside checkpoint(use_reentrant=True), where nothing sees it; pass use_reentrant=False"
+
+
+def look(network: Network, inputs: Inputs) -> None:
+    """Decide each layer's path on a few examples of a batch, as a guest.
+
+    Args:
+        network: gets the verdict.
+        inputs: a batch's inputs.
+
+    Raises:
+        RuntimeError: an example's output depends on the other examples, or on chance.
+        ValueError: the model is in a mode without a Fisher of single examples, or the output is not finite.
+    """
+    check_modes(network.model)
+    inputs = move(inputs, network.device)
+    order = telling_examples(inputs)
+    with lock_of(network.model), as_guest(network.model), network.hooked():
+        many = _Evidence(network, take_rows(inputs, order[:TOGETHER]))
+        few = _Evidence(network, take_rows(inputs, order[:ALONE]))
+        whys, void = many.refuted_by_sums()
+        truths = few.alone()
+        network.settle(_verdict(network.structure, few, whys | few.refuted_by(truths), void))
+        _check_generic(network, few, truths)
+
+
+def _verdict(before: Structure, few: _Evidence, whys: Mapping[str, str], void: frozenset[str]) -> Structure:
+    """The structure after a look; layers without evidence stay undecided until a later look has some."""
+    undecided = void if not before.looked else void & before.undecided
+    calls = {name: made for name, made in few.calls.items() if name not in whys}
+    return replace(
+        before.without(whys),
+        looked=True,
+        looks=before.looks + 1,
+        undecided=undecided - set(whys),
+        positions=positions(calls),
+        neighbours=neighbours(few.calls, whys),
+        is_chain=_is_chain(few.z, few.calls),
+        example_output=few.z[:1].detach(),
+        example_bytes=_bytes(before.without(whys).generic, calls, few.z.element_size()),
+    )
+
+
+class _Evidence:
+    """What some examples show in one batch: output, calls, and captures of one random vector."""
+
+    def __init__(self, network: Network, inputs: Inputs) -> None:
+        self.network, self.inputs = network, inputs
+        self.z, self.calls = network.record(inputs)
+        network.likelihood.check_output(self.z)
+        network.check_finite(self.z, self.calls, 0)
+        self.v = noise(self.z, 0)
+        sound = {name: made for name, made in self.calls.items() if _count(made, self.z)}
+        gradients = backpropagate(self.z, sound, self.v.unsqueeze(0), keep=True)
+        self.captures = {name: capture_calls(sound[name], g) for name, g in gradients.items()}
+
+    def refuted_by_sums(self) -> tuple[dict[str, str], frozenset[str]]:
+        """Layers whose captured gradients do not add up to autograd's, with the reason; and those without gradient."""
+        whys, void = {}, set()
+        truth = _by_layer(self.network, _gradients(self.network, self.z, self.v))
+        for layer in self.network.layers:
+            name, capture = layer.name, self.captures.get(layer.name)
+            acts = bool(truth[name].any())
+            if not layer.structured:
+                continue
+            if name in self.calls and capture is None:
+                whys[name] = NOT_EXAMPLES
+            elif capture is None and acts:
+                whys[name] = ACTS
+            elif capture is not None and not _close(capture.sum(), truth[name]):
+                whys[name] = ELSEWHERE
+            elif not acts:
+                void.add(name)
+        return whys, frozenset(void)
+
+    def alone(self) -> list[dict[str, Tensor]]:
+        """Gradient of v_n's product with each example's own output, by parameter."""
+        truths = []
+        for n, v in enumerate(self.v):
+            own = _forward_alone(self.network, self.inputs, n)[:1]
+            scale = 1 + float(self.z.detach().abs().max())
+            if float((own[0] - self.z[n]).detach().abs().max()) > TOLERANCE.get(own.dtype, 0.1) * scale:
+                raise RuntimeError(
+                    f"the model's output for example {n} changes with the other examples of the batch, or at random; "
+                    "a Fisher needs independent examples: call model.eval(), or remove what couples them."
+                )
+            truths.append(_gradients(self.network, own, v.unsqueeze(0)))
+        return truths
+
+    def refuted_by(self, truths: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
+        """Layers whose captured gradients are not those of the examples alone, with the reason."""
+        layered = [_by_layer(self.network, truth) for truth in truths]
+        partly = {name: NOT_EXAMPLES for name in self.calls if name not in self.captures}
+        return partly | {
+            name: ELSEWHERE
+            for name, capture in self.captures.items()
+            if not all(_close(g, truth[name]) for g, truth in zip(capture.gradients[0], layered, strict=True))
+        }
+
+
+def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> None:
+    """Decide each layer's path by what a pass of the user's shows, where no single example has a gradient.
+
+    Args:
+        network: gets the verdict.
+        calls: of the layers that ran.
+        z: the output, with its graph.
+    """
+    waiting = [layer for layer in network.layers if layer.structured and layer.name not in calls]
+    acting, reentrant = _behind(z) if waiting else (set(), False)
+    whys = {
+        layer.name: ACTS if any(p in acting for p in layer.parameters.values()) else REENTRANT
+        for layer in waiting
+        if reentrant or any(p in acting for p in layer.parameters.values())
+    }
+    whys |= {name: NOT_EXAMPLES for name, made in calls.items() if not _count(made, z)}
+    structure = network.structure.without(whys)
+    kept = {name: made for name, made in calls.items() if name not in whys}
+    found = replace(structure, looked=True, positions=positions(kept), neighbours=neighbours(kept))
+    network.settle(replace(found, is_chain=_is_chain(z, calls)))
+
+
+def telling_examples(inputs: Inputs) -> Tensor:
+    """Positions of examples, those first on which a fault can show: varied ones, and unlike one another.
+
+    The first is the most varied example, the second the least varied one that is unlike it (padding); then every so
+    often one of the rest.
+    """
+    n = count_examples(inputs)
+    among = torch.linspace(0, n - 1, min(n, SEARCHED)).round().long()
+    variety = torch.zeros(len(among), dtype=torch.float64)
+    for leaf in pytree.tree_leaves(take_rows(inputs, among)):
+        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == len(among) and leaf.numel():
+            rows = leaf.detach().reshape(len(among), -1).cpu()
+            variety += torch.nan_to_num((rows[:, 1:] != rows[:, :-1]).sum(1) + (rows != 0).sum(1) / (1 + rows.shape[1]))
+    order = among[torch.argsort(variety, descending=True, stable=True)]
+    spread = order[torch.linspace(0, len(among) - 1, min(len(among), TOGETHER)).round().long()]
+    ends = order[[0, -1]] if n > 1 else order
+    return torch.cat([ends, spread[~torch.isin(spread, ends)]])
+
+
+def noise(like: Tensor, seed: int) -> Tensor:
+    """Normal random numbers like a tensor, always the same and without the global random state."""
+    private = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=private, dtype=torch.float64).to(like)
+
+
+def _gradients(network: Network, z: Tensor, v: Tensor) -> dict[str, Tensor]:
+    """Autograd's gradient of vᵀz by parameter, flat."""
+    parameters = network.parameters
+    found: Sequence[Tensor | None] = [None] * len(parameters)
+    if z.requires_grad:
+        found = torch.autograd.grad(z, list(parameters.values()), v, retain_graph=True, allow_unused=True)
+    return {
+        name: p.new_zeros(p.numel()) if g is None else densified(g).detach().reshape(-1)
+        for (name, p), g in zip(parameters.items(), found, strict=True)
+    }
+
+
+def _by_layer(network: Network, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same by layer, in unit order."""
+    return {layer.name: network.space.gather(i, parts) for i, layer in enumerate(network.layers)}
+
+
+def _forward_alone(network: Network, inputs: Inputs, n: int) -> Tensor:
+    """Output of one example on its own; twice the example for models that cannot take a batch of one."""
+    single = take_rows(inputs, torch.tensor([n]))
+    try:
+        return network.forward(single)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return network.forward(take_rows(inputs, torch.tensor([n, n])))
+
+
+def _check_generic(network: Network, few: _Evidence, truths: Sequence[Mapping[str, Tensor]]) -> None:
+    """Batching rules of `vmap` have been found wrong (PReLU, one vector): believe them only where they are right."""
+    layers = network.structure.generic
+    for count in (1, 2) if layers else ():
+        vectors = few.v.expand(count, *few.v.shape)
+        captures = generic_captures(network, layers, few.inputs, vectors, one_at_a_time=False)
+        for layer in layers:
+            found = captures[layer.name].gradients
+            expected = torch.stack([_by_layer(network, truth)[layer.name] for truth in truths]).expand(count, -1, -1)
+            if found.shape != expected.shape or not _close(found, expected):
+                network.note(one_at_a_time=True)
+                return
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    gap = torch.linalg.vector_norm((found - expected).double())
+    size = torch.linalg.vector_norm(expected.double())
+    return bool(gap <= TOLERANCE.get(found.dtype, 0.1) * size + 1e-30)
+
+
+def _count(calls: Sequence[Call], z: Tensor) -> bool:
+    """Whether the first dimension of every input and output counts the examples."""
+    n = len(z) if z.dim() else 1
+    return all(call.x.shape[:1] == (n,) and call.shape[:1] == (n,) for call in calls)
+
+
+def positions(calls: Mapping[str, Sequence[Call]]) -> dict[str, int]:
+    """Weight-sharing positions of each structured layer that ran."""
+    return {
+        name: sum(call.shape[1:].numel() // max(1, call.layer.d_out) for call in made) for name, made in calls.items()
+    }
+
+
+def neighbours(calls: Mapping[str, Sequence[Call]], gone: Container[str] = ()) -> tuple[tuple[str, str], ...]:
+    """Structured layers that follow one another in execution; a module called twice, or gone, breaks the chain."""
+    single = {name for name, made in calls.items() if len(made) == 1 and name not in gone}
+    return tuple((a, b) for a, b in itertools.pairwise(calls) if a in single and b in single)
+
+
+def _is_chain(z: Tensor, calls: Mapping[str, Sequence[Call]]) -> bool:
+    """Whether every layer is fed by the one before it alone, and the output by the last."""
+    flat = [call for made in calls.values() for call in made]
+    if not flat or any(len(made) > 1 for made in calls.values()):
+        return False
+    expected: list[set[str]] = [set(), *({call.layer.name} for call in flat)]
+    sources = [*(call.source for call in flat), z.grad_fn]
+    return all(feeders(source, flat) == names for source, names in zip(sources, expected, strict=True))
+
+
+def _behind(z: Tensor) -> tuple[set[nn.Parameter], bool]:
+    """The parameters in an output's graph, and whether reentrant checkpoints hide others."""
+    found: set[nn.Parameter] = set()
+    hidden = False
+    pending: list[Node | None] = [z.grad_fn]
+    seen: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        hidden = hidden or node.name().startswith("CheckpointFunction")
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        pending += [following for following, _ in node.next_functions]
+    return found, hidden
+
+
+def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: int) -> tuple[int, int]:
+    """Memory of one example's captures: inputs unfolded, and gradients per vector."""
+    inputs, outputs = 1, 1 + sum(layer.size for layer in generic)
+    for made in calls.values():
+        kernel = math.prod(getattr(made[0].layer.module, "kernel_size", (1,)))
+        inputs += sum(kernel * call.x[:1].numel() for call in made)
+        outputs += sum(call.shape[1:].numel() for call in made)
+    return item * inputs, item * outputs

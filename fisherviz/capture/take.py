@@ -1,0 +1,152 @@
+"""Captures of a batch, in pieces that fit the memory meant for them; the only way from inputs to captures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fisherviz.capture.backward import backpropagate
+from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture
+from fisherviz.capture.hooks import Call, capture_calls
+from fisherviz.capture.look import ACTS, PARTLY, look
+from fisherviz.capture.network import Network
+from fisherviz.capture.per_example import generic_captures
+from fisherviz.capture.structure import PathChanged
+from fisherviz.network.batches import Inputs, count_examples, move, select
+from fisherviz.network.guest import as_guest, check_modes, lock_of
+from fisherviz.network.layers import Layer
+
+LOOKS = 4
+"""Batches that are looked at for evidence about layers whose gradients vanished on the earlier ones."""
+
+
+class VectorSource(Protocol):
+    """The vectors that are backpropagated from an output: what the kind of a Fisher comes down to."""
+
+    def start(self, first: int, examples: int) -> None:
+        """Announce a batch that may come in pieces."""
+
+    def count(self, z: Tensor) -> int:
+        """Number K of vectors per example."""
+
+    def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
+        """The vectors (K, N, ...), scaled so that the sum of their outer products is the output Fisher."""
+
+
+def take(
+    network: Network,
+    inputs: Inputs,
+    targets: Tensor | None,
+    vectors: VectorSource,
+    consume: Callable[[Batch], None],
+    first: int = 0,
+) -> int:
+    """Hand a batch's captures to a consumer, piece by piece.
+
+    Args:
+        network: the network.
+        inputs: the batch's inputs.
+        targets: its targets, if `vectors` needs them.
+        vectors: the vectors to backpropagate.
+        consume: called with each `Batch`.
+        first: position of the batch's first example in the data.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        ValueError: the model is in a mode without a Fisher, or an activation is not finite.
+        RuntimeError: examples are coupled or the model is random.
+        PathChanged: a layer has no structure after all.
+    """
+    check_modes(network.model)
+    inputs = move(inputs, network.device)
+    n = count_examples(inputs)
+    with lock_of(network.model), as_guest(network.model):
+        _look(network, inputs)
+        with network.hooked():
+            step = _piece(network, vectors)
+            vectors.start(first, n)
+            for start in range(0, n, step):
+                part = None if targets is None else targets[start : start + step]
+                consume(_captured(network, select(inputs, start, start + step), part, vectors, first + start))
+    return n
+
+
+def _look(network: Network, inputs: Inputs) -> None:
+    """Look at a network that has not run yet, and again where evidence was wanting."""
+    before = network.structure
+    if not before.looked or (before.undecided and before.looks < LOOKS):
+        look(network, inputs)
+        if network.structure.generic != before.generic:
+            raise PathChanged(network.structure)
+
+
+def _piece(network: Network, vectors: VectorSource) -> int:
+    """Examples per piece, so that the captures of a piece stay below the network's limit."""
+    z, (fixed, per_vector) = network.structure.example_output, network.structure.example_bytes
+    assert z is not None
+    return max(1, network.capture_bytes // (fixed + per_vector * vectors.count(z)))
+
+
+def _captured(network: Network, inputs: Inputs, targets: Tensor | None, vectors: VectorSource, first: int) -> Batch:
+    z, calls = network.record(inputs)
+    n = len(z)
+    network.likelihood.check_output(z)
+    if not z.requires_grad:
+        raise RuntimeError(
+            "the model's output does not depend on the probed parameters; "
+            "is its forward under torch.no_grad(), or detached?"
+        )
+    _check_paths(network, z, calls)
+    network.check_finite(z, calls, first)
+    v = vectors(z.detach(), targets, first)
+    captures: dict[str, AnyCapture] = {
+        name: capture_calls(calls[name], gradients) for name, gradients in backpropagate(z, calls, v).items()
+    }
+    generic = network.structure.generic
+    if generic and len(v):
+        captures |= generic_captures(network, generic, inputs, v)
+    for layer in network.layers:
+        if layer.name not in captures:
+            captures[layer.name] = _absent(layer, len(v), z)
+    return Batch({layer.name: captures[layer.name].to(network.precision) for layer in network.layers}, n, first)
+
+
+def _absent(layer: Layer, vectors: int, z: Tensor) -> AnyCapture:
+    """What a batch shows of a layer that it did not run: zeros."""
+    n, (rows, da) = len(z), layer.matrix_shape
+    if not layer.structured:
+        return GenericCapture(z.new_zeros(vectors, n, layer.size))
+    groups = (layer.groups,) if layer.groups > 1 else ()
+    return Capture(z.new_zeros(n, 1, *groups, da), z.new_zeros(vectors, n, 1, *groups, rows // layer.groups))
+
+
+def _check_paths(network: Network, z: Tensor, calls: Mapping[str, Sequence[Call]]) -> None:
+    """Layers that see only some of the examples (a mixture of experts), or act without having run, are generic."""
+    n, whys = len(z), {}
+    for name, made in calls.items():
+        if any(call.x.shape[:1] != (n,) or call.shape[:1] != (n,) for call in made):
+            whys[name] = PARTLY
+    for layer in network.layers:
+        if layer.structured and layer.name not in calls:
+            own = list(layer.parameters.values())
+            found = torch.autograd.grad(z, own, torch.ones_like(z), retain_graph=True, allow_unused=True)
+            if any(g is not None for g in found):
+                whys[layer.name] = ACTS
+    if whys:
+        raise PathChanged(network.structure.without(whys))
+
+
+def loss_gradient(network: Network, inputs: Inputs, targets: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """Gradients of a batch's mean loss by one forward+backward pass; without targets, of the output's mean."""
+    check_modes(network.model)
+    inputs = move(inputs, network.device)
+    with as_guest(network.model):
+        z = network.forward(inputs)
+        network.likelihood.check_output(z)
+        loss = z.mean() if targets is None else network.likelihood.nll(z, targets).mean()
+        return torch.autograd.grad(loss, list(network.parameters.values()), allow_unused=True)

@@ -1,0 +1,153 @@
+"""Products with the exact Fisher: on the network itself by forward mode where it can be believed, else from captures.
+
+F v = Jᵀ F_R J v costs about 1.7 forward+backward passes whatever the layer's size (`capture.forward_mode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
+from fisherviz.exact.passes import Passes
+from fisherviz.network.guest import check_modes
+from fisherviz.operators.damping import Tikhonov
+
+Vector = Tensor | Mapping[str, Tensor]
+
+
+class Products(Passes):
+    """The Fisher as what it does to vectors."""
+
+    _verified = False
+    """Whether forward mode has agreed with reverse mode on all of the data."""
+
+    def _held(self) -> Tensor | None:
+        """The whole matrix in torch order, if an earlier request has left it."""
+        self.check_unchanged()
+        return self._kept.matrix
+
+    @overload
+    def __matmul__(self, v: Tensor) -> Tensor: ...
+    @overload
+    def __matmul__(self, v: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+    def __matmul__(self, v: Vector) -> Tensor | dict[str, Tensor]:
+        """F v for v flat (P,) or (P, k) in torch order, or a dictionary like `named_parameters()`."""
+        if isinstance(v, Mapping):
+            return self.space.unflatten(self @ self.space.flatten(v))
+        if self._in_half_precision(v):
+            return (self @ v.to(self.network.precision)).to(v.dtype)
+        v = self._check_vector(v)
+        if v.dim() == 1:
+            return (self @ v.unsqueeze(1))[:, 0]
+        if (whole := self._held()) is not None:
+            return whole @ v
+        if self._kept.captures is None and self._forward_mode():
+            columns = [self._network_product(column) for column in v.unbind(1)]
+            if all(column is not None for column in columns):
+                return torch.stack([column for column in columns if column is not None], 1)
+        examples = self.in_example_space()
+        return self.space.join(examples.product(self.space.split(v)))
+
+    def _forward_mode(self) -> bool:
+        """Whether products may run on the network itself; otherwise they come from captures, just as exact."""
+        self.look()
+        if self.network.dtype != self.network.precision:
+            return False  # derivatives of half precisions have two or three digits, captures are summed in float32
+        known = self.structure.forward_mode
+        return try_forward_mode(self.network, next(iter(self.data))[0]) if known is None else known
+
+    def _verified_everywhere(self) -> bool:
+        """Whether forward mode is right on every batch: forms, unlike products, do not show it themselves."""
+        if not self._verified:
+            self._verified = all(try_forward_mode(self.network, inputs) for inputs, _ in self.data)
+        return self._verified
+
+    def _network_product(self, v: Tensor) -> Tensor | None:
+        """F v by forward and reverse mode; None where they disagree on a batch: then forward mode is given up."""
+        check_modes(self.network.model)
+        total: Tensor | None = None
+        tangents, first = self.space.unflatten(v), 0
+        for inputs, targets in self.data:
+            part = self._one_product(inputs, targets, tangents, first)
+            if not part.agrees:
+                self.network.note(forward_mode=False)
+                return None
+            flat = self.space.flatten(part.parts)
+            total = flat if total is None else total.add_(flat)
+            first += part.examples
+        self._examples = first
+        assert total is not None
+        return total.mul_(self.scale)
+
+    def _one_product(self, inputs: Any, targets: Tensor | None, tangents: Mapping[str, Tensor], first: int) -> Product:
+        def output(z: Tensor, t: Tensor) -> Tensor:
+            return self.vectors.product(z, t, targets, first)
+
+        return product(self.network, inputs, tangents, output)
+
+    def quadratic(self, u: Vector, v: Vector | None = None) -> float:
+        """uᵀ F v (uᵀ F u without v) with forward products only.
+
+        Args:
+            u: flat (P,) in torch order or a dictionary.
+            v: likewise.
+
+        Returns:
+            The number.
+        """
+        first_vector = self._check_vector(self.space.flatten(u) if isinstance(u, Mapping) else u, flat=True)
+        second = (
+            first_vector
+            if v is None
+            else self._check_vector(self.space.flatten(v) if isinstance(v, Mapping) else v, flat=True)
+        )
+        if self._kept.captures is None and self._forward_mode() and self._verified_everywhere():
+            return self._forward_form(first_vector, None if v is None else second)
+        examples = self.in_example_space()
+        left = examples.project(self.space.split(first_vector.unsqueeze(1)))
+        right = left if v is None else examples.project(self.space.split(second.unsqueeze(1)))
+        return self.scale * float((left * right).sum(dtype=torch.float64))
+
+    def _forward_form(self, u: Tensor, v: Tensor | None) -> float:
+        """uᵀ F v (uᵀ F u without v) by forward mode alone."""
+        total, first = 0.0, 0
+        for inputs, targets in self.data:
+            z, t = tangent(self.network, inputs, self.space.unflatten(u))
+            other = t if v is None else tangent(self.network, inputs, self.space.unflatten(v))[1]
+            total += float((other * self.vectors.product(z, t, targets, first)).sum(dtype=torch.float64))
+            first += len(z)
+        self._examples = first
+        return self.scale * total
+
+    def _in_half_precision(self, v: Any) -> bool:
+        """Whether a vector has a half-precision model's type: worked with in float32, handed back as it came."""
+        return isinstance(v, Tensor) and v.dtype == self.network.dtype != self.network.precision
+
+    def _check_vector(self, v: Any, flat: bool = False) -> Tensor:
+        if not isinstance(v, Tensor):
+            raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
+        if v.is_complex():
+            raise TypeError("a vector must be real, got a complex tensor; multiply its real and imaginary parts apart.")
+        if v.dim() not in ((1,) if flat else (1, 2)) or v.shape[0] != self.space.size:
+            raise ValueError(
+                f"a flat vector must have {self.space.size} entries, one per probed parameter, "
+                f"got shape {tuple(v.shape)}."
+            )
+        return v.detach().to(device=self.network.device, dtype=self.network.precision)
+
+
+def damping_number(damping: Any) -> float:
+    """The λ of a number, a scalar tensor or `Tikhonov`."""
+    if isinstance(damping, Tikhonov):
+        return damping.value
+    scalar = isinstance(damping, Tensor) and damping.numel() == 1
+    if not scalar and (isinstance(damping, bool) or not isinstance(damping, Real)):
+        raise TypeError(f"the exact Fisher takes a number as Tikhonov damping, got {type(damping).__name__}.")
+    if not 0 <= float(damping) < float("inf"):
+        raise ValueError(f"damping must be a finite number of at least 0, got {float(damping)}.")
+    return float(damping)

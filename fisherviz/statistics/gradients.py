@@ -1,0 +1,170 @@
+"""Products of one layer's per-example gradients that are never formed: columns ∇_nk, numbered k N + n.
+
+Gram matrices, products with vectors and combinations come from inputs and pseudo-gradients alone (DESIGN section 5,
+"Layer-wise"); `examples` puts the layers together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.statistics.products import GRADIENT_ENTRIES, gram
+
+_TILE_ENTRIES = 2**24
+
+
+def columns_product(capture: AnyCapture, w: Tensor) -> Tensor:
+    """Σ_nk w_nk ∇_nk for each column of w (K N, r): unit-order vectors (P, r)."""
+    k, n = capture.vectors, capture.examples
+    w = w.reshape(k, n, -1)
+    if isinstance(capture, Capture) and not capture.grouped:
+        a, g = capture.a.flatten(0, 1), capture.g.flatten(2).permute(1, 2, 0)  # (N, T dg, K)
+        dg, out = capture.g.shape[-1], w.new_empty(w.shape[2], capture.size)
+        for columns in _columns(capture, w.shape[2]):
+            mixed = torch.bmm(g, w[:, :, columns].transpose(0, 1))  # (N, T dg, r)
+            mixed = mixed.reshape(len(a), dg, -1).permute(2, 1, 0).flatten(0, 1)
+            out[columns] = (mixed @ a).reshape(-1, capture.size)
+        return out.T
+    total = w.new_zeros(capture.size, w.shape[2])
+    for start, stop in _pieces(capture):
+        total += capture.select(start, stop).gradients.flatten(0, 1).T @ w[:, start:stop].flatten(0, 1)
+    return total
+
+
+def rows_product(capture: AnyCapture, v: Tensor) -> Tensor:
+    """∇_nkᵀ v for each column of v (P, r), unit order: (K N, r)."""
+    r = v.shape[1]
+    if isinstance(capture, Capture) and not capture.grouped:
+        k, n, t, dg = capture.g.shape
+        a, g = capture.a.flatten(0, 1), capture.g.flatten(2).transpose(0, 1)  # (N, K, T dg)
+        found = v.new_empty(k, n, r)
+        for columns in _columns(capture, r):
+            matrices = v[:, columns].reshape(dg, a.shape[1], -1).permute(1, 0, 2).flatten(1)
+            images = (a @ matrices).reshape(n, t * dg, -1)
+            found[:, :, columns] = torch.bmm(g, images).transpose(0, 1)
+        return found.reshape(-1, r)
+    parts = [capture.select(*piece).gradients @ v for piece in _pieces(capture)]
+    return torch.cat(parts, 1).reshape(-1, r)
+
+
+def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Tensor:
+    """H[(k,n),(l,m)] = ⟨∇_nk, ∇_ml⟩ for examples n in start..stop, all k: (K (stop - start), K N)."""
+    stop = row.examples if stop is None else stop
+    whole = start == 0 and stop == row.examples
+    if isinstance(row, Capture) and row.factored:
+        k, n = row.vectors, row.examples
+        a, g = row.a[:, 0], row.g[:, :, 0]
+        if whole:
+            inputs, outputs = gram(a.T), gram(g.flatten(0, 1).T)
+        else:
+            inputs, outputs = a[start:stop] @ a.T, g[:, start:stop].flatten(0, 1) @ g.flatten(0, 1).T
+        if k == 1:
+            return outputs.mul_(inputs)
+        return outputs.reshape(k, stop - start, k, n).mul_(inputs.unsqueeze(1)).reshape(k * (stop - start), k * n)
+    if isinstance(row, Capture) and not row.grouped and _pairwise_is_cheaper(row):
+        return _pairwise_gram(row, start, stop)
+    if whole and row.vectors * row.examples * row.size <= GRADIENT_ENTRIES:
+        return gram(row.gradients.flatten(0, 1).T)
+    k = row.vectors
+    out = []
+    for low, high in _pieces(row):
+        right = row.select(low, high).gradients.flatten(0, 1)
+        strips = [
+            row.select(s, e).gradients @ right.T for s, e in _pieces(row, start, stop)
+        ]  # (K, e - s, K (high - low))
+        out.append(torch.cat(strips, 1).reshape(k * (stop - start), k, high - low))
+    return torch.cat(out, 2).reshape(k * (stop - start), -1)
+
+
+def _pairwise_is_cheaper(row: Capture) -> bool:
+    """Products of positions pair by pair, or of whole per-example gradients?"""
+    n, k, t = row.examples, row.vectors, row.positions
+    da, dg = row.a.shape[-1], row.g.shape[-1]
+    pairwise = n * n * t * t * (da + k * k * dg)
+    gradients = n * k * t * da * dg + (n * k) ** 2 * da * dg
+    return pairwise < gradients
+
+
+def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
+    """Σ_tt' (ā_nt·ā_mt') (g_nkt·g_mlt'), in tiles of examples."""
+    k, n, t = row.vectors, row.examples, row.positions
+    out = row.a.new_empty(k, stop - start, k, n)
+    step = max(1, int((_TILE_ENTRIES / (t * t * k * k)) ** 0.5))
+    for s in range(start, stop, step):
+        e = min(s + step, stop)
+        for low in range(0, n, step):
+            high = min(low + step, n)
+            inputs = torch.einsum("nti,mui->nmtu", row.a[s:e], row.a[low:high])
+            outputs = torch.einsum("knto,lmuo->knlmtu", row.g[:, s:e], row.g[:, low:high])
+            out[:, s - start : e - start, :, low:high] = torch.einsum("nmtu,knlmtu->knlm", inputs, outputs)
+    return out.reshape(k * (stop - start), k * n)
+
+
+def gram_tiles(captures: Sequence[AnyCapture]) -> Iterator[list[Tensor]]:
+    """Row strips of every layer's Gram matrix, small enough to be held together."""
+    n, k = captures[0].examples, captures[0].vectors
+    step = max(1, _TILE_ENTRIES // (k * k * n))
+    for start in range(0, n, step):
+        yield [example_gram(capture, start, min(start + step, n)) for capture in captures]
+
+
+def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
+    """Σ H_row ∘ H_col, which is ‖Σ_nk vec ∇ᵢ vec ∇ⱼᵀ‖²; accumulated in float64."""
+    if row is col and isinstance(row, Capture) and row.factored:
+        return _factored_square_norm(row)
+    total = 0.0
+    for tiles in gram_tiles([row] if row is col else [row, col]):
+        total += float((tiles[0] * tiles[-1]).sum(dtype=torch.float64))
+    return total
+
+
+def _factored_square_norm(capture: Capture) -> float:
+    """The same over pairs of examples n <= m only, each off-diagonal pair twice."""
+    a, g = capture.a[:, 0], capture.g[:, :, 0]
+    n, k = capture.examples, capture.vectors
+    step = max(1, min(256, _TILE_ENTRIES // (k * k * n)))
+    total = 0.0
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        inputs = (a[start:stop] @ a[start:].T).square_()
+        outputs = g[:, start:stop].flatten(0, 1) @ g[:, start:].flatten(0, 1).T
+        outputs = outputs.square_().reshape(k, stop - start, k, n - start).sum((0, 2))
+        pairs = inputs.mul_(outputs)
+        own = float(pairs[:, : stop - start].sum(dtype=torch.float64))
+        total += 2 * float(pairs.sum(dtype=torch.float64)) - own
+    return total
+
+
+def _columns(capture: Capture, r: int) -> Iterator[slice]:
+    """Slices of r right-hand sides whose images at a layer's outputs fit."""
+    _, n, t, dg = capture.g.shape
+    step = max(1, GRADIENT_ENTRIES // (n * t * dg))
+    for start in range(0, r, step):
+        yield slice(start, min(start + step, r))
+
+
+def _pieces(capture: AnyCapture, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+    """Ranges of examples whose stacked per-example gradients fit."""
+    stop = capture.examples if stop is None else stop
+    step = max(1, GRADIENT_ENTRIES // (capture.vectors * capture.size))
+    for low in range(start, stop, step):
+        yield low, min(low + step, stop)
+
+
+def cross_gram(row: AnyCapture, other: AnyCapture) -> Tensor:
+    """⟨∇_nk, ∇'_ml⟩ for two captures of the same layer over the same or other inputs: (K N, L M)."""
+    if isinstance(row, Capture) and isinstance(other, Capture) and row.factored and other.factored:
+        inputs = row.a[:, 0] @ other.a[:, 0].T
+        outputs = row.g[:, :, 0].flatten(0, 1) @ other.g[:, :, 0].flatten(0, 1).T
+        tiles = outputs.view(row.vectors, row.examples, other.vectors, other.examples)
+        return tiles.mul_(inputs.unsqueeze(1)).reshape(len(outputs), -1)
+    k, n = other.vectors, other.examples
+    parts = []
+    for low, high in _pieces(other):
+        right = other.select(low, high).gradients.flatten(0, 1).T
+        parts.append(rows_product(row, right).unflatten(1, (k, high - low)))
+    return torch.cat(parts, 2).reshape(-1, k * n)

@@ -1,0 +1,97 @@
+"""What a list of two tensors means, inputs that are no examples, and what is refused in one sentence."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fisherviz as fv
+from tests.oracles import exact, laws, nets
+from tests.oracles.checks import assert_matches
+
+
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_a_batch_of_a_loader_is_inputs_and_targets(kind):
+    net, x, y = nets.mlp(3, 4, 2), nets.vectors(6, 3), laws.Categorical().draw(6, 2)
+    batch = next(iter(DataLoader(TensorDataset(x, y), batch_size=6)))
+    assert isinstance(batch, list)
+    fisher = fv.Probe(net, "categorical").fisher(batch, kind=kind)
+    targets = y if kind == "empirical" else None
+    assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Categorical(), targets=targets))
+    assert fisher.examples == 6
+
+
+def test_two_batches_of_inputs_stay_two_batches():
+    net, x = nets.mlp(3, 4, 2), nets.vectors(8, 3)
+    for cut in (4, 5):
+        fisher = fv.Probe(net, "categorical").fisher([x[:cut], x[cut:]])
+        assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Categorical()))
+
+
+def test_a_list_that_may_be_either_is_refused():
+    with pytest.raises(TypeError, match=r"pass a tuple \(inputs, targets\)"):
+        fv.Probe(nets.mlp(3, 4, 2), "gaussian").fisher([nets.vectors(5, 3), nets.vectors(5, 2)])
+
+
+class Mixing(nn.Module):
+    """Adds to every example what a matrix that belongs to no example gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, matrix):
+        return self.layer(x) * matrix.sum()
+
+
+@pytest.mark.parametrize("sizes", [(6, 4), (4, 6), (4, 4)])
+def test_a_side_input_as_long_as_a_batch_is_refused(sizes):
+    net, matrix = nets.randomised(Mixing()), torch.rand(4, 4, dtype=torch.float64)
+    data = [((nets.vectors(n, 3), matrix), None) for n in sizes]
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"belongs to no single example|changes with the other examples"
+    ):
+        fv.Probe(net, "gaussian").fisher(data).to_dense()
+
+
+def test_a_side_input_of_another_length_is_whole_in_every_batch():
+    net, matrix = nets.randomised(Mixing()), torch.rand(4, 4, dtype=torch.float64)
+    x = nets.vectors(8, 3)
+    fisher = fv.Probe(net, "gaussian").fisher([((x[:3], matrix), None), ((x[3:], matrix), None)])
+    F = exact.fisher(Bound(net, matrix), x, laws.Gaussian())
+    assert_matches(fisher.to_dense(), F)
+    assert_matches(fisher @ torch.ones(len(F), dtype=torch.float64), F.sum(1))
+
+
+class Bound(nn.Module):
+    def __init__(self, net, matrix):
+        super().__init__()
+        self.net, self.matrix = net, matrix
+
+    def forward(self, x):
+        return self.net(x, self.matrix)
+
+
+def test_repeated_batches_are_examples():
+    net, x = nets.mlp(3, 4, 2), nets.vectors(4, 3)
+    fisher = fv.Probe(net, "categorical").fisher([(x, torch.zeros(4, dtype=torch.long))] * 3)
+    assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Categorical()))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.eye(3).to_sparse(), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), torch.eye(3) * 1j],
+    ids=["sparse", "nested", "complex"],
+)
+def test_inputs_that_are_refused(inputs):
+    with pytest.raises(TypeError, match="must be dense and real"):
+        fv.Probe(nn.Linear(3, 2), "gaussian").fisher(inputs).to_dense()
+
+
+def test_models_that_are_refused():
+    with pytest.raises(TypeError, match="which takes no hooks"):
+        fv.Probe(torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)), "gaussian")
+    with pytest.raises(TypeError, match="'weight' is on the meta device"):
+        fv.Probe(nn.Linear(3, 2, device="meta"), "gaussian")
+    with pytest.raises(TypeError, match="'weight' is complex"):
+        fv.Probe(nn.Linear(3, 2, dtype=torch.complex64), "gaussian")
