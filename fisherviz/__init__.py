@@ -17,6 +17,7 @@ from fisherviz.network.likelihoods import Bernoulli, Categorical, Gaussian, Like
 from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
 from fisherviz.probe import Probe
 from fisherviz.results.comparison import Comparison, load_comparison
+from fisherviz.results.outputs import set_output
 
 __all__ = [
     "Approximation",
@@ -50,6 +51,10 @@ _LATER = {
     "datasets": "fisherviz.datasets",
     "models": "fisherviz.models",
 }
+
+# what results turn into lies below them; it is imported when it is first asked for, too
+set_output("page", lambda *given: importlib.import_module("fisherviz.report").write_page(*given))
+set_output("plot of a monitor", lambda *given, **options: __getattr__("plot").monitor(*given, **options))
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from fisherviz._version import __version__
+from fisherviz.approximations import approximations
 from fisherviz.cli import app
 from fisherviz.commands.inputs import load_data, load_weights
 from fisherviz.results.comparison import load_comparison
@@ -123,6 +124,58 @@ def test_quiet_prints_one_line_and_no_bars(here):
     assert result.output == "Wrote report/index.html\n"
     assert load_comparison("report").layers == ("2",)
     assert not (here / "report" / "layers").exists()
+
+
+REGISTERING = (
+    MODULE
+    + """
+import fisherviz as fv
+
+class Mine(fv.approximations["diagonal"]):
+    "A diagonal of my own."
+
+fv.register("mine", Mine)
+
+def normalised():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+"""
+)
+
+
+@pytest.fixture
+def registering(here, monkeypatch):
+    """The module registers an approximation when it is imported; afterwards it is gone."""
+    monkeypatch.setattr(approximations, "_classes", dict(approximations._classes))
+    (here / "mynet.py").write_text(REGISTERING)
+    return here
+
+
+def test_a_method_that_the_models_module_registers_is_reported_on(registering):
+    assert "mine" not in approximations
+    result = call("report", *MINE, "--methods", "mine,kfac", "--layers", "4", "--quiet")
+    assert result.exit_code == 0, result.output
+    errors = load_comparison("report").whole("relative_frobenius")
+    assert errors.keys() == {"mine", "kfac"}
+    result = call("report", *MINE, "--methods", "mein", "--quiet")
+    assert result.exit_code == 2
+    assert "--methods: method must be one of" in result.output
+    assert "did you mean 'mine'?" in result.output
+
+
+def test_a_layer_that_a_method_refuses_does_not_end_the_report(registering):
+    options = ["--model", "mynet:normalised", "--data", "mynet:pair", "--quiet"]
+    result = call("report", *options, "--methods", "kfac,nearest-kronecker")
+    assert result.exit_code == 0, result.output
+    joint, alone = load_comparison("report"), load_comparison("report/layers")
+    assert joint.methods == ("kfac",)
+    assert any(note.startswith("nearest-kronecker is left out") for note in joint.notes)
+    blocks = alone.blocks("relative_frobenius")
+    assert set(blocks[blocks["method"] == "nearest-kronecker"]["row"]) == {"0", "3"}
+    assert set(blocks[blocks["method"] == "kfac"]["row"]) == {"0", "1", "3"}
+    result = call("report", *options, "--methods", "nearest-kronecker", "--out", "refused")
+    assert result.exit_code == 1
+    assert "nearest-kronecker refuses layer '1'" in result.output
 
 
 @pytest.mark.parametrize("kind", ["mc", "empirical"])

@@ -131,7 +131,7 @@ def test_off_unit_share_is_what_cw_ngd_leaves_out_of_each_layer(small):
     for part, (d_out, fan_in, _), name in zip(small.parts, net_layers, small.names, strict=True):
         block = F[part, part].reshape(d_out, fan_in + 1, d_out, fan_in + 1)
         kept = sum(np.sum(block[o, :, o, :] ** 2) for o in range(d_out))
-        assert small.value("cw-ngd", "off_unit_share", name, name) == close(1 - kept / np.sum(block**2))
+        assert small.value("exact", "off_unit_share", name, name) == close(1 - kept / np.sum(block**2))
 
 
 def test_exact_methods_have_no_error(small):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.support import files
 from tests.factory import METHODS, make_comparison
@@ -227,7 +227,7 @@ def test_saving_takes_the_same_bytes_twice(comparison):
     ],
 )  # fmt: skip
 def test_numbers_are_shown_as_people_read_them(name, value, text):
-    assert glossary.show(name, value) == text
+    assert metrics.show(name, value) == text
 
 
 def test_every_metric_of_the_design_is_defined():
@@ -237,6 +237,6 @@ def test_every_metric_of_the_design_is_defined():
         "model_decrease_rescaled", "kl", "off_unit_share",
         "seconds", "bytes", "passes",
     ]  # fmt: skip
-    assert sorted(named) == sorted(glossary.METRICS)
-    assert all(entry.formula and entry.meaning for entry in glossary.METRICS.values())
-    assert glossary.metric("my_own").label == "my own"
+    assert sorted(named) == sorted(metrics.METRICS)
+    assert all(entry.formula and entry.meaning for entry in metrics.METRICS.values())
+    assert metrics.metric("my_own").label == "my own"

@@ -1,11 +1,12 @@
 """Approximations of the Fisher, one file per family, and the registry that `fv.approximate` and the optimizers use."""
 
-from fisherviz.approximations.base import Approximation, Values
+from fisherviz.approximations.base import Approximation, Values, fit_all
 from fisherviz.approximations.exact import LayerWise
+from fisherviz.approximations.fitting import FAILURES
 from fisherviz.approximations.kfac_full import KFACFull, KFACTridiagonal
 from fisherviz.approximations.kronecker import EKFAC, FOOF, KFAC
 from fisherviz.approximations.nearest import NearestKronecker
-from fisherviz.approximations.registry import approximate, approximations, make, register
+from fisherviz.approximations.registry import approximate, approximations, make, register, resolve
 from fisherviz.approximations.simple import Diagonal, Identity
 from fisherviz.approximations.units import CWNGD
 
@@ -27,6 +28,7 @@ for _name, _class in _OURS.items():
 __all__ = [
     "CWNGD",
     "EKFAC",
+    "FAILURES",
     "FOOF",
     "KFAC",
     "Approximation",
@@ -39,6 +41,8 @@ __all__ = [
     "Values",
     "approximate",
     "approximations",
+    "fit_all",
     "make",
     "register",
+    "resolve",
 ]

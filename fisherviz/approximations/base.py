@@ -7,17 +7,15 @@ Subclass it, register it, and it is in `compare`, the report, the plots and the 
 from __future__ import annotations
 
 import contextlib
-import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from fisherviz.approximations.fitting import Recipe, Wanted, run_together
 from fisherviz.approximations.matrices import BlockDiagonal, LayeredMatrix
-from fisherviz.capture.structure import PathChanged
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
@@ -39,7 +37,8 @@ class Approximation(LayeredMatrix):
     constructor; `fit` builds the matrix, which then behaves like any structured matrix.
     """
 
-    name: ClassVar[str] = "approximation"
+    name: ClassVar[str] = "Approximation"
+    """What it is registered as; a class that is not goes by its own name."""
     plot_order: ClassVar[Order] = "torch"
     """The order of the paper that it comes from, for plots."""
     handles_generic: ClassVar[bool] = False
@@ -49,9 +48,14 @@ class Approximation(LayeredMatrix):
     follows_scale: ClassVar[bool] = True
     """Whether the operators scale with the Fisher's `reduction`; FOOF and the identity do not depend on it."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Seconds of the statistics and operators, once fitted."""
+        """Of its own statistics and operators, and of the passes behind them, once fitted."""
 
     # ---- what a subclass gives -------------------------------------------------------------------------------------
 
@@ -168,60 +172,72 @@ class Approximation(LayeredMatrix):
                 f"{self.name} is built from a Fisher, got {type(fisher).__name__}; "
                 "make one with fv.Probe(model, likelihood).fisher(data)."
             )
-        start = time.perf_counter()
-        self.kind, self.reduction = fisher.kind, fisher.reduction
-        fisher.look()
-        pairs: list[tuple[int, int]] = []
+        (error,) = fit_all(fisher, [self])
+        if error is not None:
+            raise error
+        for remark in self.remarks(fisher):
+            warnings.warn(f"{self.name}: {remark}", stacklevel=2)
+        return self
 
-        def first() -> list[dict[str, Statistic]]:
-            """What the layers need on their present paths; asked again where a pass has changed one."""
-            nonlocal pairs
-            layers = fisher.space.layers
-            with naming(self, "prepare"):
-                self.prepare(layers, fisher.structure.positions)
-            with naming(self, "pairs"):
-                pairs = self.pairs(layers, fisher.structure.neighbours)
-            with naming(self, "pair_statistics"):
-                coupled = [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
-            return [self.needs(layer) for layer in layers] + coupled
+    def remarks(self, fisher: Fisher) -> list[str]:
+        """What a user should know about this approximation of a network, a sentence each.
 
-        means = collect_means(fisher, first)
-        self.space, layers = fisher.space, fisher.space.layers
-        generic = [layer.name for layer in layers if not layer.structured and not self.handles_generic]
-        if generic:
-            warnings.warn(
-                f"{self.name} has no structure for layers {', '.join(map(repr, generic))}; "
-                "it takes the exact diagonal there.",
-                stacklevel=3,
-            )
+        Args:
+            fisher: that has looked at its network.
+        """
+        out = []
+        if generic := [layer.name for layer in fisher.space.layers if not self._handles(layer)]:
+            out.append(f"no structure for layers {', '.join(map(repr, generic))}; the exact diagonal is taken there.")
         if self.needs_chain and not fisher.structure.is_chain:
-            warnings.warn(
-                f"the network is no chain of layers; {self.name} couples the layers that are neighbours in execution: "
-                f"{', '.join(f'{a!r}-{b!r}' for a, b in fisher.structure.neighbours) or 'none'}.",
-                stacklevel=3,
+            pairs = ", ".join(f"{a!r}-{b!r}" for a, b in fisher.structure.neighbours) or "none"
+            out.append(
+                f"the network is no chain of layers; coupled are those that are neighbours in execution: {pairs}."
             )
-        values, couplings = means[: len(layers)], dict(zip(pairs, means[len(layers) :], strict=True))
-        for layer, named in zip(layers, values, strict=True):
-            if self.wants_capture(layer):
-                named["capture"] = fisher.example_space()[layer.name]
+        return out
+
+    def _recipe(self, fisher: Fisher) -> Recipe:
+        """The fit as `run_together` runs it."""
+        self.space, self.kind, self.reduction = fisher.space, fisher.kind, fisher.reduction
+        layers = fisher.space.layers
+        if self.needs_chain and not any(layer.structured for layer in layers):
+            raise NotImplementedError(
+                f"{self.name} couples the layers of a chain, and no layer here has a structure; use 'layer'."
+            )
+        with naming(self, "prepare"):
+            self.prepare(layers, fisher.structure.positions)
+        with naming(self, "pairs"):
+            pairs = self.pairs(layers, fisher.structure.neighbours)
+        wanted = [self.needs(layer) for layer in layers]
+        with naming(self, "pair_statistics"):
+            wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
+        reading = [self.wants_capture(layer) for layer in layers]
+        found = yield Wanted(wanted, any(reading))
+        values, couplings = found.means[: len(layers)], dict(zip(pairs, found.means[len(layers) :], strict=True))
+        for layer, named, reads in zip(layers, values, reading, strict=True):
+            if reads:
+                named["capture"] = found.captures[layer.name]
         with naming(self, "refine"):
             further = [
                 self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)
             ]
         if any(further):
-            values = [v | more for v, more in zip(values, collect_means(fisher, lambda: further), strict=True)]
-        self.matrix = self.build(fisher.space, values, couplings)
-        if fisher.reduction == "sum" and self.follows_scale:
-            self.matrix = self.matrix.scale(fisher.examples)
-        if fisher.network.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - start
-        return self
+            more = yield Wanted(further)
+            values = [v | refined for v, refined in zip(values, more.means, strict=True)]
+        matrix = self.build(fisher.space, values, couplings)
+        return matrix.scale(fisher.examples) if fisher.reduction == "sum" and self.follows_scale else matrix
 
     # ---- the fitted matrix -----------------------------------------------------------------------------------------
 
+    def _become(self, matrix: LayeredMatrix, seconds: float) -> None:
+        self.matrix, self.seconds = matrix, seconds
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a matrix yet."""
+        return "matrix" in self.__dict__
+
     def _fitted(self) -> LayeredMatrix:
-        if "matrix" not in self.__dict__:
+        if not self.fitted:
             raise RuntimeError(f"{self.name} has not been fitted; use fv.approximate(fisher, {self.name!r}).")
         return self.matrix
 
@@ -257,7 +273,7 @@ class Approximation(LayeredMatrix):
         return self._fitted().bytes
 
     def __repr__(self) -> str:
-        if "matrix" not in self.__dict__:
+        if not self.fitted:
             return f"{type(self).__name__}(not fitted)"
         return (
             f"{self.name} approximation, {self.space.size:,} x {self.space.size:,} "
@@ -278,12 +294,11 @@ def naming(approximation: Approximation, method: str) -> Iterator[None]:
         approximation: whose method runs.
         method: how the method was called, for the message.
     """
-    known = f" (method {approximation.name!r})" if approximation.name != Approximation.name else ""
-    where = f"{type(approximation).__name__}.{method}{known}"
+    own = type(approximation).__name__
+    known = f" (method {approximation.name!r})" if approximation.name != own else ""
+    where = f"{own}.{method}{known}"
     try:
         yield
-    except PathChanged:
-        raise
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # meant for the user as they are
         if not type(approximation).__module__.startswith("fisherviz."):
             error.add_note(f"raised in {where}.")
@@ -292,13 +307,23 @@ def naming(approximation: Approximation, method: str) -> Iterator[None]:
         raise RuntimeError(f"{where} failed with {type(error).__name__}: {error}; correct it.") from error
 
 
-def collect_means(fisher: Fisher, ask: Callable[[], Sequence[Mapping[str, Statistic]]]) -> list[dict[str, Any]]:
-    """Means of the statistics of every layer, fed by one pass; asked again where the pass has changed the layers."""
-    asked: list[Sequence[Mapping[str, Statistic]]] = []
+def fit_all(fisher: Fisher, approximations: Sequence[Approximation]) -> list[Exception | None]:
+    """Fit approximations together: they share their passes over the data, and one that fails does not end the others.
 
-    def flat() -> list[Statistic]:
-        asked.append(ask())
-        return [statistic for named in asked[-1] for statistic in named.values()]
+    Args:
+        fisher: whose data, kind and reduction are used.
+        approximations: are fitted in place.
 
-    found = iter(fisher.collect(flat))
-    return [{key: next(found).mean for key in named} for named in asked[-1]]
+    Returns:
+        For each one what ended it, or None.
+    """
+    fisher.look()
+    while True:
+        layers = fisher.space.layers
+        fits = run_together(fisher, [approximation._recipe(fisher) for approximation in approximations])
+        if fisher.space.layers == layers:
+            break  # otherwise a pass has changed the layers' paths, and with them what is wanted
+    for approximation, fit in zip(approximations, fits, strict=True):
+        if fit.error is None:
+            approximation._become(fit.result, fit.seconds)
+    return [fit.error for fit in fits]

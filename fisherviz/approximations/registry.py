@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fisherviz.approximations.base import Approximation
+from fisherviz.support.choices import one_of
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
+
+
+Method = str | type[Approximation] | Approximation
+EXACT = "exact"
+"""What the Fisher itself is called beside its approximations."""
 
 
 class Registry(Mapping[str, type[Approximation]]):
@@ -19,11 +24,12 @@ class Registry(Mapping[str, type[Approximation]]):
         self._classes: dict[str, type[Approximation]] = {}
 
     def __getitem__(self, name: str) -> type[Approximation]:
-        if name not in self._classes:
-            near = difflib.get_close_matches(str(name), self._classes, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"method must be one of {', '.join(self._classes)}, got {name!r}{hint}.")
-        return self._classes[name]
+        if name == EXACT and name not in self._classes:
+            raise ValueError(
+                "'exact' is no approximation: use the Fisher itself for the whole matrix, or the method 'layer' for "
+                "its exact diagonal blocks."
+            )
+        return self._classes[one_of("method", name, self._classes)]
 
     def get(self, name: str, default: Any = None) -> Any:
         """The class of a name, or the default."""
@@ -48,6 +54,8 @@ class Registry(Mapping[str, type[Approximation]]):
             raise TypeError(f"the name of an approximation must be a non-empty string, got {name!r}.")
         if not (isinstance(cls, type) and issubclass(cls, Approximation)):
             raise TypeError(f"an approximation must be a subclass of fv.Approximation, got {cls!r}.")
+        if name == EXACT:
+            raise ValueError(f"{EXACT!r} means the exact Fisher itself; register yours under another name.")
         if name in self._classes and self._classes[name] is not cls and _is_ours(self._classes[name]):
             raise ValueError(f"{name!r} is one of fisherviz's own approximations; register yours under another name.")
         _refuse_abstract(cls)
@@ -90,7 +98,7 @@ def register(name: str, cls: type[Approximation]) -> None:
     approximations.add(name, cls)
 
 
-def make(method: str | type[Approximation] | Approximation, **options: Any) -> Approximation:
+def make(method: Method, **options: Any) -> Approximation:
     """An unfitted approximation from a name or a class, with its options.
 
     Raises:
@@ -112,6 +120,39 @@ def make(method: str | type[Approximation] | Approximation, **options: Any) -> A
         return cls(**options)
     except TypeError as error:
         raise TypeError(f"{cls.name} does not take these options ({', '.join(options)}): {error}.") from None
+
+
+def resolve(methods: Iterable[Method] | Mapping[str, Method] | Method | None) -> dict[str, Approximation]:
+    """Approximations by their labels, from whatever names them.
+
+    Args:
+        methods: names, `Approximation` classes or instances, or a mapping from labels to them; None: all registered.
+
+    Returns:
+        Label to approximation; instances are taken as they are.
+
+    Raises:
+        TypeError: one is neither a name nor an approximation, or cannot be made without options.
+        ValueError: a name is unknown, a label stands twice or for the exact Fisher, or there is none.
+    """
+    if methods is None:
+        methods = tuple(approximations)
+    if isinstance(methods, str | Approximation | type):
+        methods = [methods]
+    if not isinstance(methods, Iterable):
+        raise TypeError(f"methods= takes names, Approximation classes or instances, got {type(methods).__name__}.")
+    chosen: dict[str, Approximation] = {}
+    for label, method in methods.items() if isinstance(methods, Mapping) else ((None, each) for each in methods):
+        made = make(method)
+        name = str(label) if label is not None else method if isinstance(method, str) else made.name
+        if name in chosen:
+            raise ValueError(f"method {name!r} is given twice; give labels with a dictionary {{label: method}}.")
+        if name == EXACT:
+            raise ValueError(f"the label {EXACT!r} means the Fisher itself; give this method another one.")
+        chosen[name] = made
+    if not chosen:
+        raise ValueError("methods= names no method; leave it out for all of them.")
+    return chosen
 
 
 def approximate(fisher: Fisher, method: str | type[Approximation], **options: Any) -> Approximation:

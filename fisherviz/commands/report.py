@@ -17,22 +17,23 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from fisherviz import models
-from fisherviz.approximations import approximations
+from fisherviz.approximations import FAILURES, approximations, resolve
 from fisherviz.commands.inputs import Data, OptionError, load_data, load_model, load_weights, option
-from fisherviz.comparison.compare import DENSE_PARAMETERS, METRICS, compare
+from fisherviz.comparison.compare import compare
 from fisherviz.exact.cumulants import cumulants
 from fisherviz.exact.fisher import Fisher
-from fisherviz.network.likelihoods import resolve
+from fisherviz.network import likelihoods
+from fisherviz.network.vectors import KINDS
 from fisherviz.probe import Probe
 from fisherviz.report.page import PAPER_SETTING, Section, write_report
 from fisherviz.results.comparison import WHOLE, Comparison
+from fisherviz.results.metrics import needing
 from fisherviz.support.files import check_place
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
 DATA = "digits:16"
 EXAMPLES = 2000  # unless asked for: what an exact Fisher of a small network takes seconds for
 CUMULANT_PARAMETERS = 3000
-SOLVED_PARAMETERS = 12000  # above this an exact natural gradient has to be asked for
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
     data = load_data(job.data or DATA, examples, progress=not job.quiet)
     likelihood = job.likelihood or data.likelihood or "categorical"
     with option("--likelihood"):
-        resolve(likelihood)
+        likelihoods.resolve(likelihood)
     model, settings = _network(job, data, say)
     model.to(device)
     data = data.shaped_for(model)
@@ -121,11 +122,10 @@ def _checked(job: Job) -> torch.device:
         raise OptionError("--weights: they need their network; give --model package.module:factory too.")
     if job.model is not None and job.data is None:
         raise OptionError("--data: say what the network was trained on, a data set or package.module:loader.")
-    if job.kind not in ("exact", "mc", "empirical"):
+    if job.kind not in KINDS:
         raise OptionError(f"--kind: must be exact, mc or empirical, not {job.kind!r}.")
-    with option("--methods"):
-        for name in job.methods or ():
-            approximations[name]
+    if job.model is None:
+        _check_methods(job)
     if job.damping is not None and not job.damping > 0:
         raise OptionError(f"--damping: {job.damping} does not damp; choose a positive number.")
     with option("--out"):
@@ -136,11 +136,17 @@ def _checked(job: Job) -> torch.device:
     return device
 
 
+def _check_methods(job: Job) -> None:
+    with option("--methods"):
+        resolve(job.methods)
+
+
 def _network(job: Job, data: Data, say: Callable[[str], None]) -> tuple[nn.Module, dict[str, Any]]:
     """The network to look at, and what to say about it."""
     settings: dict[str, Any] = {"data": data.name, "seed": job.seed, "device": job.device}
     if job.model is not None:
         model = load_model(job.model)
+        _check_methods(job)  # the model's module may have registered its own
         if job.weights is not None:
             load_weights(model, job.weights)
         return model, {"model": job.model, "weights": str(job.weights or "the factory's"), **settings}
@@ -158,20 +164,8 @@ def _network(job: Job, data: Data, say: Callable[[str], None]) -> tuple[nn.Modul
     return network.eval(), {"model": f"{name}, tanh", "trained by": trained, **settings, **paper}
 
 
-def _measured(job: Job, methods: Sequence[str] | None, fisher: Fisher, progress: bool) -> Comparison:
-    size = fisher.shape[0]
-    slow = DENSE_PARAMETERS < size <= SOLVED_PARAMETERS
-    metrics = [name for name in METRICS if name != "relative_spectral"] if slow else None
-    found = compare(fisher, methods, damping=job.damping, metrics=metrics, progress=progress)
-    if slow:
-        found.meta["notes"].append(
-            f"relative_spectral is left out: with {size:,} parameters it takes hundreds of passes per method."
-        )
-    return found
-
-
 def _jointly(job: Job, fisher: Fisher, settings: dict[str, Any], data: Data) -> Section:
-    comparison = _measured(job, job.methods, fisher, not job.quiet)
+    comparison = compare(fisher, job.methods, damping=job.damping, progress=not job.quiet)
     comparison.meta["settings"] = {**settings, **comparison.meta.get("settings", {})}
     comparison.meta["notes"] += list(data.notes)
     if fisher.shape[0] > CUMULANT_PARAMETERS:
@@ -202,10 +196,15 @@ def _one_by_one(
     settings: dict[str, Any],
 ) -> Section:
     methods, same = differing_alone(job.methods or tuple(approximations))
-    found = []
+    found, failed = [], []
     for name in tqdm(layers, desc="layer by layer", unit="layer", disable=job.quiet):
-        found.append((name, _measured(job, methods, fisher([name]), False)))
-    intro = " ".join(["One comparison per layer; each sees its own block only.", *same])
+        try:
+            found.append((name, compare(fisher([name]), methods, damping=job.damping, progress=False)))
+        except FAILURES as error:
+            failed.append(f"Layer {name} is left out: {error}")
+    if not found:
+        raise ValueError(" ".join(failed))
+    intro = " ".join(["One comparison per layer; each sees its own block only.", *same, *failed])
     return Section("Every layer alone", side_by_side(found, settings), intro, "layers")
 
 
@@ -242,7 +241,7 @@ def side_by_side(found: Sequence[tuple[str, Comparison]], settings: dict[str, An
     parts = []
     for name, comparison in found:
         frame = comparison.frame
-        own = frame[(frame["row"] == WHOLE) | (frame["metric"] == "off_unit_share")]
+        own = frame[(frame["row"] == WHOLE) | frame["metric"].isin(needing("exact"))]
         parts.append(own.assign(row=name, col=name))
     first = found[0][1].meta
     every = [comparison.meta for _, comparison in found]

@@ -7,7 +7,6 @@ P x P arrays. The result is plain data (`results.Comparison`); what could not be
 from __future__ import annotations
 
 import datetime
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,25 +15,24 @@ import torch
 from torch import Tensor
 
 from fisherviz._version import __version__
-from fisherviz.approximations import Approximation, approximations, make
+from fisherviz.approximations import FAILURES, Approximation, fit_all, resolve
+from fisherviz.approximations.registry import Method
 from fisherviz.comparison.dense import DenseComparison
+from fisherviz.comparison.measures import MEASURES, Cost
 from fisherviz.comparison.structured import StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.results.comparison import WHOLE, Comparison, row_label
+from fisherviz.results.comparison import EXACT, Comparison, row_label
+from fisherviz.results.metrics import check_metrics, needing
+from fisherviz.support.memory import require
 from fisherviz.support.progress import progress_bar
 
-METRICS = (
-    "relative_frobenius", "relative_spectral", "relative_nuclear", "relative_max", "frobenius_cosine",
-    "inverse_frobenius", "direction_cosine", "direction_error", "model_decrease", "model_decrease_rescaled", "kl",
-    "off_unit_share", "seconds", "passes", "bytes",
-)  # fmt: skip
 DENSE_PARAMETERS = 3000
-"""Matrices up to this size are compared dense."""
+"""Matrices up to this size are compared dense; larger ones where a metric that was asked for needs it."""
+_DENSE_COPIES = 12
+"""Float64 matrices of the Fisher's size that a dense comparison holds at once."""
 _DEFAULT_DAMPING = 1e-2
-
-Method = str | type[Approximation] | Approximation
 
 
 def compare(
@@ -53,7 +51,7 @@ def compare(
         methods: names, `Approximation` classes or instances, or a mapping from labels to them; None: all registered.
         damping: of inverses and directions; None: a hundredth of the Fisher's mean eigenvalue, tr F / P.
             `FactoredTikhonov(γ)` damps Kronecker factors, everything else takes λ = γ².
-        metrics: names out of `METRICS`; None: all that are exact and affordable for the matrix's size.
+        metrics: names out of `results.metrics`; None: all that are exact and affordable for the matrix's size.
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
         progress: show a progress bar where it takes longer than a moment, on a terminal or in a notebook; False: never.
 
@@ -61,74 +59,74 @@ def compare(
         A `Comparison`; its `notes` say what was left out.
 
     Raises:
-        ValueError: a method or a metric is unknown or none is left, or a fitted approximation is of another network.
+        ValueError: a method or a metric is unknown, nothing of what was asked for can be measured, or a fitted
+            approximation is of another network.
         TypeError: a method is neither a name nor an approximation, or the gradient no tensor.
-        NotImplementedError: a method that was asked for by name refuses a layer.
+        MemoryError: a metric that was asked for needs a dense matrix that does not fit.
+        Exception: what ended the first method, if all of them failed; otherwise those that fail are named in the notes.
     """
     require_fisher(fisher, "fv.compare")
-    wanted = _check_metrics(metrics)
-    chosen = _resolve(methods)
+    wanted = check_metrics(metrics)
+    chosen = resolve(methods)
+    for approximation in chosen.values():
+        if approximation.fitted:
+            _check_fitted(fisher, approximation)
+    fisher.look()
     notes: list[str] = []
-    rule = as_damping(damping)
-    if rule is None:
-        mean = fisher.norm("trace") / fisher.shape[0]
-        rule = Tikhonov(_DEFAULT_DAMPING * mean)
-        notes.append(f"damping was not given: λ = {rule.value:.3g}, a hundredth of the Fisher's mean eigenvalue.")
-    strength = rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
+    rule, strength = strength_of(fisher, damping)
+    if damping is None:
+        notes.append(f"damping was not given: λ = {strength:.3g}, a hundredth of the Fisher's mean eigenvalue.")
     slope = _gradient(fisher, gradient, wanted, notes)
     unit = fisher.seconds_per_pass()
-    dense = fisher.shape[0] <= DENSE_PARAMETERS
-    kind = DenseComparison if dense else StructuredComparison
+    small = fisher.shape[0] <= DENSE_PARAMETERS
+    asked = sorted(wanted & needing("matrix", "damping")) if metrics is not None and not small else []
+    if asked:
+        size = _DENSE_COPIES * 8 * fisher.shape[0] ** 2
+        require(size, fisher.network.device, f"the dense matrices for {', '.join(asked)}", "leave these metrics out")
+    kind = DenseComparison if small or asked else StructuredComparison
     measured = kind(fisher, rule, strength, slope, wanted, metrics is not None)
+    errors, said = _fit(fisher, chosen)
     rows: list[tuple[str, str, str, str, float]] = []
     bar = progress_bar(chosen.items(), "comparing", "method", progress)
-    for label, method in bar:
+    for label, fitted in bar:
         bar.set_postfix_str(label, refresh=False)  # a refresh would not wait for the moment
         try:
-            fitted = _fit(fisher, method)
-        except NotImplementedError as error:
-            if methods is not None:
-                raise
-            notes.append(f"{label} is left out: {error}")
-            continue
-        costs = {"seconds": fitted.seconds, "passes": fitted.seconds / unit, "bytes": float(fitted.bytes)}
-        rows += [(label, WHOLE, WHOLE, name, value) for name, value in costs.items() if name in wanted]
-        rows += [(label, *row) for row in measured.rows(label, fitted)]
-    if "off_unit_share" in wanted and "cw-ngd" in chosen:
-        rows += [("cw-ngd", row, row, "off_unit_share", value) for row, value in off_unit_share(fisher).items()]
-    notes += measured.notes
+            if label not in errors:
+                cost = Cost(fitted.seconds, fitted.seconds / unit, float(fitted.bytes))
+                rows += [(label, *row) for row in measured.rows(label, fitted, cost)]
+        except FAILURES as error:
+            errors[label] = error
+    if len(errors) == len(chosen):
+        raise next(iter(errors.values()))
+    for i, layer in enumerate(map(row_label, fisher.space.names)):
+        for name in sorted(wanted & needing("exact")):
+            if (value := MEASURES[name](fisher, i)) is not None:
+                rows.append((EXACT, layer, layer, name, value))
+    notes += [f"{label} is left out: {error}" for label, error in errors.items()]
+    notes += [*said, *measured.notes]
+    if not rows:
+        raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {' '.join(notes)}")
     frame = pd.DataFrame(rows, columns=["method", "row", "col", "metric", "value"])
     meta = _meta(fisher, rule, strength, unit, notes)
     return Comparison(frame, meta, measured.arrays)
 
 
-def off_unit_share(fisher: Fisher) -> dict[str, float]:
-    """Share of each structured layer's ‖F_l‖² that lies off its unit blocks (Sang et al. 2022, eqs. 5-7).
-
-    Args:
-        fisher: the exact Fisher.
-
-    Returns:
-        Layer name to share; zero layers are absent.
-    """
-    shares: dict[str, float] = {}
-    for i, layer in enumerate(fisher.space.layers):
-        if layer.structured:
-            total = fisher.norm("fro", block=(i, i)) ** 2
-            if total > 0:
-                shares[row_label(layer.name)] = max(0.0, 1.0 - fisher.units_square_norm(i) / total)
-    return shares
+def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Damping, float]:
+    """The damping and its λ; without one, a hundredth of the Fisher's mean eigenvalue."""
+    rule = as_damping(damping) or Tikhonov(_DEFAULT_DAMPING * fisher.norm("trace") / fisher.shape[0])
+    return rule, rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
 
 
-def _fit(fisher: Fisher, method: Method) -> Approximation:
-    """Fit on a Fisher without memory, so that the seconds pay for the passes."""
-    unfitted = make(method)
-    if "matrix" in unfitted.__dict__:
-        _check_fitted(fisher, unfitted)
-        return unfitted
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*exact diagonal there.*")
-        return unfitted.fit(fisher.fresh())
+def _fit(fisher: Fisher, chosen: Mapping[str, Approximation]) -> tuple[dict[str, Exception], list[str]]:
+    """Fit those that are not; what ended some of them, and what is to be said about the others."""
+    unfitted = {label: approximation for label, approximation in chosen.items() if not approximation.fitted}
+    found = fit_all(fisher.fresh(), list(unfitted.values()))  # what is collected for this alone is not kept
+    errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
+    said: dict[str, list[str]] = {}
+    for label in (label for label in unfitted if label not in errors):
+        for remark in unfitted[label].remarks(fisher):
+            said.setdefault(remark, []).append(label)
+    return errors, [f"{', '.join(labels)}: {remark}" for remark, labels in said.items()]
 
 
 def _check_fitted(fisher: Fisher, fitted: Approximation) -> None:
@@ -151,51 +149,6 @@ def _shapes(space: ParameterSpace) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for layer in space.layers for name, p in layer.parameters.items()}
 
 
-def _check_metrics(metrics: Iterable[str] | None) -> set[str]:
-    if metrics is None:
-        return set(METRICS)
-    wanted = {metrics} if isinstance(metrics, str) else metrics
-    if not isinstance(wanted, Iterable):
-        raise TypeError(f"metrics= takes names of metrics, got {type(metrics).__name__}.")
-    found = list(wanted)
-    if not found:
-        raise ValueError("metrics= names no metric; leave it out for all of them.")
-    for name in found:
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}; metrics are {', '.join(METRICS)}.")
-    return set(found)
-
-
-def _resolve(methods: Iterable[Method] | Mapping[str, Method] | Method | None) -> dict[str, Method]:
-    if methods is None:
-        return {name: name for name in approximations}
-    if isinstance(methods, str | Approximation | type):
-        methods = [methods]
-    if not isinstance(methods, Iterable):
-        raise TypeError(f"methods= takes names, Approximation classes or instances, got {type(methods).__name__}.")
-    if isinstance(methods, Mapping):
-        labelled = {str(label): method for label, method in methods.items()}
-        for method in labelled.values():
-            make(method)  # what is no method is refused before anything is computed
-    else:
-        labelled = _labelled(methods)
-    if not labelled:
-        raise ValueError("methods= names no method; leave it out for all of them.")
-    return labelled
-
-
-def _labelled(methods: Iterable[Method]) -> dict[str, Method]:
-    chosen: dict[str, Method] = {}
-    for method in methods:
-        label = method if isinstance(method, str) else make(method).name
-        if label in chosen:
-            raise ValueError(f"method {label!r} is given twice; give labels with a dictionary {{label: method}}.")
-        if isinstance(method, str):
-            approximations[method]
-        chosen[label] = method
-    return chosen
-
-
 def _gradient(
     fisher: Fisher, gradient: Tensor | Mapping[str, Tensor] | None, wanted: set[str], notes: list[str]
 ) -> Tensor | None:
@@ -210,9 +163,8 @@ def _gradient(
             notes.append("directions are left out: the gradient is zero.")
         if flat.shape != (fisher.shape[0],):
             raise ValueError(f"gradient must have {fisher.shape[0]} entries, got shape {tuple(flat.shape)}.")
-        return flat.detach().to(fisher.probe.device)
-    directions = {"direction_cosine", "direction_error", "model_decrease", "model_decrease_rescaled"}
-    if not wanted & directions:
+        return flat.detach().to(fisher.network.device)
+    if not wanted & needing("direction"):
         return None
     if not fisher.data.certainly_without_targets and fisher.has_targets():
         return fisher.gradient()

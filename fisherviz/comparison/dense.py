@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fisherviz.approximations import Approximation
-from fisherviz.comparison.measures import DenseExact, damped_measures, error_measures
+from fisherviz.approximations import FAILURES, Approximation
+from fisherviz.comparison.measures import Cost, DenseExact, DensePair, measured
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import Damping
 from fisherviz.results.cells import LIMIT, reduce_matrix
-from fisherviz.results.comparison import WHOLE, row_label
+from fisherviz.results.comparison import EXACT, WHOLE, row_label
 
 Row = tuple[str, str, str, float]
 _SINGULAR = {"relative_spectral", "relative_nuclear"}
@@ -43,7 +43,7 @@ class DenseComparison:
         self.arrays: dict[str, np.ndarray] = {}
         matrix = symmetrised(fisher.to_dense("unit").double())
         slope = None if gradient is None else gradient.double()[self.space.permutation("unit").to(gradient.device)]
-        self.exact = DenseExact(matrix, strength, slope)
+        self.exact = DenseExact(matrix, True, strength, slope)
         n = len(self.space.layers)
         self.pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]
         if n * n > _MAX_PAIRS:
@@ -55,7 +55,7 @@ class DenseComparison:
                 "are left out; ask for them with metrics=."
             )
         self.blocks = {pair: self._exact_block(*pair, slope, strength) for pair in self.pairs}
-        self._gather("exact", matrix, self.exact.inverse)
+        self._gather(EXACT, matrix, self.exact.inverse)
         edges = np.array(self.space.offsets, dtype=np.float64)
         factor = -(-self.space.size // LIMIT)
         self.arrays["heatmap_edges"] = edges / factor
@@ -67,8 +67,8 @@ class DenseComparison:
     def _exact_block(self, i: int, j: int, gradient: Tensor | None, damping: float) -> DenseExact:
         part = self.exact.matrix[self._range(i), self._range(j)]
         if i != j:
-            return DenseExact(part)
-        return DenseExact(part, damping, None if gradient is None else gradient[self._range(i)])
+            return DenseExact(part, False)
+        return DenseExact(part, True, damping, None if gradient is None else gradient[self._range(i)])
 
     def _unit_edges(self) -> np.ndarray:
         edges: list[float] = []
@@ -77,40 +77,26 @@ class DenseComparison:
                 edges += [start + k * layer.da for k in range(1, layer.d_out)]
         return np.array(edges, dtype=np.float64)
 
-    def rows(self, label: str, approximation: Approximation) -> list[Row]:
+    def rows(self, label: str, approximation: Approximation, cost: Cost) -> list[Row]:
         """All rows (row, col, metric, value) of a fitted approximation."""
-        matrix = approximation.to_dense("unit").double()
-        out: list[Row] = [
-            (WHOLE, WHOLE, name, value) for name, value in error_measures(self.exact, matrix, self.wanted).items()
-        ]
-        inverse: Tensor | None = None
+        matrix = symmetrised(approximation.to_dense("unit").double())
+        damped: Tensor | None = None
         try:
             damped = symmetrised(approximation.damped(self.rule).to_dense("unit").double())
-        except (RuntimeError, TypeError, NotImplementedError) as error:
+        except FAILURES as error:
             self.notes.append(f"damped metrics of {label} are left out: {error}")
-        else:
-            found, inverse = damped_measures(self.exact, damped, self.wanted)
-            out += [(WHOLE, WHOLE, name, value) for name, value in found.items()]
-            if inverse is None:
-                self.notes.append(
-                    f"damped metrics of {label} are left out: with this damping it is not positive definite."
-                )
-            out += self._block_rows(damped)
+        whole = DensePair(self.exact, matrix, damped, cost)
+        if damped is not None and whole.factor is None:
+            self.notes.append(f"damped metrics of {label} are left out: with this damping it is not positive definite.")
+        out: list[Row] = [(WHOLE, WHOLE, name, value) for name, value in measured(whole, self.wanted).items()]
         for (i, j), exact in self.blocks.items():
-            part = matrix[self._range(i), self._range(j)]
-            names = (self.labels[i], self.labels[j])
-            wanted = self.wanted if i == j or self.explicit or min(part.shape) <= _SMALL else self.wanted - _SINGULAR
-            out += [(*names, name, value) for name, value in error_measures(exact, part, wanted).items()]
-        self._gather(label, matrix, inverse)
-        return out
-
-    def _block_rows(self, damped: Tensor) -> list[Row]:
-        """Damped measures of each layer's own block."""
-        out: list[Row] = []
-        for (i, j), exact in self.blocks.items():
-            if i == j and exact.frobenius > 0:
-                found, _ = damped_measures(exact, damped[self._range(i), self._range(i)], self.wanted)
-                out += [(self.labels[i], self.labels[i], name, value) for name, value in found.items()]
+            rows, cols = self._range(i), self._range(j)
+            own = damped[rows, cols] if damped is not None and i == j and exact.frobenius > 0 else None
+            pair = DensePair(exact, matrix[rows, cols], own)
+            small = i == j or self.explicit or min(pair.matrix.shape) <= _SMALL
+            found = measured(pair, self.wanted if small else self.wanted - _SINGULAR)
+            out += [(self.labels[i], self.labels[j], name, value) for name, value in found.items()]
+        self._gather(label, matrix, whole.inverse)
         return out
 
     def _gather(self, label: str, matrix: Tensor, inverse: Tensor | None) -> None:
@@ -121,24 +107,24 @@ class DenseComparison:
 
         self.arrays[f"heatmap/{label}"] = reduced(matrix)
         self.arrays[f"block_means/{label}"] = self._means(matrix)
-        if label != "exact":
+        if label != EXACT:
             self.arrays[f"difference/{label}"] = reduced(self.exact.matrix - matrix)
         self.arrays[f"spectrum/{label}"] = self._spectrum(label, matrix).cpu().numpy()
         if inverse is None:
             return
         self.arrays[f"inverse/{label}"] = reduced(inverse)
         self.arrays[f"block_means_inverse/{label}"] = self._means(inverse)
-        if label != "exact" and self.exact.inverse is not None:
+        if label != EXACT and self.exact.inverse is not None:
             self.arrays[f"inverse-difference/{label}"] = reduced(self.exact.inverse - inverse)
 
     def _spectrum(self, label: str, matrix: Tensor) -> Tensor:
         """Eigenvalues, descending; layer by layer where nothing couples the layers."""
-        if label == "exact":
+        if label == EXACT:
             return self.exact.eigenvalues.flip(0)
         n = len(self.space.layers)
         coupled = any(bool(matrix[self._range(i), self._range(j)].any()) for i in range(n) for j in range(i + 1, n))
         parts = [slice(0, self.space.size)] if coupled else [self._range(i) for i in range(n)]
-        values = torch.cat([torch.linalg.eigvalsh(symmetrised(matrix[part, part])) for part in parts])
+        values = torch.cat([torch.linalg.eigvalsh(matrix[part, part]) for part in parts])
         return values.sort(descending=True).values
 
     def _means(self, matrix: Tensor) -> np.ndarray:

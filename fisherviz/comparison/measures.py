@@ -1,34 +1,133 @@
-"""The numbers of a comparison: norms of errors, damped inverses, directions, the quadratic model, divergences.
+"""The numbers of a comparison: one function per metric, over F and F̂ as dense matrices or as sums in example space.
 
-Two ways to the same numbers: dense in float64 where the matrix is small, and inner products in example space where it
-is not (DESIGN section 5, "Norms and directions"). A number that does not exist is absent, never NaN.
+A function is named like its entry in `results.metrics` and reads a `Pair`; a number that does not exist is None, and
+absent from the result, never NaN. Dense matrices are float64 (DESIGN section 5, "Norms and directions").
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-DENSE = ("relative_frobenius", "relative_spectral", "relative_nuclear", "relative_max", "frobenius_cosine")
-DAMPED = ("inverse_frobenius", "kl")
-DIRECTIONS = ("direction_cosine", "direction_error", "model_decrease", "model_decrease_rescaled")
+from fisherviz.exact.fisher import Fisher
+from fisherviz.results.metrics import METRICS
+
+MEASURES: dict[str, Callable[..., float | None]] = {}
+"""The functions by the names of their metrics; one that needs "exact" takes the Fisher and a layer's position."""
+
+
+def measure(function: Callable[..., float | None]) -> Callable[..., float | None]:
+    """Make a function the measure of the metric of its name."""
+    MEASURES[METRICS[function.__name__].name] = function
+    return function
+
+
+def measured(pair: Pair, wanted: set[str]) -> dict[str, float]:
+    """What can be said of a pair.
+
+    Args:
+        pair: F and F̂.
+        wanted: names of metrics.
+
+    Returns:
+        Metric to value, without those that do not exist.
+    """
+    names = [name for name in MEASURES if name in wanted and METRICS[name].needs != "exact"]
+    found = {name: MEASURES[name](pair) for name in names}
+    return {name: value for name, value in found.items() if value is not None and not math.isnan(value)}
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an approximation took.
+
+    Args:
+        seconds: of fitting.
+        passes: the same in forward and backward passes of the loss.
+        bytes: held by its operators.
+    """
+
+    seconds: float
+    passes: float
+    bytes: float
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The approximate damped natural gradient beside the exact one, in float64.
+
+    Args:
+        gradient: ∇h.
+        exact: (F + λI)⁻¹ ∇h.
+        step: (F̂ + λI)⁻¹ ∇h.
+        curvature: stepᵀ (F + λI) step.
+    """
+
+    gradient: Tensor
+    exact: Tensor
+    step: Tensor
+    curvature: float
+
+    @property
+    def slope(self) -> float:
+        """∇hᵀ step."""
+        return float(self.gradient @ self.step)
+
+    @property
+    def best(self) -> float:
+        """Twice what the exact step takes off the quadratic model."""
+        return float(self.gradient @ self.exact)
+
+    @property
+    def exists(self) -> bool:
+        """Whether both steps lead somewhere."""
+        return bool(self.exact.any()) and bool(self.step.any()) and self.best > 0
+
+
+@dataclass(eq=False)
+class Pair:
+    """F, or a block of it, and F̂ there: what the measures read.
+
+    Args:
+        size: ‖F‖_F.
+        error: ‖F - F̂‖_F.
+        inner: ⟨F, F̂⟩.
+        own: ‖F̂‖_F.
+        spectral: largest singular values of F - F̂ and of F, if known.
+        step: natural gradients, if there is a gradient and both matrices are positive definite with their damping.
+        cost: what F̂ took; of the whole matrix only.
+    """
+
+    size: float
+    error: float
+    inner: float
+    own: float
+    spectral: tuple[float, float] | None = None
+    step: Step | None = None
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class DenseExact:
     """An exact matrix (or block) with its own norms, computed once for all approximations.
 
-    Attributes:
-        matrix: float64, square for diagonal blocks.
+    Args:
+        matrix: float64.
+        symmetric: whether it is the whole matrix or a layer's own block.
         damping: λ of its inverse; 0 leaves the inverse out.
         gradient: (P,) float64, or None.
     """
 
     matrix: Tensor
+    symmetric: bool
     damping: float = 0.0
     gradient: Tensor | None = None
 
@@ -45,12 +144,7 @@ class DenseExact:
     @cached_property
     def singular_values(self) -> Tensor:
         """Singular values; moduli of eigenvalues where the matrix is symmetric."""
-        return self.eigenvalues.abs() if _symmetric(self.matrix) else torch.linalg.svdvals(self.matrix)
-
-    @cached_property
-    def largest(self) -> float:
-        """Largest modulus of an entry."""
-        return float(self.matrix.abs().max())
+        return self.eigenvalues.abs() if self.symmetric else torch.linalg.svdvals(self.matrix)
 
     @cached_property
     def damped(self) -> Tensor:
@@ -62,8 +156,7 @@ class DenseExact:
     @cached_property
     def factor(self) -> Tensor | None:
         """Cholesky factor of F + λI, None where it is not positive definite."""
-        factor, info = torch.linalg.cholesky_ex(self.damped)
-        return None if int(info) else factor
+        return _factor(self.damped)
 
     @cached_property
     def inverse(self) -> Tensor | None:
@@ -78,104 +171,172 @@ class DenseExact:
         return torch.cholesky_solve(self.gradient.unsqueeze(1), self.factor)[:, 0]
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values; by eigenvalues where the matrix is symmetric."""
-    return torch.linalg.eigvalsh(matrix).abs() if _symmetric(matrix) else torch.linalg.svdvals(matrix)
-
-
-def _symmetric(matrix: Tensor) -> bool:
-    return matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, matrix.T)
-
-
-def error_measures(exact: DenseExact, approximation: Tensor, wanted: set[str]) -> dict[str, float]:
-    """Relative errors in four norms and the cosine.
+class DensePair(Pair):
+    """A pair of dense matrices.
 
     Args:
-        exact: the exact matrix or block.
-        approximation: F̂, float64, same shape.
-        wanted: names of metrics.
-
-    Returns:
-        Metric to value; nothing relative where F is zero.
+        exact: F with its norms.
+        matrix: F̂, float64, symmetric where F is.
+        damped: F̂ with its damping, or None.
+        cost: what F̂ took.
     """
-    out: dict[str, float] = {}
-    if exact.frobenius == 0:
-        return out
-    difference = exact.matrix - approximation
-    if difference.shape[0] == difference.shape[1]:
-        symmetric = (difference + difference.T) / 2
-        if float((symmetric - difference).abs().max()) <= 1e-5 * exact.largest:  # rounding of float32 factors
-            difference = symmetric
-    if "relative_frobenius" in wanted:
-        out["relative_frobenius"] = float(torch.linalg.matrix_norm(difference)) / exact.frobenius
-    if "relative_max" in wanted:
-        out["relative_max"] = float(difference.abs().max()) / exact.largest
-    size = float(torch.linalg.matrix_norm(approximation))
-    if "frobenius_cosine" in wanted and size > 0:
-        out["frobenius_cosine"] = float((exact.matrix * approximation).sum()) / (exact.frobenius * size)
-    if {"relative_spectral", "relative_nuclear"} & wanted:
-        values, own = singular_values(difference), exact.singular_values
-        if "relative_spectral" in wanted:
-            out["relative_spectral"] = float(values.max() / own.max())
-        if "relative_nuclear" in wanted:
-            out["relative_nuclear"] = float(values.sum() / own.sum())
-    return out
+
+    def __init__(
+        self, exact: DenseExact, matrix: Tensor, damped: Tensor | None = None, cost: Cost | None = None
+    ) -> None:
+        self.exact, self.matrix, self.damped, self.cost = exact, matrix, damped, cost
+        self.difference = exact.matrix - matrix
+        self.size, self.inner = exact.frobenius, float((exact.matrix * matrix).sum())
+        self.error, self.own = (float(torch.linalg.matrix_norm(m)) for m in (self.difference, matrix))
+
+    @cached_property
+    def singular_values(self) -> Tensor:
+        """Of F - F̂."""
+        if self.exact.symmetric:
+            return torch.linalg.eigvalsh(self.difference).abs()
+        return torch.linalg.svdvals(self.difference)
+
+    @cached_property
+    def spectral(self) -> tuple[float, float]:  # type: ignore[override]
+        """Largest singular values of F - F̂ and of F."""
+        return float(self.singular_values.max()), float(self.exact.singular_values.max())
+
+    @cached_property
+    def factor(self) -> Tensor | None:
+        """Cholesky factor of F̂ with its damping, None where one of the two is not positive definite."""
+        return None if self.damped is None or self.exact.factor is None else _factor(self.damped)
+
+    @cached_property
+    def inverse(self) -> Tensor | None:
+        """Damped inverse of F̂."""
+        return None if self.factor is None else torch.cholesky_inverse(self.factor)
+
+    @cached_property
+    def step(self) -> Step | None:  # type: ignore[override]
+        """Both natural gradients."""
+        if self.inverse is None or self.exact.step is None or self.exact.gradient is None:
+            return None
+        step = self.inverse @ self.exact.gradient
+        return Step(self.exact.gradient, self.exact.step, step, float(step @ (self.exact.damped @ step)))
 
 
-def damped_measures(exact: DenseExact, damped: Tensor, wanted: set[str]) -> tuple[dict[str, float], Tensor | None]:
-    """Error of the damped inverse, divergence and directions.
-
-    Args:
-        exact: the exact matrix with its damping and gradient.
-        damped: F̂ with its damping, float64.
-        wanted: names of metrics.
-
-    Returns:
-        Metric to value, and the damped inverse of F̂; both empty where F̂ with damping is not positive definite.
-    """
-    factor, info = torch.linalg.cholesky_ex(damped)
-    if int(info) or exact.factor is None or exact.inverse is None:
-        return {}, None
-    inverse = torch.cholesky_inverse(factor)
-    out: dict[str, float] = {}
-    if "inverse_frobenius" in wanted:
-        gap = torch.linalg.matrix_norm(exact.inverse - inverse)
-        out["inverse_frobenius"] = float(gap / torch.linalg.matrix_norm(exact.inverse))
-    if "kl" in wanted:
-        log_determinants = 2 * (exact.factor.diagonal().log().sum() - factor.diagonal().log().sum())
-        trace = (damped * exact.inverse).sum()
-        out["kl"] = max(0.0, 0.5 * float(trace - len(damped) + log_determinants))
-    if exact.step is not None and exact.gradient is not None:
-        step = inverse @ exact.gradient
-        curvature = float(step @ (exact.damped @ step))
-        out |= direction_measures(exact.gradient, exact.step, step, curvature, wanted)
-    return out, inverse
+def _factor(matrix: Tensor) -> Tensor | None:
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return None if int(info) else factor
 
 
-def direction_measures(
-    gradient: Tensor, exact: Tensor, step: Tensor, curvature: float, wanted: set[str]
-) -> dict[str, float]:
-    """The approximate damped natural gradient against the exact one.
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
-    Args:
-        gradient: ∇h.
-        exact: (F + λI)⁻¹ ∇h.
-        step: (F̂ + λI)⁻¹ ∇h.
-        curvature: stepᵀ (F + λI) step.
-        wanted: names of metrics.
 
-    Returns:
-        Metric to value. The decrease of M(-step) is relative to M(-exact); rescaled: with the best multiple of step.
-    """
-    exact, step, gradient = exact.double(), step.double(), gradient.double()
-    norm, size, best = float(exact.norm()), float(step.norm()), float(gradient @ exact)
-    if norm == 0 or size == 0 or best <= 0:
-        return {}
-    slope = float(gradient @ step)
-    found = {
-        "direction_cosine": float(exact @ step) / (norm * size),
-        "direction_error": float((step - exact).norm()) / norm,
-        "model_decrease": (2 * slope - curvature) / best,
-        "model_decrease_rescaled": slope**2 / (curvature * best) if curvature > 0 else math.nan,
-    }
-    return {name: value for name, value in found.items() if name in wanted and math.isfinite(value)}
+@measure
+def relative_frobenius(pair: Pair) -> float | None:
+    """‖F - F̂‖_F / ‖F‖_F."""
+    return pair.error / pair.size if pair.size > 0 else None
+
+
+@measure
+def relative_spectral(pair: Pair) -> float | None:
+    """‖F - F̂‖₂ / ‖F‖₂."""
+    return pair.spectral[0] / pair.spectral[1] if pair.size > 0 and pair.spectral is not None else None
+
+
+@measure
+def relative_nuclear(pair: DensePair) -> float | None:
+    """‖F - F̂‖_* / ‖F‖_*."""
+    return float(pair.singular_values.sum() / pair.exact.singular_values.sum()) if pair.size > 0 else None
+
+
+@measure
+def relative_max(pair: DensePair) -> float | None:
+    """max|F - F̂| / max|F|."""
+    return float(pair.difference.abs().max() / pair.exact.matrix.abs().max()) if pair.size > 0 else None
+
+
+@measure
+def frobenius_cosine(pair: Pair) -> float | None:
+    """⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)."""
+    size = pair.size * pair.own
+    return min(1.0, pair.inner / size) if size > 0 else None
+
+
+# ---- damped inverses and directions ----------------------------------------------------------------------------------
+
+
+@measure
+def inverse_frobenius(pair: DensePair) -> float | None:
+    """‖(F + λI)⁻¹ - (F̂ + λI)⁻¹‖_F / ‖(F + λI)⁻¹‖_F."""
+    if pair.inverse is None or pair.exact.inverse is None:
+        return None
+    gap = torch.linalg.matrix_norm(pair.exact.inverse - pair.inverse)
+    return float(gap / torch.linalg.matrix_norm(pair.exact.inverse))
+
+
+@measure
+def direction_cosine(pair: Pair) -> float | None:
+    """cos((F̂ + λI)⁻¹∇h, (F + λI)⁻¹∇h)."""
+    s = pair.step
+    return float(s.exact @ s.step) / float(s.exact.norm() * s.step.norm()) if s and s.exists else None
+
+
+@measure
+def direction_error(pair: Pair) -> float | None:
+    """‖δ̂ - δ‖ / ‖δ‖."""
+    s = pair.step
+    return float((s.step - s.exact).norm() / s.exact.norm()) if s and s.exists else None
+
+
+@measure
+def model_decrease(pair: Pair) -> float | None:
+    """M(δ̂) / M(δ)."""
+    s = pair.step
+    return (2 * s.slope - s.curvature) / s.best if s and s.exists else None
+
+
+@measure
+def model_decrease_rescaled(pair: Pair) -> float | None:
+    """M(c δ̂) / M(δ) with the best c."""
+    s = pair.step
+    return s.slope**2 / (s.curvature * s.best) if s and s.exists and s.curvature > 0 else None
+
+
+@measure
+def kl(pair: DensePair) -> float | None:
+    """KL(N(0, (F + λI)⁻¹) ‖ N(0, (F̂ + λI)⁻¹))."""
+    if pair.factor is None or pair.damped is None or pair.exact.factor is None or pair.exact.inverse is None:
+        return None
+    log_determinants = 2 * (pair.exact.factor.diagonal().log().sum() - pair.factor.diagonal().log().sum())
+    trace = (pair.damped * pair.exact.inverse).sum()
+    return max(0.0, 0.5 * float(trace - len(pair.damped) + log_determinants))
+
+
+# ---- of the exact Fisher alone ---------------------------------------------------------------------------------------
+
+
+@measure
+def off_unit_share(fisher: Fisher, i: int) -> float | None:
+    """Share of a structured layer's ‖F_l‖² off its unit blocks (Sang et al. 2022, eqs. 5-7)."""
+    if not fisher.space.layers[i].structured:
+        return None
+    total = fisher.norm("fro", block=(i, i)) ** 2
+    return max(0.0, 1.0 - fisher.units_square_norm(i) / total) if total > 0 else None
+
+
+# ---- costs -----------------------------------------------------------------------------------------------------------
+
+
+@measure
+def seconds(pair: Pair) -> float | None:
+    """Of fitting."""
+    return None if pair.cost is None else pair.cost.seconds
+
+
+@measure
+def passes(pair: Pair) -> float | None:
+    """Of fitting, in forward and backward passes."""
+    return None if pair.cost is None else pair.cost.passes
+
+
+@measure
+def bytes(pair: Pair) -> float | None:  # named like its metric
+    """Held by the operators."""
+    return None if pair.cost is None else pair.cost.bytes

@@ -6,29 +6,30 @@ with the exact natural gradient, condition numbers, and KFAC's similarity to FOO
 
 from __future__ import annotations
 
-import difflib
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 import torch
 
-from fisherviz.approximations import Approximation, approximate, approximations
-from fisherviz.comparison.compare import METRICS as COMPARED
-from fisherviz.comparison.compare import compare
+from fisherviz.approximations import FAILURES, KFAC, Approximation, fit_all, resolve
+from fisherviz.approximations.registry import Method
+from fisherviz.comparison.compare import compare, strength_of
 from fisherviz.comparison.strengths import strengths
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators import DirectSum, Kronecker, Operator
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.probe import Probe
-from fisherviz.results.comparison import WHOLE, row_label
+from fisherviz.results.comparison import EXACT, WHOLE, row_label
+from fisherviz.results.metrics import METRICS, check_metrics
+from fisherviz.results.outputs import output
+from fisherviz.support.choices import count, one_of
 
 COLUMNS = ("step", "method", "layer", "metric", "value")
-METRICS = ("relative_frobenius", "frobenius_cosine", "direction_cosine", "direction_error")
+DEFAULT_METRICS = ("relative_frobenius", "frobenius_cosine", "direction_cosine", "direction_error")
 SIMILARITIES = ("foof_cosine_factored", "foof_cosine_eigenvalues")
-EXACT, OPTIMIZER = "exact", "optimizer"
+OPTIMIZER = "optimizer"
 SPECTRUM_PARAMETERS = 1000
 """Up to this size the exact Fisher's smallest eigenvalue is computed. Above, it is taken as 0: an upper bound of the
 condition number, exact where the Fisher is singular (more parameters than vectors; softmax over biased logits)."""
@@ -41,7 +42,8 @@ class Monitor:
 
     Args:
         probe: of the model that is trained.
-        methods: approximations, by name; a single name will do.
+        methods: as for `fv.compare`: names, `Approximation` classes or instances, or a mapping from labels to them.
+            An instance that is fitted already stays as it is; all others are fitted anew at every look.
         every: steps between looks; `step` counts them.
         data: what the Fisher is taken over, as for `Probe.fisher`, with targets for directions; None: given to `step`.
         optimizer: whose λ and γ are recorded and used as damping; it may be any, or None.
@@ -52,7 +54,7 @@ class Monitor:
         seed: of sampled labels.
 
     Raises:
-        TypeError: the probe is no `Probe`, or methods or metrics are no names.
+        TypeError: the probe is no `Probe`, or a method or metric is of no such type.
         ValueError: `every` is no positive number, or a method, metric or kind is unknown.
 
     Example:
@@ -71,29 +73,34 @@ class Monitor:
     def __init__(
         self,
         probe: Probe,
-        methods: Iterable[str] | str = ("kfac", "foof"),
+        methods: Iterable[Method] | Mapping[str, Method] | Method = ("kfac", "foof"),
         *,
         every: int = 50,
         data: Any = None,
         optimizer: torch.optim.Optimizer | None = None,
         damping: float | Damping | None = None,
         kind: str = "exact",
-        metrics: Iterable[str] | str = METRICS,
+        metrics: Iterable[str] | str = DEFAULT_METRICS,
         seed: int = 0,
     ) -> None:
         if not isinstance(probe, Probe):
             raise TypeError(f"a monitor looks through a fv.Probe of the model, got {type(probe).__name__}.")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a positive whole number of steps, got {every!r}.")
+        count("every", every)
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}.")
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed must be a whole number, got {seed!r}.")
         as_damping(damping)
         self.probe, self.every, self.seed = probe, every, seed
-        self.methods = _known("methods", methods, approximations)
-        self.metrics = _known("metrics", metrics, COMPARED)
-        (self.kind,) = _known("kind", kind, KINDS)
+        self._methods = resolve(methods)
+        if OPTIMIZER in self._methods:
+            raise ValueError(f"the label {OPTIMIZER!r} means the optimizer itself; give this method another one.")
+        self._refit = {label: made for label, made in self._methods.items() if not made.fitted}
+        self.methods = tuple(self._methods)
+        self.metrics = tuple(name for name in METRICS if name in check_metrics(metrics))
+        self.kind = one_of("kind", kind, KINDS)
+        self.notes: list[str] = []
+        """What was left out at which step, and why."""
         self.data, self.optimizer, self.damping = data, optimizer, damping
         self.steps = 0
         """Calls of `step` so far."""
@@ -132,9 +139,7 @@ class Monitor:
         modes = [(module, module.training) for module in model.modules()]
         model.eval()  # Dropout and BatchNorm as in use: the Fisher is that of single examples
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*exact diagonal there.*")
-                rows = [(step, *row) for row in self._looked(chosen, step)]
+            rows = [(step, *row) for row in self._looked(chosen, step)]
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -148,29 +153,42 @@ class Monitor:
 
     def plot(self, metric: str | None = None, **options: Any) -> Any:
         """Draw it over the steps; see `fv.plot.monitor`."""
-        from fisherviz.plotting.training import monitor
-
-        return monitor(self, metric, **options)
+        return output("plot of a monitor")(self, metric, **options)
 
     def _looked(self, data: Any, step: int) -> list[Row]:
         generator = torch.Generator(device=self.probe.device).manual_seed((self.seed << 20) + step)
         fisher = self.probe.fisher(data, kind=self.kind, generator=generator)
-        rule = self._rule()
+        rule, strength = strength_of(fisher, self._rule())
         rows: list[Row] = []
         if self.optimizer is not None:
             rows += [(OPTIMIZER, WHOLE, name, value) for name, value in strengths(self.optimizer).items()]
-        if rule is None:
-            rule = Tikhonov(1e-2 * fisher.norm("trace") / fisher.shape[0])
-        strength = rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
         rows.append((EXACT, WHOLE, "damping", strength))
-        fitted = {name: approximate(fisher, name) for name in self.methods}
-        found = compare(fisher, fitted, damping=rule, metrics=self.metrics).frame
-        found = found[found["row"] == found["col"]]
-        rows += list(found[["method", "row", "metric", "value"]].itertuples(index=False, name=None))
+        found = fit_all(fisher, list(self._refit.values()))
+        errors = {label: error for label, error in zip(self._refit, found, strict=True) if error is not None}
+        if len(errors) == len(self._methods):
+            raise next(iter(errors.values()))
+        fitted = {label: made for label, made in self._methods.items() if label not in errors}
+        compared = compare(fisher, fitted, damping=rule, metrics=self.metrics, progress=False)
+        self.notes += [f"step {step}: {label} is left out: {error}" for label, error in errors.items()]
+        self.notes += [f"step {step}: {note}" for note in compared.notes]
+        frame = compared.frame[compared.frame["row"] == compared.frame["col"]]
+        rows += list(frame[["method", "row", "metric", "value"]].itertuples(index=False, name=None))
         if strength:
-            rows += _conditions(fisher, fitted, rule, strength)
-            if "kfac" in fitted and fisher.has_targets():
-                rows += similarity(fisher, fitted["kfac"], strength)
+            rows += self._extras(fisher, fitted, rule, strength, step)
+        return rows
+
+    def _extras(
+        self, fisher: Fisher, fitted: dict[str, Approximation], rule: Damping, strength: float, step: int
+    ) -> list[Row]:
+        """Condition numbers, and the similarity of KFAC to FOOF."""
+        rows = [(EXACT, WHOLE, "condition_number", _exact_condition(fisher, strength))]
+        for label, approximation in fitted.items():
+            try:
+                rows += _conditions(label, approximation, rule, strength)
+                if isinstance(approximation, KFAC) and fisher.has_targets():
+                    rows += similarity(fisher, approximation, strength, label)
+            except FAILURES as error:
+                self.notes.append(f"step {step}: condition numbers and similarity of {label} are left out: {error}")
         return rows
 
     def _rule(self) -> Damping | None:
@@ -187,24 +205,7 @@ class Monitor:
         return f"Monitor({', '.join(self.methods)}, every {self.every} steps, {looks} looks so far)"
 
 
-def _known(option: str, names: Iterable[str] | str, known: Iterable[str]) -> tuple[str, ...]:
-    """Names as a tuple, each of them known."""
-    if isinstance(names, str):
-        names = (names,)
-    found = tuple(names) if isinstance(names, Iterable) else (names,)
-    if not found:
-        raise ValueError(f"{option} is empty; name at least one of {', '.join(known)}.")
-    for name in found:
-        if not isinstance(name, str):
-            raise TypeError(f"{option} takes names, got {type(name).__name__}; choose from {', '.join(known)}.")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{option} must be among {', '.join(known)}, got {name!r}{hint}.")
-    return found
-
-
-def similarity(fisher: Fisher, kfac: Approximation, strength: float) -> list[Row]:
+def similarity(fisher: Fisher, kfac: Approximation, strength: float, label: str = "kfac") -> list[Row]:
     """Cosine between KFAC's direction and that of FOOF with KFAC's own damping of A (Benzing 2021, figure 4A).
 
     FOOF is V (A + π√λ I)⁻¹ both times; KFAC is damped in its factors, or in the eigenvalues of their product by λ.
@@ -213,6 +214,7 @@ def similarity(fisher: Fisher, kfac: Approximation, strength: float) -> list[Row
         fisher: the exact Fisher, with targets for the gradient V.
         kfac: the fitted approximation.
         strength: λ.
+        label: of the method in the rows.
 
     Returns:
         Rows (method, layer, metric, value) for each layer with two factors, and for all of them together.
@@ -232,32 +234,33 @@ def similarity(fisher: Fisher, kfac: Approximation, strength: float) -> list[Row
         for name, u in zip(SIMILARITIES, directions, strict=True):
             parts = torch.stack([u @ foof, u @ u, foof @ foof]).cpu()
             sums[name] += parts
-            rows += _cosine(row_label(layer.name), name, parts)
-    return rows + [row for name, parts in sums.items() for row in _cosine(WHOLE, name, parts)]
+            rows += _cosine(label, row_label(layer.name), name, parts)
+    return rows + [row for name, parts in sums.items() for row in _cosine(label, WHOLE, name, parts)]
 
 
-def _cosine(layer: str, name: str, parts: torch.Tensor) -> list[Row]:
+def _cosine(method: str, layer: str, name: str, parts: torch.Tensor) -> list[Row]:
     """Nothing where a direction is zero."""
     product, first, second = parts.tolist()
-    return [("kfac", layer, name, product / (first * second) ** 0.5)] if first > 0 and second > 0 else []
+    return [(method, layer, name, product / (first * second) ** 0.5)] if first > 0 and second > 0 else []
 
 
-def _conditions(fisher: Fisher, fitted: dict[str, Approximation], rule: Damping, strength: float) -> list[Row]:
-    """Condition numbers of the damped matrices: the exact one, and those that are block-diagonal."""
-    rows: list[Row] = []
+def _exact_condition(fisher: Fisher, strength: float) -> float:
+    """Condition number of the damped Fisher."""
     small = fisher.shape[0] <= SPECTRUM_PARAMETERS
     values = fisher.spectrum() if small else fisher.spectrum(1)
     smallest = max(float(values[-1]), 0.0) if small and len(values) == fisher.shape[0] else 0.0
-    rows.append((EXACT, WHOLE, "condition_number", (float(values[0]) + strength) / (smallest + strength)))
-    for name, approximation in fitted.items():
-        matrix = approximation.matrix
-        if not isinstance(matrix.whole, DirectSum):
-            continue
-        ends = [_ends(operator, rule, strength) for operator in matrix.operators]
-        whole = max(high for high, _ in ends) / min(low for _, low in ends)
-        rows.append((name, WHOLE, "condition_number", whole))
-        for layer, (high, low) in zip(fisher.space.layers, ends, strict=True):
-            rows.append((name, row_label(layer.name), "condition_number", high / low))
+    return ((float(values[0]) if len(values) else 0.0) + strength) / (smallest + strength)
+
+
+def _conditions(label: str, approximation: Approximation, rule: Damping, strength: float) -> list[Row]:
+    """Condition numbers of a damped block-diagonal matrix and its blocks; nothing of others."""
+    matrix = approximation.matrix
+    if not isinstance(matrix.whole, DirectSum):
+        return []
+    ends = [_ends(operator, rule, strength) for operator in matrix.operators]
+    rows = [(label, WHOLE, "condition_number", max(high for high, _ in ends) / min(low for _, low in ends))]
+    for layer, (high, low) in zip(matrix.space.layers, ends, strict=True):
+        rows.append((label, row_label(layer.name), "condition_number", high / low))
     return rows
 
 

@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fisherviz.approximations import Approximation
+from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.comparison.inner import inner_with_exact
-from fisherviz.comparison.measures import DAMPED, DIRECTIONS, direction_measures
+from fisherviz.comparison.measures import Cost, Pair, Step, measured
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators import Dense, Operator, Zero, extreme_eigenvalues
 from fisherviz.operators.damping import Damping
 from fisherviz.results.comparison import WHOLE, row_label
+from fisherviz.results.metrics import needing
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 
 Row = tuple[str, str, str, float]
 _MAX_PAIRS = 100
-_SPECTRAL_PARAMETERS = 4000
+_SPECTRAL_PARAMETERS = 3000
 """Above this size a spectral norm by Lanczos costs hundreds of passes and has to be asked for."""
 _WOODBURY_COLUMNS = 12000
 
@@ -47,11 +48,11 @@ class StructuredComparison:
         self.all_pairs = [(i, j) for i in range(n) for j in range(i, n)]
         self.square = {pair: fisher.norm("fro", block=pair) ** 2 for pair in self.all_pairs}
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
-        left_out = sorted(wanted & {*DAMPED, "relative_nuclear", "relative_max"})
+        left_out = sorted(wanted & needing("matrix", "damping"))
         if left_out:
             self.notes.append(
                 f"{', '.join(left_out)} are left out: they need the dense "
-                f"{self.space.size:,} x {self.space.size:,} matrix."
+                f"{self.space.size:,} x {self.space.size:,} matrix; ask for them with metrics=."
             )
         self.spectral = "relative_spectral" in wanted and (explicit or self.space.size <= _SPECTRAL_PARAMETERS)
         if "relative_spectral" in wanted and not self.spectral:
@@ -59,9 +60,9 @@ class StructuredComparison:
                 f"relative_spectral is left out for {self.space.size:,} parameters: hundreds of products with F; "
                 "ask for it with metrics=."
             )
-        self.largest = fisher.norm("spectral") if self.spectral else 0.0
+        self.largest = self._largest() if self.spectral else 0.0
         self.step: Tensor | None = None
-        if gradient is not None and wanted & set(DIRECTIONS):
+        if gradient is not None and wanted & needing("direction"):
             if min(self.space.size, fisher.columns) <= _WOODBURY_COLUMNS or explicit:
                 self.step = fisher.solve(gradient, strength)
             else:
@@ -70,39 +71,44 @@ class StructuredComparison:
                     f"{min(self.space.size, fisher.columns):,}; ask for it with metrics=, or use fewer examples."
                 )
         floor = (64 * torch.finfo(fisher.probe.precision).eps) ** 0.5
-        self.floor = floor
         self.notes.append(
             f"relative_frobenius comes from a difference of squares: below {floor:.1g} it means nothing but 'small'."
         )
 
-    def rows(self, label: str, approximation: Approximation) -> list[Row]:
+    def _largest(self) -> float:
+        try:
+            return self.fisher.norm("spectral")
+        except RuntimeError as error:  # Lanczos has not converged
+            self.notes.append(f"relative_spectral is left out: {error}")
+            return 0.0
+
+    def rows(self, label: str, approximation: Approximation, cost: Cost) -> list[Row]:
         """All rows (row, col, metric, value) of a fitted approximation."""
-        out: list[Row] = []
-        inner_total, own_total, error_total = 0.0, 0.0, 0.0
         names = [row_label(name) for name in self.space.names]
         show_pairs = len(self.space.layers) ** 2 <= _MAX_PAIRS
+        out: list[Row] = []
+        sums = np.zeros(3)
         for i, j in self.all_pairs:
-            operator = approximation.operator(i, j)
-            error, inner, own = self._pair(i, j, operator)
-            weight = 1 if i == j else 2
-            inner_total += weight * inner
-            own_total += weight * own
-            error_total += weight * error
+            found = self._sums(i, j, approximation.operator(i, j))
+            sums += (1 if i == j else 2) * np.array(found)
             if i == j or show_pairs:
-                found = self._relative(self.square[i, j], error, inner, own)
+                pair = _pair(self.square[i, j], *found)
                 for row, col in {(i, j), (j, i)}:
-                    out += [(names[row], names[col], name, value) for name, value in found.items()]
-        found = self._relative(self.total, error_total, inner_total, own_total)
+                    out += [(names[row], names[col], name, value) for name, value in self._measured(pair)]
+        whole = _pair(self.total, *map(float, sums))
+        whole.cost = cost
         if self.spectral and self.largest > 0:
             try:
-                found["relative_spectral"] = self._spectral(approximation) / self.largest
+                whole.spectral = self._spectral(approximation), self.largest
             except RuntimeError as error:  # Lanczos has not converged
                 self.notes.append(f"relative_spectral of {label} is left out: {error}")
-        if self.step is not None and self.gradient is not None:
-            found |= self._directions(label, approximation)
-        return [(WHOLE, WHOLE, name, value) for name, value in found.items()] + out
+        whole.step = self._step(label, approximation)
+        return [(WHOLE, WHOLE, name, value) for name, value in self._measured(whole)] + out
 
-    def _pair(self, i: int, j: int, operator: Operator) -> tuple[float, float, float]:
+    def _measured(self, pair: Pair) -> list[tuple[str, float]]:
+        return list(measured(pair, self.wanted - needing("matrix", "damping")).items())
+
+    def _sums(self, i: int, j: int, operator: Operator) -> tuple[float, float, float]:
         """‖F_ij - M‖², ⟨F_ij, M⟩ and ‖M‖²."""
         square = self.square[i, j]
         if isinstance(operator, Zero):
@@ -118,14 +124,6 @@ class StructuredComparison:
         inner, own = inner_with_exact(self.fisher, i, j, operator), operator.norm("fro") ** 2
         return max(0.0, square - 2 * inner + own), inner, own
 
-    def _relative(self, square: float, error: float, inner: float, own: float) -> dict[str, float]:
-        out: dict[str, float] = {}
-        if square > 0 and "relative_frobenius" in self.wanted:
-            out["relative_frobenius"] = (error / square) ** 0.5
-        if square > 0 and own > 0 and "frobenius_cosine" in self.wanted:
-            out["frobenius_cosine"] = min(1.0, inner / (square * own) ** 0.5)
-        return out
-
     def _spectral(self, approximation: Approximation) -> float:
         def difference(x: Tensor) -> Tensor:
             return self.fisher @ x - approximation @ x
@@ -140,16 +138,19 @@ class StructuredComparison:
         )
         return abs(float(top[0]))
 
-    def _directions(self, label: str, approximation: Approximation) -> dict[str, float]:
-        assert self.step is not None
-        assert self.gradient is not None
+    def _step(self, label: str, approximation: Approximation) -> Step | None:
+        if self.step is None or self.gradient is None:
+            return None
         try:
             step = approximation.solve(self.gradient, self.rule)
-        except (RuntimeError, TypeError, NotImplementedError, MemoryError) as error:
+        except FAILURES as error:
             self.notes.append(f"directions of {label} are left out: {error}")
-            return {}
-        product = self.fisher @ step
-        curvature = float((step.double() * product.double()).sum()) + self.strength * float(
-            step.double().square().sum()
-        )
-        return direction_measures(self.gradient, self.step, step, curvature, self.wanted)
+            return None
+        product, exact, step = (self.fisher @ step).double(), self.step.double(), step.double()
+        curvature = float(step @ product) + self.strength * float(step @ step)
+        return Step(self.gradient.double(), exact, step, curvature)
+
+
+def _pair(square: float, error: float, inner: float, own: float) -> Pair:
+    """A pair from squared norms."""
+    return Pair(square**0.5, error**0.5, inner, own**0.5)

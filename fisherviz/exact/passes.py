@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -91,6 +91,9 @@ class Passes:
             )
         self._weights = guest.fingerprint(self.network.model)
         self._examples: int | None = None
+        self.update_seconds: dict[Hashable, float] = {}
+        """What the updates of each collected statistic took, by its key."""
+        self._pass_seconds: dict[bool, float] = {}
         self.__kept = _Kept(self.network.layers)
 
     # ---- what it is ------------------------------------------------------------------------------------------------
@@ -164,7 +167,7 @@ class Passes:
         """
         self.check_unchanged()
         kept = self._kept
-        if kept.captures is not None and not kept.ragged:
+        if kept.captures is not None and self.keeps_captures:
             begin()(Batch(kept.captures, self.examples))
             return
         found = self._over(self.vectors if gradients else NoVectors(), begin, keep=gradients)
@@ -189,10 +192,13 @@ class Passes:
     ) -> tuple[dict[str, AnyCapture], bool] | None:
         held: list[Batch] | None = [] if keep else None
         size, limit, first = 0, keep_limit(self.network.device), 0
+        looked, began, consumed = self.structure.looked, self._clock(), 0.0
 
         def hand(batch: Batch) -> None:
-            nonlocal held, size
+            nonlocal held, size, consumed
+            start = self._clock()
             consume(batch)
+            consumed += self._clock() - start
             if held is not None:
                 size += batch.bytes
                 held = [*held, batch] if size <= limit else None
@@ -202,6 +208,9 @@ class Passes:
                 raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
             first += take(self.network, inputs, targets, vectors, hand, first)
         self._examples = first
+        if looked and not labels:  # the first look is no part of a pass
+            spent, gradients = self._clock() - began - consumed, not isinstance(vectors, NoVectors)
+            self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
         if not held:
             return None
         made = {name: [batch.captures[name] for batch in held] for name in self.space.names}
@@ -217,10 +226,34 @@ class Passes:
             look(self.network, inputs)
 
     def fresh(self) -> Self:
-        """The same Fisher with nothing computed yet, for timings that pay for their own passes."""
+        """The same Fisher with no statistic collected yet; what it collects goes with it. Kept captures are shared."""
         other = copy.copy(self)
-        other.__kept = _Kept(self.network.layers)
+        other.__kept, other.update_seconds = replace(self._kept, statistics={}), {}
         return other
+
+    @property
+    def keeps_captures(self) -> bool:
+        """Whether further passes read the captures of an earlier one, and the network runs no more."""
+        return self._kept.captures is not None and not self._kept.ragged
+
+    def pass_seconds(self, gradients: bool) -> float:
+        """Seconds of one pass of captures, beside what is made of them; the best so far, or one made for this.
+
+        Args:
+            gradients: forward and backward of the kind's vectors; otherwise forward alone.
+
+        Returns:
+            Seconds.
+        """
+        if gradients not in self._pass_seconds:
+            self.look()
+            self._over(self.vectors if gradients else NoVectors(), lambda: lambda batch: None, keep=False)
+        return min(self._pass_seconds[gradients], self._pass_seconds.get(True, float("inf")))  # forward is a part
+
+    def _clock(self) -> float:
+        if self.network.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def collect(self, statistics: Iterable[Statistic] | Callable[[], Iterable[Statistic]]) -> list[Statistic]:
         """Feed statistics by one pass over the data; those already known are not computed again.
@@ -243,7 +276,15 @@ class Passes:
             nonlocal wanted, fresh
             wanted = list(ask())
             fresh = {s.key: s.empty() for s in wanted if not self._knows(s.key)}
-            return lambda batch: update_all(fresh.values(), batch)
+            self.update_seconds |= dict.fromkeys(fresh, 0.0)
+            return update
+
+        def update(batch: Batch) -> None:
+            start = self._clock()
+            for key, statistic in fresh.items():
+                statistic.update(batch)
+                self.update_seconds[key] += (now := self._clock()) - start
+                start = now
 
         self._pass(begin, gradients=any(s.needs_gradients for s in wanted if not self._knows(s.key)))
         for key, statistic in fresh.items():

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from fisherviz.plotting import style
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 
 NAMED = 10  # layers up to which each has a marker of its own in the legend
@@ -53,7 +53,7 @@ def comparison_info(
     layers = tuple(name for name in source.layers if name in set(rows["row"]))
     table = {(m, r): v for m, r, v in zip(rows["method"], rows["row"], rows["value"], strict=True)}
     values = np.asarray([[table.get((m, r), np.nan) for r in layers] for m in present], dtype=float)
-    sign = -1.0 if glossary.metric(metric).best == "one" else 1.0
+    sign = -1.0 if metrics.metric(metric).best == "one" else 1.0
     order = np.argsort(sign * np.nanmedian(values, axis=1), kind="stable")
     names = tuple(present[k] for k in order)
     whole = {m: v for m, v in source.whole(metric).items() if m in names and np.isfinite(v)}
@@ -89,7 +89,7 @@ def comparison(
     places = np.arange(len(info.methods))
     spread = 0.5 / max(1, len(info.layers) - 1) if len(info.layers) > 1 else 0.0
     positive = info.values[np.isfinite(info.values)]
-    logarithmic = glossary.metric(metric).best != "one" and bool(np.all(positive >= 0) and positive.any())
+    logarithmic = metrics.metric(metric).best != "one" and bool(np.all(positive >= 0) and positive.any())
     floor = _floor(positive) if logarithmic else -np.inf
     shown = np.maximum(info.values, floor)
     low, high = np.nanmin(shown, axis=1), np.nanmax(shown, axis=1)
@@ -123,7 +123,7 @@ def comparison(
     ax.set_yticks(places, [style.short(name, 24) for name in info.methods])
     style.plain(ax.get_yticklabels())
     ax.set_ylim(len(info.methods) - 0.5, -0.5)
-    ax.set_xlabel(glossary.metric(metric).axis_label)
+    ax.set_xlabel(metrics.metric(metric).axis_label)
     style.tidy(ax)
     _legend(ax, info, handles, named)
     if title is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fisherviz.plotting import style
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 
 EXACT = 1e-6  # an error below this is rounding: drawn at the foot of a logarithmic axis and called exact
@@ -43,7 +43,7 @@ def pareto_info(
         ValueError: the comparison has no method with both numbers.
     """
     errors, costs = source.whole(metric), source.whole(cost)
-    if glossary.metric(metric).best == "one":
+    if metrics.metric(metric).best == "one":
         errors = {name: abs(1.0 - value) for name, value in errors.items()}
     names = [
         name
@@ -101,9 +101,9 @@ def pareto(
     ax.set_ylim(floor / 1.6 if np.any(info.errors < EXACT) else floor * 4 / 1.6, heights.max() * 1.8)
     if np.any(info.errors < EXACT):
         ax.axhline(floor, color=style.FAINT, linewidth=0.8, linestyle=":", zorder=1)
-    entry = glossary.metric(metric)
+    entry = metrics.metric(metric)
     ax.set_ylabel(f"1 − {entry.label}" if entry.best == "one" else entry.axis_label)
-    ax.set_xlabel(glossary.metric(cost).axis_label)
+    ax.set_xlabel(metrics.metric(cost).axis_label)
     style.tidy(ax)
     style.plain_decades(ax.xaxis, info.costs.max() / info.costs.min())
     style.plain_decades(ax.yaxis, heights.max() / heights.min())

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from fisherviz.plotting import style
 from fisherviz.plotting.reduce import to_array
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 
 WRITTEN = 12  # layers up to which every mean is written into its cell
@@ -113,7 +113,7 @@ def block_means(
     ax.set_yticks(range(0, count, step), labels, fontsize="small")
     ax.tick_params(length=0)
     style.plain([*ax.get_xticklabels(), *ax.get_yticklabels()])
-    scale = f" [10{glossary.superscript(power)}]" if power and count <= WRITTEN else ""
+    scale = f" [10{metrics.superscript(power)}]" if power and count <= WRITTEN else ""
     ax.set_title(f"mean |entry| per block{scale}" if title is None else title, fontsize="medium", parse_math=False)
     return ax
 

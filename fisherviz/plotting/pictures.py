@@ -8,14 +8,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fisherviz.plotting.training import monitor, training
+from fisherviz.results import metrics
 from fisherviz.results.run import Run
 
 MONITORED = ("relative_frobenius", "direction_cosine", "similarity", "condition_number", "lambda", "gamma")
-_TITLES = {
-    "similarity": "KFAC's similarity to FOOF", "relative_frobenius": "error of the approximation",
-    "direction_cosine": "direction", "condition_number": "condition of the damped matrix",
-    "lambda": "λ of the optimizer", "gamma": "γ of the optimizer",
-}  # fmt: skip
 
 
 def run_pictures(run: Run) -> dict[str, bytes]:
@@ -28,14 +24,14 @@ def run_pictures(run: Run) -> dict[str, bytes]:
         "curves.png", and "monitor.png" where approximations were monitored.
     """
     epochs = run.frame("epoch")
-    metrics = [name for name in ("train_loss", "validation_loss") if name in epochs]
-    metrics += [n for n in ("validation_accuracy", "validation_squared_error") if n in epochs]
-    pictures = {"curves.png": _drawn([(training, name, name.replace("_", " ")) for name in metrics], run)}
+    drawn = ("train_loss", "validation_loss", "validation_accuracy", "validation_squared_error")
+    curves = [(training, name, name.replace("_", " ")) for name in drawn if name in epochs]
+    pictures = {"curves.png": _drawn(curves, run)}
     if any(record["kind"] == "monitor" for record in run.records):
         seen = set(run.frame("monitor")["metric"]) | {"similarity"}
         if "foof_cosine_factored" not in seen:
             seen.discard("similarity")
-        panels = [(monitor, name, _TITLES[name]) for name in MONITORED if name in seen]
+        panels = [(monitor, name, metrics.metric(name).label) for name in MONITORED if name in seen]
         pictures["monitor.png"] = _drawn(panels, run)
     return pictures
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from fisherviz.results.glossary import superscript
+from fisherviz.results.metrics import superscript
 
 SEQUENTIAL = "magma"  # perceptually uniform, dark is small: the papers' "white level"
 DIVERGING = "RdBu_r"

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from fisherviz.plotting import style
+from fisherviz.results import metrics
 from fisherviz.results.comparison import WHOLE
 from fisherviz.results.run import Run, load_run
 
@@ -22,11 +23,6 @@ ASIDE = (
     "monitor_every", "monitor_methods", "monitor_examples",
 )  # fmt: skip
 """Fields that make no other curve."""
-LABELS = {
-    "relative_frobenius": "relative Frobenius error", "direction_cosine": "cosine with the natural gradient",
-    "foof_cosine_factored": "factored damping", "foof_cosine_eigenvalues": "eigenvalue damping",
-    "similarity": "KFAC's cosine with FOOF", "lambda": "λ", "gamma": "γ",
-}  # fmt: skip
 SIMILARITY = ("foof_cosine_factored", "foof_cosine_eigenvalues")
 BOUNDED = ("accuracy", "cosine", "similarity")
 
@@ -140,7 +136,7 @@ def monitor_info(source: Any, metric: str | None = None) -> tuple[str, dict[str,
         raise ValueError(f"no {metric!r} of the whole network was recorded; there is {', '.join(held)}.")
     lines = {}
     for (method, name), part in rows.groupby(["method", "metric"], sort=False):
-        label = LABELS[str(name)] if metric == "similarity" else str(method)
+        label = metrics.metric(str(name)).short if metric == "similarity" else str(method)
         lines[label] = (part["step"].to_numpy(), part["value"].to_numpy())
     return metric, lines
 
@@ -172,7 +168,7 @@ def monitor(source: Any, metric: str | None = None, *, ax: Axes | None = None, t
         )  # fmt: skip
     _scale(ax, np.concatenate([y for _, y in lines.values()]), metric)
     ax.set_xlabel("step")
-    ax.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
+    ax.set_ylabel(metrics.metric(metric).axis_label)
     _finish(ax, title, legend=list(lines) != ["optimizer"])
     return ax
 

@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.support import files
 from fisherviz._version import __version__
 from fisherviz.report import tables
@@ -188,7 +188,7 @@ def _render(
     text = environment.get_template("page.html.j2").render(
         title=title,
         sections=context,
-        definitions=[entry for name, entry in glossary.METRICS.items() if name in used],
+        definitions=[entry for name, entry in metrics.METRICS.items() if name in used],
         version=__version__,
         alone=alone,
     )

@@ -24,12 +24,13 @@ from matplotlib.style import context as style_context
 from PIL import Image
 
 from fisherviz import plotting
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.plotting import style
 from fisherviz.results.comparison import Comparison
 
 LARGEST = 300_000  # bytes of one PNG inside the page
 DPI = 120
+DRAWN = ("relative_frobenius", "direction_cosine")  # the metrics that have charts
 _LOOK = {
     "font.size": 9.0, "axes.labelsize": 9.0, "axes.linewidth": 0.7, "svg.fonttype": "path",
     "svg.hashsalt": "fisherviz", "savefig.facecolor": "white",
@@ -89,12 +90,12 @@ def pictures(comparison: Comparison, prefix: str = "") -> Iterator[Picture]:
 
 def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
     cost = "passes" if comparison.whole("passes") else "seconds"
-    for metric in ("relative_frobenius", "direction_cosine"):
+    for metric in DRAWN:
         try:
             info = plotting.pareto_info(comparison, metric, cost)
         except ValueError:
             continue
-        entry = glossary.metric(metric)
+        entry = metrics.metric(metric)
         front = [name for name, on in zip(info.methods, info.on_front, strict=True) if on]
         yield _chart(
             f"{prefix}front-{metric}", "front", 5.6, 3.9,
@@ -106,7 +107,7 @@ def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
         )  # fmt: skip
 
 
-def _error_name(entry: glossary.Metric) -> str:
+def _error_name(entry: metrics.Metric) -> str:
     return f"1 − {entry.label}" if entry.best == "one" else entry.title
 
 
@@ -117,7 +118,7 @@ def _matrices(comparison: Comparison, prefix: str) -> Iterator[Picture]:
         what = "damped inverse of the Fisher" if inverse else "Fisher"
         for method, png in _triptychs(comparison, ranked, inverse):
             found = method in errors
-            error = f": relative Frobenius error {glossary.show_number(errors[method])}" if found else ""
+            error = f": relative Frobenius error {metrics.show_number(errors[method])}" if found else ""
             yield Picture(
                 f"{prefix}{group}-{_file_name(method)}", group, f"{method}{error}",
                 f"Three heatmaps of absolute entries on one scale: exact {what}, its approximation {method}, "
@@ -170,11 +171,11 @@ def _spectra(comparison: Comparison, prefix: str) -> Iterator[Picture]:
 
 
 def _layers(comparison: Comparison, prefix: str) -> Iterator[Picture]:
-    for metric in ("relative_frobenius", "direction_cosine"):
+    for metric in DRAWN:
         rows = comparison.blocks(metric)
         if rows.empty or len(set(rows["row"])) < 2:
             continue
-        entry = glossary.metric(metric)
+        entry = metrics.metric(metric)
         yield _chart(
             f"{prefix}layers-{metric}", "layers", 5.7, 1.0 + 0.27 * len(set(rows["method"])),
             lambda ax, metric=metric: plotting.comparison(comparison, metric, ax=ax),

@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 
 GROUPS = (
-    ("relative error of F̂, and cosine with F",
-     ("relative_frobenius", "relative_spectral", "relative_nuclear", "relative_max", "frobenius_cosine")),
-    ("what an optimizer feels",
-     ("inverse_frobenius", "direction_cosine", "direction_error", "model_decrease",
-      "model_decrease_rescaled", "kl")),
-    ("cost", ("passes", "bytes")),
-)  # fmt: skip
+    ("relative error of F̂, and cosine with F", ("", "matrix")),
+    ("what an optimizer feels", ("damping", "direction")),
+    ("cost", ("cost",)),
+)
+"""Neighbouring columns, by what their metrics need."""
 MISSING = "–"
 WIDEST = 8  # layers that still make columns; more become rows
 
@@ -68,12 +66,10 @@ def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> 
     """
     summary = comparison.summary()
     summary = summary[[name for name in summary if only is None or name in only]]
-    listed = {name for _, names in GROUPS for name in names} | {
-        "seconds"
-    }  # passes tell it without the machine
-    others = tuple(name for name in summary if name not in listed)
-    groups = [(title, [name for name in names if name in summary]) for title, names in GROUPS]
-    groups = [(title, names) for title, names in [*groups, ("also measured", list(others))] if names]
+    known = [name for name in summary if name in metrics.METRICS and name != "seconds"]  # passes tell the same
+    others = [name for name in summary if name not in metrics.METRICS]
+    groups = [(title, [name for name in known if metrics.metric(name).needs in needs]) for title, needs in GROUPS]
+    groups = [(title, names) for title, names in [*groups, ("also measured", others)] if names]
     columns = [name for _, names in groups for name in names]
     if not columns:
         return None
@@ -84,9 +80,9 @@ def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> 
     ]
     return Table(
         "Whole matrix, closest first; the best of each column is bold.", "method",
-        tuple(glossary.metric(name).short for name in columns), rows,
+        tuple(metrics.metric(name).short for name in columns), rows,
         [(_with_damping(title, comparison), len(names)) for title, names in groups],
-        tuple(f"{glossary.metric(name).label}: {glossary.metric(name).formula}" for name in columns),
+        tuple(f"{metrics.metric(name).label}: {metrics.metric(name).formula}" for name in columns),
     )  # fmt: skip
 
 
@@ -94,7 +90,7 @@ def _with_damping(title: str, comparison: Comparison) -> str:
     damping = comparison.meta.get("damping")
     if title != GROUPS[1][0] or not isinstance(damping, int | float):
         return title
-    return f"{title}, damping {glossary.show_number(float(damping))}"
+    return f"{title}, damping {metrics.show_number(float(damping))}"
 
 
 def layer_tables(comparison: Comparison) -> list[Table]:
@@ -102,11 +98,11 @@ def layer_tables(comparison: Comparison) -> list[Table]:
     tables = []
     for name in comparison.metrics:
         rows = comparison.blocks(name)
-        if rows.empty or name in ("seconds", "bytes", "passes"):
+        if rows.empty or metrics.metric(name).needs == "cost":
             continue
         grid = rows.pivot_table(index="method", columns="row", values="value", sort=False)
         layers = [layer for layer in comparison.layers if layer in grid]
-        far = (1.0 - grid).abs() if glossary.metric(name).best == "one" else grid
+        far = (1.0 - grid).abs() if metrics.metric(name).best == "one" else grid
         grid = grid.loc[far.median(axis=1).sort_values(kind="stable").index, layers]
         best = {layer: _best(name, grid[layer]) for layer in layers}
         body = [
@@ -116,7 +112,7 @@ def layer_tables(comparison: Comparison) -> list[Table]:
             )
             for method in grid.index
         ]
-        table = Table(glossary.metric(name).title, "method", tuple(layers), body)
+        table = Table(metrics.metric(name).title, "method", tuple(layers), body)
         tables.append(table if len(layers) <= WIDEST else _turned(table, "layer"))
     return tables
 
@@ -169,7 +165,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
             continue
         pairs.append((label, _plain(meta[key])))
     if meta.get("forward_backward_seconds"):
-        seconds = glossary.show("seconds", float(meta["forward_backward_seconds"]))
+        seconds = metrics.show("seconds", float(meta["forward_backward_seconds"]))
         pairs.append(("one forward and backward pass", seconds))
     pairs += [(str(key), _plain(value)) for key, value in (meta.get("settings") or {}).items()]
     pairs += [
@@ -185,7 +181,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return glossary.show_number(value)
+        return metrics.show_number(value)
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value)
     return str(value)
@@ -194,16 +190,16 @@ def _plain(value: Any) -> str:
 def _cell(name: str, value: Any, best: bool) -> Cell:
     if pd.isna(value):
         return Cell(MISSING)
-    return Cell(glossary.show(name, float(value)), best)
+    return Cell(metrics.show(name, float(value)), best)
 
 
 def _best(name: str, column: pd.Series) -> set[str]:
     """Methods whose value is the best of a column, to the digits shown."""
-    kind = glossary.metric(name).best
+    kind = metrics.metric(name).best
     values = column.dropna().astype(float)
     values = values[np.isfinite(values)]
     if kind == "none" or len(values) < 2:
         return set()
     distance = (values - 1.0).abs() if kind == "one" else values.abs()
-    winner = glossary.show(name, float(values[distance.idxmin()]))
-    return {str(method) for method, value in values.items() if glossary.show(name, float(value)) == winner}
+    winner = metrics.show(name, float(values[distance.idxmin()]))
+    return {str(method) for method, value in values.items() if metrics.show(name, float(value)) == winner}

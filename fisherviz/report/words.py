@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fisherviz.results import glossary
+from fisherviz.results import metrics
 from fisherviz.plotting.fronts import EXACT, pareto_info
 from fisherviz.results.comparison import Comparison
 
@@ -82,16 +82,16 @@ def _closest(errors: Mapping[str, float], cosines: Mapping[str, float], where: s
         head = f"{listed} equal{'s' if len(exact) == 1 else ''} {fisher} to rounding. Of the others, "
     template = (
         f"{head}{{}} is closest to {fisher}: its relative Frobenius error is "
-        f"{glossary.show_number(errors[best])}{', ' if where else ''}{where}"
+        f"{metrics.show_number(errors[best])}{', ' if where else ''}{where}"
     )
     names = [*exact, best]
     shapes = {name: cosines[name] for name in rest if name in cosines}
     if best in shapes:
         similar = max(shapes, key=lambda name: shapes[name])
-        template += f", its cosine with it {glossary.show_number(shapes[best])}"
+        template += f", its cosine with it {metrics.show_number(shapes[best])}"
         if shapes[similar] - shapes[best] > 0.01:
             template += (
-                f"; closer in shape, whatever the scale, is {{}} ({glossary.show_number(shapes[similar])})"
+                f"; closer in shape, whatever the scale, is {{}} ({metrics.show_number(shapes[similar])})"
             )
             names.append(similar)
     return Sentence(template + ".", tuple(names))
@@ -104,7 +104,7 @@ def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence
     strength = f" at damping {_damping(damping)}" if damping is not None else ""
     template = (
         f"What an optimizer would feel is the direction of the step{strength}: there {{}} agrees best with "
-        f"the exact natural gradient (cosine {glossary.show_number(cosines[best])})"
+        f"the exact natural gradient (cosine {metrics.show_number(cosines[best])})"
     )
     if near:
         listed = ", ".join(["{}"] * len(near[:3]))
@@ -112,13 +112,13 @@ def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence
         template += f", with {listed}{more} within 0.01 of it"
     plain = cosines.get("identity")
     if plain is not None and best != "identity":
-        template += f"; the plain gradient has {glossary.show_number(plain)}"
+        template += f"; the plain gradient has {metrics.show_number(plain)}"
     return Sentence(template + ".", (best, *near[:3]))
 
 
 def _damping(value: object) -> str:
     if isinstance(value, int | float):
-        return glossary.show_number(float(value))
+        return metrics.show_number(float(value))
     return re.sub(r"[^\w.=(), -]", "", str(value))  # a sentence's template holds no braces and no markup
 
 
@@ -132,10 +132,10 @@ def _cost(comparison: Comparison) -> list[Sentence]:
         for name, cost, on_front in zip(front.methods, front.costs, front.on_front, strict=True)
         if on_front
     ]
-    spent = ", ".join(f"{{}} ({glossary.show_number(cost)})" for _, cost in members)
+    spent = ", ".join(f"{{}} ({metrics.show_number(cost)})" for _, cost in members)
     unit = "forward and backward passes over the same data"
     if len(members) == 1:
-        cost = glossary.show_number(members[0][1])
+        cost = metrics.show_number(members[0][1])
         template = f"Nothing that costs more is closer than {{}}, which takes {cost} {unit}."
     else:
         template = (

@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fisherviz.results import glossary
+from fisherviz.results import metrics
+from fisherviz.results.outputs import output
 from fisherviz.support import files
 
 COLUMNS = ("method", "row", "col", "metric", "value")
 WHOLE = "all"
+EXACT = "exact"
+"""Label of what belongs to the exact Fisher itself, in the column of methods and among the arrays."""
 FORMAT = 1
 TABLE, FACTS, ARRAYS = "comparison.parquet", "comparison.json", "arrays.npz"
 
@@ -59,7 +62,7 @@ class Comparison:
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the methods, in the order in which they were compared."""
-        return tuple(dict.fromkeys(self.frame["method"]))
+        return tuple(name for name in dict.fromkeys(self.frame["method"]) if name != EXACT)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -115,9 +118,9 @@ class Comparison:
             left out and why is in its `attrs["notes"]`, and in the comparison's `notes`.
         """
         columns = {name: self.whole(name) for name in self.metrics}
-        columns = {name: values for name, values in columns.items() if values}
-        order = [name for name in glossary.METRICS if name in columns]
-        order += [name for name in columns if name not in glossary.METRICS]
+        columns = {name: values for name, values in columns.items() if values.keys() & set(self.methods)}
+        order = [name for name in metrics.METRICS if name in columns]
+        order += [name for name in columns if name not in metrics.METRICS]
         table = pd.DataFrame(index=pd.Index(self.methods, name="method"))
         for name in order:
             values = [columns[name].get(method) for method in self.methods]
@@ -169,9 +172,7 @@ class Comparison:
         Raises:
             ValueError: it is a directory, or nothing can be written there; said before anything is drawn.
         """
-        from fisherviz.report import write_page  # the page is drawn from results: it lies above this module
-
-        return write_page(path, self)
+        return output("page")(path, self)
 
     def __repr__(self) -> str:
         kind = self.meta.get("kind", "")
@@ -187,11 +188,11 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         table = self.summary()
-        head = "".join(f"<th scope='col'>{html.escape(glossary.metric(name).short)}</th>" for name in table)
+        head = "".join(f"<th scope='col'>{html.escape(metrics.metric(name).short)}</th>" for name in table)
         rows = ""
         for method, row in table.iterrows():
             cells = "".join(
-                f"<td>{'–' if pd.isna(value) else glossary.show(str(name), float(value))}</td>"
+                f"<td>{'–' if pd.isna(value) else metrics.show(str(name), float(value))}</td>"
                 for name, value in row.items()
             )
             rows += f"<tr><th scope='row'>{html.escape(str(method))}</th>{cells}</tr>"

@@ -1,13 +1,17 @@
-"""What each number of a comparison means: its name in words, its formula, its best value.
+"""The one list of metrics: what each number is called, what it means, what it takes to measure it.
 
-Written once here and read by the tables, the axes' labels and the page's definitions.
+A new metric is an entry here and a function of its name in `comparison.measures`; `compare`, the monitor, the tables,
+the axes' labels and the page's definitions go by this list.
 F is the exact Fisher, F̂ the approximation, λ the damping, ∇h the gradient (K-FAC, section 6).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from fisherviz.support.choices import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Metric:
         meaning: one or two sentences for the reader of a page.
         best: "zero", "one", "small" (costs) or "none" (a property, neither good nor bad).
         unit: what the value is measured in; "" for plain numbers.
+        needs: what it takes beside F and F̂: "matrix" (both dense), "damping", "direction" (damping and a gradient),
+            "cost" (what fitting took), or "exact" (F alone, layer by layer).
+        brief: whether it stands where there is room for a few only, as in a terminal.
     """
 
     name: str
@@ -31,6 +38,8 @@ class Metric:
     meaning: str
     best: str
     unit: str = ""
+    needs: str = ""
+    brief: bool = False
 
     @property
     def title(self) -> str:
@@ -46,55 +55,115 @@ class Metric:
 _METRICS = (
     Metric("relative_frobenius", "relative error in Frobenius norm", "Frobenius",
            "‖F − F̂‖_F / ‖F‖_F",
-           "All entries count alike. 0 is exact; 1 is as wrong as calling every entry zero.", "zero"),
+           "All entries count alike. 0 is exact; 1 is as wrong as calling every entry zero.", "zero", brief=True),
     Metric("relative_spectral", "relative error in spectral norm", "spectral",
            "‖F − F̂‖₂ / ‖F‖₂",
            "The worst direction decides: the largest singular value of the difference.", "zero"),
     Metric("relative_nuclear", "relative error in nuclear norm", "nuclear",
            "‖F − F̂‖_* / ‖F‖_*",
-           "All directions count alike: the sum of the singular values of the difference.", "zero"),
+           "All directions count alike: the sum of the singular values of the difference.", "zero", needs="matrix"),
     Metric("relative_max", "relative error of the worst entry", "worst entry",
            "max|F − F̂| / max|F|",
-           "The single worst entry, measured against the largest entry of F.", "zero"),
+           "The single worst entry, measured against the largest entry of F.", "zero", needs="matrix"),
     Metric("frobenius_cosine", "cosine with F", "cosine",
            "⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)",
-           "The same shape, whatever the scale: 1 if F̂ is a positive multiple of F.", "one"),
+           "The same shape, whatever the scale: 1 if F̂ is a positive multiple of F.", "one", brief=True),
     Metric("inverse_frobenius", "relative error of the damped inverse", "inverse, Frobenius",
            "‖(F + λI)⁻¹ − (F̂ + λI)⁻¹‖_F / ‖(F + λI)⁻¹‖_F",
            "What an optimizer applies is the inverse, so this is closer to its quality than the error of F̂. "
-           "With factored damping each approximation takes its own damped inverse.", "zero"),
+           "With factored damping each approximation takes its own damped inverse.",
+           "zero", needs="damping", brief=True),
     Metric("direction_cosine", "cosine of the natural gradients", "step, cosine",
            "cos((F̂ + λI)⁻¹∇h, (F + λI)⁻¹∇h)",
-           "Does the approximate natural gradient point where the exact damped one points? 1 if so.", "one"),
+           "Does the approximate natural gradient point where the exact damped one points? 1 if so.",
+           "one", needs="direction", brief=True),
     Metric("direction_error", "relative error of the natural gradient", "step, error",
            "‖δ̂ − δ‖ / ‖δ‖,  δ = −(F + λI)⁻¹∇h",
-           "Direction and length of the approximate natural gradient against the exact damped one.", "zero"),
+           "Direction and length of the approximate natural gradient against the exact damped one.",
+           "zero", needs="direction"),
     Metric("model_decrease", "share of the possible decrease", "share of decrease",
            "M(δ̂) / M(δ),  M(δ) = ½ δᵀ(F + λI)δ + ∇hᵀδ",
            "How much of the best decrease of the quadratic model the approximate step takes. 1 is all of it; "
-           "below 0 the step makes the model worse.", "one"),
+           "below 0 the step makes the model worse.", "one", needs="direction"),
     Metric("model_decrease_rescaled", "share of the decrease, best step length", "decrease, rescaled",
            "min_c M(c δ̂) / M(δ)",
-           "The same with the best multiple of the approximate step (K-FAC, section 6.4).", "one"),
+           "The same with the best multiple of the approximate step (K-FAC, section 6.4).", "one", needs="direction"),
     Metric("kl", "divergence of the posteriors", "KL, nats",
            "KL(N(0, (F + λI)⁻¹) ‖ N(0, (F̂ + λI)⁻¹))",
-           "How different the two Gaussian (Laplace) posteriors with these precisions are.", "zero", "nats"),
+           "How different the two Gaussian (Laplace) posteriors with these precisions are.",
+           "zero", "nats", needs="damping"),
     Metric("off_unit_share", "share of ‖F‖² off the unit blocks", "off-unit share",
            "1 − Σ_units ‖F_unit‖² / ‖F‖²",
            "What CW-NGD's assumption of independent gradients throws away (Sang et al. 2022, eqs. 5–7). "
-           "A property of the exact Fisher.", "none"),
+           "A property of the exact Fisher.", "none", needs="exact"),
     Metric("seconds", "time to build", "time",
-           "wall-clock time of fitting the approximation",
-           "Measured once on this machine: compare rows with each other, not across machines.", "small", "s"),
-    Metric("bytes", "memory held", "memory",
-           "bytes of the arrays that the approximation keeps",
-           "What stays in memory once it is built.", "small", "bytes"),
+           "updates of its statistics + building + a pass of the captures",
+           "What the approximation takes on its own, measured once on this machine; statistics and passes that several "
+           "share count for each. The pass runs forward alone where only inputs are read; what refines itself pays a "
+           "second one, unless all captures were kept in memory.", "small", "s", needs="cost"),
     Metric("passes", "cost to build", "passes",
            "time to build / time of one forward and backward pass on the data",
-           "The machine drops out: 1 costs as much as one gradient.", "small", "forward + backward passes"),
+           "The machine drops out: 1 costs as much as one gradient.",
+           "small", "forward + backward passes", needs="cost", brief=True),
+    Metric("bytes", "memory held", "memory",
+           "bytes of the arrays that the approximation keeps",
+           "What stays in memory once it is built.", "small", "bytes", needs="cost", brief=True),
+)  # fmt: skip
+
+_MONITORED = (
+    Metric("damping", "damping λ", "λ", "", "The λ of directions and condition numbers at this step.", "none"),
+    Metric("lambda", "λ of the optimizer", "λ", "", "As the optimizer has it at this step.", "none"),
+    Metric("gamma", "γ of the optimizer", "γ", "", "The damping of its Kronecker factors.", "none"),
+    Metric("condition_number", "condition number of the damped matrix", "condition", "(λ_max + λ) / (λ_min + λ)",
+           "Of F, and of each block-diagonal approximation.", "none"),
+    Metric("similarity", "KFAC's cosine with FOOF", "similarity", "", "Under both dampings.", "none"),
+    Metric("foof_cosine_factored", "KFAC's cosine with FOOF, factored damping", "factored damping", "",
+           "Benzing 2021, figure 4A.", "none"),
+    Metric("foof_cosine_eigenvalues", "KFAC's cosine with FOOF, eigenvalue damping", "eigenvalue damping", "",
+           "Benzing 2021, figure 4A.", "none"),
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
+"""Of a comparison, by name, in the order of tables."""
+BRIEF = tuple(metric.name for metric in _METRICS if metric.brief)
+"""Those that stand where there is room for a few only."""
+MONITORED: dict[str, Metric] = {metric.name: metric for metric in _MONITORED}
+"""What a monitor records beside them."""
+
+
+def needing(*needs: str) -> set[str]:
+    """Names of the metrics of a comparison that need one of these.
+
+    Args:
+        needs: as `Metric.needs` has them.
+    """
+    return {entry.name for entry in _METRICS if entry.needs in needs}
+
+
+def check_metrics(names: Iterable[str] | str | None) -> set[str]:
+    """The names as a set, each of them on the list.
+
+    Args:
+        names: some, one, or None for all.
+
+    Returns:
+        The names.
+
+    Raises:
+        TypeError: they are no names.
+        ValueError: there is none, or one is unknown.
+    """
+    if names is None:
+        return set(METRICS)
+    if not isinstance(names, Iterable):
+        raise TypeError(f"metrics= takes names of metrics, got {type(names).__name__}.")
+    found = [names] if isinstance(names, str) else list(names)
+    if not found:
+        raise ValueError("metrics= names no metric; leave it out for all of them.")
+    for name in found:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}; metrics are {', '.join(METRICS)}{did_you_mean(name, METRICS)}")
+    return set(found)
 
 
 def metric(name: str) -> Metric:
@@ -107,7 +176,7 @@ def metric(name: str) -> Metric:
         Its `Metric`.
     """
     words = name.replace("_", " ")
-    return METRICS.get(name) or Metric(name, words, words, "", "", "none")
+    return METRICS.get(name) or MONITORED.get(name) or Metric(name, words, words, "", "", "none")
 
 
 def show(name: str, value: float) -> str:

@@ -1,0 +1,145 @@
+"""Fitting of several approximations together: one pass for the first statistics of all, one for all that refine.
+
+A recipe is a generator: it yields what it wants of the data, is sent it, and returns its matrix. What each one takes is
+counted as if it were alone: its own statistics and building, and a pass for each round that the network has to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fisherviz.capture.captures import AnyCapture
+from fisherviz.statistics.moments import Statistic
+
+if TYPE_CHECKING:
+    from fisherviz.exact.fisher import Fisher
+
+FAILURES = (ValueError, TypeError, RuntimeError, MemoryError)
+"""What ends one approximation among several, not all of them; NotImplementedError is a RuntimeError."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a recipe wants of the data.
+
+    Args:
+        statistics: by name, for each layer or pair of layers.
+        captures: whether it reads the captures of all examples too.
+    """
+
+    statistics: Sequence[Mapping[str, Statistic]]
+    captures: bool = False
+
+    def __iter__(self) -> Iterator[Statistic]:
+        return (statistic for named in self.statistics for statistic in named.values())
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a recipe gets.
+
+    Args:
+        means: of the statistics, by the names that they were given.
+        captures: of all examples by layer, where they were wanted; empty otherwise.
+    """
+
+    means: list[dict[str, Any]]
+    captures: Mapping[str, AnyCapture]
+
+
+Recipe = Generator[Wanted, Found, Any]
+
+
+@dataclass
+class Fit:
+    """A recipe on its way.
+
+    Args:
+        recipe: the generator.
+        wanted: what it waits for, None once it has ended.
+        result: what it returned.
+        error: what ended it instead.
+        seconds: what it would have taken alone.
+    """
+
+    recipe: Recipe
+    wanted: Wanted | None = None
+    result: Any = None
+    error: Exception | None = None
+    seconds: float = 0.0
+
+    def go_on(self, fisher: Fisher, found: Found | None = None) -> None:
+        """Run the recipe up to what it wants next, or to its end."""
+        start, self.wanted = time.perf_counter(), None
+        try:
+            self.wanted = next(self.recipe) if found is None else self.recipe.send(found)
+        except StopIteration as end:
+            self.result = end.value
+        except FAILURES as error:
+            self.error = error
+        if fisher.network.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - start
+
+    def supply(self, fisher: Fisher, captures: Mapping[str, AnyCapture] | Exception, replayed: bool) -> None:
+        """Give the recipe what it wants; of statistics that others wanted too, nothing is computed again."""
+        assert self.wanted is not None
+        wanted = list(self.wanted)
+        try:
+            if self.wanted.captures and isinstance(captures, Exception):
+                raise captures
+            held = iter(fisher.collect(wanted) if wanted else [])
+            means = [{key: next(held).mean for key in named} for named in self.wanted.statistics]
+        except FAILURES as error:
+            self.wanted, self.error = None, error
+            return
+        self.seconds += sum(fisher.update_seconds[key] for key in {statistic.key for statistic in wanted})
+        if not replayed and (wanted or self.wanted.captures):
+            gradients = self.wanted.captures or any(statistic.needs_gradients for statistic in wanted)
+            self.seconds += fisher.pass_seconds(gradients)
+        self.go_on(fisher, Found(means, {} if isinstance(captures, Exception) else captures))
+
+
+def run_together(fisher: Fisher, recipes: Sequence[Recipe]) -> list[Fit]:
+    """Run recipes side by side; each round of statistics takes one pass for all of them.
+
+    Args:
+        fisher: whose data they are fitted on.
+        recipes: one per approximation.
+
+    Returns:
+        How each one ended.
+    """
+    fits = [Fit(recipe) for recipe in recipes]
+    for fit in fits:
+        fit.go_on(fisher)
+    replayed = False  # the first round counts its pass even where another call has kept the captures
+    while waiting := [(fit, fit.wanted) for fit in fits if fit.wanted is not None]:
+        captures = _pass(fisher, [wanted for _, wanted in waiting])
+        for fit, _ in waiting:
+            fit.supply(fisher, captures, replayed)
+        replayed = fisher.keeps_captures
+    return fits
+
+
+def _pass(fisher: Fisher, wanted: Sequence[Wanted]) -> Mapping[str, AnyCapture] | Exception:
+    """Collect everything at once, captures first, so that the statistics come from the same pass; the captures.
+
+    Statistics that fail here fail again, alone, where they were wanted.
+    """
+    captures: Mapping[str, AnyCapture] | Exception = {}
+    if any(each.captures for each in wanted):
+        try:
+            captures = fisher.example_space()
+        except FAILURES as error:
+            captures = error
+    if statistics := [statistic for each in wanted for statistic in each]:
+        with contextlib.suppress(*FAILURES):
+            fisher.collect(statistics)
+    return captures
