@@ -128,6 +128,26 @@ def test_blank_examples_do_not_hide_a_weight_that_is_used_elsewhere(data):
     everything_agrees(lambda: fv.Probe(net, "gaussian").fisher(data), truth)
 
 
+class SideDoorForSome(nn.Module):
+    """A layer whose weight also acts outside its module, for examples with a negative first entry alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.inner(x))
+        return self.last(torch.tanh(h + F.linear(h, self.inner.weight) * (x[:, :1] < 0)))
+
+
+def test_a_side_door_that_only_later_batches_show():
+    torch.manual_seed(0)
+    net, x = nets.randomised(SideDoorForSome()), torch.randn(12, 6).double()
+    x[:, 0].abs_()
+    x[4:8, 0] *= -1
+    everything_agrees(lambda: fv.Probe(net, "gaussian").fisher(list(x.split(4))), brute_force(net, x))
+
+
 def test_a_layer_without_any_gradient_stays_structured():
     net = nets.randomised(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)))
     with torch.no_grad():

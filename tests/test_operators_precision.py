@@ -27,10 +27,7 @@ def normal(*shape, seed=0, dtype=torch.float64):
 FACTORISATIONS = {"cholesky", "cholesky_ex", "eigh", "eigvalsh"}
 # Rooms that are being rebuilt and move over one by one.
 NOT_YET = {
-    "comparison/dense.py",
-    "comparison/measures.py",
     "optim/kbfgs.py",
-    "papers/kfac_network.py",
 }
 
 

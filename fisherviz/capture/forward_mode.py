@@ -49,7 +49,7 @@ def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], ou
     Args:
         network: the network.
         inputs: the batch's inputs.
-        tangents: v by parameter name.
+        tangents: v by parameter name; parameters that are not named stand still.
         output: gives F_R t.
 
     Returns:
@@ -57,7 +57,8 @@ def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], ou
     """
     inputs = move(inputs, network.device)
     with as_guest(network.model):
-        leaves = {name: p.detach().requires_grad_() for name, p in network.parameters.items()}
+        own = network.parameters
+        leaves = {name: own[name].detach().requires_grad_() for name in tangents}
         z, t = _dual(network, inputs, leaves, tangents)
         u = output(z.detach(), t.detach())
         found = torch.autograd.grad(z, list(leaves.values()), u, allow_unused=True)
@@ -77,7 +78,8 @@ def tangent(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor]) ->
     """Output z and its directional derivative J v for a batch, forward mode only."""
     inputs = move(inputs, network.device)
     with as_guest(network.model), torch.no_grad():
-        return _dual(network, inputs, {name: p.detach() for name, p in network.parameters.items()}, tangents)
+        own = network.parameters
+        return _dual(network, inputs, {name: own[name].detach() for name in tangents}, tangents)
 
 
 def try_forward_mode(network: Network, inputs: Inputs) -> bool:

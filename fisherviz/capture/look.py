@@ -59,15 +59,24 @@ def look(network: Network, inputs: Inputs) -> None:
         _check_generic(network, few, truths)
 
 
+def look_again(network: Network, inputs: Inputs) -> None:
+    """Look for more evidence in another batch: a layer may act elsewhere for some examples only."""
+    inputs = move(inputs, network.device)
+    with lock_of(network.model), as_guest(network.model), network.hooked():
+        before = network.structure
+        whys, void = _Evidence(network, take_rows(inputs, telling_examples(inputs)[:TOGETHER])).refuted_by_sums()
+        undecided = (before.undecided & void) - set(whys)
+        network.settle(replace(before.without(whys), looks=before.looks + 1, undecided=undecided))
+
+
 def _verdict(before: Structure, few: _Evidence, whys: Mapping[str, str], void: frozenset[str]) -> Structure:
-    """The structure after a look; layers without evidence stay undecided until a later look has some."""
-    undecided = void if not before.looked else void & before.undecided
+    """The structure after a first look; layers without evidence stay undecided until a later look has some."""
     calls = {name: made for name, made in few.calls.items() if name not in whys}
     return replace(
         before.without(whys),
         looked=True,
-        looks=before.looks + 1,
-        undecided=undecided - set(whys),
+        looks=1,
+        undecided=void - set(whys),
         positions=positions(calls),
         neighbours=neighbours(few.calls, whys),
         is_chain=_is_chain(few.z, few.calls),
@@ -85,7 +94,7 @@ class _Evidence:
         network.likelihood.check_output(self.z)
         network.check_finite(self.z, self.calls, 0)
         self.v = noise(self.z, 0)
-        sound = {name: made for name, made in self.calls.items() if _count(made, self.z)}
+        sound = {name: made for name, made in self.calls.items() if counts_examples(made, self.z)}
         gradients = backpropagate(self.z, sound, self.v.unsqueeze(0), keep=True)
         self.captures = {name: capture_calls(sound[name], g) for name, g in gradients.items()}
 
@@ -148,7 +157,7 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
         for layer in waiting
         if reentrant or any(p in acting for p in layer.parameters.values())
     }
-    whys |= {name: NOT_EXAMPLES for name, made in calls.items() if not _count(made, z)}
+    whys |= {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
     structure = network.structure.without(whys)
     kept = {name: made for name, made in calls.items() if name not in whys}
     found = replace(structure, looked=True, positions=positions(kept), neighbours=neighbours(kept))
@@ -226,7 +235,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return bool(gap <= TOLERANCE.get(found.dtype, 0.1) * size + 1e-30)
 
 
-def _count(calls: Sequence[Call], z: Tensor) -> bool:
+def counts_examples(calls: Sequence[Call], z: Tensor) -> bool:
     """Whether the first dimension of every input and output counts the examples."""
     n = len(z) if z.dim() else 1
     return all(call.x.shape[:1] == (n,) and call.shape[:1] == (n,) for call in calls)

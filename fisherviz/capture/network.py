@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fisherviz.capture.hooks import Call, Recorder
 from fisherviz.capture.structure import Structure
-from fisherviz.network.batches import Inputs, count_examples, explain_refusal
+from fisherviz.network.batches import Inputs, arguments, cloned, count_examples, explain_refusal
 from fisherviz.network.guest import lock_of
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
@@ -118,14 +117,9 @@ class Network:
 
     def forward(self, inputs: Inputs) -> Tensor:
         """The model's output for a batch, (N, ...) with at least two dimensions."""
-        inputs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+        given = arguments(cloned(inputs))
         try:
-            if isinstance(inputs, Tensor):  # a clone: some models change their input in place
-                out = self.model(inputs)
-            elif isinstance(inputs, dict):
-                out = self.model(**inputs)
-            else:
-                out = self.model(*inputs)
+            out = self.model(*given.args, **given.kwargs)
         except (RuntimeError, TypeError) as error:
             explained = explain_refusal(self.model, inputs, self.dtype, error)
             if explained is None:

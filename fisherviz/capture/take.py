@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture
 from fisherviz.capture.hooks import Call, capture_calls
-from fisherviz.capture.look import ACTS, PARTLY, look
+from fisherviz.capture.look import ACTS, PARTLY, look, look_again
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.structure import PathChanged
@@ -20,7 +20,7 @@ from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.layers import Layer
 
 LOOKS = 4
-"""Batches that are looked at for evidence about layers whose gradients vanished on the earlier ones."""
+"""Batches that are looked at for evidence: a fault may show in later ones alone."""
 
 
 class VectorSource(Protocol):
@@ -66,7 +66,7 @@ def take(
     inputs = move(inputs, network.device)
     n = count_examples(inputs)
     with lock_of(network.model), as_guest(network.model):
-        _look(network, inputs)
+        _look(network, inputs, first)
         with network.hooked():
             step = _piece(network, vectors)
             vectors.start(first, n)
@@ -76,13 +76,15 @@ def take(
     return n
 
 
-def _look(network: Network, inputs: Inputs) -> None:
-    """Look at a network that has not run yet, and again where evidence was wanting."""
+def _look(network: Network, inputs: Inputs, first: int) -> None:
+    """Look at a network that has not run yet, and again at some more batches."""
     before = network.structure
-    if not before.looked or (before.undecided and before.looks < LOOKS):
+    if not before.looked:
         look(network, inputs)
-        if network.structure.generic != before.generic:
-            raise PathChanged(network.structure)
+    elif before.looks < LOOKS and (first > 0 or before.undecided):
+        look_again(network, inputs)
+    if network.structure.generic != before.generic:
+        raise PathChanged(network.structure)
 
 
 def _piece(network: Network, vectors: VectorSource) -> int:
@@ -104,16 +106,33 @@ def _captured(network: Network, inputs: Inputs, targets: Tensor | None, vectors:
     _check_paths(network, z, calls)
     network.check_finite(z, calls, first)
     v = vectors(z.detach(), targets, first)
-    captures: dict[str, AnyCapture] = {
-        name: capture_calls(calls[name], gradients) for name, gradients in backpropagate(z, calls, v).items()
-    }
-    generic = network.structure.generic
-    if generic and len(v):
-        captures |= generic_captures(network, generic, inputs, v)
+    captures = shown(network, inputs, z, calls, v)
     for layer in network.layers:
         if layer.name not in captures:
-            captures[layer.name] = _absent(layer, len(v), z)
-    return Batch({layer.name: captures[layer.name].to(network.precision) for layer in network.layers}, n, first)
+            captures[layer.name] = _absent(layer, len(v), z).to(network.precision)
+    return Batch({layer.name: captures[layer.name] for layer in network.layers}, n, first)
+
+
+def shown(
+    network: Network, inputs: Inputs, z: Tensor, calls: Mapping[str, Sequence[Call]], v: Tensor, *, generic: bool = True
+) -> dict[str, AnyCapture]:
+    """What a forward pass shows of the layers that it ran, and of those without structure.
+
+    Args:
+        network: the network.
+        inputs: the batch's inputs.
+        z: the output with its graph, (N, ...).
+        calls: of the structured layers.
+        v: vectors to backpropagate, (K, N, ...).
+        generic: whether layers without structure are wanted.
+    """
+    found: dict[str, AnyCapture] = {
+        name: capture_calls(calls[name], gradients) for name, gradients in backpropagate(z, calls, v).items()
+    }
+    layers = network.structure.generic
+    if generic and layers and len(v):
+        found |= generic_captures(network, layers, inputs, v)
+    return {name: capture.to(network.precision) for name, capture in found.items()}
 
 
 def _absent(layer: Layer, vectors: int, z: Tensor) -> AnyCapture:

@@ -13,6 +13,7 @@ from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.comparison.measures import Cost, DenseExact, DensePair, measured
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import Damping
+from fisherviz.operators.factorise import eigenvalues
 from fisherviz.results.cells import LIMIT, reduce_matrix
 from fisherviz.results.comparison import EXACT, WHOLE, row_label
 
@@ -124,7 +125,7 @@ class DenseComparison:
         n = len(self.space.layers)
         coupled = any(bool(matrix[self._range(i), self._range(j)].any()) for i in range(n) for j in range(i + 1, n))
         parts = [slice(0, self.space.size)] if coupled else [self._range(i) for i in range(n)]
-        values = torch.cat([torch.linalg.eigvalsh(matrix[part, part]) for part in parts])
+        values = torch.cat([eigenvalues(matrix[part, part]) for part in parts])
         return values.sort(descending=True).values
 
     def _means(self, matrix: Tensor) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.exact.fisher import Fisher
+from fisherviz.operators.factorise import definite_factor, eigenvalues
 from fisherviz.results.metrics import METRICS
 
 MEASURES: dict[str, Callable[..., float | None]] = {}
@@ -139,7 +140,7 @@ class DenseExact:
     @cached_property
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of a symmetric matrix, ascending."""
-        return torch.linalg.eigvalsh(self.matrix)
+        return eigenvalues(self.matrix)
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -156,7 +157,7 @@ class DenseExact:
     @cached_property
     def factor(self) -> Tensor | None:
         """Cholesky factor of F + λI, None where it is not positive definite."""
-        return _factor(self.damped)
+        return definite_factor(self.damped)
 
     @cached_property
     def inverse(self) -> Tensor | None:
@@ -193,7 +194,7 @@ class DensePair(Pair):
     def singular_values(self) -> Tensor:
         """Of F - F̂."""
         if self.exact.symmetric:
-            return torch.linalg.eigvalsh(self.difference).abs()
+            return eigenvalues(self.difference).abs()
         return torch.linalg.svdvals(self.difference)
 
     @cached_property
@@ -204,7 +205,7 @@ class DensePair(Pair):
     @cached_property
     def factor(self) -> Tensor | None:
         """Cholesky factor of F̂ with its damping, None where one of the two is not positive definite."""
-        return None if self.damped is None or self.exact.factor is None else _factor(self.damped)
+        return None if self.damped is None or self.exact.factor is None else definite_factor(self.damped)
 
     @cached_property
     def inverse(self) -> Tensor | None:
@@ -218,11 +219,6 @@ class DensePair(Pair):
             return None
         step = self.inverse @ self.exact.gradient
         return Step(self.exact.gradient, self.exact.step, step, float(step @ (self.exact.damped @ step)))
-
-
-def _factor(matrix: Tensor) -> Tensor | None:
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    return None if int(info) else factor
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,28 @@ from torch.utils.data import Dataset
 from fisherviz.network.guest import digest, fingerprint_of, undisturbing
 
 Inputs = Any
-"""A tensor, or a tuple, list or dictionary of tensors: what the model is called with."""
+"""A tensor, a tuple or list of positional or a dictionary of keyword arguments, or `Arguments`."""
+
+
+class Arguments(NamedTuple):
+    """What a model is called with, as a hook sees it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def arguments(inputs: Inputs) -> Arguments:
+    """A batch's inputs as the model's arguments."""
+    if isinstance(inputs, Arguments):
+        return inputs
+    if isinstance(inputs, dict):
+        return Arguments((), inputs)
+    return Arguments((inputs,) if isinstance(inputs, Tensor) else tuple(inputs), {})
+
+
+def cloned(inputs: Inputs) -> Inputs:
+    """The same with tensors of its own: some models change their input in place."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
 
 
 class Batches:
@@ -189,10 +210,9 @@ def explain_refusal(model: nn.Module, inputs: Inputs, dtype: torch.dtype, error:
     Returns:
         A clearer error, or None where the model itself failed.
     """
-    keywords = inputs if isinstance(inputs, dict) else {}
-    arguments = () if isinstance(inputs, dict) else (inputs,) if isinstance(inputs, Tensor) else inputs
+    given = arguments(inputs)
     try:
-        inspect.signature(model.forward).bind(*arguments, **keywords)
+        inspect.signature(model.forward).bind(*given.args, **given.kwargs)
     except TypeError as mismatch:
         return TypeError(
             f"{type(model).__name__}.forward does not take a batch's inputs ({mismatch}); a batch is inputs or a pair "

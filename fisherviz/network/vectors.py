@@ -5,6 +5,8 @@ Vectors are scaled so that the sum of their outer products is the (estimated) ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -144,6 +146,54 @@ class NoVectors(Vectors):
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """An empty stack (0, N, ...)."""
         return z.new_empty(0, *z.shape)
+
+
+class FreshVectors:
+    """The vectors of training passes: of the model's own labels, which are drawn anew for every pass.
+
+    Args:
+        likelihood: the predictive distribution.
+        kind: "exact"; anything else samples labels from the model.
+        samples: labels per example.
+        generator: where the labels come from.
+        step: gives the number of the step, for errors.
+    """
+
+    def __init__(
+        self, likelihood: Likelihood, kind: str, samples: int, generator: torch.Generator, step: Callable[[], int]
+    ) -> None:
+        self.likelihood, self.kind, self.samples = likelihood, kind, samples
+        self.generator, self.step = generator, step
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Vectors (K, N, ...) of an output (N, ...), in its type.
+
+        Raises:
+            ValueError: labels are to be sampled from NaN or infinite outputs.
+        """
+        shaped = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        shaped = shaped.unsqueeze(1) if z.dim() == 1 else shaped
+        self.likelihood.check_output(shaped)
+        if self.kind == "exact":
+            vectors = self.likelihood.vectors(shaped)
+        else:
+            if bad := not_finite(shaped):  # before sampling, which on an accelerator would end the process's context
+                raise ValueError(NOT_FINITE.format(self.step(), bad, len(z)))
+            drawn = [self.likelihood.sample(shaped, self.generator) for _ in range(self.samples)]
+            vectors = torch.stack([self.likelihood.score(shaped, y) for y in drawn]) / self.samples**0.5
+        return vectors.to(z.dtype).reshape(-1, *z.shape)
+
+
+NOT_FINITE = (
+    "at step {}, the model's output is NaN or infinite for {} of {} examples; look for such values in the inputs and "
+    "the weights, and where training has diverged, lower lr or raise damping."
+)
+
+
+def not_finite(z: Tensor) -> int:
+    """Number of examples whose output (N, ...) is NaN or infinite."""
+    bad = ~z.isfinite()
+    return int((bad.flatten(1).any(1) if z.dim() > 1 else bad).sum())
 
 
 AnyVectors = ExactVectors | SampledVectors | EmpiricalVectors

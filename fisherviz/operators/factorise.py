@@ -195,6 +195,12 @@ def cholesky(matrix: Tensor, what: str, precision: torch.dtype | None = None) ->
     raise _singular(matrix, what)
 
 
+def definite_factor(matrix: Tensor) -> Tensor | None:
+    """Lower Cholesky factor of a symmetric matrix, or None where it is not positive definite."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return None if bool(info) else factor
+
+
 def trusted_cholesky(matrix: Tensor, what: str) -> Tensor:
     """Lower Cholesky factor of a damped second moment; only a breakdown asks for the checks of `cholesky`.
 

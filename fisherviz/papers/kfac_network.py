@@ -19,6 +19,7 @@ from fisherviz import datasets, models
 from fisherviz.approximations import Approximation, approximate
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import FactoredTikhonov
+from fisherviz.operators.factorise import cholesky, symmetric
 from fisherviz.papers.claims import Claim, Outcome
 from fisherviz.papers.registry import Run
 from fisherviz.probe import Probe
@@ -117,7 +118,7 @@ class KFACNetwork:
     def exact_inverse(self, gamma: float) -> Tensor:
         """(F + D)⁻¹ with the D that factored damping adds to F̃; F itself has no factors to damp."""
         added = self.damped("kfac-full", gamma) - self.dense("kfac-full")
-        return torch.cholesky_inverse(torch.linalg.cholesky(self.exact + added))
+        return torch.cholesky_inverse(cholesky(symmetric(self.exact + added), "the damped Fisher"))
 
     @property
     def edges(self) -> list[int]:
