@@ -20,6 +20,8 @@ from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCaptur
 from fisherviz.capture.hooks import Call
 from fisherviz.network.layers import Layer, ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
+from fisherviz.optim.processes import distributed as distributed
+from fisherviz.optim.processes import summed
 from fisherviz.statistics.moments import Statistic
 
 Named = dict[str, Statistic]
@@ -60,6 +62,12 @@ class Moments:
         self.values: list[dict[str, Any]] | None = None
         """Snapshot: per layer, then per pair, what the matrix is built from."""
         self.snapshot_examples = 1
+        """Examples of the step that the snapshot was taken at, of all processes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for layer in self.space.layers for p in layer.parameters.values()), torch.device("cpu"))
 
     def _new(self) -> list[Named]:
         layers = self.space.layers
@@ -180,10 +188,12 @@ class Moments:
         for waiting in self.deferred:
             for deferred in waiting.values():
                 deferred.flush()
-        missing = missing and self.examples == self.snapshot_examples
+        # over all processes, whose sums the averages are: with reduction="sum" all scale alike
+        examples = int(summed([self.examples], self.device)[0])
+        missing = missing and examples == self.snapshot_examples
         old = self.values if missing and self.values is not None else [{}] * len(self.average)
         self.values = []
-        self.snapshot_examples = self.examples
+        self.snapshot_examples = examples
         for i, named in enumerate(self.average):
             if old[i]:
                 self.values.append(old[i])
@@ -307,30 +317,20 @@ class Moments:
         made = cls(approximation, kept, state["positions"], [(a, b) for a, b in state["adjacent"]], defer)
         if [set(named) for named in made.average] != [set(named) for named in state["average"]]:
             raise ValueError("the saved statistics are those of another method; load the state of this one.")
-        device = next(iter(kept[0].parameters.values())).device if kept else torch.device("cpu")
         for named, saved in zip(made.average, state["average"], strict=True):
-            _load(named, saved, device)
+            _load(named, saved, made.device)
         for waiting, held in zip(made.deferred, state["deferred"], strict=True):
             for key, deferred in waiting.items():
-                deferred.load_state_dict(held[key], device)
+                deferred.load_state_dict(held[key], made.device)
         made.snapshot_examples = state["snapshot_examples"]
         if state["values"] is None:
             return made
-        made.values = [unpack(v, device) for v in state["values"]]
+        made.values = [unpack(v, made.device) for v in state["values"]]
         for i, layer in enumerate(kept):
             if state["refined"][i] and made.values[i]:
                 made.refined[i] = approximation.refine(layer, made.values[i])
-                _load(made.refined[i], state["refined"][i], device)
+                _load(made.refined[i], state["refined"][i], made.device)
         return made
-
-
-def distributed() -> bool:
-    """Whether several processes train together."""
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
 
 
 def positions_and_neighbours(

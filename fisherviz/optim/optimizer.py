@@ -1,47 +1,43 @@
-"""NaturalGradient: any approximation, any damping, one step rule, in a plain training loop.
+"""NaturalGradient: any approximation, any damping, any step rule, in a plain training loop.
 
-θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning. Statistics come from the user's own forwards
-and backwards (`watch`), averages from `moments`, solves from `preconditioner`; the presets only set defaults.
+θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning, or as the quadratic model scales it. Statistics
+come from the user's own forwards and backwards (`watcher`); `directions` and `rules` take the step from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.approximations.registry import make
+from fisherviz.approximations.registry import approximations, make
 from fisherviz.capture.hooks import Call
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood, resolve
-from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
+from fisherviz.network.vectors import KINDS
+from fisherviz.operators.damping import Damping
 from fisherviz.optim import settings
-from fisherviz.optim.averages import Moments, distributed, positions_and_neighbours
+from fisherviz.optim.averages import Moments, positions_and_neighbours
+from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.exact import ExactFisher
-from fisherviz.optim.low_rank import Direction, add_direction, dense, split_rows
+from fisherviz.optim.options import NaturalGradientOptions, keywords, takes_any
 from fisherviz.optim.passes import Source, make_source
-from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
+from fisherviz.optim.preconditioner import INVERT_FROM
 from fisherviz.optim.processes import summed
-from fisherviz.optim.revisit import evaluate
-from fisherviz.optim.selection import (
-    choose_layers,
-    gradient_matrix,
-    one_damping,
-    refuse_thawed,
-    rows_explain,
-    say_once,
-    settle,
-    split_matrix,
-    unwrap,
-)
+from fisherviz.optim.rescaled import QuadraticModel
+from fisherviz.optim.rules import ModelRule, Momentum, StepRule
+from fisherviz.optim.selection import choose_layers, refuse_thawed, say_once, settle, unwrap
+from fisherviz.optim.step import Step
 from fisherviz.optim.structure import decide, later
 from fisherviz.optim.watcher import Pass, Wanted, Watcher
+from fisherviz.support import choices
 
-Directions = dict[nn.Parameter, Direction]
+OWN = {"exact": ExactFisher}
+"""Methods that only optimizers have."""
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -58,14 +54,19 @@ class NaturalGradient(torch.optim.Optimizer):
         weight_decay: ℓ₂ coefficient, added to the gradient before it is preconditioned.
         T: steps between factorisations.
         decay: weight of the past in the moving averages; 0 for the statistics of the step's own passes.
-        ramp: whether the decay starts as min(1 − 1/k, decay), as in the K-FAC paper.
         kind: "exact", "mc" or "empirical"; None: "exact" for method "exact", otherwise "mc".
+        output: picks the output tensor from what the model returns.
+        ramp: whether the decay starts as min(1 − 1/k, decay), as in the K-FAC paper.
         samples: sampled labels per example for kind "mc".
         reduction: whether the Fisher is the "mean" or the "sum" over the step's examples.
+        rescale: whether the preconditioned gradients are re-scaled by the exact F on the mini-batch, as algorithm 2 of
+            the K-FAC paper does, for any method: lr is then 1, damping is λ₀, weight_decay is η, and with a momentum
+            above 0 the last step takes part. Factors, where there are two, are damped with γ, other matrices with γ².
+        adapt: whether λ and γ are adapted; needs `rescale`, and `step(closure)`.
+        T1: as for `KFAC`, like T2, tau1, tau2, omega1 and omega2.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll, for kind
             "empirical", whose scores are read from that backward; None: 1/N. A loss multiplied by s by hand, its
             gradients divided again before the step, has c = s/N; a GradScaler, whose s changes, is refused.
-        output: picks the output tensor from what the model returns.
         **options: of the approximation, such as setting="reduce".
 
     Raises:
@@ -82,10 +83,8 @@ class NaturalGradient(torch.optim.Optimizer):
         >>> opt.step(); opt.zero_grad()
     """
 
-    _needs_inputs = False
-    _captures = True
-    _needs_closure = ""
-    """What is said where `step` needs a closure and gets none."""
+    Options: ClassVar[type] = NaturalGradientOptions
+    """The rare ones."""
     grad_scale: Tensor | None
     found_inf: Tensor
     """Both there only while a GradScaler calls `step`."""
@@ -103,31 +102,37 @@ class NaturalGradient(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         T: int = 1,
         decay: float = 0.95,
-        ramp: bool = False,
         kind: str | None = None,
-        samples: int = 1,
-        reduction: str = "mean",
-        loss_scale: float | None = None,
         output: Callable[[Any], Tensor] | None = None,
         **options: Any,
     ) -> None:
         model = unwrap(model)
         self.likelihood = resolve(likelihood)
-        self.approximation = ExactFisher(**options) if method == "exact" else make(method, **options)
-        self.kind = ("exact" if method == "exact" else "mc") if kind is None else kind
-        settings.check_averages(T, decay, ramp, self.kind, samples, reduction)
-        settings.check_loss_scale(loss_scale)
+        own = {field.name for field in fields(NaturalGradientOptions)}
+        rare = NaturalGradientOptions(**{key: value for key, value in options.items() if key in own})
+        self.approximation = self._approximation(method, {k: v for k, v in options.items() if k not in own})
+        if kind is None:
+            kind = "exact" if isinstance(self.approximation, ExactFisher) else "mc"
+        self.kind = choices.one_of("kind", kind, KINDS)
+        choices.count("T", T)
+        choices.number("decay", decay, 0.0, 1.0)
         settings.check_output(output)
-        self.T, self.decay, self.ramp, self.reduction, self.samples = T, decay, ramp, reduction, samples
+        self.T, self.decay, self.ramp = T, decay, rare.ramp
+        self.reduction, self.samples = rare.reduction, rare.samples
         self.k = 0
         """Steps taken."""
         defaults = {
             "lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay, "approximation": None,
         }  # fmt: skip
         settings.check_group(defaults)
+        self.directions, self.rule = self._compose(rare, defaults)
         super().__init__(list(model.parameters()) if params is None else settings.as_groups(params), defaults)
         for group in self.param_groups:
             settings.check_group(group)
+        self.rule.begin(self.param_groups, self.defaults, T)
+        self._needs_inputs = self.directions.inputs or self.rule.inputs
+        self._captures = self.directions.captures and self.rule.captures
+        self._needs_closure = self.directions.needs_closure or self.rule.needs_closure
         self.model = model
         self.layers = choose_layers(model, self.param_groups)
         self._known = {p for layer in self.layers for p in layer.parameters.values()}
@@ -135,13 +140,64 @@ class NaturalGradient(torch.optim.Optimizer):
         self.generator = torch.Generator(device=device).manual_seed(torch.initial_seed())
         self.moments: Moments | None = None
         self._passes: list[Pass] = []
-        self._preconditioner: tuple[tuple[Any, ...], Preconditioner] | None = None
         self._watcher: Watcher | None = None
         self._guesses_scale = False
         if self.layers:
-            wanted = self._wanted(loss_scale)
-            self._guesses_scale = wanted.scores and loss_scale is None
+            wanted = self._wanted(rare.loss_scale)
+            self._guesses_scale = wanted.scores and rare.loss_scale is None
             self._watcher = Watcher(model, self.layers, output, wanted, self._collect, self._describe)
+
+    def _approximation(
+        self, method: str | type[Approximation] | Approximation, options: dict[str, Any]
+    ) -> Approximation:
+        if isinstance(method, str):
+            method = OWN[method] if method in OWN else approximations[method]
+        if isinstance(method, type) and not takes_any(method):
+            known = keywords(method)
+            if unknown := [name for name in options if name not in known]:
+                near = choices.did_you_mean(unknown[0], [*keywords(type(self)), *known])
+                raise TypeError(f"{type(self).__name__} and its method have no option {unknown[0]!r}{near}")
+        return make(method, **options)
+
+    def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
+        """What turns gradients into directions, and what gives these their length."""
+        if not options.rescale:
+            return Preconditioned(), Momentum()
+        for name, value, needed in (("kind", self.kind, KINDS[:2]), ("reduction", self.reduction, ("mean",))):
+            if value not in needed:
+                raise ValueError(
+                    f"with rescale=True {name} must be {' or '.join(map(repr, needed))}, got {value!r}: steps are "
+                    "scaled by the mean F, and the statistics come from a forward of their own, without labels."
+                )
+        rule = QuadraticModel(options, momentum=defaults["momentum"] > 0)
+        defaults["momentum"] = 0.0  # it is part of the rule; a plain group may have its own
+        return Preconditioned(), rule
+
+    @property
+    def rescale(self) -> bool:
+        """Whether steps minimise the quadratic model."""
+        return isinstance(self.rule, ModelRule)
+
+    @property
+    def lam(self) -> float:
+        """λ of the quadratic model; 0 without one."""
+        return self.rule.lam if isinstance(self.rule, ModelRule) else 0.0
+
+    @lam.setter
+    def lam(self, value: float) -> None:
+        if not isinstance(self.rule, ModelRule):
+            raise AttributeError("λ is the damping of the groups here; there is no quadratic model (rescale=False).")
+        self.rule.lam = value
+
+    @property
+    def gamma(self) -> float:
+        """γ of the factored damping that the quadratic model searches; 0 without one."""
+        return self.rule.gamma if self.rescale else 0.0  # type: ignore[attr-defined]
+
+    @property
+    def last(self) -> dict[str, float]:
+        """What the last step did: alpha, mu, decrease (M(0) − M(δ)), and rho where λ was adjusted."""
+        return self.rule.last if isinstance(self.rule, ModelRule) else {}
 
     # ---- what passes show ----------------------------------------------------------------------------------
 
@@ -151,7 +207,7 @@ class NaturalGradient(torch.optim.Optimizer):
             source=self._source() if labels and self.kind != "empirical" else None,
             scores=labels and self.kind == "empirical",
             loss_scale=loss_scale,
-            local=self.approximation.name in ("kfac", "foof")
+            local=self.directions.reads_rows
             and (not self._needs_inputs or not any(group["weight_decay"] for group in self.param_groups)),
             inputs=self._needs_inputs,
             captures=self._captures,
@@ -250,12 +306,15 @@ class NaturalGradient(torch.optim.Optimizer):
             self.moments.forget()
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
-        self._apply(self._directions())
-
-    def _evaluate(self, closure: Callable[[], Any]) -> Any:
-        """The closure's loss at the present weights: not a training pass, and the gradients are put back."""
-        assert self._watcher is not None
-        return evaluate(self._watcher, closure, [p for group in self.param_groups for p in group["params"]])
+        step = Step(
+            k=self.k, T=self.T, due=self.rule.due(self.k, self.T), decay=self._decay_now(), reduction=self.reduction,
+            groups=self.param_groups, state=self.state, layers=self.layers, active=self._active(), passes=self._passes,
+            moments=self.moments, watcher=self._watcher, likelihood=self.likelihood, source=self._source(),
+            generator=self.generator, loss=loss, closure=closure,
+        )  # fmt: skip
+        self.rule.take(step, self.directions)
+        if self._watcher is not None and self._watcher.wanted.local and not self.directions.reads_rows:
+            self._watcher.wanted = replace(self._watcher.wanted, local=False)
 
     def _active(self) -> list[Layer]:
         """Preconditioned layers with a gradient."""
@@ -282,105 +341,12 @@ class NaturalGradient(torch.optim.Optimizer):
                 )
 
     def _seen(self, layer: Layer) -> bool:
+        if not self._captures:
+            return bool(self._passes) and self.rule.knows(layer, self.moments)
         return self.moments is not None and self.moments.saw(layer)
-
-    def _due(self) -> bool:
-        """Whether this step factorises anew."""
-        return (self.k - 1) % self.T == 0
 
     def _decay_now(self) -> float:
         return min(1 - 1 / self.k, self.decay) if self.ramp else self.decay
-
-    def _directions(self) -> Directions:
-        """Preconditioned gradients of all layers with a gradient."""
-        active = self._active()
-        if self.moments is None or not active:
-            return {}
-        self._update_moments(self._due())
-        made = self._preconditioner_now()
-        if not all(made.has(layer) for layer in active):
-            self._update_moments(True, blend=False)  # a layer ran for the first time
-            made = self._preconditioner_now()
-        return self._solve(made, active)
-
-    def _update_moments(self, due: bool, blend: bool = True) -> None:
-        assert self.moments is not None
-        if blend:
-            self.moments.advance(self._decay_now(), due, keep=self.T > 1)
-        else:
-            self.moments.snapshot(keep=self.T > 1, missing=True)
-        if due or self.moments.refines:
-            self._preconditioner = None
-
-    def _solve(self, preconditioner: Preconditioner, active: list[Layer]) -> Directions:
-        decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
-        out: Directions = {}
-        whole: dict[str, Tensor] = {}
-        for layer in active:
-            rows = self._rows(preconditioner, layer, decays)
-            if rows is not None:
-                out |= split_rows(layer, *preconditioner.solve_rows(layer, rows))
-            else:
-                whole[layer.name] = gradient_matrix(layer, decays).reshape(-1)
-        if whole:
-            solved = preconditioner.solve(whole)
-            for layer in active:
-                if layer.name in solved:
-                    out |= split_matrix(layer, solved[layer.name])
-        return out
-
-    def _rows(self, preconditioner: Preconditioner, layer: Layer, decays: dict[nn.Parameter, float]) -> Rows | None:
-        """The rows behind the layer's gradient, if it is exactly one unmodified local backward and they cost less."""
-        return self._gradient_rows(layer, decays, partial(preconditioner.low_rank_pays, layer))
-
-    def _gradient_rows(
-        self, layer: Layer, decays: Mapping[nn.Parameter, float], pays: Callable[[int], bool]
-    ) -> Rows | None:
-        """The rows behind the layer's gradient, if their number pays and they are one unmodified local backward."""
-        if len(self._passes) != 1 or distributed() or any(decays[p] for p in layer.parameters.values()):
-            return None
-        rows = self._passes[0].rows_behind(layer)
-        if rows is None or not pays(len(rows[0])):
-            return None
-        return rows if rows_explain(layer, *rows) else None
-
-    def _preconditioner_now(self) -> Preconditioner:
-        """The damped matrix, factorised anew after a snapshot or a change of damping."""
-        assert self.moments is not None
-        dampings = self._dampings()
-        rules = {layer.name: self._rule(one_damping(layer, dampings)) for layer in self.moments.space.layers}
-        key = tuple(rules.values())
-        if self._preconditioner is None or self._preconditioner[0] != key:
-            matrix = self.moments.build()
-            if self.reduction == "sum" and self.approximation.follows_scale:
-                matrix = matrix.scale(self.moments.snapshot_examples)
-            self._preconditioner = (key, Preconditioner(matrix, rules, self.T >= INVERT_FROM))
-        return self._preconditioner[1]
-
-    def _dampings(self) -> dict[nn.Parameter, float | Damping]:
-        return {p: group["damping"] for group in self.param_groups for p in group["params"]}
-
-    def _rule(self, damping: float | Damping) -> Tikhonov | FactoredTikhonov | None:
-        """What a group's damping means for this optimizer."""
-        return as_damping(damping)
-
-    def _apply(self, directions: Directions) -> None:
-        """θ ← θ − lr · (momentum buffer of the direction); parameters without a direction take their gradient."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                d = directions.get(p)
-                if d is None:
-                    d = p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
-                if group["momentum"]:
-                    state = self.state[p]
-                    if "momentum_buffer" not in state:
-                        state["momentum_buffer"] = dense(d).clone()
-                    else:
-                        add_direction(state["momentum_buffer"], d, 1.0, group["momentum"])
-                    d = state["momentum_buffer"]
-                add_direction(p, d, -float(group["lr"]))
 
     # ---- saving --------------------------------------------------------------------------------------------
 
@@ -408,19 +374,25 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ValueError(settings.DAMAGED.format(error)) from error
 
     def _own_state(self) -> dict[str, Any]:
+        names = {p: name for layer in self.layers for name, p in layer.parameters.items()}
         return {
             "method": self.approximation.name,
             "shapes": settings.shapes_of(self.layers),
             "k": self.k,
             "generator": self.generator.get_state(),
             "moments": None if self.moments is None else self.moments.state_dict(),
+            **self.directions.state_dict(names),
+            **self.rule.state_dict(names),
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         self.k = state["k"]
         self.generator.set_state(state["generator"].cpu())
-        self._preconditioner, self._passes, self.moments = None, [], None
+        self._passes, self.moments = [], None
         if state["moments"] is not None:
             self.moments = Moments.from_state(self.approximation, self.layers, state["moments"], self._defers)
             if self._watcher is not None:
                 self._watcher.generic_diagonal = any(not layer.structured for layer in self.moments.space.layers)
+        parameters = {name: p for layer in self.layers for name, p in layer.parameters.items()}
+        self.directions.load_state_dict(state, parameters)
+        self.rule.load_state_dict(state, parameters)

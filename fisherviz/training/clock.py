@@ -17,13 +17,12 @@ import torch
 
 PARTS = {
     "statistics": (
-        "_collect", "_update_moments", "_estimate", "_update_inputs", "_update_outputs", "_average_data", "_again",
+        "_collect", "update_moments", "update_missing", "estimate", "update_inputs", "update_outputs", "average_data",
+        "again",
     ),
-    "inversion": (
-        "_preconditioner_now", "_for_gamma", "_solve", "_woodbury", "_preconditioning", "_conjugate_gradients",
-    ),
+    "inversion": ("preconditioner_now", "damped", "solve", "woodbury", "preconditioning", "conjugate_gradients"),
 }  # fmt: skip
-"""Methods of an optimizer that belong to a part."""
+"""Methods of an optimizer or of its directions that belong to a part."""
 WATCHER_PARTS = {"statistics": ("fire", "_finish")}
 """Methods of the optimizer's watcher, which run inside the user's backward."""
 NAMES = ("forward", "backward", "statistics", "inversion", "step")
@@ -67,7 +66,8 @@ class Clock:
         """Count the parts of one of the package's optimizers."""
         if not self.enabled:
             return
-        for target, parts in ((optimizer, PARTS), (getattr(optimizer, "_watcher", None), WATCHER_PARTS)):
+        own = (optimizer, PARTS), (getattr(optimizer, "directions", None), PARTS)
+        for target, parts in (*own, (getattr(optimizer, "_watcher", None), WATCHER_PARTS)):
             for name, methods in parts.items():
                 for method in methods:
                     if target is not None and hasattr(target, method):

@@ -15,6 +15,7 @@ from torch import nn
 from fisherviz import optim
 from fisherviz.commands.inputs import imported
 from fisherviz.comparison.strengths import strengths
+from fisherviz.optim.options import keywords, takes_any
 from fisherviz.training.baselines import Nesterov
 from fisherviz.training.config import unknown
 from fisherviz.training.data import Batches
@@ -65,15 +66,12 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the optimizer is unknown, or has no such option.
     """
     cls = find_optimizer(name)
-    parameters = inspect.signature(cls.__init__).parameters
-    known = [key for key, p in parameters.items() if key not in _GIVEN and p.kind != inspect.Parameter.VAR_KEYWORD]
-    open_ended = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    known = {key: default for key, default in keywords(cls).items() if key not in _GIVEN}
+    closed = not takes_any(cls)
     for key in options:
-        if key not in known and not open_ended:
+        if key not in known and closed:
             raise ValueError(f"optimizer_options: {unknown(f'option of {name}', str(key), known)}")
-    needed = {
-        key: REQUIRED[key] for key in known if parameters[key].default is inspect.Parameter.empty and key in REQUIRED
-    }
+    needed = {key: REQUIRED[key] for key in REQUIRED if known.get(key) is inspect.Parameter.empty}
     return {**needed, **DEFAULTS.get(name, {}), **options}
 
 
