@@ -7,14 +7,13 @@ come from the user's own forwards and backwards (`watcher`); `directions` and `r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.approximations.registry import approximations, make
 from fisherviz.capture.hooks import Call
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood, resolve
@@ -24,7 +23,7 @@ from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments, positions_and_neighbours
 from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.exact import ExactFisher
-from fisherviz.optim.options import NaturalGradientOptions, keywords, takes_any
+from fisherviz.optim.options import NaturalGradientOptions, split_options
 from fisherviz.optim.passes import Source, make_source
 from fisherviz.optim.preconditioner import INVERT_FROM
 from fisherviz.optim.processes import summed
@@ -35,9 +34,6 @@ from fisherviz.optim.step import Step
 from fisherviz.optim.structure import decide, later
 from fisherviz.optim.watcher import Pass, Wanted, Watcher
 from fisherviz.support import choices
-
-OWN = {"exact": ExactFisher}
-"""Methods that only optimizers have."""
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -108,9 +104,7 @@ class NaturalGradient(torch.optim.Optimizer):
     ) -> None:
         model = unwrap(model)
         self.likelihood = resolve(likelihood)
-        own = {field.name for field in fields(NaturalGradientOptions)}
-        rare = NaturalGradientOptions(**{key: value for key, value in options.items() if key in own})
-        self.approximation = self._approximation(method, {k: v for k, v in options.items() if k not in own})
+        rare, self.approximation = split_options(type(self), method, options)
         if kind is None:
             kind = "exact" if isinstance(self.approximation, ExactFisher) else "mc"
         self.kind = choices.one_of("kind", kind, KINDS)
@@ -146,18 +140,6 @@ class NaturalGradient(torch.optim.Optimizer):
             wanted = self._wanted(rare.loss_scale)
             self._guesses_scale = wanted.scores and rare.loss_scale is None
             self._watcher = Watcher(model, self.layers, output, wanted, self._collect, self._describe)
-
-    def _approximation(
-        self, method: str | type[Approximation] | Approximation, options: dict[str, Any]
-    ) -> Approximation:
-        if isinstance(method, str):
-            method = OWN[method] if method in OWN else approximations[method]
-        if isinstance(method, type) and not takes_any(method):
-            known = keywords(method)
-            if unknown := [name for name in options if name not in known]:
-                near = choices.did_you_mean(unknown[0], [*keywords(type(self)), *known])
-                raise TypeError(f"{type(self).__name__} and its method have no option {unknown[0]!r}{near}")
-        return make(method, **options)
 
     def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
         """What turns gradients into directions, and what gives these their length."""
@@ -207,11 +189,14 @@ class NaturalGradient(torch.optim.Optimizer):
             source=self._source() if labels and self.kind != "empirical" else None,
             scores=labels and self.kind == "empirical",
             loss_scale=loss_scale,
-            local=self.directions.reads_rows
-            and (not self._needs_inputs or not any(group["weight_decay"] for group in self.param_groups)),
+            local=self._hears(),
             inputs=self._needs_inputs,
             captures=self._captures,
         )
+
+    def _hears(self) -> bool:
+        """Whether the rows behind gradients can be of use."""
+        return self.directions.reads_rows and not all(group["weight_decay"] for group in self.param_groups)
 
     def _reads_labels(self) -> bool:
         structured = [layer for layer in self.layers if layer.structured]
@@ -313,8 +298,8 @@ class NaturalGradient(torch.optim.Optimizer):
             generator=self.generator, loss=loss, closure=closure,
         )  # fmt: skip
         self.rule.take(step, self.directions)
-        if self._watcher is not None and self._watcher.wanted.local and not self.directions.reads_rows:
-            self._watcher.wanted = replace(self._watcher.wanted, local=False)
+        if self._watcher is not None and self._watcher.wanted.local != self._hears():
+            self._watcher.wanted = replace(self._watcher.wanted, local=self._hears())
 
     def _active(self) -> list[Layer]:
         """Preconditioned layers with a gradient."""

@@ -11,8 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, TypeVar
 
+from fisherviz.approximations import Approximation
+from fisherviz.approximations.registry import approximations, make
+from fisherviz.optim.exact import ExactFisher
 from fisherviz.optim.settings import check_loss_scale
 from fisherviz.support import choices
+
+OWN: dict[str, type[Approximation]] = {"exact": ExactFisher}
+"""Methods that only optimizers have."""
 
 
 class QuadraticKeywords(TypedDict, total=False):
@@ -116,3 +122,29 @@ def takes_any(cls: type) -> bool:
     """Whether a class's constructor takes keywords of any name, none of them declared by a `TypedDict`."""
     named = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
     return any(p.kind == inspect.Parameter.VAR_KEYWORD and "Unpack[" not in str(p.annotation) for p in named)
+
+
+def split_options(
+    cls: type, method: str | type[Approximation] | Approximation, options: Mapping[str, Any]
+) -> tuple[NaturalGradientOptions, Approximation]:
+    """The optimizer's rare options, and the approximation with the others.
+
+    Args:
+        cls: the optimizer's class, for the message.
+        method: name, class or instance of the approximation.
+        options: name to value.
+
+    Raises:
+        TypeError: neither the optimizer nor the approximation has such an option.
+    """
+    own = {field.name for field in fields(NaturalGradientOptions)}
+    others = {name: value for name, value in options.items() if name not in own}
+    if isinstance(method, str):
+        method = OWN[method] if method in OWN else approximations[method]
+    if isinstance(method, type) and not takes_any(method):
+        known = keywords(method)
+        if unknown := [name for name in others if name not in known]:
+            near = choices.did_you_mean(unknown[0], [*keywords(cls), *known])
+            raise TypeError(f"{cls.__name__} and its method have no option {unknown[0]!r}{near}")
+    mine = {name: value for name, value in options.items() if name in own}
+    return NaturalGradientOptions(**mine), make(method, **others)
