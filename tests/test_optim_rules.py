@@ -136,8 +136,8 @@ def by_factors(layers, N, gradients, averages):
 class Algorithm2:
     """Section 9 of the K-FAC paper with dense matrices, whatever proposes, new statistics at each step."""
 
-    def __init__(self, proposal, lam, T1, T2):
-        self.proposal, self.lam, self.gamma, self.T1, self.T2 = proposal, lam, math.sqrt(lam + ETA), T1, T2
+    def __init__(self, proposal, lam, T1, T2, lr):
+        self.lr, self.proposal, self.lam, self.gamma, self.T1, self.T2 = lr, proposal, lam, math.sqrt(lam + ETA), T1, T2
         self.k, self.average, self.previous, self.rhos = 0, None, None, []
 
     def averages(self, now):
@@ -162,7 +162,9 @@ class Algorithm2:
             delta = D @ -torch.linalg.solve(D.T @ B @ D, D.T @ flat(v))
             value = float(0.5 * delta @ B @ delta + flat(v) @ delta)
             best = (value, gamma, delta) if best is None or value < best[0] else best
-        value, self.gamma, self.previous = best
+        _, self.gamma, delta = best
+        self.previous = step = self.lr * delta
+        value = float(0.5 * step @ B @ step + flat(v) @ step)
         delta = [p.reshape(M.shape) for p, M in zip(self.previous.split([M.numel() for M in W]), W, strict=True)]
         if self.k % self.T1 == 0:
             new = [M + d for M, d in zip(W, delta, strict=True)]
@@ -185,13 +187,14 @@ WHOLE, UNEVEN = (slice(None),), (slice(0, 2), slice(2, 9))
 
 @pytest.mark.parametrize("parts", [WHOLE, UNEVEN], ids=["one pass", "two uneven passes"])
 @pytest.mark.parametrize("method", PROPOSALS)
-def test_any_approximation_takes_the_steps_of_algorithm_2(method, parts):
+@pytest.mark.parametrize("lr", [1.0, 0.5])
+def test_any_approximation_takes_the_steps_of_algorithm_2(method, parts, lr):
     model = net()
     opt = optim.NaturalGradient(
-        model, "categorical", method, lr=1.0, damping=0.5, momentum=0.9, weight_decay=ETA, kind="exact", ramp=True,
+        model, "categorical", method, lr=lr, damping=0.5, momentum=0.9, weight_decay=ETA, kind="exact", ramp=True,
         rescale=True, adapt=True, T1=1, T2=3, tau1=1.0, tau2=1.0,
     )  # fmt: skip
-    oracle = Algorithm2(PROPOSALS[method], 0.5, T1=1, T2=3)
+    oracle = Algorithm2(PROPOSALS[method], 0.5, T1=1, T2=3, lr=lr)
     gammas = {opt.gamma}
     for k in range(9):
         x, y = data(9, seed=20 + k)
