@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
@@ -23,7 +22,7 @@ from fisherviz.operators.damping import Tikhonov, as_damping
 from fisherviz.optim.directions import Directions
 from fisherviz.optim.low_rank import Moves, Tensors
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import NaturalGradientOptions, parse
+from fisherviz.optim.options import NaturalGradientOptions, require_known
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.quadratic import FisherForms, combine, dot
@@ -47,14 +46,17 @@ class ConjugateGradients(Directions):
 
     Args:
         iterations: at most.
+        preconditioned: whether the approximation preconditions.
         tolerance: ε of the truncation.
         carry: factor on the last solution.
-        preconditioned: whether the approximation preconditions.
     """
 
     inputs = True
 
-    def __init__(self, iterations: int, tolerance: float, carry: float, preconditioned: bool) -> None:
+    def __init__(self, iterations: int, preconditioned: bool, tolerance: float = 5e-4, carry: float = 0.95) -> None:
+        choices.count("iterations", iterations)
+        choices.number("tolerance", tolerance, 0.0)
+        choices.number("carry", carry, 0.0, 1.0)
         self.iterations, self.tolerance, self.carry, self.captures = iterations, tolerance, carry, preconditioned
         self.start: Tensors = {}
 
@@ -220,19 +222,6 @@ class HessianFreeKeywords(TypedDict, total=False):
     carry: float
 
 
-@dataclass(frozen=True)
-class HessianFreeOptions:
-    """Rare options of `HessianFree`."""
-
-    tolerance: float = 5e-4
-    carry: float = 0.95
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        choices.number("tolerance", self.tolerance, 0.0)
-        choices.number("carry", self.carry, 0.0, 1.0)
-
-
 class HessianFree(NaturalGradient):
     """Hessian-free optimization with the Fisher (Martens 2010; K-FAC paper, section 6.4).
 
@@ -253,7 +242,7 @@ class HessianFree(NaturalGradient):
         output: picks the output tensor from what the model returns.
     """
 
-    Options: ClassVar[type] = HessianFreeOptions
+    Options: ClassVar[type] = HessianFreeKeywords
 
     def __init__(
         self,
@@ -274,10 +263,9 @@ class HessianFree(NaturalGradient):
         rule = as_damping(damping)
         if not isinstance(rule, Tikhonov) or rule.value <= 0:
             raise ValueError(f"damping must be a positive number, got {damping!r}.")
-        choices.count("iterations", iterations)
         choices.one_of("kind", kind, KINDS)
-        rare = parse(type(self), HessianFreeOptions, options)
-        self._solver = ConjugateGradients(iterations, rare.tolerance, rare.carry, preconditioner is not None)
+        require_known(type(self), options)
+        self._solver = ConjugateGradients(iterations, preconditioner is not None, **options)
         super().__init__(
             model, likelihood, "identity" if preconditioner is None else preconditioner, params=params, lr=lr,
             damping=damping, weight_decay=weight_decay, decay=decay, kind=kind, output=output,

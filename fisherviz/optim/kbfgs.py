@@ -9,7 +9,6 @@ the authors' code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
@@ -23,7 +22,7 @@ from fisherviz.operators.factorise import cholesky
 from fisherviz.optim.directions import Directions
 from fisherviz.optim.low_rank import Moves, add_direction
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import parse
+from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import StepRule, descend
@@ -47,7 +46,9 @@ class QuasiNewton(Directions):
 
     needs_closure = "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
 
-    def __init__(self, data: Any, pair_decay: float, powell: float) -> None:
+    def __init__(self, data: Any, pair_decay: float = 0.9, powell: float = 0.2) -> None:
+        choices.number("pair_decay", pair_decay, 0.0, 1.0)
+        choices.number("powell", powell, 0.0, 1.0)
         self.first = None if data is None else Batches(data)
         self.pair_decay, self.powell = pair_decay, powell
         self.factors: dict[str, dict[str, Tensor]] = {}
@@ -195,19 +196,6 @@ class KBFGSKeywords(TypedDict, total=False):
     powell: float
 
 
-@dataclass(frozen=True)
-class KBFGSOptions:
-    """Rare options of `KBFGS`."""
-
-    pair_decay: float = 0.9
-    powell: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for name in ("pair_decay", "powell"):
-            choices.number(name, getattr(self, name), 0.0, 1.0)
-
-
 class KBFGS(NaturalGradient):
     """Kronecker-factored quasi-Newton method (Goldfarb et al. 2020, algorithm 3).
 
@@ -234,7 +222,7 @@ class KBFGS(NaturalGradient):
         ValueError: an option is out of range, or there is data and no layer to precondition.
     """
 
-    Options: ClassVar[type] = KBFGSOptions
+    Options: ClassVar[type] = KBFGSKeywords
 
     def __init__(
         self,
@@ -252,8 +240,9 @@ class KBFGS(NaturalGradient):
         output: Callable[[Any], Tensor] | None = None,
         **options: Unpack[KBFGSKeywords],
     ) -> None:
+        require_known(type(self), options)
         choices.positive("damping", damping)
-        self._newton = QuasiNewton(data, **vars(parse(type(self), KBFGSOptions, options)))
+        self._newton = QuasiNewton(data, **options)
         super().__init__(
             model, likelihood, "identity", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, decay=decay, kind="empirical", loss_scale=loss_scale, output=output,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import NaturalGradientOptions, QuadraticKeywords, parse
+from fisherviz.optim.options import NaturalGradientOptions, QuadraticKeywords, require_known
 from fisherviz.optim.rules import StepRule
 from fisherviz.support import choices
 
@@ -32,22 +31,6 @@ class KFACKeywords(QuadraticKeywords, total=False):
     heuristic_damping: bool
     setting: str | None
     output: Callable[[Any], Tensor] | None
-
-
-@dataclass(frozen=True)
-class KFACOptions(NaturalGradientOptions):
-    """Rare options of `KFAC`."""
-
-    decay: float = 0.95
-    ramp: bool = True
-    heuristic_damping: bool = True
-    setting: str | None = None
-    output: Callable[[Any], Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        choices.flag("heuristic_damping", self.heuristic_damping)
 
 
 class KFAC(NaturalGradient):
@@ -90,7 +73,7 @@ class KFAC(NaturalGradient):
         RuntimeError: `step()` without a closure where one is needed.
     """
 
-    Options: ClassVar[type] = KFACOptions
+    Options: ClassVar[type] = KFACKeywords
 
     def __init__(
         self,
@@ -109,22 +92,24 @@ class KFAC(NaturalGradient):
         adapt: bool = True,
         **options: Unpack[KFACKeywords],
     ) -> None:
-        rare = parse(type(self), KFACOptions, {**options, "rescale": rescale, "adapt": adapt})
+        require_known(type(self), options)
+        choices.flag("rescale", rescale)
         choices.one_of("inverse", inverse, METHODS)
-        if not rare.heuristic_damping and (rescale or inverse == "block-tridiagonal"):
+        self.adapt, self.heuristic_damping = adapt, options.pop("heuristic_damping", True)
+        choices.flag("heuristic_damping", self.heuristic_damping)
+        if not self.heuristic_damping and (rescale or inverse == "block-tridiagonal"):
             raise ValueError(
                 "damping of the eigenvalues is there for the plain block-diagonal KFAC only (rescale=False); "
                 "leave heuristic_damping=True."
             )
-        self.adapt, self.heuristic_damping = adapt, rare.heuristic_damping
-        given = {key: value for key, value in vars(rare).items() if key not in ("heuristic_damping", "setting")}
-        if rare.setting is not None:
-            given["setting"] = rare.setting
+        if options.get("setting") is None:
+            options.pop("setting", None)
         super().__init__(
             model, likelihood, METHODS[inverse], params=params, lr=lr, damping=damping,
-            momentum=float(rescale) if momentum is None else momentum,
+            momentum=(1.0 if rescale else 0.0) if momentum is None else momentum,
             weight_decay=(1e-5 if rescale else 0.0) if weight_decay is None else weight_decay,
-            T=(20 if rescale else 1) if T is None else T, kind=choices.one_of("kind", kind, KINDS), **given,
+            T=(20 if rescale else 1) if T is None else T, kind=choices.one_of("kind", kind, KINDS), ramp=True,
+            rescale=rescale, adapt=adapt, **options,
         )  # fmt: skip
 
     def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:

@@ -1,15 +1,15 @@
-"""Rare options of an optimizer: keywords that its constructor passes on, checked by a frozen dataclass.
+"""Rare options of an optimizer: keywords that its constructor passes on, under names that its class declares.
 
-A class names its dataclass as `Options`; the `TypedDict` beside it is for type checkers and completion alone. Others
-rely on `keywords` knowing every option of a class.
+A class names as `Options` the `TypedDict` of its rare keywords, `NaturalGradient` the frozen dataclass that checks what
+all pass on to it. Others rely on `keywords` knowing every option of a class.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypedDict, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from fisherviz.approximations import Approximation
 from fisherviz.approximations.registry import approximations, make
@@ -33,9 +33,13 @@ class QuadraticKeywords(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class QuadraticOptions:
-    """Of the quadratic model, whose meaning `NaturalGradient` documents."""
+class NaturalGradientOptions:
+    """Rare options of `NaturalGradient`, which documents them."""
 
+    ramp: bool = False
+    samples: int = 1
+    reduction: str = "mean"
+    loss_scale: float | None = None
     rescale: bool = False
     adapt: bool = False
     T1: int = 5
@@ -47,34 +51,17 @@ class QuadraticOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("rescale", "adapt"):
+        for name in ("ramp", "rescale", "adapt"):
             choices.flag(name, getattr(self, name))
-        for name in ("T1", "T2"):
+        for name in ("samples", "T1", "T2"):
             choices.count(name, getattr(self, name))
         for name in ("tau1", "tau2", "omega1", "omega2"):
-            value = getattr(self, name)
-            if value is not None or name.startswith("tau"):
-                choices.share(name, value)
-        if self.adapt and not self.rescale:
-            raise ValueError("λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False.")
-
-
-@dataclass(frozen=True)
-class NaturalGradientOptions(QuadraticOptions):
-    """Of `NaturalGradient`."""
-
-    ramp: bool = False
-    samples: int = 1
-    reduction: str = "mean"
-    loss_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        super().__post_init__()
-        choices.flag("ramp", self.ramp)
-        choices.count("samples", self.samples)
+            if name.startswith("tau") or getattr(self, name) is not None:
+                choices.share(name, getattr(self, name))
         choices.one_of("reduction", self.reduction, ("mean", "sum"))
         check_loss_scale(self.loss_scale)
+        if self.adapt and not self.rescale:
+            raise ValueError("λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False.")
 
 
 def keywords(cls: type) -> dict[str, Any]:
@@ -84,38 +71,25 @@ def keywords(cls: type) -> dict[str, Any]:
         cls: an optimizer, the package's or another.
 
     Returns:
-        Name to default; `inspect.Parameter.empty` where one must be given.
+        Name to default; `inspect.Parameter.empty` where one must be given, None for rare ones.
     """
     named = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     found = {key: p.default for key, p in named.items() if key != "self" and p.kind not in several}
     passes_on = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in named.values())
-    rare = fields(cls.Options) if passes_on and hasattr(cls, "Options") else ()
-    return found | {field.name: field.default for field in rare if field.name not in found}
+    rare = cls.Options.__annotations__ if passes_on and hasattr(cls, "Options") else ()
+    return dict.fromkeys(rare) | found
 
 
-Parsed = TypeVar("Parsed")
-
-
-def parse(cls: type, kind: type[Parsed], given: Mapping[str, Any]) -> Parsed:
-    """A class's rare options from the keywords that it was given.
-
-    Args:
-        cls: the optimizer's class, for the message.
-        kind: its dataclass of options.
-        given: name to value.
-
-    Returns:
-        The options, checked.
+def require_known(cls: type, given: Mapping[str, Any]) -> None:
+    """Refuse keywords that a class does not declare, with the nearest that it does.
 
     Raises:
         TypeError: there is no such option.
     """
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for name in given:
-        if name not in known:
+        if name not in cls.Options.__annotations__:  # type: ignore[attr-defined]
             raise TypeError(f"{cls.__name__} has no option {name!r}{choices.did_you_mean(name, keywords(cls))}")
-    return kind(**given)
 
 
 def takes_any(cls: type) -> bool:
@@ -137,7 +111,7 @@ def split_options(
     Raises:
         TypeError: neither the optimizer nor the approximation has such an option.
     """
-    own = {field.name for field in fields(NaturalGradientOptions)}
+    own = NaturalGradientOptions.__annotations__
     others = {name: value for name, value in options.items() if name not in own}
     if isinstance(method, str):
         method = OWN[method] if method in OWN else approximations[method]

@@ -8,7 +8,6 @@ algorithm 1; EKFAC: George et al. 2018; TENGraD: Soori et al. 2021 as in Shresth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping
 from fisherviz.optim.exact import BatchUnits
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import parse
+from fisherviz.optim.options import require_known
 from fisherviz.support import choices
 
 ModelLikelihood = str | Likelihood | nn.Module
@@ -121,14 +120,6 @@ class EKFACKeywords(TypedDict, total=False):
     setting: str
 
 
-@dataclass(frozen=True)
-class EKFACOptions:
-    """Rare options of `EKFAC`."""
-
-    samples: int = 1
-    setting: str = "expand"
-
-
 class EKFAC(NaturalGradient):
     """KFAC's eigenbasis with the running second moment of the gradient in it (George et al. 2018).
 
@@ -151,7 +142,7 @@ class EKFAC(NaturalGradient):
         output: picks the output tensor from what the model returns.
     """
 
-    Options: ClassVar[type] = EKFACOptions
+    Options: ClassVar[type] = EKFACKeywords
 
     def __init__(
         self,
@@ -169,11 +160,12 @@ class EKFAC(NaturalGradient):
         output: Output = None,
         **options: Unpack[EKFACKeywords],
     ) -> None:
+        require_known(type(self), options)
         choices.one_of("kind", kind, KINDS)
         super().__init__(
             model, likelihood, "ekfac", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=decay, kind=kind, output=output,
-            **vars(parse(type(self), EKFACOptions, options)),
+            **options,
         )  # fmt: skip
 
 

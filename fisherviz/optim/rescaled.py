@@ -19,7 +19,7 @@ from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Preconditioned
 from fisherviz.optim.low_rank import Tensors, dense
-from fisherviz.optim.options import QuadraticOptions
+from fisherviz.optim.options import NaturalGradientOptions
 from fisherviz.optim.processes import mean
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.revisit import capture_forward
@@ -42,7 +42,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
 
     captures = False
 
-    def __init__(self, options: QuadraticOptions, momentum: bool) -> None:
+    def __init__(self, options: NaturalGradientOptions, momentum: bool) -> None:
         super().__init__()
         self.options, self.momentum = options, momentum
         self.omega1 = (19 / 20) ** options.T1 if options.omega1 is None else options.omega1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypedDict, Unpack
 
@@ -27,7 +26,7 @@ from fisherviz.optim.averages import pack, unpack
 from fisherviz.optim.directions import Directions
 from fisherviz.optim.low_rank import Moves, split_rows
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import parse
+from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import Momentum, StepRule
@@ -227,13 +226,6 @@ class SubsampledKeywords(TypedDict, total=False):
     samples: int
 
 
-@dataclass(frozen=True)
-class SubsampledOptions:
-    """Rare options of `SubsampledNaturalGradient`."""
-
-    samples: int = 1
-
-
 class SubsampledNaturalGradient(NaturalGradient):
     """The exact natural gradient of a mini-batch's Fisher (Benzing 2021, section 2 and appendix E).
 
@@ -259,7 +251,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         TypeError: `fisher_data` is a one-shot iterator.
     """
 
-    Options: ClassVar[type] = SubsampledOptions
+    Options: ClassVar[type] = SubsampledKeywords
 
     def __init__(
         self,
@@ -278,6 +270,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         output: Callable[[Any], Tensor] | None = None,
         **options: Unpack[SubsampledKeywords],
     ) -> None:
+        require_known(type(self), options)
         choices.one_of("structure", structure, STRUCTURES)
         choices.one_of("kind", kind, KINDS)
         if kind == "empirical":
@@ -288,7 +281,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         super().__init__(
             model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=0.0, kind=kind, output=output, dense_parameters=0,
-            **vars(parse(type(self), SubsampledOptions, options)),
+            **options,
         )  # fmt: skip
 
     def _compose(self, options: Any, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
