@@ -275,19 +275,5 @@ class HessianFree(NaturalGradient):
         return self._solver, LineSearch()
 
     def _settle(self, generic: list[Layer]) -> list[Layer]:
+        # the products take every layer; structure is for the preconditioner alone
         return super()._settle(generic) if self._captures else list(self.layers)
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
-
-        Args:
-            closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; evaluated
-            several times.
-
-        Returns:
-            What the closure returned at the old weights.
-
-        Raises:
-            RuntimeError: no closure, or no statistics since the last step.
-        """
-        return self._step(closure)

@@ -273,20 +273,6 @@ class KBFGS(NaturalGradient):
         super()._collect(made)
         made.captures = kept
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
-
-        Args:
-            closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; evaluated twice.
-
-        Returns:
-            What the closure returned at the old weights.
-
-        Raises:
-            RuntimeError: no closure, or no statistics since the last step.
-        """
-        return self._step(closure)
-
 
 def bfgs(H: Tensor, s: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
     """BFGS update of an inverse, (I − ρsyᵀ) H (I − ρysᵀ) + ρssᵀ; skipped where the pair has no usable curvature."""

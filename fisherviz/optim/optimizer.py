@@ -243,14 +243,15 @@ class NaturalGradient(torch.optim.Optimizer):
         """Take one step.
 
         Args:
-            closure: evaluates the loss and its gradients once more; its forward counts.
+            closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; its forward counts.
+                Needed, and evaluated again at other weights, with adapt=True and by KBFGS and HessianFree.
 
         Returns:
-            What the closure returned.
+            What the closure returned at the old weights.
 
         Raises:
-            RuntimeError: a preconditioned layer has a gradient but no statistics since the last step, or a GradScaler
-                scaled the scores that kind "empirical" reads.
+            RuntimeError: a closure is needed and missing, a preconditioned layer has a gradient but no statistics since
+                the last step, or a GradScaler scaled the scores that kind "empirical" reads.
         """
         return self._step(closure)
 
