@@ -144,7 +144,6 @@ def test_no_file_is_longer_than_its_idea():
     assert {name: lines for name, lines in long.items() if lines > LONGEST} == {}
 
 
-@pytest.mark.xfail(strict=True, reason="the house is being rebuilt")
 def test_no_constructor_takes_more_than_a_reader_can_hold():
     wide = {}
     for path in modules(PACKAGE).values():

@@ -8,6 +8,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+import fisherviz as fv
 from fisherviz import optim
 from tests.optim_oracle import assert_same, data, matrices, net
 
@@ -32,6 +33,15 @@ MAKE = {
     "adaptive, sampled": lambda m: optim.KFAC(m, "categorical", **WHOLE),
     "adaptive, subsets": lambda m: optim.KFAC(m, "categorical", **ADAPTIVE),
 }
+SUMMED = {
+    "sum": lambda m: optim.NaturalGradient(
+        m, "categorical", "kfac", lr=0.1, damping=3.0, kind="exact", reduction="sum", T=2
+    ),
+    "sum, dense layers": lambda m: optim.NaturalGradient(
+        m, "categorical", "kfac", lr=0.1, damping=fv.FactoredTikhonov(2.0), kind="exact", reduction="sum"
+    ),
+}
+UNEVEN = (slice(0, 3), slice(3, N))
 SAME_AS_ONE = ["foof", "kfac", "adaptive", "adaptive tridiagonal", "adaptive, last layer plain"]
 
 
@@ -53,6 +63,20 @@ def train(name, inner, model, part, seed=0):
         state = (getattr(opt, "lam", 0.0), getattr(opt, "gamma", 0.0), dict(getattr(opt, "last", {})))
         means = [s.mean.clone() for named in opt.moments.average for s in named.values()]
         found.append((matrices(inner), *state, means))
+    return found
+
+
+def train_on_uneven_parts(name, inner, model, parts, rank):
+    """Weights after each step; each part's loss counts by its examples in the mean over all."""
+    opt = SUMMED[name](inner)
+    found = []
+    for k in range(5):
+        x, y = data(N, seed=k)
+        part = parts[rank]
+        opt.zero_grad()
+        (F.cross_entropy(model(x[part]), y[part], reduction="sum") * len(parts) / N).backward()
+        opt.step()
+        found.append(matrices(inner))
     return found
 
 
@@ -89,6 +113,9 @@ def worker(rank, folder):
             found[name] = train(name, inner, model, half(rank), seed=rank)
         except NotImplementedError as error:
             found[name] = str(error)
+    for name in SUMMED:
+        inner = net()
+        found[name] = train_on_uneven_parts(name, inner, DistributedDataParallel(inner), UNEVEN, rank)
     found["nan"] = {name: error_of_a_batch_with_nan(name, rank) for name in ("foof", "adaptive, sampled")}
     torch.save(found, f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
@@ -129,6 +156,16 @@ def test_all_processes_take_the_same_step_to_the_bit(ranks, name):
         assert state == state1
         for left, right in zip(W, W1, strict=True):
             assert torch.equal(left, right)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUMMED)
+def test_a_summed_fisher_is_the_sum_over_all_processes_however_unevenly_they_share(ranks, name):
+    model = net()
+    alone = train_on_uneven_parts(name, model, model, (slice(None),), 0)
+    for W, first, second in zip(alone, ranks[0][name], ranks[1][name], strict=True):
+        assert_same(first, W, 1e-9)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def test_the_fisher_may_come_from_a_loader_that_shuffles():
         opt.zero_grad()
         F.cross_entropy(model(x), y).backward()
         opt.step()
-        drawn.append(next(iter(opt._fisher.values())).a[:, 0, :-1].clone())
+        drawn.append(next(iter(opt.directions.fisher.values())).a[:, 0, :-1].clone())
     rows = [{tuple(row.tolist()) for row in torch.cat(drawn[i : i + 2])} for i in (0, 2, 4)]
     assert rows[0] == rows[1] == rows[2] == {tuple(row.tolist()) for row in x}
     assert not torch.equal(drawn[0], drawn[2])

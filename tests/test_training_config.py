@@ -76,6 +76,15 @@ def test_every_optimizer_refuses_options_that_it_lacks(name):
             check_options(name, {"lrr": 0.5})
 
 
+def test_rare_options_are_known_where_the_optimizer_takes_them():
+    assert check_options("kfac", {"tau1": 0.5, "omega2": 0.9}) == {"tau1": 0.5, "omega2": 0.9}
+    assert check_options("natural-gradient", {"rescale": True})["rescale"]
+    with pytest.raises(ValueError, match="no option of kfac 'tau'; did you mean 'tau"):
+        check_options("kfac", {"tau": 0.5})
+    with pytest.raises(ValueError, match="no option of foof 'tau1'"):
+        check_options("foof", {"tau1": 0.5})
+
+
 def test_an_unknown_optimizer_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="no optimizer 'kfca'; did you mean 'kfac'"):
         check_options("kfca", {})

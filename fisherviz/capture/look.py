@@ -143,25 +143,47 @@ class _Evidence:
 
 
 def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> None:
-    """Decide each layer's path by what a pass of the user's shows, where no single example has a gradient.
+    """Decide by what a pass of somebody else's shows, beside the evidence or where there is none.
 
     Args:
         network: gets the verdict.
         calls: of the layers that ran.
         z: the output, with its graph.
     """
-    waiting = [layer for layer in network.layers if layer.structured and layer.name not in calls]
+    waiting = [layer for layer in network.structure.layers if layer.structured and layer.name not in calls]
     acting, reentrant = _behind(z) if waiting else (set(), False)
-    whys = {
-        layer.name: ACTS if any(p in acting for p in layer.parameters.values()) else REENTRANT
-        for layer in waiting
-        if reentrant or any(p in acting for p in layer.parameters.values())
-    }
-    whys |= {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
+    whys = {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
+    for layer in waiting:
+        if any(p in acting for p in layer.parameters.values()):
+            whys[layer.name] = ACTS
+        elif reentrant:
+            whys[layer.name] = REENTRANT
     structure = network.structure.without(whys)
-    kept = {name: made for name, made in calls.items() if name not in whys}
+    gone = {layer.name for layer in structure.generic}
+    kept = {name: made for name, made in calls.items() if name not in gone}
     found = replace(structure, looked=True, positions=positions(kept), neighbours=neighbours(kept))
     network.settle(replace(found, is_chain=_is_chain(z, calls)))
+
+
+def late(known: Container[str], calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, int]:
+    """Weight-sharing positions of layers that run for the first time in a later pass.
+
+    Args:
+        known: names of the layers that have run.
+        calls: of the structured layers that ran now.
+        z: the output.
+
+    Raises:
+        RuntimeError: such a layer has no structure, which can only be told at the first pass.
+    """
+    new = {name: made for name, made in calls.items() if made[0].layer.structured and name not in known}
+    for name, made in new.items():
+        if not counts_examples(made, z):
+            raise RuntimeError(
+                f"layer {name!r} ran for the first time after the first pass, and {NOT_EXAMPLES}; put it in a group "
+                "with approximation='none', or make it run in the first pass."
+            )
+    return positions(new)
 
 
 def telling_examples(inputs: Inputs) -> Tensor:

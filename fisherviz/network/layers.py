@@ -120,11 +120,6 @@ class Layer:
             note=self.note,
         )
 
-    def make_generic(self, note: str) -> None:
-        """Temporary: the optimizers' own decision, until they hold a Network."""
-        object.__setattr__(self, "structured", False)
-        object.__setattr__(self, "note", note)
-
     # ---- what the forward and backward passes show --------------------------------------------------------------
 
     def inputs(self, x: Tensor) -> Tensor:

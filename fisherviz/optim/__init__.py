@@ -4,7 +4,8 @@ All are `torch.optim.Optimizer`s made from a model and its likelihood. `damping`
 `fv.FactoredTikhonov`; a parameter group may set its own lr, damping, momentum, weight_decay, or approximation="none"
 for plain SGD. `T` is the number of steps between factorisations; the signatures are in the classes.
 
-    NaturalGradient            any method of `fv.approximate`, or "exact"
+    NaturalGradient            any method of `fv.approximate`, or "exact"; with rescale=True, adapt=True its steps are
+                               scaled, joined with momentum and damped as algorithm 2 of the K-FAC paper does
     FOOF, EKFAC, CWNGD         presets with their papers' defaults; CWNGD reads the scores of the user's backward
     KFAC                       complete (default): needs `step(closure)`, weight_decay is η, T is T₃; `opt.lam`,
                                `opt.gamma` and `opt.last` show what it did.

@@ -8,7 +8,6 @@ into the averages, and every T steps a snapshot of their means becomes the matri
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,10 +16,11 @@ from torch import Tensor
 from fisherviz.approximations import Approximation
 from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, concatenate
-from fisherviz.capture.hooks import Call
+from fisherviz.capture.network import Network
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
+from fisherviz.optim.processes import distributed, summed
 from fisherviz.statistics.moments import Statistic
 
 Named = dict[str, Statistic]
@@ -61,6 +61,12 @@ class Moments:
         self.values: list[dict[str, Any]] | None = None
         """Snapshot: per layer, then per pair, what the matrix is built from."""
         self.snapshot_examples = 1
+        """Examples of the step that the snapshot was taken at, of all processes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for layer in self.space.layers for p in layer.parameters.values()), torch.device("cpu"))
 
     def _new(self) -> list[Named]:
         layers = self.space.layers
@@ -191,10 +197,12 @@ class Moments:
         for waiting in self.deferred:
             for deferred in waiting.values():
                 deferred.flush()
-        missing = missing and self.examples == self.snapshot_examples
+        # over all processes, whose sums the averages are: with reduction="sum" all scale alike
+        examples = int(summed([self.examples], self.device)[0])
+        missing = missing and examples == self.snapshot_examples
         old = self.values if missing and self.values is not None else [{}] * len(self.average)
         self.values = []
-        self.snapshot_examples = self.examples
+        self.snapshot_examples = examples
         for i, named in enumerate(self.average):
             if old[i]:
                 self.values.append(old[i])
@@ -289,13 +297,13 @@ class Moments:
 
     @classmethod
     def from_state(
-        cls, approximation: Approximation, layers: Sequence[Layer], state: Mapping[str, Any], defer: bool
+        cls, approximation: Approximation, network: Network, state: Mapping[str, Any], defer: bool
     ) -> Moments:
         """Restore what `state_dict` gave.
 
         Args:
             approximation: as at the time of saving.
-            layers: the optimizer's layers.
+            network: the optimizer's; it takes the layers' paths from the state.
             state: what was saved.
             defer: as for the constructor.
 
@@ -305,61 +313,30 @@ class Moments:
         Raises:
             ValueError: the state belongs to another network or method.
         """
-        names = [layer.name for layer in layers]
-        unknown = [name for name in state["layers"] if name not in names]
+        unknown = [name for name in state["layers"] if name not in network.space.names]
         if unknown:
             raise ValueError(
                 f"the saved statistics have a layer {unknown[0]!r} that this model lacks; load the state of this model."
             )
-        kept = [layer for layer in layers if layer.name in state["layers"]]
-        for layer in kept:
-            if layer.structured and state["layers"][layer.name]:
-                layer.make_generic(state["layers"][layer.name])
+        network.settle(network.structure.without({name: why for name, why in state["layers"].items() if why}))
+        kept = [layer for layer in network.layers if layer.name in state["layers"]]
         made = cls(approximation, kept, state["positions"], [(a, b) for a, b in state["adjacent"]], defer)
         if [set(named) for named in made.average] != [set(named) for named in state["average"]]:
             raise ValueError("the saved statistics are those of another method; load the state of this one.")
-        device = next(iter(kept[0].parameters.values())).device if kept else torch.device("cpu")
         for named, saved in zip(made.average, state["average"], strict=True):
-            _load(named, saved, device)
+            _load(named, saved, made.device)
         for waiting, held in zip(made.deferred, state["deferred"], strict=True):
             for key, deferred in waiting.items():
-                deferred.load_state_dict(held[key], device)
+                deferred.load_state_dict(held[key], made.device)
         made.snapshot_examples = state["snapshot_examples"]
         if state["values"] is None:
             return made
-        made.values = [unpack(v, device) for v in state["values"]]
+        made.values = [unpack(v, made.device) for v in state["values"]]
         for i, layer in enumerate(kept):
             if state["refined"][i] and made.values[i]:
                 made.refined[i] = approximation.refine(layer, made.values[i])
-                _load(made.refined[i], state["refined"][i], device)
+                _load(made.refined[i], state["refined"][i], made.device)
         return made
-
-
-def distributed() -> bool:
-    """Whether several processes train together."""
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
-
-
-def positions_and_neighbours(
-    calls: Mapping[str, Sequence[Call]],
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Weight-sharing positions of each layer, and layers that are neighbours in execution.
-
-    A module that is called twice breaks the chain.
-    """
-    positions = {name: sum(_positions(call) for call in made) for name, made in calls.items()}
-    names = list(calls)
-    pairs = [(a, b) for a, b in pairwise(names) if len(calls[a]) == 1 and len(calls[b]) == 1]
-    return positions, pairs
-
-
-def _positions(call: Call) -> int:
-    per_example = call.shape[1:].numel()
-    return per_example // call.layer.d_out if call.layer.d_out else 1
 
 
 def pack(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.statistics.moments import InputFactor, OutputFactor, Statistic
+from fisherviz.statistics.base import RowsStatistic, Statistic
 from fisherviz.statistics.products import gram
 
 
@@ -68,20 +68,13 @@ class DeferredAverage:
 
 
 def deferrable(statistic: Statistic) -> bool:
-    """Whether a statistic is the Gram matrix of rows."""
-    return type(statistic) in (InputFactor, OutputFactor)
+    """Whether a statistic is the Gram matrix of rows, and no class of its own makes something else of them."""
+    return isinstance(statistic, RowsStatistic) and type(statistic).contribution is RowsStatistic.contribution
 
 
 def rows_of(statistic: Statistic, capture: AnyCapture) -> tuple[Tensor, float] | None:
     """Rows (R, d) and a number w with contribution = w · rowsᵀ rows; None where there are no few such rows."""
-    if not isinstance(capture, Capture) or capture.grouped:
+    if not isinstance(statistic, RowsStatistic) or not isinstance(capture, Capture) or capture.grouped:
         return None
-    weight = 1.0
-    if isinstance(statistic, InputFactor):
-        x = capture.a.mean(1) if statistic.setting == "reduce" else capture.a.flatten(0, 1)
-        weight = 1 / capture.positions if statistic.setting == "expand" else 1.0
-    elif isinstance(statistic, OutputFactor):
-        x = capture.g.sum(2).flatten(0, 1) if statistic.setting == "reduce" else capture.g.flatten(0, 2)
-    else:
-        return None
-    return (x, weight) if 2 * len(x) <= x.shape[1] else None
+    rows, weight = statistic.rows(capture)
+    return (rows, weight) if 2 * len(rows) <= rows.shape[1] else None

@@ -6,12 +6,13 @@ model, of any optimizer, and `p.grad = None` look alike. Reads `.grad`, never wr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from fisherviz.capture.network import Network
 from fisherviz.network.layers import Layer
 
 State = tuple[Tensor, int] | None
@@ -67,15 +68,20 @@ class Gradients:
     """What backwards have left in the layers' `.grad` since the last step.
 
     Args:
-        layers: the layers.
+        network: the network with the layers.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self.layers = layers
+    def __init__(self, network: Network) -> None:
+        self.network = network
         self._left: dict[nn.Parameter, State] = {}
         """As the last backward left them."""
         self._by_hand: set[str] = set()
         """Layers whose gradients since the last step were all returned by `torch.autograd.grad`."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers, on their present paths."""
+        return self.network.layers
 
     def states(self) -> dict[nn.Parameter, State]:
         """All gradients as they stand."""

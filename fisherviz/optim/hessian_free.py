@@ -8,8 +8,8 @@ Levenberg-Marquardt. Any approximation preconditions (K-FAC paper, section 6.4).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,17 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Tikhonov, as_damping
-from fisherviz.optim.averages import distributed
-from fisherviz.optim.low_rank import Tensors
+from fisherviz.optim.directions import Directions
+from fisherviz.optim.low_rank import Moves, Tensors
 from fisherviz.optim.optimizer import NaturalGradient
+from fisherviz.optim.options import NaturalGradientOptions, require_known
 from fisherviz.optim.preconditioner import Preconditioner
+from fisherviz.optim.processes import distributed
 from fisherviz.optim.quadratic import FisherForms, combine, dot
-from fisherviz.optim.selection import joint_lr, matrix_of, split_matrix
-from fisherviz.optim.settings import check_choice, check_count, check_number
-from fisherviz.support import timing
+from fisherviz.optim.rules import ModelRule, StepRule, descend, trust
+from fisherviz.optim.selection import matrix_of, split_matrix
+from fisherviz.optim.step import Step
+from fisherviz.support import choices, timing
 
 SPACING = 1.3
 """Ratio of the iterations at which conjugate gradients leave an iterate for the backtracking."""
@@ -38,141 +41,64 @@ Iterate = tuple[int, Tensors, float]
 """Iteration, solution, and M there less M(0)."""
 
 
-class HessianFree(NaturalGradient):
-    """Hessian-free optimization with the Fisher (Martens 2010; K-FAC paper, section 6.4).
+class ConjugateGradients(Directions):
+    """Solutions of (F + shift I) x = −∇h by products with the exact F, from the decayed last solution.
 
     Args:
-        model: the model.
-        likelihood: as for `fv.Probe`; the criterion is its mean nll.
-        params: parameter groups, None for all.
-        lr: longest step along the chosen iterate.
-        damping: λ₀.
-        weight_decay: η, part of the quadratic model.
-        preconditioner: name or class of an approximation whose damped inverse preconditions; None: none.
-        iterations: most conjugate-gradient iterations.
-        tolerance: ε of the truncation: progress over max(10, k/10) iterations below kε of the decrease so
-            far.
-        kind: of the preconditioner's statistics; the products are with the exact F.
-        decay: of the preconditioner's statistics.
-        carry: factor on the last solution where the next iteration starts.
-        output: picks the output tensor from what the model returns.
+        iterations: at most.
+        preconditioned: whether the approximation preconditions.
+        tolerance: ε of the truncation.
+        carry: factor on the last solution.
     """
 
-    _needs_inputs = True
-    _needs_closure = "Hessian-free optimization evaluates the loss along its path: call step(closure)."
+    inputs = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: str | Likelihood | nn.Module,
-        *,
-        params: Iterable[Any] | None = None,
-        lr: float = 1.0,
-        damping: float = 1.0,
-        weight_decay: float = 0.0,
-        preconditioner: str | type[Approximation] | None = None,
-        iterations: int = 50,
-        tolerance: float = 5e-4,
-        kind: str = "mc",
-        decay: float = 0.95,
-        carry: float = 0.95,
-        output: Callable[[Any], Tensor] | None = None,
-    ) -> None:
-        rule = as_damping(damping)
-        if not isinstance(rule, Tikhonov) or rule.value <= 0:
-            raise ValueError(f"damping must be a positive number, got {damping!r}.")
-        check_count("iterations", iterations)
-        check_number("tolerance", tolerance, 0.0)
-        check_number("carry", carry, 0.0, 1.0)
-        check_choice("kind", kind, KINDS)
-        self.iterations, self.tolerance, self.carry = iterations, tolerance, carry
-        self._captures = preconditioner is not None
-        super().__init__(
-            model, likelihood, "identity" if preconditioner is None else preconditioner, params=params, lr=lr,
-            damping=damping, weight_decay=weight_decay, decay=decay, kind=kind, output=output,
-        )  # fmt: skip
-        self.lam, self.eta = rule.value, weight_decay
-        self.last: dict[str, float] = {}
-        """What the last step did: iterations, decrease, rho, step."""
-        self._start: Tensors = {}
+    def __init__(self, iterations: int, preconditioned: bool, tolerance: float = 5e-4, carry: float = 0.95) -> None:
+        choices.count("iterations", iterations)
+        choices.number("tolerance", tolerance, 0.0)
+        choices.number("carry", carry, 0.0, 1.0)
+        self.iterations, self.tolerance, self.carry, self.captures = iterations, tolerance, carry, preconditioned
+        self.start: Tensors = {}
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """The last solution."""
+        return {"start": {names[p]: d.clone() for p, d in self.start.items()}}
 
-        Args:
-            closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; evaluated
-            several times.
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Restore what `state_dict` gave."""
+        self.start = {parameters[name]: d.to(parameters[name].device) for name, d in state["start"].items()}
 
-        Returns:
-            What the closure returned at the old weights.
+    def of(self, step: Step) -> Moves:
+        """Not without the quadratic model's λ: see `iterates`."""
+        raise NotImplementedError("conjugate gradients solve for the quadratic model of HessianFree's own step rule.")
 
-        Raises:
-            RuntimeError: no closure, or no statistics since the last step.
-        """
-        return self._step(closure)
-
-    def _seen(self, layer: Layer) -> bool:
-        return bool(self._passes) if not self._captures else super()._seen(layer)
-
-    def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
-        if distributed():
-            raise NotImplementedError("HessianFree runs in one process; under torch.distributed use foof or kfac.")
-        batches = [made.inputs for made in self._passes if made.inputs is not None]
-        if not batches or self._watcher is None or closure is None:
-            self._apply({})
-            return
-        layers = self._active()
-        parameters = [p for layer in layers for p in layer.parameters.values() if p.grad is not None]
-        gradient = {p: p.grad.add(p, alpha=self.eta) for p in parameters if p.grad is not None}
-        forms = FisherForms(self._watcher, self.likelihood, batches)
-        shift = self.lam + self.eta
+    def iterates(self, step: Step, gradient: Tensors, shift: float) -> list[Iterate]:
+        """Iterates towards the minimum of the quadratic model, the last one last."""
+        assert step.watcher is not None
+        forms = FisherForms(step.watcher, step.likelihood, step.inputs)
 
         def product(d: Tensors) -> Tensors:
             return combine([(1.0, forms.product(d)), (shift, d)])
 
-        iterates = self._conjugate_gradients(product, gradient, self._preconditioning(layers))
-        self._start = iterates[-1][1]
-        h = self._objective(loss, parameters)
-        (k, delta, model_change), value = self._backtrack(iterates, closure, parameters)
-        rho = (value - h) / model_change if model_change < 0 else 0.0
-        step, slope = joint_lr(self.param_groups), dot(gradient, delta)
-        after = value if step == 1 else self._at(delta, step, closure, parameters)
-        for _ in range(_SEARCH):  # Armijo along the chosen iterate
-            if after <= h + 1e-2 * step * slope:
-                break
-            step *= 0.8
-            after = self._at(delta, step, closure, parameters)
-        else:
-            step, after = 0.0, h
-        self._move(delta, step)
-        if rho > 0.75:
-            self.lam *= 2 / 3
-        elif not rho >= 0.25:  # NaN included
-            self.lam *= 3 / 2
-        self.last = {
-            "iterations": float(iterates[-1][0]),
-            "chosen": float(k),
-            "decrease": h - after,
-            "rho": rho,
-            "step": step,
-        }
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p not in gradient:
-                    p.add_(p.grad.add(p, alpha=group["weight_decay"]), alpha=-float(group["lr"]))
+        found = self.conjugate_gradients(product, gradient, self.preconditioning(step, shift))
+        self.start = found[-1][1]
+        return found
 
     @timing.part("inversion")
-    def _preconditioning(self, layers: list[Layer]) -> Callable[[Tensors], Tensors]:
-        if not self._captures or self.moments is None:
+    def preconditioning(self, step: Step, shift: float) -> Callable[[Tensors], Tensors]:
+        """What is applied to residuals: the damped inverse of the approximation, where there is one."""
+        if not self.captures or step.moments is None:
             return lambda d: d
-        self._update_moments(True)
-        names = [layer.name for layer in self.moments.space.layers]
-        made = Preconditioner(self.moments.build(), dict.fromkeys(names, Tikhonov(self.lam + self.eta)), False)
+        step.moments.advance(step.decay, True, keep=False)
+        layers = step.moments.space.layers
+        made = Preconditioner(step.moments.build(), {layer.name: Tikhonov(shift) for layer in layers}, False)
 
         def solve(d: Tensors) -> Tensors:
-            solved = made.solve({layer.name: matrix_of(layer, d).reshape(-1) for layer in layers if made.has(layer)})
+            solved = made.solve(
+                {layer.name: matrix_of(layer, d).reshape(-1) for layer in step.active if made.has(layer)}
+            )
             out = dict(d)
-            for layer in layers:
+            for layer in step.active:
                 if layer.name in solved:
                     out |= {p: x for p, x in split_matrix(layer, solved[layer.name]).items() if p in d}
             return out
@@ -180,7 +106,7 @@ class HessianFree(NaturalGradient):
         return solve
 
     @timing.part("inversion")
-    def _conjugate_gradients(
+    def conjugate_gradients(
         self,
         product: Callable[[Tensors], Tensors],
         gradient: Tensors,
@@ -188,7 +114,7 @@ class HessianFree(NaturalGradient):
     ) -> list[Iterate]:
         """Iterates of the minimisation of M, at geometrically spaced iterations; the last one last."""
         zero = {p: torch.zeros_like(g) for p, g in gradient.items()}
-        x = {p: self.carry * self._start[p] if p in self._start else z for p, z in zero.items()}
+        x = {p: self.carry * self.start[p] if p in self.start else z for p, z in zero.items()}
         r = combine([(-1.0, gradient), (-1.0, product(x))])
         z = precondition(r)
         d, rz = dict(z), dot(r, z)
@@ -217,43 +143,139 @@ class HessianFree(NaturalGradient):
             kept.append((0, x, phi[-1]))
         return kept
 
-    def _backtrack(
-        self, iterates: list[Iterate], closure: Callable[[], Any], parameters: list[nn.Parameter]
-    ) -> tuple[Iterate, float]:
+
+class LineSearch(ModelRule[ConjugateGradients]):
+    """Backtracking over the iterates, then Armijo along the chosen one; λ by Levenberg-Marquardt."""
+
+    needs_closure = "Hessian-free optimization evaluates the loss along its path: call step(closure)."
+
+    def take(self, step: Step, directions: ConjugateGradients) -> None:
+        """Change the weights, then λ."""
+        if distributed():
+            raise NotImplementedError("HessianFree runs in one process; under torch.distributed use foof or kfac.")
+        self.say_ignored(step.groups)
+        if not step.inputs or step.watcher is None or step.closure is None:
+            descend(step, {})
+            return
+        # F has no need of structure: layers that an approximation would leave out are solved for as well
+        parameters = [p for layer in step.layers for p in layer.parameters.values() if p.grad is not None]
+        gradient = self.gradient(step, parameters)
+        iterates = directions.iterates(step, gradient, self.lam + self.eta)
+        h = self.objective(step.loss, parameters)
+        (k, delta, model_change), value = self._backtrack(step, iterates)
+        rho = (value - h) / model_change if model_change < 0 else 0.0
+        length, slope = self.lr(step), dot(gradient, delta)
+        after = value if length == 1 else self._at(step, delta, length)
+        for _ in range(_SEARCH):  # Armijo along the chosen iterate
+            if after <= h + 1e-2 * length * slope:
+                break
+            length *= 0.8
+            after = self._at(step, delta, length)
+        else:
+            length, after = 0.0, h
+        _move(delta, length)
+        if trust(rho) > 0:
+            self.lam *= 2 / 3
+        elif trust(rho) < 0:
+            self.lam *= 3 / 2
+        self.last = {
+            "iterations": float(iterates[-1][0]), "chosen": float(k), "decrease": h - after, "rho": rho, "step": length,
+        }  # fmt: skip
+        descend(step, {}, done=gradient)
+
+    def _backtrack(self, step: Step, iterates: list[Iterate]) -> tuple[Iterate, float]:
         """The latest iterate before which the objective no longer falls, and the objective there."""
-        best, value = iterates[-1], self._at(iterates[-1][1], 1.0, closure, parameters)
+        best, value = iterates[-1], self._at(step, iterates[-1][1], 1.0)
         for candidate in reversed(iterates[:-1]):
-            earlier = self._at(candidate[1], 1.0, closure, parameters)
+            earlier = self._at(step, candidate[1], 1.0)
             if math.isfinite(value) and not earlier < value:
                 break
             best, value = candidate, earlier
         return best, value
 
-    def _at(self, delta: Tensors, step: float, closure: Callable[[], Any], parameters: list[nn.Parameter]) -> float:
-        """The objective at θ + step · δ; the weights come back bit for bit."""
-        saved = [p.clone() for p in parameters]
-        self._move(delta, step)
-        value = self._objective(self._evaluate(closure), parameters)
-        for p, old in zip(parameters, saved, strict=True):
+    def _at(self, step: Step, delta: Tensors, length: float) -> float:
+        """The objective at θ + length · δ; the weights come back bit for bit."""
+        saved = {p: p.clone() for p in delta}
+        _move(delta, length)
+        value = self.objective(step.evaluate(), delta)
+        for p, old in saved.items():
             p.copy_(old)
         return value
 
-    def _move(self, delta: Tensors, step: float) -> None:
-        for p, d in delta.items():
-            p.add_(d, alpha=step)
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """λ and what the last step did."""
+        return {"lam": self.lam, "last": dict(self.last)}
 
-    def _objective(self, loss: Any, parameters: list[nn.Parameter]) -> float:
-        weights = {p: p.detach() for p in parameters}
-        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
-        return value + (self.eta / 2 * dot(weights, weights) if self.eta else 0.0)
-
-    def _own_state(self) -> dict[str, Any]:
-        names = {p: name for layer in self.layers for name, p in layer.parameters.items()}
-        start = {names[p]: d.clone() for p, d in self._start.items()}
-        return super()._own_state() | {"lam": self.lam, "start": start, "last": dict(self.last)}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        super()._load_own_state(state)
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state, parameters)
         self.lam, self.last = state["lam"], dict(state["last"])
-        parameters = {name: p for layer in self.layers for name, p in layer.parameters.items()}
-        self._start = {parameters[name]: d.to(parameters[name].device) for name, d in state["start"].items()}
+
+
+def _move(delta: Tensors, length: float) -> None:
+    for p, d in delta.items():
+        p.add_(d, alpha=length)
+
+
+class HessianFreeKeywords(TypedDict, total=False):
+    """Rare options of `HessianFree`."""
+
+    tolerance: float
+    carry: float
+
+
+class HessianFree(NaturalGradient):
+    """Hessian-free optimization with the Fisher (Martens 2010; K-FAC paper, section 6.4).
+
+    Args:
+        model: the model.
+        likelihood: as for `fv.Probe`; the criterion is its mean nll.
+        params: parameter groups, None for all.
+        lr: longest step along the chosen iterate.
+        damping: λ₀.
+        weight_decay: η, part of the quadratic model.
+        preconditioner: name or class of an approximation whose damped inverse preconditions; None: none.
+        iterations: most conjugate-gradient iterations.
+        tolerance: ε of the truncation: progress over max(10, k/10) iterations below kε of the decrease so
+            far.
+        kind: of the preconditioner's statistics; the products are with the exact F.
+        decay: of the preconditioner's statistics.
+        carry: factor on the last solution where the next iteration starts.
+        output: picks the output tensor from what the model returns.
+    """
+
+    Options: ClassVar[type] = HessianFreeKeywords
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood | nn.Module,
+        *,
+        params: Iterable[Any] | None = None,
+        lr: float = 1.0,
+        damping: float = 1.0,
+        weight_decay: float = 0.0,
+        preconditioner: str | type[Approximation] | None = None,
+        iterations: int = 50,
+        kind: str = "mc",
+        decay: float = 0.95,
+        output: Callable[[Any], Tensor] | None = None,
+        **options: Unpack[HessianFreeKeywords],
+    ) -> None:
+        rule = as_damping(damping)
+        if not isinstance(rule, Tikhonov) or rule.value <= 0:
+            raise ValueError(f"damping must be a positive number, got {damping!r}.")
+        choices.one_of("kind", kind, KINDS)
+        require_known(type(self), options)
+        self._solver = ConjugateGradients(iterations, preconditioner is not None, **options)
+        super().__init__(
+            model, likelihood, "identity" if preconditioner is None else preconditioner, params=params, lr=lr,
+            damping=damping, weight_decay=weight_decay, decay=decay, kind=kind, output=output,
+        )  # fmt: skip
+
+    def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
+        return self._solver, LineSearch()
+
+    def _settle(self, generic: list[Layer]) -> list[Layer]:
+        # the products take every layer; structure is for the preconditioner alone
+        return super()._settle(generic) if self._captures else list(self.layers)

@@ -8,26 +8,195 @@ the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from fisherviz.capture.captures import Capture, concatenate
-from fisherviz.network.batches import Batches
+from fisherviz.network.batches import Batches, arguments, move
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
-from fisherviz.optim.averages import distributed
-from fisherviz.optim.optimizer import Directions, NaturalGradient
+from fisherviz.operators.factorise import cholesky
+from fisherviz.optim.directions import Directions
+from fisherviz.optim.low_rank import Moves, add_direction
+from fisherviz.optim.optimizer import NaturalGradient
+from fisherviz.optim.options import require_known
+from fisherviz.optim.processes import distributed
 from fisherviz.optim.revisit import capture_forward
-from fisherviz.optim.selection import gradient_matrix, say_once, split_matrix
-from fisherviz.optim.settings import check_number, check_positive
-from fisherviz.optim.watcher import Inputs, Pass
-from fisherviz.support import timing
+from fisherviz.optim.rules import StepRule, descend
+from fisherviz.optim.selection import gradient_matrix, ordered_parameters, say_once, split_matrix
+from fisherviz.optim.step import Step
+from fisherviz.optim.watcher import Pass
+from fisherviz.support import choices, timing
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
+
+
+class QuasiNewton(Directions):
+    """H_g v H_a of each layer, v the moving average of its gradients.
+
+    Args:
+        data: batches for the first A; None: the first step's.
+        pair_decay: of the pairs.
+        powell: first threshold of the double damping.
+    """
+
+    needs_closure = "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
+
+    def __init__(self, data: Any, pair_decay: float = 0.9, powell: float = 0.2) -> None:
+        choices.number("pair_decay", pair_decay, 0.0, 1.0)
+        choices.number("powell", powell, 0.0, 1.0)
+        self.first = None if data is None else Batches(data)
+        self.pair_decay, self.powell = pair_decay, powell
+        self.factors: dict[str, dict[str, Tensor]] = {}
+
+    def of(self, step: Step) -> Moves:
+        """Directions at the old weights."""
+        if self.first is not None and step.active and not self.factors:
+            self.average_data(step)
+        for layer in step.active:
+            self.update_inputs(step, layer)
+        moves: Moves = {}
+        for layer in step.active:
+            own = self.factors[layer.name]
+            v, m = gradient_matrix(layer, step.decays), _group(step, layer)["momentum"]
+            own["v"] = (1 - m) * v if "v" not in own else own["v"].mul_(m).add_(v, alpha=1 - m)
+            moves |= split_matrix(layer, own["Hg"] @ own["v"] @ own["Ha"])
+        return moves
+
+    def means(self, step: Step) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Mean input, mean pre-activation and mean score of each layer."""
+        return {layer.name: self._means(step, layer) for layer in step.active}
+
+    def learn(self, step: Step, before: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+        """H_a and H_g from the means before and after the weights have changed."""
+        if not step.active:
+            return
+        for layer in step.active:
+            own, mean_a = self.factors[layer.name], before[layer.name][0]
+            s = own["Ha"] @ mean_a
+            damped = own["A"] @ s + _root(step, layer) * s
+            own["Ha"] = bfgs(own["Ha"], s, damped, mean_a)
+        self.again(step)
+        for layer in step.active:
+            self.update_outputs(step, layer, before[layer.name])
+
+    def _capture(self, step: Step, layer: Layer) -> Capture:
+        parts = [made.captures[layer.name] for made in step.passes if layer.name in made.captures]
+        capture = concatenate(parts)
+        if not isinstance(capture, Capture) or not capture.factored:
+            raise NotImplementedError(
+                f"layer {layer.name!r} shares its weights over positions, for which K-BFGS is not defined; "
+                "put it in a group with approximation='none'."
+            )
+        return capture
+
+    def _means(self, step: Step, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean input, mean pre-activation W̄ ā and mean score."""
+        capture = self._capture(step, layer)
+        a = capture.a[:, 0].mean(0)
+        W = torch.cat([p.detach().reshape(layer.d_out, -1) for p in ordered_parameters(layer)], 1).to(a.dtype)
+        if layer.da > W.shape[1]:
+            raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
+        return a, W @ a, capture.g[0, :, 0].mean(0)
+
+    @timing.part("statistics")
+    def update_inputs(self, step: Step, layer: Layer) -> None:
+        """A, and at the first step the two inverses."""
+        capture = self._capture(step, layer)
+        a = capture.a[:, 0]
+        own = self.factors.setdefault(layer.name, {})
+        fresh = a.mT @ a / len(a)
+        own["A"] = fresh if "A" not in own else own["A"].mul_(step.decay).add_(fresh, alpha=1 - step.decay)
+        if "Ha" not in own:
+            eye = torch.eye(len(fresh), dtype=a.dtype, device=a.device)
+            damped = own["A"] + _root(step, layer) * eye
+            own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
+            own["Hg"] = torch.eye(layer.d_out, dtype=a.dtype, device=a.device)
+
+    @timing.part("statistics")
+    def update_outputs(self, step: Step, layer: Layer, before: tuple[Tensor, Tensor, Tensor]) -> None:
+        """H_g from the pair of the step."""
+        _, h, g = before
+        _, h_new, g_new = self._means(step, layer)
+        own, keep = self.factors[layer.name], self.pair_decay
+        for key, change in (("s", h_new - h), ("y", g_new - g)):
+            own[key] = (1 - keep) * change if key not in own else own[key].mul_(keep).add_(change, alpha=1 - keep)
+        s, y = double_damping(own["s"], own["y"], own["Hg"], self.powell, _root(step, layer))
+        own["Hg"] = bfgs(own["Hg"], s, y, g)
+
+    @timing.part("statistics")
+    def again(self, step: Step) -> None:
+        """The closure at the new weights; its passes replace the step's, its gradients are dropped."""
+        assert step.closure is not None
+        assert step.watcher is not None
+        gradients = [(p, p.grad) for group in step.groups for p in group["params"]]
+        buffers = [(b, b.clone()) for b in step.watcher.model.buffers()]
+        step.passes.clear()
+        for p, _ in gradients:
+            p.grad = None
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            step.closure()
+        for p, g in gradients:
+            p.grad = g
+        for b, saved in buffers:
+            b.copy_(saved)
+
+    @timing.part("statistics")
+    def average_data(self, step: Step) -> None:
+        """A over one pass of the data."""
+        assert step.watcher is not None
+        assert self.first is not None
+        totals: dict[str, Tensor] = {}
+        count = 0
+        device = step.generator.device
+        for batch, _ in self.first:
+            inputs = move(arguments(batch), device)
+            captures, n = capture_forward(step.watcher, inputs, lambda z: torch.zeros_like(z).unsqueeze(0))
+            count += n
+            for layer in step.active:
+                a = captures[layer.name].a[:, 0]  # type: ignore[union-attr]
+                totals[layer.name] = a.mT @ a + totals.get(layer.name, 0)
+        for name, total in totals.items():
+            self.factors[name] = {"A": total / count}
+
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """A, H_a, H_g and the averages of each layer."""
+        return {"factors": {name: {k: t.clone() for k, t in own.items()} for name, own in self.factors.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Restore what `state_dict` gave."""
+        device = next((p.device for p in parameters.values()), torch.device("cpu"))
+        self.factors = {
+            name: {key: t.to(device, copy=True) for key, t in own.items()} for name, own in state["factors"].items()
+        }
+
+
+class Follow(StepRule[QuasiNewton]):
+    """θ ← θ − lr · direction, whose momentum is in it already; then the curvature pairs."""
+
+    def take(self, step: Step, directions: QuasiNewton) -> None:
+        """Change the weights."""
+        if distributed():
+            raise NotImplementedError("K-BFGS runs in one process; under torch.distributed use foof or kfac.")
+        before = directions.means(step)
+        moves = directions.of(step)
+        rates = {p: float(group["lr"]) for group in step.groups for p in group["params"]}
+        for p, d in moves.items():
+            if p.grad is not None:
+                add_direction(p, d, -rates[p])
+        descend(step, {}, done=moves)
+        directions.learn(step, before)
+
+
+class KBFGSKeywords(TypedDict, total=False):
+    """Rare options of `KBFGS`."""
+
+    pair_decay: float
+    powell: float
 
 
 class KBFGS(NaturalGradient):
@@ -43,7 +212,7 @@ class KBFGS(NaturalGradient):
         params: parameter groups, None for all.
         lr: learning rate.
         damping: λ; √λ is added to A and is the second threshold of the double damping.
-        momentum: of the gradient's moving average, m v + (1 − m) ∇.
+        momentum: of the gradient's moving average, m v + (1 − m) ∇; of a plain group, SGD's.
         weight_decay: ℓ₂ coefficient.
         decay: of A.
         pair_decay: of the pairs.
@@ -56,7 +225,7 @@ class KBFGS(NaturalGradient):
         ValueError: an option is out of range, or there is data and no layer to precondition.
     """
 
-    _needs_closure = "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
+    Options: ClassVar[type] = KBFGSKeywords
 
     def __init__(
         self,
@@ -70,26 +239,25 @@ class KBFGS(NaturalGradient):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         decay: float = 0.9,
-        pair_decay: float = 0.9,
-        powell: float = 0.2,
         loss_scale: float | None = None,
         output: Callable[[Any], Tensor] | None = None,
+        **options: Unpack[KBFGSKeywords],
     ) -> None:
-        for name, value in (("pair_decay", pair_decay), ("powell", powell)):
-            check_number(name, value, 0.0, 1.0)
-        check_positive("damping", damping)
-        self.pair_decay, self.powell = pair_decay, powell
-        self._first = None if data is None else Batches(data)
+        require_known(type(self), options)
+        choices.positive("damping", damping)
+        self._newton = QuasiNewton(data, **options)
         super().__init__(
             model, likelihood, "identity", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, decay=decay, kind="empirical", loss_scale=loss_scale, output=output,
         )  # fmt: skip
-        self._factors: dict[str, dict[str, Tensor]] = {}
-        if self._first is not None and not self.layers:
+        if data is not None and not self.layers:
             raise ValueError(
                 "data is there for the first A of the preconditioned layers, and every parameter is frozen or in a "
                 "group with approximation='none'; leave data out, or leave K-BFGS a layer."
             )
+
+    def _compose(self, options: Any, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
+        return self._newton, Follow()
 
     def _reads_labels(self) -> bool:
         return True
@@ -108,145 +276,6 @@ class KBFGS(NaturalGradient):
         kept = made.captures
         super()._collect(made)
         made.captures = kept
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step.
-
-        Args:
-            closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; evaluated twice.
-
-        Returns:
-            What the closure returned at the old weights.
-
-        Raises:
-            RuntimeError: no closure, or no statistics since the last step.
-        """
-        return self._step(closure)
-
-    def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
-        if distributed():
-            raise NotImplementedError("K-BFGS runs in one process; under torch.distributed use foof or kfac.")
-        assert closure is not None
-        layers = self._active() if self.moments is not None else []
-        before = {layer.name: self._means(layer) for layer in layers}
-        if self._first is not None and layers and not self._factors:
-            self._average_data(layers)
-        for layer in layers:
-            self._update_inputs(layer)
-        decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
-        directions: Directions = {}
-        for layer in layers:
-            own = self._factors[layer.name]
-            v, m = gradient_matrix(layer, decays), self._group(layer)["momentum"]
-            own["v"] = (1 - m) * v if "v" not in own else own["v"].mul_(m).add_(v, alpha=1 - m)
-            directions |= split_matrix(layer, own["Hg"] @ own["v"] @ own["Ha"])
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    d = directions.get(p)
-                    d = p.grad.add(p, alpha=group["weight_decay"]) if d is None else d
-                    p.add_(d, alpha=-float(group["lr"]))
-        for layer in layers:
-            own, mean_a = self._factors[layer.name], before[layer.name][0]
-            s = own["Ha"] @ mean_a
-            damped = own["A"] @ s + self._damping(layer) ** 0.5 * s
-            own["Ha"] = bfgs(own["Ha"], s, damped, mean_a)
-        self._again(closure)
-        for layer in layers:
-            self._update_outputs(layer, before[layer.name])
-
-    def _group(self, layer: Layer) -> dict[str, Any]:
-        p = next(iter(layer.parameters.values()))
-        return next(group for group in self.param_groups if any(p is q for q in group["params"]))
-
-    def _damping(self, layer: Layer) -> float:
-        return float(self._group(layer)["damping"])
-
-    def _capture(self, layer: Layer) -> Capture:
-        parts = [made.captures[layer.name] for made in self._passes if layer.name in made.captures]
-        capture = concatenate(parts)
-        if not isinstance(capture, Capture) or not capture.factored:
-            raise NotImplementedError(
-                f"layer {layer.name!r} shares its weights over positions, for which K-BFGS is not defined; "
-                "put it in a group with approximation='none'."
-            )
-        return capture
-
-    def _means(self, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean input, mean pre-activation W̄ ā and mean score."""
-        capture = self._capture(layer)
-        a = capture.a[:, 0].mean(0)
-        W = torch.cat([p.detach().reshape(layer.d_out, -1) for p in _weights(layer)], 1).to(a.dtype)
-        if layer.da > W.shape[1]:
-            raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
-        return a, W @ a, capture.g[0, :, 0].mean(0)
-
-    @timing.part("statistics")
-    def _update_inputs(self, layer: Layer) -> None:
-        capture = self._capture(layer)
-        a = capture.a[:, 0]
-        own = self._factors.setdefault(layer.name, {})
-        fresh = a.mT @ a / len(a)
-        own["A"] = fresh if "A" not in own else own["A"].mul_(self.decay).add_(fresh, alpha=1 - self.decay)
-        if "Ha" not in own:
-            eye = torch.eye(len(fresh), dtype=a.dtype, device=a.device)
-            own["Ha"] = torch.cholesky_inverse(torch.linalg.cholesky(own["A"] + self._damping(layer) ** 0.5 * eye))
-            own["Hg"] = torch.eye(layer.d_out, dtype=a.dtype, device=a.device)
-
-    @timing.part("statistics")
-    def _update_outputs(self, layer: Layer, before: tuple[Tensor, Tensor, Tensor]) -> None:
-        _, h, g = before
-        _, h_new, g_new = self._means(layer)
-        own, keep = self._factors[layer.name], self.pair_decay
-        for key, change in (("s", h_new - h), ("y", g_new - g)):
-            own[key] = (1 - keep) * change if key not in own else own[key].mul_(keep).add_(change, alpha=1 - keep)
-        s, y = double_damping(own["s"], own["y"], own["Hg"], self.powell, self._damping(layer) ** 0.5)
-        own["Hg"] = bfgs(own["Hg"], s, y, g)
-
-    @timing.part("statistics")
-    def _again(self, closure: Callable[[], Any]) -> None:
-        """The closure at the new weights; its passes replace the step's, its gradients are dropped."""
-        gradients = [(p, p.grad) for group in self.param_groups for p in group["params"]]
-        buffers = [(b, b.clone()) for b in self.model.buffers()]
-        self._passes = []
-        for p, _ in gradients:
-            p.grad = None
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            closure()
-        for p, g in gradients:
-            p.grad = g
-        for b, saved in buffers:
-            b.copy_(saved)
-
-    @timing.part("statistics")
-    def _average_data(self, layers: list[Layer]) -> None:
-        """A over one pass of the data."""
-        assert self._watcher is not None
-        assert self._first is not None
-        totals: dict[str, Tensor] = {}
-        count = 0
-        device = next(iter(self._known)).device
-        for batch, _ in self._first:
-            inputs = batch if isinstance(batch, tuple | list) else (batch,)
-            arguments: Inputs = (tuple(x.to(device) for x in inputs), {})
-            captures, n = capture_forward(self._watcher, arguments, lambda z: torch.zeros_like(z).unsqueeze(0))
-            count += n
-            for layer in layers:
-                a = captures[layer.name].a[:, 0]  # type: ignore[union-attr]
-                totals[layer.name] = a.mT @ a + totals.get(layer.name, 0)
-        for name, total in totals.items():
-            self._factors[name] = {"A": total / count}
-
-    def _own_state(self) -> dict[str, Any]:
-        factors = {name: {key: t.clone() for key, t in own.items()} for name, own in self._factors.items()}
-        return super()._own_state() | {"factors": factors}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        super()._load_own_state(state)
-        device = self.generator.device
-        self._factors = {
-            name: {key: t.to(device, copy=True) for key, t in own.items()} for name, own in state["factors"].items()
-        }
 
 
 def bfgs(H: Tensor, s: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
@@ -283,6 +312,11 @@ def double_damping(s: Tensor, y: Tensor, H: Tensor, powell: float, second: float
     return s, y
 
 
-def _weights(layer: Layer) -> list[nn.Parameter]:
-    own = [layer.module._parameters.get(key) for key in ("weight", "bias")]
-    return [p for p in own if p is not None and any(p is q for q in layer.parameters.values())]
+def _group(step: Step, layer: Layer) -> dict[str, Any]:
+    p = next(iter(layer.parameters.values()))
+    return next(group for group in step.groups if any(p is q for q in group["params"]))
+
+
+def _root(step: Step, layer: Layer) -> float:
+    """√λ of a layer."""
+    return float(_group(step, layer)["damping"]) ** 0.5

@@ -50,6 +50,7 @@ class LowRank:
 
 Direction = Tensor | LowRank
 Tensors = dict[nn.Parameter, Tensor]
+Moves = dict[nn.Parameter, Direction]
 
 
 def dense(direction: Direction) -> Tensor:
@@ -69,7 +70,7 @@ def add_direction(target: Tensor, direction: Direction, scale: float, keep: floa
 
 def split_rows(
     layer: Layer, right: Tensor, left: Tensor, bases: dict[nn.Parameter, Tensor] | None = None, weight: float = 1.0
-) -> dict[nn.Parameter, Direction]:
+) -> Moves:
     """The parameters' shares of weight · bases + leftᵀ right.
 
     Args:
@@ -84,7 +85,7 @@ def split_rows(
     """
     parameters = ordered_parameters(layer)
     columns = right.split([p.numel() // layer.d_out for p in parameters], 1)
-    out: dict[nn.Parameter, Direction] = {}
+    out: Moves = {}
     for p, part in zip(parameters, columns, strict=True):
         made = LowRank(left, part, p.shape, (bases or {}).get(p), weight)
         fits = p.dtype == right.dtype and p.is_contiguous()

@@ -1,49 +1,40 @@
-"""NaturalGradient: any approximation, any damping, one step rule, in a plain training loop.
+"""NaturalGradient: any approximation, any damping, any step rule, in a plain training loop.
 
-θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning. Statistics come from the user's own forwards
-and backwards (`watch`), averages from `moments`, solves from `preconditioner`; the presets only set defaults.
+θ ← θ − lr · (F̂ + damping)⁻¹ ∇h with momentum after preconditioning, or as the quadratic model scales it. Statistics
+come from the user's own forwards and backwards (`watcher`); `directions` and `rules` take the step from them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.approximations.registry import make
-from fisherviz.capture.hooks import Call
+from fisherviz.capture.look import glance, late, look
+from fisherviz.capture.network import Network
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood, resolve
-from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
+from fisherviz.network.vectors import KINDS, NOT_FINITE, FreshVectors
+from fisherviz.operators.damping import Damping
 from fisherviz.optim import settings
-from fisherviz.optim.averages import Moments, distributed, positions_and_neighbours
+from fisherviz.optim.averages import Moments
+from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.exact import ExactFisher
-from fisherviz.optim.low_rank import Direction, add_direction, dense, split_rows
-from fisherviz.optim.passes import Source, make_source
-from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
+from fisherviz.optim.options import NaturalGradientOptions, split_options
+from fisherviz.optim.preconditioner import INVERT_FROM
 from fisherviz.optim.processes import summed
-from fisherviz.optim.revisit import evaluate
-from fisherviz.optim.selection import (
-    choose_layers,
-    gradient_matrix,
-    one_damping,
-    refuse_thawed,
-    rows_explain,
-    say_once,
-    settle,
-    split_matrix,
-    unwrap,
-)
-from fisherviz.optim.structure import decide, later
+from fisherviz.optim.rescaled import QuadraticModel
+from fisherviz.optim.rules import ModelRule, Momentum, StepRule
+from fisherviz.optim.selection import choose_layers, refuse_thawed, say_once, settle, unwrap
+from fisherviz.optim.step import Step
 from fisherviz.optim.watcher import Pass, Wanted, Watcher
-from fisherviz.support import timing
-
-Directions = dict[nn.Parameter, Direction]
+from fisherviz.support import choices, timing
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -60,15 +51,20 @@ class NaturalGradient(torch.optim.Optimizer):
         weight_decay: ℓ₂ coefficient, added to the gradient before it is preconditioned.
         T: steps between factorisations.
         decay: weight of the past in the moving averages; 0 for the statistics of the step's own passes.
-        ramp: whether the decay starts as min(1 − 1/k, decay), as in the K-FAC paper.
         kind: "exact", "mc" or "empirical"; None: "exact" for method "exact", otherwise "mc".
+        output: picks the output tensor from what the model returns.
+        ramp: whether the decay starts as min(1 − 1/k, decay), as in the K-FAC paper.
         samples: sampled labels per example for kind "mc".
         reduction: whether the Fisher is the "mean" or the "sum" over the step's examples.
+        rescale: whether the preconditioned gradients are re-scaled by the exact F on the mini-batch, as algorithm 2 of
+            the K-FAC paper does, for any method: lr is then 1, damping is λ₀, weight_decay is η, and with a momentum
+            above 0 the last step takes part. Factors, where there are two, are damped with γ, other matrices with γ².
+        adapt: whether λ and γ are adapted; needs `rescale`, and `step(closure)`.
+        T1: as for `KFAC`, like T2, tau1, tau2, omega1 and omega2.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll, for kind
             "empirical", whose scores are read from that backward; None: 1 for an nn loss with reduction="sum",
-            otherwise 1/N. A loss multiplied by s by hand, its
-            gradients divided again before the step, has c = s/N; a GradScaler, whose s changes, is refused.
-        output: picks the output tensor from what the model returns.
+            otherwise 1/N. A loss multiplied by s by hand, its gradients divided again before the step, has c = s/N; a
+            GradScaler, whose s changes, is refused.
         **options: of the approximation, such as setting="reduce".
 
     Raises:
@@ -85,10 +81,8 @@ class NaturalGradient(torch.optim.Optimizer):
         >>> opt.step(); opt.zero_grad()
     """
 
-    _needs_inputs = False
-    _captures = True
-    _needs_closure = ""
-    """What is said where `step` needs a closure and gets none."""
+    Options: ClassVar[type] = NaturalGradientOptions
+    """The rare ones."""
     grad_scale: Tensor | None
     found_inf: Tensor
     """Both there only while a GradScaler calls `step`."""
@@ -106,47 +100,99 @@ class NaturalGradient(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         T: int = 1,
         decay: float = 0.95,
-        ramp: bool = False,
         kind: str | None = None,
-        samples: int = 1,
-        reduction: str = "mean",
-        loss_scale: float | None = None,
         output: Callable[[Any], Tensor] | None = None,
         **options: Any,
     ) -> None:
         model = unwrap(model)
         self.likelihood = resolve(likelihood)
-        self.approximation = ExactFisher(**options) if method == "exact" else make(method, **options)
-        self.kind = ("exact" if method == "exact" else "mc") if kind is None else kind
-        settings.check_averages(T, decay, ramp, self.kind, samples, reduction)
-        settings.check_loss_scale(loss_scale)
+        rare, self.approximation = split_options(type(self), method, options)
+        if kind is None:
+            kind = "exact" if isinstance(self.approximation, ExactFisher) else "mc"
+        self.kind = choices.one_of("kind", kind, KINDS)
+        choices.count("T", T)
+        choices.number("decay", decay, 0.0, 1.0)
         settings.check_output(output)
-        self.T, self.decay, self.ramp, self.reduction, self.samples = T, decay, ramp, reduction, samples
+        self.T, self.decay, self.ramp = T, decay, rare.ramp
+        self.reduction, self.samples = rare.reduction, rare.samples
         self.k = 0
         """Steps taken."""
         defaults = {
             "lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay, "approximation": None,
         }  # fmt: skip
         settings.check_group(defaults)
+        self.directions, self.rule = self._compose(rare, defaults)
         super().__init__(list(model.parameters()) if params is None else settings.as_groups(params), defaults)
         for group in self.param_groups:
             settings.check_group(group)
-        self.model = model
-        self.layers = choose_layers(model, self.param_groups)
+        self.rule.begin(self.param_groups, self.defaults, T)
+        self._needs_inputs = self.directions.inputs or self.rule.inputs
+        self._captures = self.directions.captures and self.rule.captures
+        self._needs_closure = self.directions.needs_closure or self.rule.needs_closure
+        self.network = Network(model, self.likelihood, choose_layers(model, self.param_groups), output)
         self._known = {p for layer in self.layers for p in layer.parameters.values()}
         device = next(iter(self._known)).device if self._known else torch.device("cpu")
         self.generator = torch.Generator(device=device).manual_seed(torch.initial_seed())
         self.moments: Moments | None = None
         self._passes: list[Pass] = []
-        self._preconditioner: tuple[tuple[Any, ...], Preconditioner] | None = None
         self._watcher: Watcher | None = None
         self._guesses_scale = False
         if self.layers:
-            if loss_scale is None and isinstance(likelihood, nn.Module):
-                loss_scale = 1.0 if getattr(likelihood, "reduction", "") == "sum" else None
+            summed_loss = isinstance(likelihood, nn.Module) and getattr(likelihood, "reduction", "") == "sum"
+            loss_scale = 1.0 if summed_loss and rare.loss_scale is None else rare.loss_scale
             wanted = self._wanted(loss_scale)
             self._guesses_scale = wanted.scores and loss_scale is None
-            self._watcher = Watcher(model, self.layers, output, wanted, self._collect, self._describe, self._drop)
+            self._watcher = Watcher(self.network, wanted, self._collect, self._describe, self._drop)
+
+    def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
+        """What turns gradients into directions, and what gives these their length."""
+        if not options.rescale:
+            return Preconditioned(), Momentum()
+        for name, value, needed in (("kind", self.kind, KINDS[:2]), ("reduction", self.reduction, ("mean",))):
+            if value not in needed:
+                raise ValueError(
+                    f"with rescale=True {name} must be {' or '.join(map(repr, needed))}, got {value!r}: steps are "
+                    "scaled by the mean F, and the statistics come from a forward of their own, without labels."
+                )
+        rule = QuadraticModel(options, momentum=defaults["momentum"] > 0)
+        defaults["momentum"] = 0.0  # it is part of the rule; a plain group may have its own
+        return Preconditioned(), rule
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.network.model
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of the groups that are preconditioned."""
+        return self.network.layers
+
+    @property
+    def rescale(self) -> bool:
+        """Whether steps minimise the quadratic model."""
+        return isinstance(self.rule, ModelRule)
+
+    @property
+    def lam(self) -> float:
+        """λ of the quadratic model; 0 without one."""
+        return self.rule.lam if isinstance(self.rule, ModelRule) else 0.0
+
+    @lam.setter
+    def lam(self, value: float) -> None:
+        if not isinstance(self.rule, ModelRule):
+            raise AttributeError("λ is the damping of the groups here; there is no quadratic model (rescale=False).")
+        self.rule.lam = value
+
+    @property
+    def gamma(self) -> float:
+        """γ of the factored damping that the quadratic model searches; 0 without one."""
+        return self.rule.gamma if self.rescale else 0.0  # type: ignore[attr-defined]
+
+    @property
+    def last(self) -> dict[str, float]:
+        """What the last step did: alpha, mu, decrease (M(0) − M(δ)), and rho where λ was adjusted."""
+        return self.rule.last if isinstance(self.rule, ModelRule) else {}
 
     # ---- what passes show ----------------------------------------------------------------------------------
 
@@ -156,11 +202,14 @@ class NaturalGradient(torch.optim.Optimizer):
             source=self._source() if labels and self.kind != "empirical" else None,
             scores=labels and self.kind == "empirical",
             loss_scale=loss_scale,
-            local=self.approximation.name in ("kfac", "foof")
-            and (not self._needs_inputs or not any(group["weight_decay"] for group in self.param_groups)),
+            local=self._hears(),
             inputs=self._needs_inputs,
             captures=self._captures,
         )
+
+    def _hears(self) -> bool:
+        """Whether the rows behind gradients can be of use."""
+        return self.directions.reads_rows and not all(group["weight_decay"] for group in self.param_groups)
 
     def _reads_labels(self) -> bool:
         structured = [layer for layer in self.layers if layer.structured]
@@ -170,24 +219,34 @@ class NaturalGradient(torch.optim.Optimizer):
             for layer in structured
         )
 
-    def _source(self) -> Source:
+    def _source(self) -> FreshVectors:
         me = weakref.proxy(self)  # the watcher keeps the source: no cycle keeps the optimizer
-        return make_source(self.likelihood, self.kind, self.samples, self.generator, lambda: me.k + 1)
+        return FreshVectors(self.likelihood, self.kind, self.samples, self.generator, lambda: me.k + 1)
 
     @property
     def _defers(self) -> bool:
         return self.T >= INVERT_FROM
 
-    def _describe(self, calls: dict[str, list[Call]], z: Tensor) -> None:
+    def _describe(self, made: Pass) -> None:
         """Settle which layers have structure, at the first pass; those that it leaves out when they first run."""
-        if self.moments is not None:
-            self.moments.positions |= later(self.moments.positions, calls, z)
-            return
-        decide(self.layers, calls, z)
-        kept = self._settle([layer for layer in self.layers if not layer.structured])
-        structured = {name: made for name, made in calls.items() if made[0].layer.structured}
-        positions, adjacent = positions_and_neighbours(structured)
-        self.moments = Moments(self.approximation, kept, positions, adjacent, self._defers)
+        assert made.output is not None
+        if not self.network.structure.looked:
+            self._look(made)
+        if self.moments is None:
+            kept = self._settle(list(self.network.structure.generic))
+            structure = self.network.structure
+            self.moments = Moments(self.approximation, kept, structure.positions, structure.neighbours, self._defers)
+        else:
+            self.moments.positions |= late(self.moments.positions, made.calls, made.output)
+
+    def _look(self, made: Pass) -> None:
+        """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass."""
+        assert self._watcher is not None
+        assert made.output is not None
+        with self._watcher.looking_away():
+            with contextlib.suppress(ValueError, RuntimeError):
+                look(self.network, made.inputs)
+            glance(self.network, made.calls, made.output)
 
     def _settle(self, generic: list[Layer]) -> list[Layer]:
         """Layers that are preconditioned; what happens to those without structure is said once."""
@@ -215,7 +274,7 @@ class NaturalGradient(torch.optim.Optimizer):
         for made in self._passes:
             made.drop(names)
         gone = sum(made.examples for made in self._passes if not made.layers and not made.retained)
-        self._passes = [made for made in self._passes if made.layers]
+        self._passes[:] = [made for made in self._passes if made.layers]
         if self.moments is not None and self._captures:
             self.moments.drop(names, gone)
 
@@ -225,14 +284,15 @@ class NaturalGradient(torch.optim.Optimizer):
         """Take one step.
 
         Args:
-            closure: evaluates the loss and its gradients once more; its forward counts.
+            closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; its forward counts.
+                Needed, and evaluated again at other weights, with adapt=True and by KBFGS and HessianFree.
 
         Returns:
-            What the closure returned.
+            What the closure returned at the old weights.
 
         Raises:
-            RuntimeError: a preconditioned layer has a gradient but no statistics since the last step, or a GradScaler
-                scaled the scores that kind "empirical" reads.
+            RuntimeError: a closure is needed and missing, a preconditioned layer has a gradient but no statistics since
+                the last step, or a GradScaler scaled the scores that kind "empirical" reads.
         """
         return self._step(closure)
 
@@ -277,12 +337,15 @@ class NaturalGradient(torch.optim.Optimizer):
             self.moments.forget()
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
-        self._apply(self._directions())
-
-    def _evaluate(self, closure: Callable[[], Any]) -> Any:
-        """The closure's loss at the present weights: not a training pass, and the gradients are put back."""
-        assert self._watcher is not None
-        return evaluate(self._watcher, closure, [p for group in self.param_groups for p in group["params"]])
+        step = Step(
+            k=self.k, T=self.T, due=self.rule.due(self.k, self.T), decay=self._decay_now(), reduction=self.reduction,
+            groups=self.param_groups, state=self.state, layers=self.layers, active=self._active(), passes=self._passes,
+            moments=self.moments, watcher=self._watcher, likelihood=self.likelihood, source=self._source(),
+            generator=self.generator, loss=loss, closure=closure,
+        )  # fmt: skip
+        self.rule.take(step, self.directions)
+        if self._watcher is not None and self._watcher.wanted.local != self._hears():
+            self._watcher.wanted = replace(self._watcher.wanted, local=self._hears())
 
     def _active(self) -> list[Layer]:
         """Preconditioned layers with a gradient."""
@@ -294,7 +357,7 @@ class NaturalGradient(torch.optim.Optimizer):
         bad, examples = summed(seen, self.generator.device)  # all processes raise, or none: none waits for another
         if bad:
             self._forget()
-            raise ValueError(settings.NOT_FINITE.format(self.k + 1, int(bad), int(examples)))
+            raise ValueError(NOT_FINITE.format(self.k + 1, int(bad), int(examples)))
         if len(self._passes) > 1 and self._guesses_scale:
             say_once(settings.ACCUMULATED.format(len(self._passes)))
             self._guesses_scale = False
@@ -314,108 +377,12 @@ class NaturalGradient(torch.optim.Optimizer):
                 )
 
     def _seen(self, layer: Layer) -> bool:
+        if not self._captures:
+            return bool(self._passes) and self.rule.knows(layer, self.moments)
         return self.moments is not None and self.moments.saw(layer)
-
-    def _due(self) -> bool:
-        """Whether this step factorises anew."""
-        return (self.k - 1) % self.T == 0
 
     def _decay_now(self) -> float:
         return min(1 - 1 / self.k, self.decay) if self.ramp else self.decay
-
-    def _directions(self) -> Directions:
-        """Preconditioned gradients of all layers with a gradient."""
-        active = self._active()
-        if self.moments is None or not active:
-            return {}
-        self._update_moments(self._due())
-        made = self._preconditioner_now()
-        if not all(made.has(layer) for layer in active):
-            self._update_moments(True, blend=False)  # a layer ran for the first time
-            made = self._preconditioner_now()
-        return self._solve(made, active)
-
-    @timing.part("statistics")
-    def _update_moments(self, due: bool, blend: bool = True) -> None:
-        assert self.moments is not None
-        if blend:
-            self.moments.advance(self._decay_now(), due, keep=self.T > 1)
-        else:
-            self.moments.snapshot(keep=self.T > 1, missing=True)
-        if due or self.moments.refines:
-            self._preconditioner = None
-
-    @timing.part("inversion")
-    def _solve(self, preconditioner: Preconditioner, active: list[Layer]) -> Directions:
-        decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
-        out: Directions = {}
-        whole: dict[str, Tensor] = {}
-        for layer in active:
-            rows = self._rows(preconditioner, layer, decays)
-            if rows is not None:
-                out |= split_rows(layer, *preconditioner.solve_rows(layer, rows))
-            else:
-                whole[layer.name] = gradient_matrix(layer, decays).reshape(-1)
-        if whole:
-            solved = preconditioner.solve(whole)
-            for layer in active:
-                if layer.name in solved:
-                    out |= split_matrix(layer, solved[layer.name])
-        return out
-
-    def _rows(self, preconditioner: Preconditioner, layer: Layer, decays: dict[nn.Parameter, float]) -> Rows | None:
-        """The rows behind the layer's gradient, if it is exactly one unmodified local backward and they cost less."""
-        return self._gradient_rows(layer, decays, partial(preconditioner.low_rank_pays, layer))
-
-    def _gradient_rows(
-        self, layer: Layer, decays: Mapping[nn.Parameter, float], pays: Callable[[int], bool]
-    ) -> Rows | None:
-        """The rows behind the layer's gradient, if their number pays and they are one unmodified local backward."""
-        if len(self._passes) != 1 or distributed() or any(decays[p] for p in layer.parameters.values()):
-            return None
-        rows = self._passes[0].rows_behind(layer)
-        if rows is None or not pays(len(rows[0])):
-            return None
-        return rows if rows_explain(layer, *rows) else None
-
-    @timing.part("inversion")
-    def _preconditioner_now(self) -> Preconditioner:
-        """The damped matrix, factorised anew after a snapshot or a change of damping."""
-        assert self.moments is not None
-        dampings = self._dampings()
-        rules = {layer.name: self._rule(one_damping(layer, dampings)) for layer in self.moments.space.layers}
-        key = tuple(rules.values())
-        if self._preconditioner is None or self._preconditioner[0] != key:
-            matrix = self.moments.build()
-            if self.reduction == "sum" and self.approximation.follows_scale:
-                matrix = matrix.scale(self.moments.snapshot_examples)
-            self._preconditioner = (key, Preconditioner(matrix, rules, self.T >= INVERT_FROM))
-        return self._preconditioner[1]
-
-    def _dampings(self) -> dict[nn.Parameter, float | Damping]:
-        return {p: group["damping"] for group in self.param_groups for p in group["params"]}
-
-    def _rule(self, damping: float | Damping) -> Tikhonov | FactoredTikhonov | None:
-        """What a group's damping means for this optimizer."""
-        return as_damping(damping)
-
-    def _apply(self, directions: Directions) -> None:
-        """θ ← θ − lr · (momentum buffer of the direction); parameters without a direction take their gradient."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                d = directions.get(p)
-                if d is None:
-                    d = p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
-                if group["momentum"]:
-                    state = self.state[p]
-                    if "momentum_buffer" not in state:
-                        state["momentum_buffer"] = dense(d).clone()
-                    else:
-                        add_direction(state["momentum_buffer"], d, 1.0, group["momentum"])
-                    d = state["momentum_buffer"]
-                add_direction(p, d, -float(group["lr"]))
 
     # ---- saving --------------------------------------------------------------------------------------------
 
@@ -443,19 +410,25 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ValueError(settings.DAMAGED.format(error)) from error
 
     def _own_state(self) -> dict[str, Any]:
+        names = {p: name for layer in self.layers for name, p in layer.parameters.items()}
         return {
             "method": self.approximation.name,
             "shapes": settings.shapes_of(self.layers),
             "k": self.k,
             "generator": self.generator.get_state(),
             "moments": None if self.moments is None else self.moments.state_dict(),
+            **self.directions.state_dict(names),
+            **self.rule.state_dict(names),
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         self.k = state["k"]
         self.generator.set_state(state["generator"].cpu())
-        self._preconditioner, self._passes, self.moments = None, [], None
+        self._passes, self.moments = [], None
         if state["moments"] is not None:
-            self.moments = Moments.from_state(self.approximation, self.layers, state["moments"], self._defers)
+            self.moments = Moments.from_state(self.approximation, self.network, state["moments"], self._defers)
             if self._watcher is not None:
                 self._watcher.generic_diagonal = any(not layer.structured for layer in self.moments.space.layers)
+        parameters = {name: p for layer in self.layers for name, p in layer.parameters.items()}
+        self.directions.load_state_dict(state, parameters)
+        self.rule.load_state_dict(state, parameters)

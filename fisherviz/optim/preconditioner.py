@@ -65,6 +65,11 @@ class Preconditioner:
         """Whether the matrix covers a layer."""
         return id(layer) in self._covered
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether some layer's factors can act on the rows behind its gradient."""
+        return any(isinstance(operator, Kronecker) for operator, _ in self._operators.values())
+
     def low_rank_pays(self, layer: Layer, rows: int) -> bool:
         """Whether factors on R rows cost less than on the (dg, da) gradient, counted in multiplications."""
         if self.joint is not None or not isinstance(self._operators[layer.name][0], Kronecker):

@@ -8,7 +8,7 @@ algorithm 1; EKFAC: George et al. 2018; TENGraD: Soori et al. 2021 as in Shresth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor, nn
 
@@ -17,7 +17,8 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping
 from fisherviz.optim.exact import BatchUnits
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.settings import check_choice
+from fisherviz.optim.options import require_known
+from fisherviz.support import choices
 
 ModelLikelihood = str | Likelihood | nn.Module
 Output = Callable[[Any], Tensor] | None
@@ -104,12 +105,19 @@ class CWNGD(NaturalGradient):
         kind: str = "empirical",
         output: Output = None,
     ) -> None:
-        check_choice("kind", kind, KINDS)
+        choices.one_of("kind", kind, KINDS)
         super().__init__(
             model, likelihood, BatchUnits, params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=0.0, kind=kind, reduction="sum", loss_scale=loss_scale,
             output=output,
         )  # fmt: skip
+
+
+class EKFACKeywords(TypedDict, total=False):
+    """Rare options of `EKFAC`."""
+
+    samples: int
+    setting: str
 
 
 class EKFAC(NaturalGradient):
@@ -134,6 +142,8 @@ class EKFAC(NaturalGradient):
         output: picks the output tensor from what the model returns.
     """
 
+    Options: ClassVar[type] = EKFACKeywords
+
     def __init__(
         self,
         model: nn.Module,
@@ -147,14 +157,15 @@ class EKFAC(NaturalGradient):
         T: int = 20,
         decay: float = 0.95,
         kind: str = "mc",
-        samples: int = 1,
-        setting: str = "expand",
         output: Output = None,
+        **options: Unpack[EKFACKeywords],
     ) -> None:
-        check_choice("kind", kind, KINDS)
+        require_known(type(self), options)
+        choices.one_of("kind", kind, KINDS)
         super().__init__(
             model, likelihood, "ekfac", params=params, lr=lr, damping=damping, momentum=momentum,
-            weight_decay=weight_decay, T=T, decay=decay, kind=kind, samples=samples, output=output, setting=setting,
+            weight_decay=weight_decay, T=T, decay=decay, kind=kind, output=output,
+            **options,
         )  # fmt: skip
 
 
@@ -191,7 +202,7 @@ class TENGraD(NaturalGradient):
         loss_scale: float | None = None,
         output: Output = None,
     ) -> None:
-        check_choice("kind", kind, KINDS)
+        choices.one_of("kind", kind, KINDS)
         super().__init__(
             model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=0.0, kind=kind, loss_scale=loss_scale, output=output,

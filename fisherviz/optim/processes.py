@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 import torch
 
-from fisherviz.optim.averages import distributed
+
+def distributed() -> bool:
+    """Whether several processes train together."""
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
 
 
 def summed(values: Sequence[float], device: torch.device) -> list[float]:

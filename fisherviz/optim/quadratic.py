@@ -1,31 +1,32 @@
-"""The quadratic model M(δ) = ½ δᵀ(F + (λ + η)I)δ + ∇hᵀδ of a mini-batch, by forward products only.
+"""The quadratic model M(δ) = ½ δᵀ(F + (λ + η)I)δ + ∇hᵀδ of a mini-batch, by products with the exact F alone.
 
-Martens & Grosse 2015, equation 5, sections 6.4 and 7, appendix C: J δ for a few directions gives every
-scalar δᵀFδ′.
+Martens & Grosse 2015, equation 5, sections 6.4 and 7, appendix C: J δ for a few directions gives every scalar δᵀFδ′.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.func import functional_call
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointError
 
-from fisherviz.network.batches import count_examples
-from fisherviz.network.guest import as_guest
+from fisherviz.capture.forward_mode import product, tangent, try_forward_mode
+from fisherviz.capture.look import REENTRANT
+from fisherviz.network.batches import Arguments, count_examples, take_rows
+from fisherviz.network.guest import check_modes
 from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.vectors import FreshVectors
 from fisherviz.optim.processes import summed
-from fisherviz.optim.structure import REENTRANT
-from fisherviz.optim.watcher import Inputs, Watcher, at_least_float32
+from fisherviz.optim.revisit import capture_forward
+from fisherviz.optim.watcher import Watcher, at_least_float32
+from fisherviz.statistics.examples import Examples
 
 Direction = Mapping[nn.Parameter, Tensor]
 
 
-def choose(inputs: Inputs, share: float, generator: torch.Generator) -> Inputs:
+def choose(inputs: Arguments, share: float, generator: torch.Generator) -> Arguments:
     """A random share of a batch's examples, at least one.
 
     Args:
@@ -39,97 +40,137 @@ def choose(inputs: Inputs, share: float, generator: torch.Generator) -> Inputs:
     n = count_examples(inputs)
     if share >= 1:
         return inputs
-    index = torch.randperm(n, generator=generator, device=generator.device)[: max(1, round(share * n))]
-    return pytree.tree_map(
-        lambda leaf: (
-            leaf[index.to(leaf.device)] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf
-        ),
-        inputs,
+    return take_rows(
+        inputs, torch.randperm(n, generator=generator, device=generator.device)[: max(1, round(share * n))]
     )
 
 
+class Image(NamedTuple):
+    """What a direction d comes to on one batch: J d beside the output z, or Uᵀ d in example space, where z is None."""
+
+    z: Tensor | None
+    t: Tensor
+
+
 class FisherForms:
-    """The bilinear form uᵀFv on a list of batches, from one forward-mode pass per direction.
+    """The bilinear form uᵀFv and products F v on a list of batches, by forward mode where it can be believed.
 
     Args:
-        watcher: knows the model and how to call it.
+        watcher: of the model.
         likelihood: gives F_R.
         batches: arguments of the model, of the mini-batch or a share of it.
+
+    Raises:
+        NotImplementedError: a layer is hidden from forward mode, or forward mode is wrong for the model and there are
+            no gradients of single examples either.
     """
 
-    def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Inputs]) -> None:
+    def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Arguments]) -> None:
         self.watcher, self.likelihood, self.batches = watcher, likelihood, list(batches)
+        self.network = watcher.network
         self.examples = sum(count_examples(batch) for batch in self.batches)
         if hidden := [layer.name for layer in watcher.layers if layer.note == REENTRANT]:
             raise NotImplementedError(
                 f"layer {hidden[0]!r} runs inside checkpoint(use_reentrant=True), through which no forward-mode "
                 "product passes; for KFAC pass use_reentrant=False, for HessianFree run the model without checkpoint."
             )
+        self._spaces: list[tuple[list[int], Examples]] | None = None
+        if self.network.structure.forward_mode is None:
+            with watcher.looking_away():
+                try_forward_mode(self.network, self.batches[0])
+        if not self.network.structure.forward_mode:
+            self._leave_forward_mode()
 
-    def tangents(self, direction: Direction) -> list[tuple[Tensor, Tensor]]:
-        """Output z and J · direction for each batch."""
-        model = self.watcher.model
-        names = {name: direction[p] for name, p in model.named_parameters() if p in direction}
-        out = []
-        self.watcher.paused = True
+    def _leave_forward_mode(self) -> None:
+        """Work in example space from here on: captures of each batch for the vectors of the exact F."""
         try:
-            for batch in self.batches:
-                with as_guest(model), torch.no_grad(), forward_ad.dual_level():
-                    duals = {
-                        name: forward_ad.make_dual(p.detach(), names[name])
-                        for name, p in model.named_parameters()
-                        if name in names
-                    }
-                    z = self.watcher.call(lambda *a, d=duals, **k: functional_call(model, d, a, k), batch)
-                    z, t = forward_ad.unpack_dual(z)
-                    t = torch.zeros_like(z) if t is None else t
-                out.append(tuple(_rows(x) for x in (z, t)))
-        finally:
-            self.watcher.paused = False
-        return out  # type: ignore[return-value]
+            check_modes(self.network.model)
+        except ValueError as error:
+            raise NotImplementedError(
+                "forward-mode derivatives of this model are missing or wrong, and in this mode there are no gradients "
+                f"of single examples to take their place: {error}"
+            ) from error
+        self.network.note(forward_mode=False)
+        source = FreshVectors(self.likelihood, "exact", 1, torch.Generator(), lambda: 0)
+        self._spaces = []
+        for batch in self.batches:
+            captures, _ = capture_forward(self.watcher, batch, source, generic=True)
+            there = [i for i, layer in enumerate(self.network.layers) if layer.name in captures]
+            names = self.network.space.names
+            self._spaces.append((there, Examples([captures[names[i]] for i in there], 1.0)))
+
+    def _named(self, direction: Direction) -> dict[str, Tensor]:
+        return {name: direction[p] for name, p in self.network.parameters.items() if p in direction}
+
+    def _pieces(self, direction: Direction, layers: Sequence[int]) -> list[Tensor]:
+        """A direction as unit-order columns (P_i, 1) of some layers."""
+        own = self.network.parameters
+        pieces = []
+        for i in layers:
+            parts = {place.name: own[place.name] for place in self.network.space.of(i)}
+            flat = {
+                name: (direction[p] if p in direction else torch.zeros_like(p)).detach().reshape(-1).to(self._work)
+                for name, p in parts.items()
+            }
+            pieces.append(self.network.space.gather(i, flat).unsqueeze(1))
+        return pieces
+
+    @property
+    def _work(self) -> torch.dtype:
+        return self.network.precision
+
+    def tangents(self, direction: Direction) -> list[Image]:
+        """What the direction comes to on each batch."""
+        if self._spaces is not None:
+            return [Image(None, space.project(self._pieces(direction, there))) for there, space in self._spaces]
+        with self.watcher.looking_away():
+            made = [tangent(self.network, batch, self._named(direction)) for batch in self.batches]
+        return [Image(at_least_float32(z), at_least_float32(t)) for z, t in made]
 
     def product(self, direction: Direction) -> dict[nn.Parameter, Tensor]:
         """F · direction: forward mode, the output Fisher, and one reverse pass."""
-        model = self.watcher.model
+        if self._spaces is not None:
+            return self._example_product(direction)
+        own, named = self.network.parameters, self._named(direction)
         total = {p: torch.zeros_like(d) for p, d in direction.items()}
-        self.watcher.paused = True
-        try:
-            for batch in self.batches:
-                with as_guest(model), forward_ad.dual_level():
-                    leaves = {name: p for name, p in model.named_parameters() if p in direction}
-                    copies = {name: p.detach().requires_grad_() for name, p in leaves.items()}
-                    duals = {name: forward_ad.make_dual(copies[name], direction[p]) for name, p in leaves.items()}
-                    z = self.watcher.call(lambda *a, d=duals, **k: functional_call(model, d, a, k), batch)
-                    z, t = forward_ad.unpack_dual(z)
-                    if t is None:
-                        continue
-                    u = self.likelihood.product(_rows(z), _rows(t)).reshape(z.shape).to(z.dtype)
-                    try:
-                        found = torch.autograd.grad(z, list(copies.values()), u.detach(), allow_unused=True)
-                    except CheckpointError as error:
-                        raise RuntimeError(
-                            "the products of HessianFree do not pass through checkpoint, which runs a part of the "
-                            "model again without their forward-mode directions; run the model without checkpoint."
-                        ) from error
-                for p, g in zip(leaves.values(), found, strict=True):
-                    if g is not None:
-                        total[p].add_(g, alpha=1 / self.examples)
-        finally:
-            self.watcher.paused = False
+        for batch in self.batches:
+            try:
+                with self.watcher.looking_away():
+                    made = product(self.network, batch, named, self._output)
+            except CheckpointError as error:
+                raise RuntimeError(
+                    "the products of HessianFree do not pass through checkpoint, which runs a part of the model again "
+                    "without their forward-mode directions; run the model without checkpoint."
+                ) from error
+            if not made.agrees:
+                self._leave_forward_mode()
+                return self._example_product(direction)
+            for name, part in made.parts.items():
+                total[own[name]].add_(part, alpha=1 / self.examples)
         return total
 
-    def form(self, u: Sequence[tuple[Tensor, Tensor]], v: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """uᵀFv from the two directions' tangents, in float64, over the examples of all processes."""
+    def _output(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.likelihood.product(at_least_float32(z), at_least_float32(t)).to(z.dtype)
+
+    def _example_product(self, direction: Direction) -> dict[nn.Parameter, Tensor]:
+        assert self._spaces is not None
+        own, total = self.network.parameters, {p: torch.zeros_like(d) for p, d in direction.items()}
+        for there, space in self._spaces:
+            for i, piece in zip(there, space.product(self._pieces(direction, there)), strict=True):
+                for name, part in self.network.space.scatter(i, piece[:, 0]).items():
+                    p = own[name]
+                    if p in total:
+                        total[p].add_(part.view_as(p), alpha=1 / self.examples)
+        return total
+
+    def form(self, u: Sequence[Image], v: Sequence[Image]) -> float:
+        """uᵀFv from the two directions' images, in float64, over the examples of all processes."""
         total = 0.0
-        for (z, s), (_, t) in zip(u, v, strict=True):
-            total += float((s.double() * self.likelihood.product(z, t).double()).sum())
-        total, examples = summed([total, self.examples], u[0][0].device)
+        for one, other in zip(u, v, strict=True):
+            t = other.t if one.z is None else self.likelihood.product(one.z, other.t)
+            total += float((one.t.double() * t.double()).sum())
+        total, examples = summed([total, self.examples], u[0].t.device)
         return total / examples
-
-
-def _rows(x: Tensor) -> Tensor:
-    x = at_least_float32(x.detach())
-    return x.unsqueeze(1) if x.dim() == 1 else x
 
 
 def dot(u: Direction, v: Direction) -> float:

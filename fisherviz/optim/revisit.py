@@ -11,49 +11,32 @@ from typing import Any
 
 from torch import nn
 
-from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.capture.hooks import capture_calls
+from fisherviz.capture.captures import AnyCapture
+from fisherviz.capture.take import shown
+from fisherviz.network.batches import Arguments
 from fisherviz.network.guest import as_guest
-from fisherviz.optim.averages import distributed
-from fisherviz.optim.passes import Source, backpropagate
-from fisherviz.optim.watcher import Inputs, Pass, Watcher, at_least_float32
+from fisherviz.optim.processes import distributed
+from fisherviz.optim.watcher import Source, Watcher
 
 
-def capture_forward(watcher: Watcher, inputs: Inputs, source: Source) -> tuple[dict[str, AnyCapture], int]:
+def capture_forward(
+    watcher: Watcher, inputs: Arguments, source: Source, *, generic: bool | None = None
+) -> tuple[dict[str, AnyCapture], int]:
     """Captures of a forward and backward of our own, in the model's present mode.
 
     Args:
-        watcher: the watcher, whose recorder is used.
+        watcher: the watcher, which looks away.
         inputs: arguments of the model.
         source: the vectors to backpropagate.
+        generic: whether layers without structure are wanted; None: as the watcher takes them.
 
     Returns:
         Captures by layer name, and the number of examples.
     """
-    recorder = watcher.recorder
-    watcher.paused = True
-    try:
-        with as_guest(watcher.model):
-            recorder.calls, recorder.active = [], False
-            handle = watcher.model.register_forward_pre_hook(lambda *_: setattr(recorder, "active", True))
-            try:
-                z = watcher.call(watcher.model, inputs)
-            finally:
-                handle.remove()
-                recorder.active = False
-            calls = {name: made for name, made in recorder.by_layer().items() if made[0].layer.structured}
-            recorder.calls = []
-            shaped = at_least_float32(z.detach())
-            v = source(shaped.unsqueeze(1) if z.dim() == 1 else shaped).to(z.dtype).reshape(-1, *z.shape)
-            gradients = backpropagate(z, calls, v)
-    finally:
-        watcher.paused = False
-    captures: dict[str, AnyCapture] = {}
-    for name, made in calls.items():
-        capture = capture_calls(made, gradients[name])
-        captures[name] = Capture(at_least_float32(capture.a), at_least_float32(capture.g))
-    if watcher.generic_diagonal:
-        captures |= watcher.generic_captures(Pass(len(z), inputs, None, {}, {}), v)
+    generic = watcher.generic_diagonal if generic is None else generic
+    with watcher.looking_away(), as_guest(watcher.model):
+        z, calls = watcher.network.record(inputs)
+        captures = shown(watcher.network, inputs, z, calls, source(z.detach()), generic=generic)
     return captures, len(z)
 
 
@@ -73,11 +56,9 @@ def evaluate(watcher: Watcher, closure: Callable[[], Any], parameters: Sequence[
     values = [g.clone() if g is not None and distributed() else None for g in gradients]
     for p in parameters:
         p.grad = None
-    watcher.paused = True
     try:
-        with as_guest(watcher.model):
+        with watcher.looking_away(), as_guest(watcher.model):
             return closure()
     finally:
-        watcher.paused = False
         for p, g, value in zip(parameters, gradients, values, strict=True):
             p.grad = g if g is None or value is None else g.copy_(value)

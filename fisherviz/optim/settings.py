@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from fisherviz.network.layers import Layer
-from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import FactoredTikhonov, Tikhonov, as_damping
+from fisherviz.support import choices
 
 FOREIGN = "this is no state of a fisherviz optimizer; load one that its state_dict() gave."
 
@@ -44,63 +43,16 @@ SCALED_CLOSURE = (
 )
 
 
-def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Refuse what is not on the list."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is not a positive whole number."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Refuse what is not a positive number."""
-    if not _is_number(value) or not 0 < float(value) < math.inf:
-        raise ValueError(f"{name} must be a positive number, got {value!r}.")
-
-
-def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Refuse what is not a finite number in [low, high]."""
-    if not _is_number(value) or not low <= float(value) <= high or math.isinf(float(value)):
-        most = "" if high == math.inf else f" and at most {high:g}"
-        raise ValueError(f"{name} must be a number of at least {low:g}{most}, got {value!r}.")
-
-
-def check_share(name: str, value: Any) -> None:
-    """Refuse what is not a number in (0, 1]."""
-    if not _is_number(value) or not 0 < float(value) <= 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
-
-
 def check_output(value: Any) -> None:
     """Refuse what cannot pick an output."""
     if value is not None and not callable(value):
         raise TypeError(f"output must be a function of what the model returns, or None, got {value!r}.")
 
 
-def check_averages(T: Any, decay: Any, ramp: Any, kind: Any, samples: Any, reduction: Any) -> None:
-    """Refuse options of the statistics and their averages that are out of range."""
-    check_count("T", T)
-    check_number("decay", decay, 0.0, 1.0)
-    check_flag("ramp", ramp)
-    check_choice("kind", kind, KINDS)
-    check_count("samples", samples)
-    check_choice("reduction", reduction, ("mean", "sum"))
-
-
 def check_group(group: Mapping[str, Any]) -> None:
     """Refuse options of a parameter group, or defaults, that are out of range."""
     for name, high in (("lr", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)):
-        check_number(name, group[name], 0.0, high)
+        choices.number(name, group[name], 0.0, high)
     check_damping(group["damping"])
     if group["approximation"] not in (None, "none"):
         raise ValueError(f"a group's approximation must be 'none' or left out, got {group['approximation']!r}.")
@@ -113,17 +65,11 @@ def as_groups(params: Any) -> list[Any]:
     return list(params)
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def check_loss_scale(value: Any) -> None:
     """Refuse what is neither None nor a positive number."""
     if value is None:
         return
-    if not _is_number(value):
+    if not choices.is_number(value):
         raise TypeError(f"loss_scale must be a positive number or None, got {value!r}.")
     if not 0 < float(value) < math.inf:
         raise ValueError(f"loss_scale must be positive and finite, got {value!r}.")
@@ -182,9 +128,12 @@ def check_state(state: Any, own: Mapping[str, Any]) -> None:
     saved = state["fisherviz"]
     if lacking := [key for key in ("state", "param_groups") if key not in state]:
         raise ValueError(f"the state lacks {lacking[0]!r}; load all of what state_dict() gave.")
-    if "method" in saved and saved["method"] != own["method"]:
-        raise ValueError(f"the state is one of method {saved['method']!r}, this optimizer's is {own['method']!r}.")
-    if lacking := [key for key in own if key not in saved and key != "adaptive"]:
+    for key in ("method", "structure"):
+        if key in saved and key in own and saved[key] != own[key]:
+            raise ValueError(f"the state is one of {key} {saved[key]!r}, this optimizer's is {own[key]!r}.")
+    if "moments" in saved and ("adaptive" in saved) != ("adaptive" in own):
+        raise ValueError("the state is that of an optimizer with another rescale=; create this one as it was then.")
+    if lacking := [key for key in own if key not in saved]:
         raise ValueError(f"the state under 'fisherviz' lacks {lacking[0]!r}; load one of the same optimizer's class.")
     for name in {**own["shapes"], **saved["shapes"]}:
         here, there = own["shapes"].get(name), saved["shapes"].get(name)

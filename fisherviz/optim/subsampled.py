@@ -7,26 +7,27 @@ independent of the gradient's; everything comes from inputs and pseudo-gradients
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.exact.solving import DampedCholesky, woodbury_solve
-from fisherviz.network.batches import Batches
+from fisherviz.network.batches import Arguments, Batches, arguments, move
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import KINDS
-from fisherviz.operators.damping import Damping, Tikhonov
-from fisherviz.optim.averages import distributed, pack, unpack
-from fisherviz.optim.low_rank import split_rows
-from fisherviz.optim.optimizer import Directions, NaturalGradient
+from fisherviz.operators.damping import Damping, Tikhonov, as_damping
+from fisherviz.optim.averages import pack, unpack
+from fisherviz.optim.directions import Directions
+from fisherviz.optim.low_rank import Moves, split_rows
+from fisherviz.optim.optimizer import NaturalGradient
+from fisherviz.optim.options import require_known
+from fisherviz.optim.processes import distributed
 from fisherviz.optim.revisit import capture_forward
+from fisherviz.optim.rules import Momentum, StepRule
 from fisherviz.optim.selection import (
     gradient_matrix,
     layer_gradients,
@@ -34,14 +35,170 @@ from fisherviz.optim.selection import (
     one_damping,
     split_matrix,
 )
-from fisherviz.optim.settings import check_choice
-from fisherviz.optim.watcher import Inputs, Wanted
-from fisherviz.statistics.gradients import columns_product, example_gram, rows_product
-from fisherviz.support import timing
+from fisherviz.optim.step import Step
+from fisherviz.statistics.examples import Examples, Woodbury
+from fisherviz.statistics.gradients import columns_product, rows_product
+from fisherviz.support import choices, timing
 
-ACCURATE = 1e4
-"""Condition number up to which Woodbury's difference keeps enough digits in float32."""
 STRUCTURES = ("full", "layer")
+
+
+class SubsampledFisher(Directions):
+    """(F + λI)⁻¹ with F of a mini-batch, all layers jointly or each by itself.
+
+    Args:
+        structure: "full" or "layer".
+        data: where the mini-batches come from; None: the previous step's inputs; "same": the step's own.
+    """
+
+    inputs = True
+    captures = False
+    reads_rows = True
+
+    def __init__(self, structure: str, data: Any) -> None:
+        self.structure, self._same = structure, isinstance(data, str)
+        self._data = None if data is None or self._same else Batches(data, repeats=False)
+        self._batches: Iterator[Any] | None = None
+        self._drawn = 0
+        self._previous: list[Arguments] = []
+        self.device = torch.device("cpu")
+        self.fisher: dict[str, AnyCapture] = {}
+        self._factors: dict[tuple[Any, ...], list[tuple[list[Layer], Woodbury]]] = {}
+
+    def of(self, step: Step) -> Moves:
+        """Natural gradients of all layers with a gradient."""
+        if distributed():
+            raise NotImplementedError(
+                "SubsampledNaturalGradient works on examples that other processes do not see; "
+                "under torch.distributed use foof or kfac."
+            )
+        inputs = step.inputs
+        if not inputs or step.moments is None:
+            return {}
+        self.device = step.moments.device
+        if step.due:
+            batches = [self._draw()] if self._data is not None else inputs if self._same else self._previous or inputs
+            self.estimate(step, batches)
+        if any(layer.name not in self.fisher for layer in step.active):
+            self.estimate(step, inputs)  # the Fisher's mini-batch did not run a layer that the gradient's did
+        if self._data is None and not self._same and step.k % step.T == 0:
+            self._previous = inputs  # the next factorisation comes with the next step
+        if absent := [layer.name for layer in step.active if layer.name not in self.fisher]:
+            raise RuntimeError(
+                f"layer {absent[0]!r} has a gradient, but no forward on the step's inputs ran it, so that its Fisher "
+                "is not known; pass fisher_data= that runs it, or put it in a group with approximation='none'."
+            )
+        return self.woodbury(step)
+
+    def _draw(self) -> Arguments:
+        assert self._data is not None
+        for _ in range(2):
+            if self._batches is None:
+                self._batches, self._drawn = iter(self._data), 0
+            found = next(self._batches, None)
+            if found is not None:
+                self._drawn += 1
+                return move(arguments(found[0]), self.device)
+            self._batches = None
+        raise ValueError("fisher_data has no batches.")
+
+    @timing.part("statistics")
+    def estimate(self, step: Step, batches: Sequence[Arguments]) -> None:
+        """The Fisher of a mini-batch at the present weights."""
+        assert step.watcher is not None
+        assert step.moments is not None
+        parts = [capture_forward(step.watcher, batch, step.source) for batch in batches]
+        step.moments.forget()
+        for captures, examples in parts:
+            step.moments.window.append(captures)
+            step.moments.examples += examples
+        found = {layer.name: step.moments.capture(layer.name) for layer in step.moments.space.layers}
+        self.fisher = {name: capture for name, capture in found.items() if capture is not None}
+        self._factors = {}
+
+    def _blocks(self, layers: list[Layer], damping: float) -> list[tuple[list[Layer], Woodbury]]:
+        """The damped Fisher factorised, of all layers together or of each."""
+        key = (damping, *(layer.name for layer in layers))
+        if key not in self._factors:
+            together = [layers] if self.structure == "full" else [[layer] for layer in layers]
+            self._factors[key] = []
+            for members in together:
+                captures = [self.fisher[layer.name] for layer in members]
+                examples = Examples(captures, 1 / captures[0].examples)
+                self._factors[key].append((members, Woodbury(examples, damping)))
+        return self._factors[key]
+
+    @timing.part("inversion")
+    def woodbury(self, step: Step) -> Moves:
+        """(F + λI)⁻¹ times the gradients."""
+        values = {layer.name: _value(one_damping(layer, step.dampings)) for layer in step.active}
+        dampings = set(values.values())
+        if len(dampings) > 1 and self.structure == "full":
+            raise ValueError("structure='full' couples layers, which then need one damping; the groups give several.")
+        out: Moves = {}
+        for damping in sorted(dampings):
+            mine = [layer for layer in step.active if values[layer.name] == damping]
+            for members, solver in self._blocks(mine, damping):
+                out |= (self._solved if solver.widened else self._once)(step, members, solver)
+        return out
+
+    def _once(self, step: Step, layers: list[Layer], solver: Woodbury) -> Moves:
+        """(v − U (λN I + UᵀU)⁻¹ Uᵀ v) / λ, where v or its product with U is never written down without need."""
+        damping = solver.damping
+        parts = []
+        for layer in layers:
+            capture = self.fisher[layer.name]
+            rows = step.rows(layer, partial(_outer_pays, capture))
+            parts.append(
+                _rows(capture, gradient_matrix(layer, step.decays)) if rows is None else _rows_of_outer(capture, *rows)
+            )
+        w = solver.factor.solve(torch.stack(parts).sum(0))
+        out: Moves = {}
+        for layer in layers:
+            capture, gradients = self.fisher[layer.name], layer_gradients(layer, step.decays)
+            if isinstance(capture, Capture) and capture.factored:
+                combined = (capture.g[:, :, 0] * (w.reshape(capture.vectors, -1, 1) / -damping)).sum(0)
+                out |= split_rows(layer, capture.a[:, 0], combined, gradients, 1 / damping)
+            else:
+                v = matrix_of(layer, gradients).reshape(-1, 1)
+                out |= split_matrix(layer, (v - columns_product(capture, w)).div_(damping))
+        return out
+
+    def _solved(self, step: Step, layers: list[Layer], solver: Woodbury) -> Moves:
+        """The same in float64, where the difference loses too many digits of float32."""
+        gradients = [gradient_matrix(layer, step.decays).reshape(-1, 1) for layer in layers]
+        out: Moves = {}
+        for layer, direction in zip(layers, solver.solve(gradients), strict=True):
+            out |= split_matrix(layer, direction)
+        return out
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """The Fisher's captures, and where its batches come from next."""
+        return {
+            "structure": self.structure,
+            "fisher": pack(self.fisher),
+            "drawn": self._drawn,
+            "previous": [[list(args), dict(kwargs)] for args, kwargs in self._previous],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Restore what `state_dict` gave."""
+        device = next((p.device for p in parameters.values()), torch.device("cpu"))
+        self.device = device
+        self.fisher, self._factors = unpack(state["fisher"], device), {}
+        self._previous = [move(Arguments(tuple(args), dict(kwargs)), device) for args, kwargs in state["previous"]]
+        self._batches, self._drawn = None, 0
+        if self._data is not None:
+            for _ in range(state["drawn"]):
+                self._draw()
+
+
+class SubsampledKeywords(TypedDict, total=False):
+    """Rare options of `SubsampledNaturalGradient`."""
+
+    samples: int
 
 
 class SubsampledNaturalGradient(NaturalGradient):
@@ -69,8 +226,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         TypeError: `fisher_data` is a one-shot iterator.
     """
 
-    _needs_inputs = True
-    _captures = False
+    Options: ClassVar[type] = SubsampledKeywords
 
     def __init__(
         self,
@@ -86,199 +242,32 @@ class SubsampledNaturalGradient(NaturalGradient):
         weight_decay: float = 0.0,
         T: int = 1,
         kind: str = "mc",
-        samples: int = 1,
         output: Callable[[Any], Tensor] | None = None,
+        **options: Unpack[SubsampledKeywords],
     ) -> None:
-        check_choice("structure", structure, STRUCTURES)
-        check_choice("kind", kind, KINDS)
+        require_known(type(self), options)
+        choices.one_of("structure", structure, STRUCTURES)
+        choices.one_of("kind", kind, KINDS)
         if kind == "empirical":
             raise ValueError("the Fisher's mini-batch has no labels; use kind='mc' or 'exact', or TENGraD.")
         if isinstance(fisher_data, str) and fisher_data != "same":
             raise ValueError(f"fisher_data must be a re-iterable of batches, None or 'same', got {fisher_data!r}.")
-        self.structure = structure
+        self._fisher = SubsampledFisher(structure, fisher_data)
         super().__init__(
             model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
-            weight_decay=weight_decay, T=T, decay=0.0, kind=kind, samples=samples, output=output, dense_parameters=0,
+            weight_decay=weight_decay, T=T, decay=0.0, kind=kind, output=output, dense_parameters=0,
+            **options,
         )  # fmt: skip
-        self._same = isinstance(fisher_data, str)
-        self._data = None if fisher_data is None or self._same else Batches(fisher_data, repeats=False)
-        self._batches: Iterator[Any] | None = None
-        self._drawn = 0
-        self._previous: list[Inputs] = []
-        self._fisher: dict[str, AnyCapture] = {}
-        self._factors: dict[tuple[Any, ...], list[tuple[list[Layer], DampedCholesky, float]]] = {}
 
-    def _wanted(self, loss_scale: float | None) -> Wanted:
-        return replace(super()._wanted(loss_scale), local=True)
+    def _compose(self, options: Any, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
+        return self._fisher, Momentum()
 
-    def _seen(self, layer: Layer) -> bool:
-        return bool(self._passes)
 
-    def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
-        if distributed():
-            raise NotImplementedError(
-                "SubsampledNaturalGradient works on examples that other processes do not see; "
-                "under torch.distributed use foof or kfac."
-            )
-        inputs = [made.inputs for made in self._passes if made.inputs is not None]
-        if not inputs or self.moments is None:
-            self._apply({})
-            return
-        if self._due():
-            batches = [self._draw()] if self._data is not None else inputs if self._same else self._previous or inputs
-            self._estimate(batches)
-        if any(layer.name not in self._fisher for layer in self._active()):
-            self._estimate(inputs)  # the Fisher's mini-batch did not run a layer that the gradient's did
-        if self._data is None and not self._same and self.k % self.T == 0:
-            self._previous = inputs  # the next factorisation comes with the next step
-        if absent := [layer.name for layer in self._active() if layer.name not in self._fisher]:
-            raise RuntimeError(
-                f"layer {absent[0]!r} has a gradient, but no forward on the step's inputs ran it, so that its Fisher "
-                "is not known; pass fisher_data= that runs it, or put it in a group with approximation='none'."
-            )
-        self._apply(self._woodbury())
-
-    def _draw(self) -> Inputs:
-        assert self._data is not None
-        for _ in range(2):
-            if self._batches is None:
-                self._batches, self._drawn = iter(self._data), 0
-            found = next(self._batches, None)
-            if found is not None:
-                self._drawn += 1
-                batch = found[0]
-                device = next(iter(self._known)).device
-                if isinstance(batch, dict):
-                    return (), {key: value.to(device) for key, value in batch.items()}
-                several = batch if isinstance(batch, tuple | list) else (batch,)
-                return tuple(x.to(device) for x in several), {}
-            self._batches = None
-        raise ValueError("fisher_data has no batches.")
-
-    @timing.part("statistics")
-    def _estimate(self, batches: list[Inputs]) -> None:
-        assert self._watcher is not None
-        assert self.moments is not None
-        parts = [capture_forward(self._watcher, batch, self._source()) for batch in batches]
-        self.moments.forget()
-        for captures, examples in parts:
-            self.moments.window.append(captures)
-            self.moments.examples += examples
-        found = {layer.name: self.moments.capture(layer.name) for layer in self.moments.space.layers}
-        self._fisher = {name: capture for name, capture in found.items() if capture is not None}
-        self._factors = {}
-
-    def _blocks(self, layers: list[Layer], damping: float) -> list[tuple[list[Layer], DampedCholesky, float]]:
-        """Cholesky factors of λN I + Gram, for all layers together or for each, and the condition number."""
-        key = (damping, *(layer.name for layer in layers))
-        if key in self._factors:
-            return self._factors[key]
-        together = [layers] if self.structure == "full" else [[layer] for layer in layers]
-        out = []
-        for members in together:
-            gram = example_gram(self._fisher[members[0].name])
-            for layer in members[1:]:
-                gram = gram + example_gram(self._fisher[layer.name])
-            n = self._fisher[members[0].name].examples
-            condition = 1 + float(gram.diagonal().max()) / (n * damping)
-            out.append((members, DampedCholesky(gram, n * damping, "the Gram matrix of the examples"), condition))
-        self._factors[key] = out
-        return out
-
-    @timing.part("inversion")
-    def _woodbury(self) -> Directions:
-        layers = self._active()
-        given = self._dampings()
-        values = {layer.name: self._value(one_damping(layer, given)) for layer in layers}
-        dampings = set(values.values())
-        if len(dampings) > 1 and self.structure == "full":
-            raise ValueError("structure='full' couples layers, which then need one damping; the groups give several.")
-        decays = {p: group["weight_decay"] for group in self.param_groups for p in group["params"]}
-        out: Directions = {}
-        for damping in sorted(dampings):
-            mine = [layer for layer in layers if values[layer.name] == damping]
-            for members, factor, condition in self._blocks(mine, damping):
-                solve = self._once if condition <= ACCURATE else self._refined
-                out |= solve(members, decays, factor, damping)
-        return out
-
-    def _once(
-        self, layers: list[Layer], decays: Mapping[nn.Parameter, float], factor: DampedCholesky, damping: float
-    ) -> Directions:
-        """(v − U (λN I + UᵀU)⁻¹ Uᵀ v) / λ, where v or its product with U is never written down without need."""
-        parts = []
-        for layer in layers:
-            capture = self._fisher[layer.name]
-            rows = self._gradient_rows(layer, decays, partial(_outer_pays, capture))
-            parts.append(
-                _rows(capture, gradient_matrix(layer, decays)) if rows is None else _rows_of_outer(capture, *rows)
-            )
-        w = factor.solve(torch.stack(parts).sum(0))
-        out: Directions = {}
-        for layer in layers:
-            capture, gradients = self._fisher[layer.name], layer_gradients(layer, decays)
-            if isinstance(capture, Capture) and capture.factored:
-                combined = (capture.g[:, :, 0] * (w.reshape(capture.vectors, -1, 1) / -damping)).sum(0)
-                out |= split_rows(layer, capture.a[:, 0], combined, gradients, 1 / damping)
-            else:
-                v = matrix_of(layer, gradients).reshape(-1, 1)
-                out |= split_matrix(layer, (v - columns_product(capture, w)).div_(damping))
-        return out
-
-    def _refined(
-        self, layers: list[Layer], decays: Mapping[nn.Parameter, float], factor: DampedCholesky, damping: float
-    ) -> Directions:
-        """The same with the digits that the difference loses put back from the residual."""
-        gradients = {layer.name: gradient_matrix(layer, decays) for layer in layers}
-        captures = [self._fisher[layer.name] for layer in layers]
-        sizes, n = [layer.size for layer in layers], captures[0].examples
-
-        def rows(x: Tensor) -> Tensor:
-            return torch.stack([rows_product(c, v) for c, v in zip(captures, x.split(sizes), strict=True)]).sum(0)
-
-        def columns(w: Tensor) -> Tensor:
-            return torch.cat([columns_product(c, w) for c in captures])
-
-        v = torch.cat([gradients[layer.name].reshape(-1, 1) for layer in layers])
-        solved = woodbury_solve(factor, v, damping, rows, columns, lambda x: columns(rows(x)) / n, math.inf)
-        out: Directions = {}
-        for layer, direction in zip(layers, solved.split(sizes), strict=True):
-            out |= split_matrix(layer, direction)
-        return out
-
-    def _value(self, damping: float | Damping) -> float:
-        rule = self._rule(damping)
-        if not isinstance(rule, Tikhonov) or rule.value <= 0:
-            raise ValueError("Woodbury needs a positive Tikhonov damping: the sub-sampled Fisher is singular without.")
-        return rule.value
-
-    # ---- saving
-    # ----------------------------------------------------------------------------------------------------
-
-    def _own_state(self) -> dict[str, Any]:
-        return super()._own_state() | {
-            "structure": self.structure,
-            "fisher": pack(self._fisher),
-            "drawn": self._drawn,
-            "previous": [[list(args), dict(kwargs)] for args, kwargs in self._previous],
-        }
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        if state.get("structure") != self.structure:
-            raise ValueError(
-                f"the state is one of structure {state.get('structure')!r}, this optimizer's is {self.structure!r}."
-            )
-        super()._load_own_state(state)
-        device = self.generator.device
-        self._fisher, self._factors = unpack(state["fisher"], device), {}
-        self._previous = [
-            (tuple(x.to(device) if isinstance(x, Tensor) else x for x in args), dict(kwargs))
-            for args, kwargs in state["previous"]
-        ]
-        self._batches, self._drawn = None, 0
-        if self._data is not None:
-            for _ in range(state["drawn"]):
-                self._draw()
+def _value(damping: float | Damping) -> float:
+    rule = as_damping(damping)
+    if not isinstance(rule, Tikhonov) or rule.value <= 0:
+        raise ValueError("Woodbury needs a positive Tikhonov damping: the sub-sampled Fisher is singular without.")
+    return rule.value
 
 
 def _rows(capture: AnyCapture, V: Tensor) -> Tensor:

@@ -13,26 +13,29 @@ returned count as long as no backward leaves any in `.grad`: they are taken to b
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.capture.hooks import Call, Recorder
-from fisherviz.capture.per_example import per_example_gradients
-from fisherviz.network.batches import count_examples
+from fisherviz.capture.network import Network
+from fisherviz.capture.per_example import generic_captures
+from fisherviz.network.batches import Arguments
 from fisherviz.network.guest import as_guest, visiting
 from fisherviz.network.layers import Layer
+from fisherviz.network.vectors import not_finite
 from fisherviz.optim.evidence import Gradients, State, destination, keeps_graph, state_of
 from fisherviz.optim.hooks import Ear, ModelHook, OutputHook, exchanged, weakly
-from fisherviz.optim.passes import Source, backpropagate, not_finite
 from fisherviz.support import timing
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Source = Callable[[Tensor], Tensor]
+"""From an output (N, ...) to the vectors (K, N, ...) that are backpropagated from it."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Pass:
     """
 
     examples: int
-    inputs: Inputs | None
+    inputs: Arguments | None
     output: Tensor | None
     calls: dict[str, list[Call]]
     ears: dict[str, list[Ear]]
@@ -104,13 +107,11 @@ class Watcher:
     """Watches one model's training.
 
     Args:
-        model: the model.
-        layers: its layers; those that turn out to have no structure are made generic at the first pass.
-        output: picks the output tensor from what the model returns.
+        network: the model with its layers; its hooks stay on the model.
         wanted: what a pass has to show.
         consume: called with each pass that counts when the user's backward has ended; a second backward through
             the same forward brings the same pass again.
-        describe: called before a pass is captured, with the calls of each layer and the output.
+        describe: called with each new pass before it is captured.
         drop: called with the names of layers whose earlier passes no longer count.
 
     The three are methods of the watcher's owner, which is held weakly.
@@ -118,44 +119,61 @@ class Watcher:
 
     def __init__(
         self,
-        model: nn.Module,
-        layers: Sequence[Layer],
-        output: Callable[[Any], Tensor] | None,
+        network: Network,
         wanted: Wanted,
         consume: Callable[[Pass], None],
-        describe: Callable[[dict[str, list[Call]], Tensor], None],
+        describe: Callable[[Pass], None],
         drop: Callable[[Collection[str]], None],
     ) -> None:
-        self.model, self.layers, self.output, self.wanted = model, tuple(layers), output, wanted
+        self.network, self.wanted = network, wanted
         self.consume, self.describe, self.drop = weakly(consume), weakly(describe), weakly(drop)
-        self.gradients = Gradients(self.layers)
-        self._parameters = [p for layer in self.layers for p in layer.parameters.values()]
-        self.recorder = Recorder(self.layers)
-        self.recorder.attach()
+        self.gradients = Gradients(network)
+        self._parameters = list(network.parameters.values())
+        network.hold(True)
         self.paused = False
         self.generic_diagonal = True
         """Whether per-example gradients of layers without structure are taken."""
-        self._entered: Inputs | None = None
+        self._entered: Arguments | None = None
         self._pending: dict[int, Pass] = {}
         handles = [
-            model.register_forward_pre_hook(ModelHook(self, "enter"), with_kwargs=True),
-            model.register_forward_hook(ModelHook(self, "leave"), with_kwargs=True, always_call=True),
+            network.model.register_forward_pre_hook(ModelHook(self, "enter"), with_kwargs=True),
+            network.model.register_forward_hook(ModelHook(self, "leave"), with_kwargs=True, always_call=True),
         ]
-        weakref.finalize(self, _detach, handles, self.recorder)
+        weakref.finalize(self, _detach, handles, network.recorder)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is watched."""
+        return self.network.model
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its layers."""
+        return self.network.layers
+
+    @contextmanager
+    def looking_away(self) -> Iterator[None]:
+        """Passes of our own meanwhile: no hook of ours takes them for training."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
 
     # ---- the user's forward
     # ----------------------------------------------------------------------------------------
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start recording if this forward may count."""
-        self.recorder.active = self._counts()
-        self.recorder.calls = []
-        self._entered = (args, kwargs) if self.recorder.active else None
+        if self.paused:
+            return
+        recorder = self.network.recorder
+        recorder.active, recorder.calls = self._counts(), []
+        self._entered = Arguments(args, kwargs) if recorder.active else None
 
     def _counts(self) -> bool:
         return (
-            not self.paused
-            and not visiting()
+            not visiting()
             and self.model.training
             and torch.is_grad_enabled()
             and torch._C._functorch.peek_interpreter_stack() is None
@@ -164,11 +182,12 @@ class Watcher:
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Stop recording, and hand out a clone of the output that calls back when it is backpropagated."""
-        if self.paused or not self.recorder.active:
+        recorder = self.network.recorder
+        if self.paused or not recorder.active:
             return None
         inputs, self._entered = self._entered, None
-        calls = self.recorder.by_layer()
-        self.recorder.active, self.recorder.calls = False, []
+        calls = recorder.by_layer()
+        recorder.active, recorder.calls = False, []
         if output is None or inputs is None:
             return None
         z = self.pick(output)
@@ -193,7 +212,7 @@ class Watcher:
 
     def pick(self, output: Any) -> Tensor:
         """The output tensor of what the model returned."""
-        z = self.output(output) if self.output is not None else output
+        z = self.network.output(output) if self.network.output is not None else output
         if not isinstance(z, Tensor):
             raise TypeError(
                 f"the model returned {type(z).__name__}, not a tensor; give the optimizer output=lambda out: ..."
@@ -221,9 +240,11 @@ class Watcher:
         fresh: dict[str, AnyCapture] = {}
         vectors: dict[str, list[Tensor]] = {}
         if made.shown is None or self.wanted.scores:
-            if made.shown is None:
-                self.describe(made.calls, z)
             made.bad = not_finite(z.detach())
+            if made.shown is None and not made.bad:
+                self.describe(made)
+                structured = {layer.name for layer in self.layers if layer.structured}
+                made.calls = {name: calls for name, calls in made.calls.items() if name in structured}
             v = self._vectors(z.detach(), gradient.detach()) if self.wanted.captures and not made.bad else None
             if v is not None and not self.wanted.scores:
                 vectors = self._backward(z, made.calls, v)
@@ -242,49 +263,25 @@ class Watcher:
             return (gradient / self._scale(len(z))).unsqueeze(0)
         if self.wanted.source is None:
             return None
-        shaped = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        shaped = shaped.unsqueeze(1) if z.dim() == 1 else shaped
-        return self.wanted.source(shaped).to(z.dtype).reshape(-1, *z.shape)
+        return self.wanted.source(z)
 
     def _scale(self, n: int) -> float:
         return 1 / n if self.wanted.loss_scale is None else self.wanted.loss_scale
 
     def _backward(self, z: Tensor, calls: dict[str, list[Call]], v: Tensor) -> dict[str, list[Tensor]]:
         """Gradients (K, N, ...) of each vector's product with z at each call's output."""
-        self.paused = True
-        try:
-            return backpropagate(z, calls, v)
-        finally:
-            self.paused = False
+        with self.looking_away():
+            return backpropagate(z, calls, v, keep=True)
 
     def generic_captures(self, made: Pass, v: Tensor) -> dict[str, AnyCapture]:
         """Per-example gradients of the layers without structure."""
-        layers = [layer for layer in self.layers if not layer.structured]
+        layers = self.network.structure.generic
         if not layers:
             return {}
-        assert made.inputs is not None
-        n = count_examples(made.inputs)
-        in_dims = pytree.tree_map(
-            lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else None,
-            made.inputs,
-        )
-        parameters: dict[str, Tensor] = {name: p for layer in layers for name, p in layer.parameters.items()}
-        self.paused = True
-        try:
-            with as_guest(self.model):
-                found = per_example_gradients(self.model, self.call, parameters, made.inputs, v, in_dims)
-        finally:
-            self.paused = False
-        return {
-            layer.name: GenericCapture(
-                torch.cat([at_least_float32(found[name].detach()).flatten(2) for name in layer.parameters], 2)
-            )
-            for layer in layers
-        }
-
-    def call(self, function: Callable[..., Any], inputs: Inputs) -> Tensor:
-        """The output of a function with the model's signature."""
-        return self.pick(function(*inputs[0], **inputs[1]))
+        with self.looking_away(), as_guest(self.model):
+            v = v.unsqueeze(2) if v.dim() == 2 else v
+            found = generic_captures(self.network, layers, made.inputs, v)
+        return {name: capture.to(self.network.precision) for name, capture in found.items()}
 
     @timing.part("statistics")
     def _finish(
@@ -297,9 +294,8 @@ class Watcher:
     ) -> None:
         """The user's backward has ended: captures from what was recorded, for the layers that have its gradient."""
         if not made.bad:
-            for name, calls in made.calls.items():
-                if calls[0].layer.structured:
-                    self._show(made, name, vectors.get(name), fresh)
+            for name in made.calls:
+                self._show(made, name, vectors.get(name), fresh)
         if way == "returned":
             mine = self.gradients.returned(made.ran)
         else:

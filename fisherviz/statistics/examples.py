@@ -109,7 +109,9 @@ class Woodbury:
         self.damping, self.dtype = damping, examples.dtype
         s, gram = examples.scale, examples.gram
         condition = 1 + s * float(torch.linalg.matrix_norm(gram)) / damping
-        if condition > ACCURATE and examples.dtype != torch.float64:
+        self.widened = condition > ACCURATE and examples.dtype != torch.float64
+        """Whether it works in float64 on examples of less."""
+        if self.widened:
             examples = examples.double()
             gram = examples.gram
         self.examples = examples

@@ -14,6 +14,7 @@ from torch import nn
 
 from fisherviz import optim
 from fisherviz.comparison.strengths import strengths
+from fisherviz.optim.options import keywords, takes_any
 from fisherviz.support.choices import one_of, unknown
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.importing import imported
@@ -64,15 +65,12 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: the optimizer is unknown, or has no such option.
     """
     cls = find_optimizer(name)
-    parameters = inspect.signature(cls.__init__).parameters
-    known = [key for key, p in parameters.items() if key not in _GIVEN and p.kind != inspect.Parameter.VAR_KEYWORD]
-    open_ended = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    known = {key: default for key, default in keywords(cls).items() if key not in _GIVEN}
+    closed = not takes_any(cls)
     for key in options:
-        if key not in known and not open_ended:
+        if key not in known and closed:
             raise OptionError(f"optimizer_options: {unknown(f'option of {name}', str(key), known)}")
-    needed = {
-        key: REQUIRED[key] for key in known if parameters[key].default is inspect.Parameter.empty and key in REQUIRED
-    }
+    needed = {key: REQUIRED[key] for key in REQUIRED if known.get(key) is inspect.Parameter.empty}
     return {**needed, **DEFAULTS.get(name, {}), **options}
 
 

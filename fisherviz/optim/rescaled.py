@@ -1,0 +1,187 @@
+"""Algorithm 2 of the K-FAC paper as a step rule, for whatever approximation proposes (Martens & Grosse 2015).
+
+Proposals are re-scaled by the exact F on the mini-batch, with momentum from a 2 × 2 system (sections 6.4 and 7), λ by
+Levenberg-Marquardt (6.5) and γ by greedy search (6.6). Operators without factors take λ + η = γ² as plain damping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisherviz.network.layers import Layer
+from fisherviz.operators.damping import FactoredTikhonov
+from fisherviz.optim.averages import Moments
+from fisherviz.optim.directions import Preconditioned
+from fisherviz.optim.low_rank import Tensors, dense
+from fisherviz.optim.options import NaturalGradientOptions
+from fisherviz.optim.processes import mean
+from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
+from fisherviz.optim.revisit import capture_forward
+from fisherviz.optim.rules import ModelRule, descend, trust
+from fisherviz.optim.step import Group, Step
+
+NO_CLOSURE = (
+    "the loss is evaluated again to adjust λ: call step(closure) with a closure that zeroes the gradients, "
+    "computes the loss, calls backward and returns it; or pass adapt=False."
+)
+
+
+class QuadraticModel(ModelRule[Preconditioned]):
+    """δ = αΔ + μδ₀ with the α and μ that minimise the quadratic model; Δ is the approximation's proposal.
+
+    Args:
+        options: T1, T2, tau1, tau2, omega1, omega2 and whether λ and γ are adapted.
+        momentum: whether the last step δ₀ takes part.
+    """
+
+    captures = False
+
+    def __init__(self, options: NaturalGradientOptions, momentum: bool) -> None:
+        super().__init__()
+        self.options, self.momentum = options, momentum
+        self.omega1 = (19 / 20) ** options.T1 if options.omega1 is None else options.omega1
+        self.omega2 = (19 / 20) ** (options.T2 / 2) if options.omega2 is None else options.omega2
+        self.needs_closure = NO_CLOSURE if options.adapt else ""
+        self.gamma = 0.0
+        """γ of the factored damping."""
+        self.update: Tensors = {}
+        """δ₀."""
+
+    def begin(self, groups: Sequence[Group], defaults: Mapping[str, Any], T: int) -> None:
+        """Take λ₀ and η, and γ = √(λ₀ + η) from them."""
+        if self.options.adapt and self.options.T2 % T:
+            raise ValueError(f"T2 must be a multiple of T (the paper's T₃), got T2={self.options.T2} and T={T}.")
+        super().begin(groups, defaults, T)
+        self.gamma = math.sqrt(self.lam + self.eta)
+
+    def due(self, k: int, T: int) -> bool:
+        """Every T steps, and at the first three."""
+        return k % T == 0 or k <= 3
+
+    def knows(self, layer: Layer, moments: Moments | None) -> bool:
+        """Whether the layer has run."""
+        return moments is not None and (not layer.structured or layer.name in moments.positions)
+
+    def take(self, step: Step, directions: Preconditioned) -> None:
+        """Change the weights, then λ."""
+        self.say_ignored(step.groups)
+        batches = step.inputs
+        if not batches or step.moments is None or step.watcher is None:
+            descend(step, {})
+            return
+        options = self.options
+        for batch in batches:
+            subset = choose(batch, options.tau1, step.generator)
+            with _enough("tau1", options.tau1):
+                step.moments.collect(*capture_forward(step.watcher, subset, step.source))
+        directions.update_moments(step)
+        if step.moments.lacks(step.active):
+            directions.update_missing(step)  # a layer ran for the first time
+        gradient = self.gradient(step, [p for layer in step.active for p in layer.parameters.values()])
+        with _enough("tau2", options.tau2):
+            delta = self._best(
+                step, directions, gradient, [choose(batch, options.tau2, step.generator) for batch in batches]
+            )
+        lr = self.lr(step)
+        before = self._objective(step.loss, step) if step.loss is not None else 0.0
+        self.update = {p: lr * d for p, d in delta.items()}
+        for p, d in self.update.items():
+            p.add_(d)
+        if options.adapt and step.k % options.T1 == 0:
+            self._adjust(step, before, lr)
+        descend(step, {}, done=delta)  # after λ, whose ratio is that of the quadratic model's own step
+
+    def _best(self, step: Step, directions: Preconditioned, gradient: Tensors, batches: list[Any]) -> Tensors:
+        """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
+        assert step.watcher is not None
+        assert step.moments is not None
+        forms = FisherForms(step.watcher, step.likelihood, batches)
+        previous = {p: d for p, d in self.update.items() if p in gradient} if self.momentum else {}
+        before = forms.tangents(previous) if previous else None
+        candidates = [self.gamma]
+        if self.options.adapt and step.k % self.options.T2 == 0:
+            candidates += [self.omega2 * self.gamma, self.gamma / self.omega2]
+        best: tuple[Any, ...] | None = None
+        for gamma in candidates:
+            rules = dict.fromkeys(
+                (layer.name for layer in step.moments.space.layers), FactoredTikhonov(gamma) if gamma else None
+            )
+            made = directions.damped(step, rules)
+            proposal = {p: -dense(d) for p, d in directions.solve(step, made).items() if p in gradient}
+            tried = [proposal, previous] if previous else [proposal]
+            tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
+            quadratic, linear = self._model(forms, gradient, tried, tangents)
+            c = minimise(quadratic, linear)
+            value = float(0.5 * c @ quadratic @ c + linear @ c)
+            if best is None or value < best[0]:
+                last = {"alpha": float(c[0]), "mu": float(c[1]) if previous else 0.0, "decrease": -value,
+                        "linear": float(linear @ c), "quadratic": float(c @ quadratic @ c)}  # fmt: skip
+                best = value, gamma, last, combine(list(zip(c.tolist(), tried, strict=True))), rules, made
+        assert best is not None
+        _, self.gamma, self.last, delta, rules, made = best
+        directions.keep(rules, made)
+        return delta
+
+    def _model(
+        self, forms: FisherForms, gradient: Tensors, directions: Sequence[Tensors], tangents: Sequence[Any]
+    ) -> tuple[Tensor, Tensor]:
+        """The model's Q and b over the coefficients of one or two directions."""
+        n, shift = len(directions), self.lam + self.eta
+        quadratic, linear = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        for i in range(n):
+            linear[i] = dot(gradient, directions[i])
+            for j in range(i, n):
+                form = forms.form(tangents[i], tangents[j]) + shift * dot(directions[i], directions[j])
+                quadratic[i, j] = quadratic[j, i] = form
+        return quadratic, linear
+
+    def _objective(self, loss: Any, step: Step) -> float:
+        """H; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""
+        return mean(
+            self.objective(loss, [p for layer in step.active for p in layer.parameters.values()]),
+            step.generator.device,
+        )
+
+    def _adjust(self, step: Step, before: float, lr: float) -> None:
+        """λ by the reduction ratio ρ (section 6.5); the closure's gradients and side effects are undone."""
+        after = self._objective(step.evaluate(), step)
+        change = lr * self.last["linear"] + 0.5 * lr**2 * self.last["quadratic"]
+        self.last["rho"] = rho = (after - before) / change if change < 0 else 0.0
+        if trust(rho) > 0:
+            self.lam *= self.omega1
+        elif trust(rho) < 0:
+            self.lam /= self.omega1
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """λ, γ, δ₀."""
+        update = {names[p]: d.clone() for p, d in self.update.items()}
+        return {"adaptive": {"lam": self.lam, "gamma": self.gamma, "last": dict(self.last), "update": update}}
+
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state, parameters)
+        own = state["adaptive"]
+        self.lam, self.gamma, self.last = own["lam"], own["gamma"], dict(own["last"])
+        self.update = {parameters[name]: d.to(parameters[name].device) for name, d in own["update"].items()}
+
+
+@contextmanager
+def _enough(name: str, share: float) -> Iterator[None]:
+    """Tell which share of the batch was too small for BatchNorm."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}={share:g} of the mini-batch is a single example, which BatchNorm in training mode cannot "
+            f"normalise; raise {name} or the batch size."
+        ) from error
