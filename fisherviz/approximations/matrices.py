@@ -162,13 +162,14 @@ class LayeredMatrix(ABC):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
         if v.is_complex():
             raise TypeError("a vector must be real, got a complex tensor; multiply its real and imaginary parts apart.")
+        # operators of half-precision models are float32, like their statistics; a vector is handed back as it came
         model = self._like.dtype
-        # operators of half-precision models are float32, like their statistics
         work = torch.promote_types(model, torch.float32)
+        given = model if v.dtype == model else work
         v = v.detach().to(device=self._like.device, dtype=work)
         pieces = self.space.split(v)
         flat = v.dim() == 1
-        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(model)
+        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(given)
         return out[:, 0] if flat else out
 
     def __repr__(self) -> str:

@@ -120,7 +120,7 @@ def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Dampin
 def _fit(fisher: Fisher, chosen: Mapping[str, Approximation]) -> tuple[dict[str, Exception], list[str]]:
     """Fit those that are not; what ended some of them, and what is to be said about the others."""
     unfitted = {label: approximation for label, approximation in chosen.items() if not approximation.fitted}
-    found = fit_all(fisher.fresh(), list(unfitted.values()))  # what is collected for this alone is not kept
+    found = fit_all(fisher.with_captures(), list(unfitted.values()))  # what is collected for this alone is not kept
     errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
     said: dict[str, list[str]] = {}
     for label in (label for label in unfitted if label not in errors):

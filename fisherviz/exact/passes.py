@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -20,14 +20,14 @@ from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import PathChanged, Structure
 from fisherviz.capture.take import VectorSource, loss_gradient, take
+from fisherviz.exact.kept import Kept
 from fisherviz.network import guest
 from fisherviz.network.batches import Batches
-from fisherviz.network.layers import Layer, LayerInfo
+from fisherviz.network.layers import LayerInfo
 from fisherviz.network.space import ParameterSpace
 from fisherviz.network.vectors import EmpiricalVectors, NoVectors, WithScores, make_vectors
-from fisherviz.operators.factorise import DampedCholesky
 from fisherviz.statistics import GradientSum, Statistic, update_all
-from fisherviz.statistics.examples import Examples, Woodbury
+from fisherviz.statistics.examples import Examples
 from fisherviz.support.memory import human, keep_limit
 
 REDUCTIONS = ("mean", "sum")
@@ -41,23 +41,6 @@ class View(Protocol):
     @property
     def network(self) -> Network:
         """The network with its probed layers."""
-
-
-@dataclass
-class _Kept:
-    """What earlier requests have left, valid for one set of paths."""
-
-    layers: tuple[Layer, ...]
-    statistics: dict[Hashable, tuple[Statistic, int]] = field(default_factory=dict)
-    captures: dict[str, AnyCapture] | None = None
-    ragged: bool = False
-    joint: dict[str, AnyCapture] | None = None
-    """Captures with the scores of the data's labels as the last vector."""
-    gradient: Tensor | None = None
-    """Summed over the examples, flat in torch order."""
-    matrix: Tensor | None = None
-    """Dense, in torch order; never handed out."""
-    solver: tuple[tuple[str, float], DampedCholesky | Woodbury] | None = None
 
 
 class Passes:
@@ -94,7 +77,7 @@ class Passes:
         self.update_seconds: dict[Hashable, float] = {}
         """What the updates of each collected statistic took, by its key."""
         self._pass_seconds: dict[bool, float] = {}
-        self.__kept = _Kept(self.network.layers)
+        self.__kept = Kept(self.network.layers)
 
     # ---- what it is ------------------------------------------------------------------------------------------------
 
@@ -142,10 +125,10 @@ class Passes:
         return guest.digest(self._weights)
 
     @property
-    def _kept(self) -> _Kept:
+    def _kept(self) -> Kept:
         """What is kept; nothing where another Fisher of the same probe has changed the layers' paths since."""
         if self.__kept.layers != self.network.layers:
-            self.__kept = _Kept(self.network.layers)
+            self.__kept = Kept(self.network.layers)
         return self.__kept
 
     # ---- passes ----------------------------------------------------------------------------------------------------
@@ -226,9 +209,16 @@ class Passes:
             look(self.network, inputs)
 
     def fresh(self) -> Self:
-        """The same Fisher with no statistic collected yet; what it collects goes with it. Kept captures are shared."""
+        """The same Fisher with nothing computed yet."""
+        return self._copied(Kept(self.network.layers))
+
+    def with_captures(self) -> Self:
+        """The same Fisher with the captures that are kept, but no statistic yet: what it collects goes with it."""
+        return self._copied(replace(self._kept, statistics={}))
+
+    def _copied(self, kept: Kept) -> Self:
         other = copy.copy(self)
-        other.__kept, other.update_seconds = replace(self._kept, statistics={}), {}
+        other.__kept, other.update_seconds = kept, {}
         return other
 
     @property
@@ -255,27 +245,23 @@ class Passes:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def collect(self, statistics: Iterable[Statistic] | Callable[[], Iterable[Statistic]]) -> list[Statistic]:
+    def collect(self, statistics: Iterable[Statistic]) -> list[Statistic]:
         """Feed statistics by one pass over the data; those already known are not computed again.
 
         Args:
-            statistics: what is wanted, or what gives it for the layers' present paths.
+            statistics: what is wanted.
 
         Returns:
             Statistics of the same keys, in the same order, holding the means over all examples. Approximations share
             them without a copy; one that somebody modified is computed anew.
         """
-        ask = statistics if callable(statistics) else lambda given=list(statistics): given
-        wanted = list(ask())
-        if all(self._knows(s.key) for s in wanted):
-            self.check_unchanged()
-            return [self._kept.statistics[s.key][0] for s in wanted]
+        given = list(statistics)
+        wanted = {s.key: s for s in given}
         fresh: dict[Hashable, Statistic] = {}
 
         def begin() -> Consumer:
-            nonlocal wanted, fresh
-            wanted = list(ask())
-            fresh = {s.key: s.empty() for s in wanted if not self._knows(s.key)}
+            nonlocal fresh
+            fresh = {key: s.empty() for key, s in wanted.items() if not self._knows(key)}
             self.update_seconds |= dict.fromkeys(fresh, 0.0)
             return update
 
@@ -286,11 +272,14 @@ class Passes:
                 self.update_seconds[key] += (now := self._clock()) - start
                 start = now
 
-        self._pass(begin, gradients=any(s.needs_gradients for s in wanted if not self._knows(s.key)))
+        if unknown := [s for key, s in wanted.items() if not self._knows(key)]:
+            self._pass(begin, gradients=any(s.needs_gradients for s in unknown))
+        else:
+            self.check_unchanged()
         for key, statistic in fresh.items():
             statistic.normalise()
             self._kept.statistics[key] = (statistic, _version_of(statistic))
-        return [self._kept.statistics[s.key][0] for s in wanted]
+        return [self._kept.statistics[s.key][0] for s in given]
 
     def _knows(self, key: Hashable) -> bool:
         if key not in self._kept.statistics:

@@ -6,9 +6,7 @@ come from the user's own forwards and backwards (`watcher`); `directions` and `r
 
 from __future__ import annotations
 
-import contextlib
-import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,28 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.capture.look import glance, late, look
-from fisherviz.capture.network import Network
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood, resolve
-from fisherviz.network.vectors import KINDS, NOT_FINITE, FreshVectors
+from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping
 from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.exact import ExactFisher
 from fisherviz.optim.options import NaturalGradientOptions, split_options
-from fisherviz.optim.preconditioner import INVERT_FROM
-from fisherviz.optim.processes import summed
 from fisherviz.optim.rescaled import QuadraticModel
 from fisherviz.optim.rules import ModelRule, Momentum, StepRule
-from fisherviz.optim.selection import choose_layers, refuse_thawed, say_once, settle, unwrap
+from fisherviz.optim.selection import unwrap
 from fisherviz.optim.step import Step
-from fisherviz.optim.watcher import Pass, Wanted, Watcher
-from fisherviz.support import choices, timing
+from fisherviz.optim.watcher import Wanted
+from fisherviz.optim.watching import Watching
+from fisherviz.support import choices
 
 
-class NaturalGradient(torch.optim.Optimizer):
+class NaturalGradient(Watching):
     """Preconditions the gradient with a damped approximation of the Fisher.
 
     Args:
@@ -127,22 +122,12 @@ class NaturalGradient(torch.optim.Optimizer):
             settings.check_group(group)
         self.rule.begin(self.param_groups, self.defaults, T)
         self._needs_inputs = self.directions.inputs or self.rule.inputs
-        self._captures = self.directions.captures and self.rule.captures
         self._needs_closure = self.directions.needs_closure or self.rule.needs_closure
-        self.network = Network(model, self.likelihood, choose_layers(model, self.param_groups), output)
-        self._known = {p for layer in self.layers for p in layer.parameters.values()}
-        device = next(iter(self._known)).device if self._known else torch.device("cpu")
-        self.generator = torch.Generator(device=device).manual_seed(torch.initial_seed())
-        self.moments: Moments | None = None
-        self._passes: list[Pass] = []
-        self._watcher: Watcher | None = None
-        self._guesses_scale = False
+        self._watch(model, output)
         if self.layers:
             summed_loss = isinstance(likelihood, nn.Module) and getattr(likelihood, "reduction", "") == "sum"
             loss_scale = 1.0 if summed_loss and rare.loss_scale is None else rare.loss_scale
-            wanted = self._wanted(loss_scale)
-            self._guesses_scale = wanted.scores and loss_scale is None
-            self._watcher = Watcher(self.network, wanted, self._collect, self._describe, self._drop)
+            self._listen(self._wanted(loss_scale))
 
     def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
         """What turns gradients into directions, and what gives these their length."""
@@ -157,16 +142,6 @@ class NaturalGradient(torch.optim.Optimizer):
         rule = QuadraticModel(options, momentum=defaults["momentum"] > 0)
         defaults["momentum"] = 0.0  # it is part of the rule; a plain group may have its own
         return Preconditioned(), rule
-
-    @property
-    def model(self) -> nn.Module:
-        """The model that is trained."""
-        return self.network.model
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers of the groups that are preconditioned."""
-        return self.network.layers
 
     @property
     def rescale(self) -> bool:
@@ -194,8 +169,6 @@ class NaturalGradient(torch.optim.Optimizer):
         """What the last step did: alpha, mu, decrease (M(0) − M(δ)), and rho where λ was adjusted."""
         return self.rule.last if isinstance(self.rule, ModelRule) else {}
 
-    # ---- what passes show ----------------------------------------------------------------------------------
-
     def _wanted(self, loss_scale: float | None) -> Wanted:
         labels = self._reads_labels()
         return Wanted(
@@ -204,79 +177,12 @@ class NaturalGradient(torch.optim.Optimizer):
             loss_scale=loss_scale,
             local=self._hears(),
             inputs=self._needs_inputs,
-            captures=self._captures,
+            captures=self.directions.captures and self.rule.captures,
         )
 
     def _hears(self) -> bool:
         """Whether the rows behind gradients can be of use."""
         return self.directions.reads_rows and not all(group["weight_decay"] for group in self.param_groups)
-
-    def _reads_labels(self) -> bool:
-        structured = [layer for layer in self.layers if layer.structured]
-        return not structured or any(
-            self.approximation.wants_capture(layer)
-            or any(s.needs_gradients for s in self.approximation.statistics(layer).values())
-            for layer in structured
-        )
-
-    def _source(self) -> FreshVectors:
-        me = weakref.proxy(self)  # the watcher keeps the source: no cycle keeps the optimizer
-        return FreshVectors(self.likelihood, self.kind, self.samples, self.generator, lambda: me.k + 1)
-
-    @property
-    def _defers(self) -> bool:
-        return self.T >= INVERT_FROM
-
-    def _describe(self, made: Pass) -> None:
-        """Settle which layers have structure, at the first pass; those that it leaves out when they first run."""
-        assert made.output is not None
-        if not self.network.structure.looked:
-            self._look(made)
-        if self.moments is None:
-            kept = self._settle(list(self.network.structure.generic))
-            structure = self.network.structure
-            self.moments = Moments(self.approximation, kept, structure.positions, structure.neighbours, self._defers)
-        else:
-            self.moments.positions |= late(self.moments.positions, made.calls, made.output)
-
-    def _look(self, made: Pass) -> None:
-        """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass."""
-        assert self._watcher is not None
-        assert made.output is not None
-        with self._watcher.looking_away():
-            with contextlib.suppress(ValueError, RuntimeError):
-                look(self.network, made.inputs)
-            glance(self.network, made.calls, made.output)
-
-    def _settle(self, generic: list[Layer]) -> list[Layer]:
-        """Layers that are preconditioned; what happens to those without structure is said once."""
-        assert self._watcher is not None
-        kept = settle(self.model, self.layers, generic, self.approximation, self._reads_labels())
-        self._watcher.generic_diagonal = any(not layer.structured for layer in kept)
-        return kept
-
-    @timing.part("statistics")
-    def _collect(self, made: Pass) -> None:
-        if all(made is not other for other in self._passes):
-            self._passes.append(made)
-        if not made.retained:
-            self._merge(made)
-            made.captures = {}
-
-    def _merge(self, made: Pass) -> None:
-        """Add a pass to the fresh sums, once no other backward can change what it showed."""
-        made.retained = False
-        if self.moments is not None and self._captures:
-            self.moments.collect(made.captures, made.examples)
-
-    def _drop(self, names: Collection[str]) -> None:
-        """Forget earlier passes for layers from whose `.grad` they are gone."""
-        for made in self._passes:
-            made.drop(names)
-        gone = sum(made.examples for made in self._passes if not made.layers and not made.retained)
-        self._passes[:] = [made for made in self._passes if made.layers]
-        if self.moments is not None and self._captures:
-            self.moments.drop(names, gone)
 
     # ---- the step ------------------------------------------------------------------------------------------
 
@@ -327,15 +233,6 @@ class NaturalGradient(torch.optim.Optimizer):
         self._forget()
         raise RuntimeError(settings.SCALED_CLOSURE if self._needs_closure else settings.SCALED)
 
-    def _forget(self) -> None:
-        for made in self._passes:
-            made.drop(set(made.layers | set(made.captures)))
-        self._passes = []
-        if self._watcher is not None:
-            self._watcher.gradients.forget()
-        if self.moments is not None:
-            self.moments.forget()
-
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
         step = Step(
             k=self.k, T=self.T, due=self.rule.due(self.k, self.T), decay=self._decay_now(), reduction=self.reduction,
@@ -347,39 +244,10 @@ class NaturalGradient(torch.optim.Optimizer):
         if self._watcher is not None and self._watcher.wanted.local != self._hears():
             self._watcher.wanted = replace(self._watcher.wanted, local=self._hears())
 
-    def _active(self) -> list[Layer]:
-        """Preconditioned layers with a gradient."""
-        layers = self.layers if self.moments is None else self.moments.space.layers
-        return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
-
-    def _check_passes(self) -> None:
-        seen = [sum(made.bad for made in self._passes), sum(made.examples for made in self._passes)]
-        bad, examples = summed(seen, self.generator.device)  # all processes raise, or none: none waits for another
-        if bad:
-            self._forget()
-            raise ValueError(NOT_FINITE.format(self.k + 1, int(bad), int(examples)))
-        if len(self._passes) > 1 and self._guesses_scale:
-            say_once(settings.ACCUMULATED.format(len(self._passes)))
-            self._guesses_scale = False
-        for made in self._passes:
-            if made.retained:
-                self._merge(made)
-        refuse_thawed(self.param_groups, self._known)
-        for layer in self._active():
-            if not self._seen(layer):
-                raise RuntimeError(
-                    f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the "
-                    "model in training mode ran it and was backpropagated to this gradient. Call model.train() and the "
-                    "model itself (not a copy), compute the loss from the tensor that output= picks as the model "
-                    "returned it (not inside forward: call Hugging Face's models without labels), create the "
-                    "optimizer before a compiled model first runs, pass checkpoint use_reentrant=False, or put the "
-                    "layer in a group with approximation='none'."
-                )
-
     def _seen(self, layer: Layer) -> bool:
         if not self._captures:
             return bool(self._passes) and self.rule.knows(layer, self.moments)
-        return self.moments is not None and self.moments.saw(layer)
+        return super()._seen(layer)
 
     def _decay_now(self) -> float:
         return min(1 - 1 / self.k, self.decay) if self.ramp else self.decay

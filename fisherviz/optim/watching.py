@@ -1,0 +1,173 @@
+"""An optimizer that watches its model train: what the passes since the last step show, and which of them count."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from fisherviz.approximations import Approximation
+from fisherviz.capture.look import glance, late, look
+from fisherviz.capture.network import Network
+from fisherviz.network.layers import Layer
+from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.vectors import NOT_FINITE, FreshVectors
+from fisherviz.optim import settings
+from fisherviz.optim.averages import Moments
+from fisherviz.optim.preconditioner import INVERT_FROM
+from fisherviz.optim.processes import summed
+from fisherviz.optim.selection import choose_layers, refuse_thawed, say_once, settle
+from fisherviz.optim.watcher import Pass, Wanted, Watcher
+from fisherviz.support import timing
+
+
+class Watching(torch.optim.Optimizer):
+    """What `NaturalGradient` knows of the passes between two steps."""
+
+    approximation: Approximation
+    likelihood: Likelihood
+    kind: str
+    samples: int
+    T: int
+    k: int
+
+    def _watch(self, model: nn.Module, output: Callable[[Any], Any] | None) -> None:
+        """Find the layers of the groups that are preconditioned."""
+        self.network = Network(model, self.likelihood, choose_layers(model, self.param_groups), output)
+        self._known = {p for layer in self.layers for p in layer.parameters.values()}
+        device = next(iter(self._known)).device if self._known else torch.device("cpu")
+        self.generator = torch.Generator(device=device).manual_seed(torch.initial_seed())
+        self.moments: Moments | None = None
+        self._passes: list[Pass] = []
+        self._watcher: Watcher | None = None
+        self._captures = True
+        """Whether the user's own passes are what the statistics come from."""
+        self._guesses_scale = False
+
+    def _listen(self, wanted: Wanted) -> None:
+        """Watch the model's passes from now on."""
+        self._captures = wanted.captures
+        self._guesses_scale = wanted.scores and wanted.loss_scale is None
+        self._watcher = Watcher(self.network, wanted, self._collect, self._describe, self._drop)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is trained."""
+        return self.network.model
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of the groups that are preconditioned."""
+        return self.network.layers
+
+    def _reads_labels(self) -> bool:
+        structured = [layer for layer in self.layers if layer.structured]
+        return not structured or any(
+            self.approximation.wants_capture(layer)
+            or any(s.needs_gradients for s in self.approximation.statistics(layer).values())
+            for layer in structured
+        )
+
+    def _source(self) -> FreshVectors:
+        me = weakref.proxy(self)  # the watcher keeps the source: no cycle keeps the optimizer
+        return FreshVectors(self.likelihood, self.kind, self.samples, self.generator, lambda: me.k + 1)
+
+    @property
+    def _defers(self) -> bool:
+        return self.T >= INVERT_FROM
+
+    def _describe(self, made: Pass) -> None:
+        """Settle which layers have structure, at the first pass; those that it leaves out when they first run."""
+        assert made.output is not None
+        if not self.network.structure.looked:
+            self._look(made)
+        if self.moments is None:
+            kept = self._settle(list(self.network.structure.generic))
+            structure = self.network.structure
+            self.moments = Moments(self.approximation, kept, structure.positions, structure.neighbours, self._defers)
+        else:
+            self.moments.positions |= late(self.moments.positions, made.calls, made.output)
+
+    def _look(self, made: Pass) -> None:
+        """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass."""
+        assert self._watcher is not None
+        assert made.output is not None
+        with self._watcher.looking_away():
+            with contextlib.suppress(ValueError, RuntimeError):
+                look(self.network, made.inputs)
+            glance(self.network, made.calls, made.output)
+
+    def _settle(self, generic: list[Layer]) -> list[Layer]:
+        """Layers that are preconditioned; what happens to those without structure is said once."""
+        assert self._watcher is not None
+        kept = settle(self.model, self.layers, generic, self.approximation, self._reads_labels())
+        self._watcher.generic_diagonal = any(not layer.structured for layer in kept)
+        return kept
+
+    @timing.part("statistics")
+    def _collect(self, made: Pass) -> None:
+        if all(made is not other for other in self._passes):
+            self._passes.append(made)
+        if not made.retained:
+            self._merge(made)
+            made.captures = {}
+
+    def _merge(self, made: Pass) -> None:
+        """Add a pass to the fresh sums, once no other backward can change what it showed."""
+        made.retained = False
+        if self.moments is not None and self._captures:
+            self.moments.collect(made.captures, made.examples)
+
+    def _drop(self, names: Collection[str]) -> None:
+        """Forget earlier passes for layers from whose `.grad` they are gone."""
+        for made in self._passes:
+            made.drop(names)
+        gone = sum(made.examples for made in self._passes if not made.layers and not made.retained)
+        self._passes[:] = [made for made in self._passes if made.layers]
+        if self.moments is not None and self._captures:
+            self.moments.drop(names, gone)
+
+    def _active(self) -> list[Layer]:
+        """Preconditioned layers with a gradient."""
+        layers = self.layers if self.moments is None else self.moments.space.layers
+        return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
+
+    def _forget(self) -> None:
+        for made in self._passes:
+            made.drop(set(made.layers | set(made.captures)))
+        self._passes = []
+        if self._watcher is not None:
+            self._watcher.gradients.forget()
+        if self.moments is not None:
+            self.moments.forget()
+
+    def _check_passes(self) -> None:
+        seen = [sum(made.bad for made in self._passes), sum(made.examples for made in self._passes)]
+        bad, examples = summed(seen, self.generator.device)  # all processes raise, or none: none waits for another
+        if bad:
+            self._forget()
+            raise ValueError(NOT_FINITE.format(self.k + 1, int(bad), int(examples)))
+        if len(self._passes) > 1 and self._guesses_scale:
+            say_once(settings.ACCUMULATED.format(len(self._passes)))
+            self._guesses_scale = False
+        for made in self._passes:
+            if made.retained:
+                self._merge(made)
+        refuse_thawed(self.param_groups, self._known)
+        for layer in self._active():
+            if not self._seen(layer):
+                raise RuntimeError(
+                    f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the "
+                    "model in training mode ran it and was backpropagated to this gradient. Call model.train() and the "
+                    "model itself (not a copy), compute the loss from the tensor that output= picks as the model "
+                    "returned it (not inside forward: call Hugging Face's models without labels), create the "
+                    "optimizer before a compiled model first runs, pass checkpoint use_reentrant=False, or put the "
+                    "layer in a group with approximation='none'."
+                )
+
+    def _seen(self, layer: Layer) -> bool:
+        return self.moments is not None and self.moments.saw(layer)
