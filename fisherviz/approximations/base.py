@@ -199,10 +199,6 @@ class Approximation(LayeredMatrix):
         """The fit as `run_together` runs it."""
         self.space, self.kind, self.reduction = fisher.space, fisher.kind, fisher.reduction
         layers = fisher.space.layers
-        if self.needs_chain and not any(layer.structured for layer in layers):
-            raise NotImplementedError(
-                f"{self.name} couples the layers of a chain, and no layer here has a structure; use 'layer'."
-            )
         with naming(self, "prepare"):
             self.prepare(layers, fisher.structure.positions)
         with naming(self, "pairs"):

@@ -92,11 +92,11 @@ class Recorder:
         self.active = False
         self.cloned: set[str] = set()
         """Layers whose input is overwritten later in the forward pass, and noted as a copy."""
-        self._handles: list[RemovableHandle] = []
+        self._handles: dict[str, RemovableHandle] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy records for itself: it has no hooks on any model yet."""
-        return {**self.__dict__, "calls": [], "active": False, "_handles": []}
+        return {**self.__dict__, "calls": [], "active": False, "_handles": {}}
 
     @property
     def attached(self) -> bool:
@@ -109,19 +109,19 @@ class Recorder:
             return
         for layer in self.layers:
             if layer.structured:
-                self._handles.append(layer.module.register_forward_hook(RecordHook(self, layer), with_kwargs=True))
+                hook = RecordHook(self, layer)
+                self._handles[layer.name] = layer.module.register_forward_hook(hook, with_kwargs=True)
 
     def watch(self, layers: Sequence[Layer]) -> None:
-        """Record the calls of these layers from now on, hooks on where they were on."""
-        attached = self.attached
-        self.detach()
+        """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""
         self.layers = tuple(layers)
-        if attached:
-            self.attach()
+        for layer in self.layers:
+            if not layer.structured and layer.name in self._handles:
+                self._handles.pop(layer.name).remove()
 
     def detach(self) -> None:
         """Take every hook off and forget what was recorded."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
         self.calls.clear()

@@ -65,7 +65,8 @@ class FisherForms:
     """
 
     def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Arguments]) -> None:
-        self.watcher, self.likelihood, self.batches = watcher, likelihood, list(batches)
+        self.watcher, self.likelihood = watcher, likelihood
+        self.batches = [Arguments(*batch) for batch in batches]
         self.network = watcher.network
         self.examples = sum(count_examples(batch) for batch in self.batches)
         if hidden := [layer.name for layer in watcher.layers if layer.note == REENTRANT]:
