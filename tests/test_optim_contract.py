@@ -373,14 +373,14 @@ def test_layers_without_structure_are_preconditioned_by_their_diagonal_said_once
         opt.step()
 
 
-@pytest.mark.parametrize("case", ["dropout", "foof", "batchnorm"])
+@pytest.mark.parametrize("case", ["dropout", "batchnorm"])
 def test_what_cannot_have_a_diagonal_is_left_plain_said_once(case):
     torch.manual_seed(0)
     model = Mixed(dropout=0.5 if case == "dropout" else 0.0).double()
     if case == "batchnorm":
         model.norm = nn.BatchNorm1d(5).double()
     x, y = data(9)
-    opt = optim.FOOF(model, "categorical", lr=0.1) if case == "foof" else kfac(model)
+    opt = kfac(model)
     start = model.norm.weight.detach().clone()
     with pytest.warns(UserWarning, match="left plain") as said:
         loss_backward(opt, model, x, y)

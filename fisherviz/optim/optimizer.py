@@ -172,8 +172,9 @@ class NaturalGradient(Watching):
     def _wanted(self, loss_scale: float | None) -> Wanted:
         labels = self._reads_labels()
         return Wanted(
-            source=self._source() if labels and self.kind != "empirical" else None,
-            scores=labels and self.kind == "empirical",
+            source=self._source() if self.kind != "empirical" else None,
+            scores=self.kind == "empirical",
+            structured=labels,
             loss_scale=loss_scale,
             local=self._hears(),
             inputs=self._needs_inputs,

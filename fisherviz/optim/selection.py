@@ -197,7 +197,6 @@ def settle(
     layers: Sequence[Layer],
     generic: Sequence[Layer],
     approximation: Approximation,
-    labels: bool,
 ) -> list[Layer]:
     """Layers that are preconditioned; what happens to those without structure is said once.
 
@@ -206,7 +205,6 @@ def settle(
         layers: all layers.
         generic: those without structure.
         approximation: what preconditions.
-        labels: whether it reads gradients at the outputs at all.
 
     Returns:
         The layers that are not left plain.
@@ -220,8 +218,6 @@ def settle(
         check_modes(model)
     except ValueError:
         plain = "active Dropout or training BatchNorm leaves no gradients of single examples"
-    if not labels:
-        plain = f"{approximation.name} looks at inputs alone"
     names = ", ".join(repr(layer.name) for layer in generic)
     why = "; ".join(f"{layer.name!r}: {layer.note}" for layer in generic)
     if plain:

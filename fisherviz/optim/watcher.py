@@ -45,6 +45,7 @@ class Wanted:
     Attributes:
         source: gives the vectors to backpropagate; None: no backward pass of our own.
         scores: whether the vectors are the scores of the user's own backward (kind "empirical").
+        structured: whether layers with structure need vectors too; False: inputs alone.
         loss_scale: c where the loss is c times the sum of the examples' nll; None: 1/N, the mean.
         local: whether the user's gradients at the layers' outputs are kept, for products of low rank.
         inputs: whether the model's inputs are kept until the step.
@@ -53,6 +54,7 @@ class Wanted:
 
     source: Source | None = None
     scores: bool = False
+    structured: bool = True
     loss_scale: float | None = None
     local: bool = False
     inputs: bool = False
@@ -245,8 +247,8 @@ class Watcher:
                 self.describe(made)
                 structured = {layer.name for layer in self.layers if layer.structured}
                 made.calls = {name: calls for name, calls in made.calls.items() if name in structured}
-            v = self._vectors(z.detach(), gradient.detach()) if self.wanted.captures and not made.bad else None
-            if v is not None and not self.wanted.scores:
+            v = self._vectors(z.detach(), gradient.detach()) if self._needs_vectors and not made.bad else None
+            if v is not None and self.wanted.structured and not self.wanted.scores:
                 vectors = self._backward(z, made.calls, v)
             if v is not None and self.generic_diagonal:
                 fresh = self.generic_captures(made, v)
@@ -257,6 +259,11 @@ class Watcher:
         torch.autograd.Variable._execution_engine.queue_callback(
             lambda: self._finish(made, way, before, fresh, vectors)
         )
+
+    @property
+    def _needs_vectors(self) -> bool:
+        generic = self.generic_diagonal and bool(self.network.structure.generic)
+        return self.wanted.captures and (self.wanted.structured or generic)
 
     def _vectors(self, z: Tensor, gradient: Tensor) -> Tensor | None:
         if self.wanted.scores:

@@ -104,7 +104,7 @@ class Watching(torch.optim.Optimizer):
     def _settle(self, generic: list[Layer]) -> list[Layer]:
         """Layers that are preconditioned; what happens to those without structure is said once."""
         assert self._watcher is not None
-        kept = settle(self.model, self.layers, generic, self.approximation, self._reads_labels())
+        kept = settle(self.model, self.layers, generic, self.approximation)
         self._watcher.generic_diagonal = any(not layer.structured for layer in kept)
         return kept
 
