@@ -10,14 +10,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-from fisherviz.network.patches import convolution_patches, fast_patches
-
-_UNFOLD_ENTRIES = 2**20
-"""Entries of patches that are unfolded at once, about."""
-_CONVOLUTIONS = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
+from fisherviz.network.kinds import Kind, kind_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ class Layer:
     @property
     def groups(self) -> int:
         """Groups of a convolution, 1 otherwise."""
-        return getattr(self.module, "groups", 1) if self.structured else 1
+        return self._kind.groups(self.module) if self.structured else 1
 
     @property
     def fan_in(self) -> int:
@@ -92,9 +87,7 @@ class Layer:
     @property
     def d_out(self) -> int:
         """Output units or channels; 0 for generic layers."""
-        if not self.structured:
-            return 0
-        return int(getattr(self.module, "out_features", 0) or getattr(self.module, "out_channels", 0))
+        return self._kind.units(self.module) if self.structured else 0
 
     @property
     def da(self) -> int:
@@ -122,56 +115,21 @@ class Layer:
 
     # ---- what the forward and backward passes show --------------------------------------------------------------
 
+    @property
+    def _kind(self) -> Kind:
+        found = kind_of(self.module)
+        assert found is not None
+        return found
+
     def inputs(self, x: Tensor) -> Tensor:
         """Inputs with the bias coordinate: (N, T, da), or (N, T, groups, da) for grouped convolutions."""
         if not self.has_weight:
-            return self._ones(x)
-        if not self.has_bias:
-            return self._unfold(x)
-        if self.kind == "linear":
-            columns = self._unfold(x)
-            return torch.cat([columns, columns.new_ones(*columns.shape[:-1], 1)], -1)
-        return self._unfold_with_bias(x)
-
-    def _unfold_with_bias(self, x: Tensor) -> Tensor:
-        """Patches with the bias coordinate, some examples at a time: large temporaries cost by their fresh pages."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        step = max(1, _UNFOLD_ENTRIES // max(1, x[:1].numel() * weight.shape[2:].numel()))
-        columns: Tensor | None = None
-        for start in range(0, max(1, len(x)), step):
-            part = self._unfold(x[start : start + step])
-            if columns is None:
-                columns = part.new_empty(len(x), *part.shape[1:-1], part.shape[-1] + 1)
-                columns[..., -1] = 1
-            columns[start : start + step, ..., :-1] = part
-        assert columns is not None
-        return columns
+            return self._kind.ones(self.module, x)
+        return (self._kind.with_bias if self.has_bias else self._kind.unfold)(self.module, x)
 
     def output_gradients(self, g: Tensor) -> Tensor:
         """Gradients (K, N, ...) at the module's output as (K, N, T, dg) or (K, N, T, groups, dg)."""
-        if self.kind == "linear":
-            return g.reshape(*g.shape[:2], math.prod(g.shape[2:-1]), g.shape[-1])
-        g = g.flatten(3).transpose(2, 3)
-        return g.unflatten(3, (self.groups, -1)) if self.groups > 1 else g
-
-    def _unfold(self, x: Tensor) -> Tensor:
-        if self.kind == "linear":
-            return x.reshape(len(x), -1, x.shape[-1])
-        if self.groups == 1 and (fast := fast_patches(self.module, x)) is not None:
-            return fast
-        columns = convolution_patches(self.module, x)  # (N, T, C, kernel)
-        if self.groups > 1:
-            columns = columns.unflatten(2, (self.groups, -1))
-        return columns.flatten(-2)
-
-    def _ones(self, x: Tensor) -> Tensor:
-        """The bias coordinate alone, for a frozen weight."""
-        if self.kind == "linear":
-            return x.new_ones(len(x), math.prod(x.shape[1:-1]), 1)
-        positions = convolution_patches(self.module, x[:1, :1]).shape[1]
-        shape = (len(x), positions, self.groups, 1) if self.groups > 1 else (len(x), positions, 1)
-        return x.new_ones(shape)
+        return self._kind.outputs(self.module, g)
 
     @property
     def columns(self) -> dict[str, slice]:
@@ -195,19 +153,16 @@ def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Paramet
     Returns:
         The layer.
     """
-    kind, note = type(module).__name__.lower(), ""
-    structured = False
-    if type(module).forward is nn.Linear.forward:
-        kind, structured = "linear", True
-    for cls, cls_kind in _CONVOLUTIONS.items():
-        if type(module).forward is cls.forward:
-            kind, structured = cls_kind, True
-    if not structured:
+    found = kind_of(module)
+    kind, structured, note = type(module).__name__.lower(), False, ""
+    if found is None:
         note = f"{type(module).__name__} has no Kronecker structure"
     elif shared:
-        structured, note = False, "a parameter is shared with another module"
+        kind, note = found.name, "a parameter is shared with another module"
     elif not _owns_plain_parameters(module, parameters):
-        structured, note = False, "its weight or bias is reparametrised, or it owns further parameters"
+        kind, note = found.name, "its weight or bias is reparametrised, or it owns further parameters"
+    else:
+        kind, structured = found.name, True
     keys = {id(p): key for key, p in module._parameters.items()}
     roles = {own: keys[id(p)] for own, p in parameters.items()}
     return Layer(name, module, dict(parameters), kind, structured, note, roles)
