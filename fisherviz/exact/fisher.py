@@ -23,7 +23,7 @@ from fisherviz.network.space import ORDERS, Order
 from fisherviz.operators.factorise import DampedCholesky, eigenvalues
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.statistics import Block, Diagonal, UnitBlocks
-from fisherviz.statistics.examples import Woodbury
+from fisherviz.statistics.examples import Woodbury, solve_combination
 from fisherviz.statistics.products import weighted_moments_square_norm
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.memory import require
@@ -224,15 +224,12 @@ class Fisher(Products):
             ValueError: the data has no targets, or the damping is negative.
         """
         damping = damping_number(damping)
-        self.check_unchanged()
         joint = self.with_scores() if self._kept.captures is None or self._kept.joint is not None else None
         if joint is None or damping == 0 or self.space.size <= self.columns:
             return self.solve(self.gradient(), damping)
-        solver = self._solver(damping)
-        if not isinstance(solver, Woodbury):
-            return self.solve(self.gradient(), damping)
-        weights = torch.full((self.examples, 1), self.scale, dtype=joint.dtype, device=self.network.device)
-        return self.space.join(solver.solve_combination(joint, weights))[:, 0]
+        self._plan_gram()
+        weights = torch.full((self.examples,), self.scale, dtype=joint.dtype, device=self.network.device)
+        return solve_combination(joint, joint.captures[0].vectors - 1, weights, damping, self.space)
 
     def example_gram(self) -> Tensor:
         """UᵀU over all layers, (K N, K N), for F = s U Uᵀ."""

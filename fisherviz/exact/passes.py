@@ -312,7 +312,8 @@ class Passes:
     @property
     def columns(self) -> int:
         """Number K N of columns of U, F = s U Uᵀ; taken from kept captures."""
-        capture = next(iter(self.example_space().values()))
+        captures = self._kept.captures
+        capture = next(iter((self.example_space() if captures is None else captures).values()))
         return capture.vectors * capture.examples
 
     # ---- the data's gradient ---------------------------------------------------------------------------------------
@@ -329,45 +330,44 @@ class Passes:
         """
         self.check_unchanged()
         if self._kept.gradient is None:
-            self._sum_scores(EmpiricalVectors(self.network.likelihood), keep=False)
-        gradient = self._kept.gradient
-        assert gradient is not None
-        return gradient * self.scale
+            summed = self._sum_scores() if self._kept.joint is None else [c.sum() for c in self._scores()]
+            self._kept.gradient = self.space.join(summed)
+        return self._kept.gradient * self.scale
 
-    def with_scores(self) -> Examples | None:
-        """Kind's vectors and, as the last one, the scores of the data's labels, by one pass; None if they do not fit.
+    def _scores(self) -> list[AnyCapture]:
+        """The last vectors of the joint captures."""
+        assert self._kept.joint is not None
+        return [c.select_vectors(c.vectors - 1, c.vectors) for c in self._kept.joint.values()]
 
-        Captures and gradient stay for later requests.
-        """
-        self.check_unchanged()
-        kept = self._kept
-        if kept.joint is None:
-            vectors = WithScores(self.vectors, EmpiricalVectors(self.network.likelihood))
-            found = self._sum_scores(vectors, keep=True)
-            if found is None:
-                return None
-            kept = self._kept
-            kept.joint, kept.ragged = found
-            kept.captures = {name: c.select_vectors(0, c.vectors - 1) for name, c in kept.joint.items()}
-        return Examples(list(kept.joint.values()), self.scale)
-
-    def _sum_scores(self, vectors: VectorSource, keep: bool) -> tuple[dict[str, AnyCapture], bool] | None:
-        """One pass that adds up the gradients of the last vector, the scores."""
+    def _sum_scores(self) -> list[Tensor]:
+        """Sums of the scores' gradients by a pass of their own, by layer."""
         sums: list[GradientSum] = []
 
         def begin() -> Consumer:
             nonlocal sums
             sums = [GradientSum(name) for name in self.space.names]
+            return lambda batch: update_all(sums, batch)
 
-            def add(batch: Batch) -> None:
-                scores = {name: c.select_vectors(c.vectors - 1, c.vectors) for name, c in batch.captures.items()}
-                update_all(sums, Batch(scores, batch.examples))
+        self._over(EmpiricalVectors(self.network.likelihood), begin, keep=False, labels=True)
+        return [s.total for s in sums if s.total is not None]
 
-            return add
+    def with_scores(self) -> Examples | None:
+        """Kind's vectors and, as the last one, the scores of the data's labels, by one pass; None if they do not fit.
 
-        found = self._over(vectors, begin, keep=keep, labels=True)
-        self._kept.gradient = self.space.join([s.total for s in sums if s.total is not None])
-        return found
+        Captures stay for later requests.
+        """
+        self.check_unchanged()
+        kept = self._kept
+        if kept.joint is None:
+            vectors = WithScores(self.vectors, EmpiricalVectors(self.network.likelihood))
+            found = self._over(vectors, lambda: lambda batch: None, keep=True, labels=True)
+            if found is None:
+                return None
+            kept = self._kept
+            kept.joint, kept.ragged = found
+            kept.captures = {name: c.select_vectors(0, c.vectors - 1) for name, c in kept.joint.items()}
+        assert kept.joint is not None
+        return Examples(list(kept.joint.values()), self.scale)
 
     def seconds_per_pass(self) -> float:
         """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in."""

@@ -11,9 +11,10 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture
+from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.factorise import DampedCholesky
-from fisherviz.statistics.gradients import columns_product, cross_gram, example_gram, gram_tiles, rows_product
+from fisherviz.statistics.gradients import columns_product, example_gram, gram_and_cross, gram_tiles, rows_product
 
 ACCURATE = 1e4
 """Condition number of the damped matrix up to which float32 keeps enough digits for Woodbury's difference."""
@@ -66,6 +67,20 @@ class Examples:
         """U w as one unit-order piece (P_i, r) per layer, for w (K N, r)."""
         return [columns_product(capture, w) for capture in self.captures]
 
+    def combine_flat(self, w: Tensor, space: ParameterSpace) -> Tensor:
+        """U w for one column w (K N,), flat in torch order (P,), each parameter written where it stands."""
+        out = w.new_empty(space.size)
+        for i, capture in enumerate(self.captures):
+            if isinstance(capture, Capture) and capture.factored:
+                combined = (capture.g[:, :, 0] * w.view(capture.vectors, -1, 1)).sum(0)
+                for place in space.of(i):
+                    torch.mm(combined.T, capture.a[:, 0, place.columns], out=out[place.flat].view(place.matrix))
+                continue
+            parts = space.scatter(i, columns_product(capture, w.unsqueeze(1))[:, 0])
+            for place in space.of(i):
+                out[place.flat] = parts[place.name]
+        return out
+
     def product(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         """F v by pieces."""
         return self.combine(self.project(pieces).mul_(self.scale))
@@ -75,9 +90,10 @@ class Examples:
         """UᵀU, (K N, K N)."""
         return _sum(example_gram(capture) for capture in self.captures)
 
-    def cross(self, other: Examples) -> Tensor:
-        """Uᵀ U', (K N, L M), for the columns of another example space over the same layers."""
-        return _sum(cross_gram(mine, its) for mine, its in zip(self.captures, other.captures, strict=True))
+    def gram_and_cross(self, k: int) -> tuple[Tensor, Tensor]:
+        """UᵀU and Uᵀ U' with the first k vectors' columns in U and the others' in U'."""
+        grams, crosses = zip(*(gram_and_cross(capture, k) for capture in self.captures), strict=True)
+        return _sum(grams), _sum(crosses)
 
     def square_norm(self) -> float:
         """‖F‖²_F, accumulated in float64 over tiles of the Gram matrix."""
@@ -100,14 +116,15 @@ class Woodbury:
     Args:
         examples: F.
         damping: λ, positive.
+        gram: UᵀU, where it is known.
 
     Raises:
         SingularMatrixError: λ drowns in rounding; the message names, in F's units, the damping that would do.
     """
 
-    def __init__(self, examples: Examples, damping: float) -> None:
+    def __init__(self, examples: Examples, damping: float, gram: Tensor | None = None) -> None:
         self.damping, self.dtype = damping, examples.dtype
-        s, gram = examples.scale, examples.gram
+        s, gram = examples.scale, examples.gram if gram is None else gram
         condition = 1 + s * float(torch.linalg.matrix_norm(gram)) / damping
         self.widened = condition > ACCURATE and examples.dtype != torch.float64
         """Whether it works in float64 on examples of less."""
@@ -124,21 +141,29 @@ class Woodbury:
         w = self.examples.combine(self.factor.solve(self.examples.project(given)))
         return [((v - u) / self.damping).to(self.dtype) for v, u in zip(given, w, strict=True)]
 
-    def solve_combination(self, joint: Examples, c: Tensor) -> list[Tensor]:
-        """(F + λI)⁻¹ v for v = U' c, where further vectors on the same inputs gave the columns of U'.
 
-        v is never written down: its products with U come from Gram matrices, and (v - U w) / λ is one combination.
+def solve_combination(joint: Examples, k: int, c: Tensor, damping: float, space: ParameterSpace) -> Tensor:
+    """(F + λI)⁻¹ v for a combination v = U' c of further vectors' gradients on the same inputs.
 
-        Args:
-            joint: [U U'], the vectors of U first.
-            c: (L N, r).
-        """
-        work, k = self.examples.dtype, self.examples.captures[0].vectors
-        joint = joint if joint.dtype == work else joint.double()
-        c = c.to(work)
-        w = self.factor.solve(self.examples.cross(joint.vectors(k, joint.captures[0].vectors)) @ c)
-        weights = torch.cat([w.neg_(), c]).div_(self.damping)
-        return [piece.to(self.dtype) for piece in joint.combine(weights)]
+    v is never written down: its products with U come from Gram matrices, and (v - U w) / λ is one combination.
+
+    Args:
+        joint: [U U'], the k vectors of U first.
+        k: how many vectors are the Fisher's.
+        c: (L N,).
+        damping: λ, positive.
+        space: the layers' parameters.
+
+    Returns:
+        Flat in torch order, (P,).
+    """
+    gram, cross = joint.gram_and_cross(k)
+    solver = Woodbury(joint.vectors(0, k), damping, gram)
+    if solver.widened:
+        joint, c = joint.double(), c.double()
+        cross = joint.gram_and_cross(k)[1]
+    w = solver.factor.solve((cross @ c).unsqueeze(1))[:, 0]
+    return joint.combine_flat(torch.cat([w.neg_(), c]).div_(damping), space).to(solver.dtype)
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

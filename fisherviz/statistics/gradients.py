@@ -155,16 +155,27 @@ def _pieces(capture: AnyCapture, start: int = 0, stop: int | None = None) -> Ite
         yield low, min(low + step, stop)
 
 
-def cross_gram(row: AnyCapture, other: AnyCapture) -> Tensor:
-    """⟨∇_nk, ∇'_ml⟩ for two captures of the same layer over the same or other inputs: (K N, L M)."""
-    if isinstance(row, Capture) and isinstance(other, Capture) and row.factored and other.factored:
-        inputs = row.a[:, 0] @ other.a[:, 0].T
-        outputs = row.g[:, :, 0].flatten(0, 1) @ other.g[:, :, 0].flatten(0, 1).T
-        tiles = outputs.view(row.vectors, row.examples, other.vectors, other.examples)
-        return tiles.mul_(inputs.unsqueeze(1)).reshape(len(outputs), -1)
-    k, n = other.vectors, other.examples
-    parts = []
+def gram_and_cross(capture: AnyCapture, k: int) -> tuple[Tensor, Tensor]:
+    """⟨∇, ∇⟩ of the first k vectors, and their ⟨∇, ∇'⟩ with the L others: (k N, k N) and (k N, L N).
+
+    The inputs are the same, and so is their Gram matrix.
+    """
+    row, other = capture.select_vectors(0, k), capture.select_vectors(k, capture.vectors)
+    if isinstance(row, Capture) and isinstance(other, Capture) and row.factored:
+        inputs = gram(row.a[:, 0].T)
+        mine, its = row.g[:, :, 0].flatten(0, 1), other.g[:, :, 0].flatten(0, 1)
+        return _times(gram(mine.T), inputs), _times(mine @ its.T, inputs)
+    n, parts = other.examples, []
     for low, high in _pieces(other):
         right = other.select(low, high).gradients.flatten(0, 1).T
-        parts.append(rows_product(row, right).unflatten(1, (k, high - low)))
-    return torch.cat(parts, 2).reshape(-1, k * n)
+        parts.append(rows_product(row, right).unflatten(1, (other.vectors, high - low)))
+    return example_gram(row), torch.cat(parts, 2).reshape(-1, other.vectors * n)
+
+
+def _times(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """Products of output gradients (K N, L N) times those of the inputs (N, N), in place."""
+    n = len(inputs)
+    if len(outputs) == n == outputs.shape[1]:
+        return outputs.mul_(inputs)
+    tiles = outputs.view(len(outputs) // n, n, -1, n)
+    return tiles.mul_(inputs.unsqueeze(1)).view(outputs.shape)
