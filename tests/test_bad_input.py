@@ -183,10 +183,7 @@ def test_layers_that_are_not_there_or_own_nothing(layers):
 
 def test_a_string_instead_of_a_list_of_layers_means_no_letters():
     net = nets.randomised(nn.Sequential(*[nn.Linear(2, 2) for _ in range(12)]))
-    try:
-        probe = fv.Probe(net, "categorical", layers="11")
-    except KINDS_OF_ERROR:
-        return
+    probe = fv.Probe(net, "categorical", layers="11")
     assert [layer.name for layer in probe.layers] == ["11"]
 
 
@@ -228,7 +225,7 @@ OTHER_DATA = [None, 3, "digits", {"x": 1}, np.zeros((3, 3)), object()]
 
 @pytest.mark.parametrize("data", OTHER_DATA, ids=lambda data: type(data).__name__)
 def test_data_of_another_type(data):
-    with raises(r"data|tensor|batch"):
+    with raises("data must be a tensor|inputs must be tensors"):
         fv.Probe(nets.mlp(3, 4, 2), "categorical").fisher(data).to_dense()
 
 
@@ -360,7 +357,7 @@ def test_a_vector_that_is_no_tensor():
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, "all"])
 def test_a_number_of_eigenvalues_that_is_none(k):
-    with raises("k"):
+    with raises("k must be a positive whole number"):
         small_fisher().spectrum(k)
 
 

@@ -25,10 +25,6 @@ def normal(*shape, seed=0, dtype=torch.float64):
 # ---- one module factorises -------------------------------------------------------------------------------------------
 
 FACTORISATIONS = {"cholesky", "cholesky_ex", "eigh", "eigvalsh"}
-# Rooms that are being rebuilt and move over one by one.
-NOT_YET = {
-    "optim/kbfgs.py",
-}
 
 
 def test_only_one_module_factorises():
@@ -38,7 +34,7 @@ def test_only_one_module_factorises():
             name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
             if name.startswith("torch.linalg.") and name.split(".")[2] in FACTORISATIONS:
                 found.add(path.relative_to(PACKAGE).as_posix())
-    assert found - NOT_YET == {"operators/factorise.py"}
+    assert found == {"operators/factorise.py"}
 
 
 # ---- symmetric bit for bit -------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Exact Fisher products on the network itself: one forward-mode pass, the output Fisher, one reverse pass.
 
 F v = Jᵀ F_R J v costs about 1.7 forward+backward passes whatever the layer's size; uᵀ F v needs forward passes only
-(K-FAC paper, appendix C). Forward mode is wrong for some models (it ignores `torch.no_grad` and the padding rows of
-embeddings) and lacks some operations: it is believed where it agrees with reverse mode, which each product shows anew.
+(K-FAC paper, appendix C). Forward mode is wrong for some models (it ignores `torch.no_grad`) and lacks some operations:
+it is believed where it agrees with reverse mode, which each product shows anew.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _dual(
 
     The level is left before the caller goes backward: the reverse pass must not drag tangents along.
     """
-    with forward_ad.dual_level(), _ConstantInputs():
+    with forward_ad.dual_level(), _Rules():
         duals = {name: forward_ad.make_dual(leaf, tangents[name]) for name, leaf in leaves.items()}
         z, t = forward_ad.unpack_dual(network.functional(duals, inputs))
     network.likelihood.check_output(z)
@@ -120,14 +120,32 @@ def _square(x: Tensor) -> float:
     return float(x.square().sum(dtype=torch.float64))
 
 
-class _ConstantInputs(TorchFunctionMode):
-    """Linear layers on inputs without a tangent, such as the data: torch would multiply one of zeros."""
+class _Rules(TorchFunctionMode):
+    """Rules of forward mode where torch's own waste work or differ from reverse mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.linear or kwargs or forward_ad.unpack_dual(args[0]).tangent is not None:
-            return func(*args, **(kwargs or {}))
-        pairs = [forward_ad.unpack_dual(p) for p in args[1:] if p is not None]
-        if any(pair.tangent is None for pair in pairs):
-            return func(*args)
-        z = func(args[0], *(pair.primal for pair in pairs))
-        return forward_ad.make_dual(z, func(args[0], *(pair.tangent for pair in pairs)))
+        kwargs = kwargs or {}
+        if func is F.linear and not kwargs and forward_ad.unpack_dual(args[0]).tangent is None:
+            return _linear(*args)
+        z = func(*args, **kwargs)
+        return _without_padding(z, *args, **kwargs) if func is F.embedding else z
+
+
+def _linear(x: Tensor, *parameters: Tensor | None) -> Tensor:
+    """A linear layer on an input without a tangent, such as the data: torch would multiply one of zeros."""
+    pairs = [forward_ad.unpack_dual(p) for p in parameters if p is not None]
+    if any(pair.tangent is None for pair in pairs):
+        return F.linear(x, *parameters)
+    z = F.linear(x, *(pair.primal for pair in pairs))
+    return forward_ad.make_dual(z, F.linear(x, *(pair.tangent for pair in pairs)))
+
+
+def _without_padding(
+    z: Tensor, ids: Tensor, weight: Tensor, padding_idx: int | None = None, *_: Any, **__: Any
+) -> Tensor:
+    """The output of an embedding without the tangent of its padding row, which has no gradient in reverse mode."""
+    primal, tangent = forward_ad.unpack_dual(z)
+    if padding_idx is None or tangent is None:
+        return z
+    padding = (ids == padding_idx % len(weight)).unsqueeze(-1)
+    return forward_ad.make_dual(primal, tangent.masked_fill(padding, 0))

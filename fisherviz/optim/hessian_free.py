@@ -1,8 +1,7 @@
 """Hessian-free optimization: conjugate gradients on the mini-batch's exact F + (λ + η)I, by products alone.
 
 Martens 2010: truncation by relative progress, start from the decayed last solution, backtracking over the
-iterates, λ by
-Levenberg-Marquardt. Any approximation preconditions (K-FAC paper, section 6.4).
+iterates, λ by Levenberg-Marquardt. Any approximation preconditions (K-FAC paper, section 6.4).
 """
 
 from __future__ import annotations
