@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
-TESTS ?= tests
+TESTS ?= tests fisherviz
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
