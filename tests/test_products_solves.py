@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from fisherviz.operators import SingularMatrixError
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import FLOAT32, assert_matches
 
@@ -261,3 +262,17 @@ def test_a_huge_layer_is_never_formed():
     assert float(fisher.norm("trace")) == pytest.approx(float(100 * gram.trace() / 4), rel=1e-5)
     assert float(fisher.norm("spectral")) == pytest.approx(float(torch.linalg.eigvalsh(gram)[-1] / 4), rel=1e-4)
     assert (fisher @ torch.ones(100100)).shape == (100100,)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_damping_that_a_failed_solve_advises_is_one_of_the_fisher(reduction):
+    """Equal examples make a singular Gram matrix; what is advised is in F's units, at its rounding, and solves."""
+    net, x = nets.mlp(60, 40, 3).float(), nets.vectors(1, 60).float().repeat(200, 1)
+    fisher = fv.Probe(net, "categorical").fisher(x, reduction=reduction)
+    v = torch.ones(fisher.shape[0])
+    with pytest.raises(SingularMatrixError, match="solve with a damping of at least") as caught:
+        fisher.solve(v, 1e-30)
+    advised = float(str(caught.value).rstrip(".").split()[-1])
+    largest = float(fisher.spectrum(1)[0])
+    assert 1e-18 * largest < advised < 1e-5 * largest
+    assert torch.isfinite(fisher.solve(v, advised)).all()
