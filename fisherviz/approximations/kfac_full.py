@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from fisherviz.approximations.base import Approximation, Values
 from fisherviz.approximations.kronecker import check_kfac_setting
-from fisherviz.approximations.matrices import LayeredMatrix, Structured, block_diagonal, full_matrix
+from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal, full_matrix
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import BlockTridiagonal, DirectSum, Kronecker, Operator, Permuted
@@ -131,7 +131,7 @@ class KFACTridiagonal(KFACFull):
         parts = DirectSum(
             [tridiagonal, *(operators[i] for i in rest)], places + [f"layer {space.names[i]!r}" for i in rest]
         )
-        return Structured(space, Permuted(parts, [chain, *([i] for i in rest)]))
+        return LayeredMatrix(space, Permuted(parts, [chain, *([i] for i in rest)]))
 
 
 def _chain(positions: list[int], pairs: list[tuple[int, int]]) -> list[int]:

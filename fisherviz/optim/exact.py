@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fisherviz.approximations import CWNGD as UnitApproximation
 from fisherviz.approximations import Approximation, Values
-from fisherviz.approximations.matrices import FullMatrix, LayeredMatrix
+from fisherviz.approximations.matrices import LayeredMatrix, full_matrix
 from fisherviz.capture.captures import Capture
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
@@ -70,7 +70,7 @@ class ExactFisher(Approximation):
     ) -> LayeredMatrix:
         """F."""
         blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
-        return FullMatrix(space, blocks | {pair: Dense(v["block"]) for pair, v in couplings.items()})
+        return full_matrix(space, blocks | {pair: Dense(v["block"]) for pair, v in couplings.items()})
 
 
 class BatchUnits(UnitApproximation):
