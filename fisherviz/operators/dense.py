@@ -27,16 +27,7 @@ class Dense(Operator):
         if M.ndim != 2:
             raise ValueError(f"Dense takes a matrix, not a tensor of shape {tuple(M.shape)}.")
         self.M = M
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.M.shape[0], self.M.shape[1]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The defining tensors."""
-        return (self.M,)
+        self.shape, self.tensors = (M.shape[0], M.shape[1]), (M,)
 
     @property
     def T(self) -> Dense:
@@ -96,17 +87,7 @@ class UnitBlocks(Operator):
         if B.ndim != 3 or B.shape[1] != B.shape[2]:
             raise ValueError(f"UnitBlocks takes blocks of shape (d_out, d_a, d_a), not {tuple(B.shape)}.")
         self.B = B
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        size = self.B.shape[0] * self.B.shape[1]
-        return size, size
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The defining tensors."""
-        return (self.B,)
+        self.shape, self.tensors = (B.shape[0] * B.shape[1],) * 2, (B,)
 
     @property
     def T(self) -> UnitBlocks:

@@ -59,16 +59,8 @@ class BlockTridiagonal(Symmetric):
         self.A, self.G, self.A_next, self.G_next = tuple(A), tuple(G), tuple(A_next), tuple(G_next)
         self.layers = tuple(Kronecker(a, g) for a, g in zip(A, G, strict=True))
         self.sizes = [layer.shape[0] for layer in self.layers]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return sum(self.sizes), sum(self.sizes)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All moments."""
-        return tuple(t for t in (*self.A, *self.G, *self.A_next, *self.G_next) if t is not None)
+        self.shape = sum(self.sizes), sum(self.sizes)
+        self.tensors = tuple(t for t in (*A, *G, *A_next, *G_next) if t is not None)
 
     @cached_property
     def psi(self) -> tuple[Kronecker | None, ...]:

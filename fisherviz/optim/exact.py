@@ -19,7 +19,7 @@ from fisherviz.capture.captures import Capture
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator, UnitBlocks
-from fisherviz.operators.base import NormOrder
+from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.factorise import trusted_cholesky
 from fisherviz.statistics.moments import Block, Statistic
 from fisherviz.statistics.moments import UnitBlocks as UnitBlocksStatistic
@@ -92,7 +92,7 @@ class BatchUnits(UnitApproximation):
         return UnitExamples(capture, 1.0 / capture.examples)
 
 
-class UnitExamples(Operator):
+class UnitExamples(Symmetric):
     """Unit blocks s V_oᵀ V_o + shift I known by V_o (R, da), one row per example and vector.
 
     Solved over the fan-in da or over the R examples, whichever is smaller. Beside a sum over a batch a small damping
@@ -106,21 +106,7 @@ class UnitExamples(Operator):
 
     def __init__(self, capture: Capture, factor: float, shift: float = 0.0) -> None:
         self.capture, self.factor, self.shift = capture, factor, shift
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return self.capture.size, self.capture.size
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The capture's tensors."""
-        return self.capture.tensors
-
-    @property
-    def T(self) -> UnitExamples:
-        """Itself."""
-        return self
+        self.shape, self.tensors = (capture.size, capture.size), capture.tensors
 
     @property
     def doubled(self) -> UnitExamples:
