@@ -65,7 +65,7 @@ class Preconditioned(Directions):
 
     def of(self, step: Step) -> Moves:
         """Preconditioned gradients of all layers with a gradient."""
-        if step.moments is None or not step.active:
+        if not step.active:
             return {}
         self.update_moments(step)
         made = self.preconditioner_now(step)
@@ -77,7 +77,6 @@ class Preconditioned(Directions):
     @timing.part("statistics")
     def update_moments(self, step: Step) -> None:
         """The step's statistics into the averages, and a new snapshot where one is due."""
-        assert step.moments is not None
         step.moments.advance(step.decay, step.due, keep=step.T > 1)
         if step.due or step.moments.refines:
             self._made = None
@@ -85,14 +84,12 @@ class Preconditioned(Directions):
     @timing.part("statistics")
     def update_missing(self, step: Step) -> None:
         """A snapshot of layers that have run for the first time."""
-        assert step.moments is not None
         step.moments.snapshot(keep=step.T > 1, missing=True)
         self._made = None
 
     @timing.part("inversion")
     def preconditioner_now(self, step: Step) -> Preconditioner:
         """The damped matrix of the groups' dampings."""
-        assert step.moments is not None
         layers = step.moments.space.layers
         rules = {layer.name: self.read(one_damping(layer, step.dampings)) for layer in layers}
         made = self.damped(step, rules)
@@ -102,7 +99,6 @@ class Preconditioned(Directions):
     @timing.part("inversion")
     def damped(self, step: Step, rules: Mapping[str, Damping | None]) -> Preconditioner:
         """The damped matrix, factorised anew after a snapshot or with another damping than that which is kept."""
-        assert step.moments is not None
         if self._made is not None and self._made[0] == tuple(rules.values()):
             return self._made[1]
         matrix = step.moments.build()

@@ -74,7 +74,6 @@ class ConjugateGradients(Directions):
 
     def iterates(self, step: Step, gradient: Tensors, shift: float) -> list[Iterate]:
         """Iterates towards the minimum of the quadratic model, the last one last."""
-        assert step.watcher is not None
         forms = FisherForms(step.watcher, step.likelihood, step.inputs)
 
         def product(d: Tensors) -> Tensors:
@@ -87,7 +86,7 @@ class ConjugateGradients(Directions):
     @timing.part("inversion")
     def preconditioning(self, step: Step, shift: float) -> Callable[[Tensors], Tensors]:
         """What is applied to residuals: the damped inverse of the approximation, where there is one."""
-        if not self.captures or step.moments is None:
+        if not self.captures:
             return lambda d: d
         step.moments.advance(step.decay, True, keep=False)
         layers = step.moments.space.layers
@@ -154,8 +153,8 @@ class LineSearch(ModelRule[ConjugateGradients]):
         if distributed():
             raise NotImplementedError("HessianFree runs in one process; under torch.distributed use foof or kfac.")
         self.say_ignored(step.groups)
-        if not step.inputs or step.watcher is None or step.closure is None:
-            descend(step, {})
+        if not step.inputs:
+            descend(step.groups, step.state, {})
             return
         # F has no need of structure: layers that an approximation would leave out are solved for as well
         parameters = [p for layer in step.layers for p in layer.parameters.values() if p.grad is not None]
@@ -181,7 +180,7 @@ class LineSearch(ModelRule[ConjugateGradients]):
         self.last = {
             "iterations": float(iterates[-1][0]), "chosen": float(k), "decrease": h - after, "rho": rho, "step": length,
         }  # fmt: skip
-        descend(step, {}, done=gradient)
+        descend(step.groups, step.state, {}, done=gradient)
 
     def _backtrack(self, step: Step, iterates: list[Iterate]) -> tuple[Iterate, float]:
         """The latest iterate before which the objective no longer falls, and the objective there."""

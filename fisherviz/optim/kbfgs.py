@@ -132,7 +132,6 @@ class QuasiNewton(Directions):
     def again(self, step: Step) -> None:
         """The closure at the new weights; its passes replace the step's, its gradients are dropped."""
         assert step.closure is not None
-        assert step.watcher is not None
         gradients = [(p, p.grad) for group in step.groups for p in group["params"]]
         buffers = [(b, b.clone()) for b in step.watcher.model.buffers()]
         step.passes.clear()
@@ -148,7 +147,6 @@ class QuasiNewton(Directions):
     @timing.part("statistics")
     def average_data(self, step: Step) -> None:
         """A over one pass of the data."""
-        assert step.watcher is not None
         assert self.first is not None
         totals: dict[str, Tensor] = {}
         count = 0
@@ -188,7 +186,7 @@ class Follow(StepRule[QuasiNewton]):
         for p, d in moves.items():
             if p.grad is not None:
                 add_direction(p, d, -rates[p])
-        descend(step, {}, done=moves)
+        descend(step.groups, step.state, {}, done=moves)
         directions.learn(step, before)
 
 

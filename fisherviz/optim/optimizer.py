@@ -24,7 +24,7 @@ from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.exact import ExactFisher
 from fisherviz.optim.options import NaturalGradientOptions, split_options
 from fisherviz.optim.rescaled import QuadraticModel
-from fisherviz.optim.rules import ModelRule, Momentum, StepRule
+from fisherviz.optim.rules import ModelRule, Momentum, StepRule, descend
 from fisherviz.optim.selection import unwrap
 from fisherviz.optim.step import Step
 from fisherviz.optim.watcher import Wanted
@@ -235,6 +235,9 @@ class NaturalGradient(Watching):
         raise RuntimeError(settings.SCALED_CLOSURE if self._needs_closure else settings.SCALED)
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
+        if self._watcher is None or self.moments is None:
+            descend(self.param_groups, self.state, {})
+            return
         step = Step(
             k=self.k, T=self.T, due=self.rule.due(self.k, self.T), decay=self._decay_now(), reduction=self.reduction,
             groups=self.param_groups, state=self.state, layers=self.layers, active=self._active(), passes=self._passes,
@@ -242,7 +245,7 @@ class NaturalGradient(Watching):
             generator=self.generator, loss=loss, closure=closure,
         )  # fmt: skip
         self.rule.take(step, self.directions)
-        if self._watcher is not None and self._watcher.wanted.local != self._hears():
+        if self._watcher.wanted.local != self._hears():
             self._watcher.wanted = replace(self._watcher.wanted, local=self._hears())
 
     def _seen(self, layer: Layer) -> bool:

@@ -72,8 +72,8 @@ class QuadraticModel(ModelRule[Preconditioned]):
         """Change the weights, then λ."""
         self.say_ignored(step.groups)
         batches = step.inputs
-        if not batches or step.moments is None or step.watcher is None:
-            descend(step, {})
+        if not batches:
+            descend(step.groups, step.state, {})
             return
         options = self.options
         for batch in batches:
@@ -95,12 +95,12 @@ class QuadraticModel(ModelRule[Preconditioned]):
             p.add_(d)
         if options.adapt and step.k % options.T1 == 0:
             self._adjust(step, before, lr)
-        descend(step, {}, done=delta)  # after λ, whose ratio is that of the quadratic model's own step
+        descend(
+            step.groups, step.state, {}, done=delta
+        )  # after λ, whose ratio is that of the quadratic model's own step
 
     def _best(self, step: Step, directions: Preconditioned, gradient: Tensors, batches: list[Any]) -> Tensors:
         """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
-        assert step.watcher is not None
-        assert step.moments is not None
         forms = FisherForms(step.watcher, step.likelihood, batches)
         previous = {p: d for p, d in self.update.items() if p in gradient} if self.momentum else {}
         before = forms.tangents(previous) if previous else None

@@ -101,11 +101,6 @@ def one_damping(layer: Layer, dampings: Mapping[nn.Parameter, float | Damping]) 
     return mine[0]
 
 
-def joint_lr(groups: Iterable[Mapping[str, Any]]) -> float:
-    """The lr of the first group that is preconditioned; plain groups keep theirs to themselves."""
-    return next(float(group["lr"]) for group in groups if group["approximation"] != "none")
-
-
 def gradient_matrix(layer: Layer, weight_decay: Mapping[nn.Parameter, float]) -> Tensor:
     """The layer's gradient plus weight decay, (d_out, da) with the bias last; (1, P) for generic layers.
 

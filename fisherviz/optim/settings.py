@@ -26,13 +26,6 @@ ACCUMULATED = (
     "being c times the sum of its examples' nll."
 )
 
-
-NOT_FINITE = (
-    "at step {}, the model's output is NaN or infinite for {} of {} examples; look for such values in the inputs and "
-    "the weights, and where training has diverged, lower lr or raise damping."
-)
-
-
 SCALED = (
     "kind 'empirical' reads its scores from the backward of the loss, which torch.amp.GradScaler has multiplied by a "
     "scale of its own; use bfloat16 autocast, which needs no scaler, or kind='mc' where the optimizer has it."

@@ -41,7 +41,7 @@ class Step:
         layers: all layers of the groups that are preconditioned.
         active: those that are preconditioned and have a gradient.
         passes: those since the last step.
-        moments: the statistics, once a pass has run.
+        moments: the statistics.
         watcher: the watcher of the model.
         likelihood: the likelihood.
         source: the vectors to backpropagate in a pass of one's own.
@@ -60,8 +60,8 @@ class Step:
     layers: Sequence[Layer]
     active: Sequence[Layer]
     passes: list[Pass]
-    moments: Moments | None
-    watcher: Watcher | None
+    moments: Moments
+    watcher: Watcher
     likelihood: Likelihood
     source: Source
     generator: torch.Generator
@@ -94,6 +94,5 @@ class Step:
 
     def evaluate(self) -> Any:
         """The closure's loss at the present weights: not a training pass, and the gradients are put back."""
-        assert self.watcher is not None
         assert self.closure is not None
         return evaluate(self.watcher, self.closure, [p for group in self.groups for p in group["params"]])

@@ -73,7 +73,7 @@ class SubsampledFisher(Directions):
                 "under torch.distributed use foof or kfac."
             )
         inputs = step.inputs
-        if not inputs or step.moments is None:
+        if not inputs:
             return {}
         self.device = step.moments.device
         if step.due:
@@ -105,8 +105,6 @@ class SubsampledFisher(Directions):
     @timing.part("statistics")
     def estimate(self, step: Step, batches: Sequence[Arguments]) -> None:
         """The Fisher of a mini-batch at the present weights."""
-        assert step.watcher is not None
-        assert step.moments is not None
         parts = [capture_forward(step.watcher, batch, step.source) for batch in batches]
         step.moments.forget()
         for captures, examples in parts:
