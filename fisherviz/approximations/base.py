@@ -18,7 +18,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.space import Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
-from fisherviz.statistics.moments import Diagonal, Statistic
+from fisherviz.statistics import Diagonal, Statistic
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
@@ -201,19 +201,15 @@ class Approximation(LayeredMatrix):
         wanted = [self.needs(layer) for layer in layers]
         with naming(self, "pair_statistics"):
             wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
-        reading = [self.wants_capture(layer) for layer in layers]
-        found = yield Wanted(wanted, any(reading))
-        values, couplings = found.means[: len(layers)], dict(zip(pairs, found.means[len(layers) :], strict=True))
-        for layer, named, reads in zip(layers, values, reading, strict=True):
-            if reads:
-                named["capture"] = found.captures[layer.name]
+        found = yield Wanted(wanted, {i: layer.name for i, layer in enumerate(layers) if self.wants_capture(layer)})
+        values, couplings = found[: len(layers)], dict(zip(pairs, found[len(layers) :], strict=True))
         with naming(self, "refine"):
             further = [
                 self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)
             ]
         if any(further):
             more = yield Wanted(further)
-            values = [v | refined for v, refined in zip(values, more.means, strict=True)]
+            values = [v | refined for v, refined in zip(values, more, strict=True)]
         matrix = self.build(fisher.space, values, couplings)
         return matrix.scale(fisher.examples) if fisher.reduction == "sum" and self.follows_scale else matrix
 

@@ -21,7 +21,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.optim.processes import distributed, summed
-from fisherviz.statistics.moments import Statistic
+from fisherviz.statistics import Statistic
 
 Named = dict[str, Statistic]
 

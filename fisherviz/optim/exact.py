@@ -21,8 +21,8 @@ from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator, UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.factorise import trusted_cholesky
-from fisherviz.statistics.moments import Block, Statistic
-from fisherviz.statistics.moments import UnitBlocks as UnitBlocksStatistic
+from fisherviz.statistics import Block, Statistic
+from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 from fisherviz.support import timing
 
 DENSE_PARAMETERS = 6000

@@ -109,15 +109,14 @@ class FisherForms:
         for i in layers:
             parts = {place.name: own[place.name] for place in self.network.space.of(i)}
             flat = {
-                name: (direction[p] if p in direction else torch.zeros_like(p)).detach().reshape(-1).to(self._work)
+                name: (direction[p] if p in direction else torch.zeros_like(p))
+                .detach()
+                .reshape(-1)
+                .to(self.network.precision)
                 for name, p in parts.items()
             }
             pieces.append(self.network.space.gather(i, flat).unsqueeze(1))
         return pieces
-
-    @property
-    def _work(self) -> torch.dtype:
-        return self.network.precision
 
     def tangents(self, direction: Direction) -> list[Image]:
         """What the direction comes to on each batch."""

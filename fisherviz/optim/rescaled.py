@@ -20,7 +20,7 @@ from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Preconditioned
 from fisherviz.optim.low_rank import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
-from fisherviz.optim.processes import mean
+from fisherviz.optim.processes import summed
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import ModelRule, descend, trust
@@ -143,10 +143,9 @@ class QuadraticModel(ModelRule[Preconditioned]):
 
     def _objective(self, loss: Any, step: Step) -> float:
         """H; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""
-        return mean(
-            self.objective(loss, [p for layer in step.active for p in layer.parameters.values()]),
-            step.generator.device,
-        )
+        own = self.objective(loss, [p for layer in step.active for p in layer.parameters.values()])
+        total, processes = summed([own, 1.0], step.generator.device)
+        return total / processes
 
     def _adjust(self, step: Step, before: float, lr: float) -> None:
         """λ by the reduction ratio ρ (section 6.5); the closure's gradients and side effects are undone."""
