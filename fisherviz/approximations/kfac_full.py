@@ -69,8 +69,7 @@ class KFACFull(Approximation):
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Every pair of structured layers."""
-        n = len(layers)
-        return [(i, j) for i in range(n) for j in range(i + 1, n) if layers[i].structured and layers[j].structured]
+        return list(itertools.combinations([i for i, layer in enumerate(layers) if layer.structured], 2))
 
     def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
         """Cross factors."""
@@ -86,9 +85,7 @@ class KFACFull(Approximation):
         couplings: Mapping[tuple[int, int], Values],
     ) -> LayeredMatrix:
         """F̃ over all pairs."""
-        blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
-        blocks |= {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()}
-        return full_matrix(space, blocks)
+        return full_matrix(space, operators, {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()})
 
 
 class KFACTridiagonal(KFACFull):

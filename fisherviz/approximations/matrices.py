@@ -184,6 +184,8 @@ def block_diagonal(space: ParameterSpace, operators: Sequence[Operator]) -> Laye
     return LayeredMatrix(space, DirectSum(operators, [f"layer {name!r}" for name in space.names]))
 
 
-def full_matrix(space: ParameterSpace, operators: Mapping[tuple[int, int], Operator]) -> LayeredMatrix:
-    """The matrix with an operator for each pair of layers, given on and above the diagonal."""
-    return LayeredMatrix(space, BlockMatrix(operators))
+def full_matrix(
+    space: ParameterSpace, operators: Sequence[Operator], couplings: Mapping[tuple[int, int], Operator]
+) -> LayeredMatrix:
+    """The matrix with one operator per layer, and one for each pair of layers (row, col) above the diagonal."""
+    return LayeredMatrix(space, BlockMatrix({(i, i): op for i, op in enumerate(operators)} | dict(couplings)))

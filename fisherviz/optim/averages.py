@@ -341,15 +341,8 @@ class Moments:
 
 def pack(values: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors and captures as plain containers of tensors."""
-    packed: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Capture):
-            packed[key] = {"a": value.a, "g": value.g}
-        elif isinstance(value, GenericCapture):
-            packed[key] = {"gradients": value.gradients}
-        else:
-            packed[key] = value.clone()
-    return packed
+    captures = (Capture, GenericCapture)
+    return {key: dict(vars(value)) if isinstance(value, captures) else value.clone() for key, value in values.items()}
 
 
 def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -358,10 +351,9 @@ def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, Tensor):
             out[key] = value.to(device, copy=True)
-        elif "a" in value:
-            out[key] = Capture(value["a"].to(device), value["g"].to(device))
         else:
-            out[key] = GenericCapture(value["gradients"].to(device))
+            tensors = {name: t.to(device) for name, t in value.items()}
+            out[key] = Capture(**tensors) if "a" in tensors else GenericCapture(**tensors)
     return out
 
 

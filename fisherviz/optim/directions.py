@@ -68,24 +68,17 @@ class Preconditioned(Directions):
         if not step.active:
             return {}
         self.update_moments(step)
-        made = self.preconditioner_now(step)
-        if not all(made.has(layer) for layer in step.active):
-            self.update_missing(step)
-            made = self.preconditioner_now(step)
-        return self.solve(step, made)
+        return self.solve(step, self.preconditioner_now(step))
 
     @timing.part("statistics")
     def update_moments(self, step: Step) -> None:
-        """The step's statistics into the averages, and a new snapshot where one is due."""
+        """The step's statistics into the averages; a snapshot where one is due, or a layer runs for the first time."""
         step.moments.advance(step.decay, step.due, keep=step.T > 1)
-        if step.due or step.moments.refines:
+        missing = step.moments.lacks(step.active)
+        if missing:
+            step.moments.snapshot(keep=step.T > 1, missing=True)
+        if step.due or missing or step.moments.refines:
             self._made = None
-
-    @timing.part("statistics")
-    def update_missing(self, step: Step) -> None:
-        """A snapshot of layers that have run for the first time."""
-        step.moments.snapshot(keep=step.T > 1, missing=True)
-        self._made = None
 
     @timing.part("inversion")
     def preconditioner_now(self, step: Step) -> Preconditioner:

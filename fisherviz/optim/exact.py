@@ -6,6 +6,7 @@ blocks stay unformed until the damping is known, which decides the precision tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -56,7 +57,7 @@ class ExactFisher(Approximation):
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Every pair."""
-        return [(i, j) for i in range(len(layers)) for j in range(i + 1, len(layers))]
+        return list(itertools.combinations(range(len(layers)), 2))
 
     def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
         """F_ij."""
@@ -69,8 +70,7 @@ class ExactFisher(Approximation):
         couplings: Mapping[tuple[int, int], Values],
     ) -> LayeredMatrix:
         """F."""
-        blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
-        return full_matrix(space, blocks | {pair: Dense(v["block"]) for pair, v in couplings.items()})
+        return full_matrix(space, operators, {pair: Dense(v["block"]) for pair, v in couplings.items()})
 
 
 class BatchUnits(UnitApproximation):

@@ -74,7 +74,7 @@ class ConjugateGradients(Directions):
 
     def iterates(self, step: Step, gradient: Tensors, shift: float) -> list[Iterate]:
         """Iterates towards the minimum of the quadratic model, the last one last."""
-        forms = FisherForms(step.watcher, step.likelihood, step.inputs)
+        forms = FisherForms(step.watcher, step.inputs)
 
         def product(d: Tensors) -> Tensors:
             return combine([(1.0, forms.product(d)), (shift, d)])
@@ -157,7 +157,7 @@ class LineSearch(ModelRule[ConjugateGradients]):
             descend(step.groups, step.state, {})
             return
         # F has no need of structure: layers that an approximation would leave out are solved for as well
-        parameters = [p for layer in step.layers for p in layer.parameters.values() if p.grad is not None]
+        parameters = [p for layer in step.watcher.layers for p in layer.parameters.values() if p.grad is not None]
         gradient = self.gradient(step, parameters)
         iterates = directions.iterates(step, gradient, self.lam + self.eta)
         h = self.objective(step.loss, parameters)

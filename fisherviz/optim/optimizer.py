@@ -239,10 +239,11 @@ class NaturalGradient(Watching):
             descend(self.param_groups, self.state, {})
             return
         step = Step(
-            k=self.k, T=self.T, due=self.rule.due(self.k, self.T), decay=self._decay_now(), reduction=self.reduction,
-            groups=self.param_groups, state=self.state, layers=self.layers, active=self._active(), passes=self._passes,
-            moments=self.moments, watcher=self._watcher, likelihood=self.likelihood, source=self._source(),
-            generator=self.generator, loss=loss, closure=closure,
+            k=self.k, T=self.T, due=self.rule.due(self.k, self.T), reduction=self.reduction,
+            decay=min(1 - 1 / self.k, self.decay) if self.ramp else self.decay,
+            groups=self.param_groups, state=self.state, active=self._active(), passes=self._passes,
+            moments=self.moments, watcher=self._watcher, source=self._source(), generator=self.generator,
+            loss=loss, closure=closure,
         )  # fmt: skip
         self.rule.take(step, self.directions)
         if self._watcher.wanted.local != self._hears():
@@ -252,9 +253,6 @@ class NaturalGradient(Watching):
         if not self._captures:
             return bool(self._passes) and self.rule.knows(layer, self.moments)
         return super()._seen(layer)
-
-    def _decay_now(self) -> float:
-        return min(1 - 1 / self.k, self.decay) if self.ramp else self.decay
 
     # ---- saving --------------------------------------------------------------------------------------------
 

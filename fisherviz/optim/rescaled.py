@@ -81,8 +81,6 @@ class QuadraticModel(ModelRule[Preconditioned]):
             with _enough("tau1", options.tau1):
                 step.moments.collect(*capture_forward(step.watcher, subset, step.source))
         directions.update_moments(step)
-        if step.moments.lacks(step.active):
-            directions.update_missing(step)  # a layer ran for the first time
         gradient = self.gradient(step, [p for layer in step.active for p in layer.parameters.values()])
         with _enough("tau2", options.tau2):
             delta = self._best(
@@ -101,7 +99,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
 
     def _best(self, step: Step, directions: Preconditioned, gradient: Tensors, batches: list[Any]) -> Tensors:
         """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
-        forms = FisherForms(step.watcher, step.likelihood, batches)
+        forms = FisherForms(step.watcher, batches)
         previous = {p: d for p, d in self.update.items() if p in gradient} if self.momentum else {}
         before = forms.tangents(previous) if previous else None
         candidates = [self.gamma]

@@ -15,7 +15,6 @@ from torch import nn
 
 from fisherviz.network.batches import Arguments
 from fisherviz.network.layers import Layer
-from fisherviz.network.likelihoods import Likelihood
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.preconditioner import Rows
 from fisherviz.optim.processes import distributed
@@ -38,12 +37,10 @@ class Step:
         reduction: whether the Fisher is the "mean" or the "sum" over the step's examples.
         groups: the parameter groups.
         state: per parameter, what is kept from step to step (momentum buffers).
-        layers: all layers of the groups that are preconditioned.
         active: those that are preconditioned and have a gradient.
         passes: those since the last step.
         moments: the statistics.
         watcher: the watcher of the model.
-        likelihood: the likelihood.
         source: the vectors to backpropagate in a pass of one's own.
         generator: where random choices come from.
         loss: what the closure returned.
@@ -57,12 +54,10 @@ class Step:
     reduction: str
     groups: Sequence[Group]
     state: MutableMapping[Any, Any]
-    layers: Sequence[Layer]
     active: Sequence[Layer]
     passes: list[Pass]
     moments: Moments
     watcher: Watcher
-    likelihood: Likelihood
     source: Source
     generator: torch.Generator
     loss: Any

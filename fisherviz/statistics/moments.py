@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.statistics.base import RowsStatistic, Setting, Statistic
-from fisherviz.statistics.products import block, gram, pair_gram, weighted_moments, working
+from fisherviz.statistics.products import block, gram, weighted_moments, working
 
 
 class InputFactor(RowsStatistic):
@@ -61,7 +61,7 @@ class _CrossFactor(Statistic):
         if self.setting != "reduce":
             _check_aligned(row, col, self)
         (x, weight), (y, _) = self.rows(row), self.rows(col)
-        return pair_gram(x, y).mul_(weight)
+        return (x.flatten(0, -2).T @ y.flatten(0, -2)).mul_(weight)
 
 
 class CrossInputFactor(_CrossFactor):
