@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +27,7 @@ Values = Mapping[str, Any]
 """Means over examples, by the names that `statistics` and `refine` gave; `"capture"` where it was asked for."""
 
 
-class Approximation(LayeredMatrix):
+class Approximation(LayeredMatrix, ABC):
     """An approximation of the Fisher, built from statistics alone.
 
     A subclass gives `statistics(layer)` and `operator_for(layer, values)`. Options are keyword arguments of its

@@ -18,7 +18,7 @@ from fisherviz.capture.captures import Capture, concatenate
 from fisherviz.network.batches import Batches, arguments, move
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
-from fisherviz.operators.factorise import cholesky
+from fisherviz.operators.factorise import cholesky, plus_identity
 from fisherviz.optim.directions import Directions
 from fisherviz.optim.low_rank import Moves, add_direction
 from fisherviz.optim.optimizer import NaturalGradient
@@ -112,8 +112,7 @@ class QuasiNewton(Directions):
         fresh = a.mT @ a / len(a)
         own["A"] = fresh if "A" not in own else own["A"].mul_(step.decay).add_(fresh, alpha=1 - step.decay)
         if "Ha" not in own:
-            eye = torch.eye(len(fresh), dtype=a.dtype, device=a.device)
-            damped = own["A"] + _root(step, layer) * eye
+            damped = plus_identity(own["A"], _root(step, layer))
             own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
             own["Hg"] = torch.eye(layer.d_out, dtype=a.dtype, device=a.device)
 

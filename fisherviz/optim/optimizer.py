@@ -151,18 +151,18 @@ class NaturalGradient(Watching):
     @property
     def lam(self) -> float:
         """λ of the quadratic model; 0 without one."""
-        return self.rule.lam if isinstance(self.rule, ModelRule) else 0.0
+        return self.rule.lam
 
     @lam.setter
     def lam(self, value: float) -> None:
-        if not isinstance(self.rule, ModelRule):
+        if not self.rescale:
             raise AttributeError("λ is the damping of the groups here; there is no quadratic model (rescale=False).")
         self.rule.lam = value
 
     @property
     def gamma(self) -> float:
         """γ of the factored damping that the quadratic model searches; 0 without one."""
-        return self.rule.gamma if self.rescale else 0.0  # type: ignore[attr-defined]
+        return self.rule.gamma
 
     @property
     def last(self) -> dict[str, float]:
@@ -283,7 +283,7 @@ class NaturalGradient(Watching):
         names = {p: name for layer in self.layers for name, p in layer.parameters.items()}
         return {
             "method": self.approximation.name,
-            "shapes": settings.shapes_of(self.layers),
+            "shapes": {name: list(p.shape) for p, name in names.items()},
             "k": self.k,
             "generator": self.generator.get_state(),
             "moments": None if self.moments is None else self.moments.state_dict(),

@@ -29,6 +29,11 @@ D = TypeVar("D", bound=Directions)
 class StepRule(Part, ABC, Generic[D]):
     """Takes a step along directions."""
 
+    lam = 0.0
+    """λ of the quadratic model, 0 without one."""
+    gamma = 0.0
+    """γ of its factored damping, 0 without."""
+
     def begin(self, groups: Sequence[Group], defaults: Mapping[str, Any], T: int) -> None:
         """Look at the groups when the optimizer is made. Nothing by default."""
 
@@ -97,8 +102,6 @@ class ModelRule(StepRule[D]):
     inputs = True
 
     def __init__(self) -> None:
-        self.lam = 0.0
-        """λ of the quadratic model."""
         self.eta = 0.0
         """η of the quadratic model, the weight decay."""
         self.last: dict[str, float] = {}
