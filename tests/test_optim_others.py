@@ -38,6 +38,12 @@ def pieces(d, like):
     return [p.reshape(M.shape) for p, M in zip(d.split([M.numel() for M in like]), like, strict=True)]
 
 
+@pytest.mark.parametrize("make", [optim.HessianFree, optim.KBFGS, optim.FOOF])
+def test_only_the_factored_damping_of_the_quadratic_model_has_a_gamma(make):
+    assert make(net(), "categorical").gamma == 0.0
+    assert optim.KFAC(net(), "categorical", damping=4.0, weight_decay=0.0).gamma == 2.0
+
+
 @pytest.mark.parametrize("structure", ["full", "layer"])
 @pytest.mark.parametrize("source", ["previous", "same", "independent"])
 @pytest.mark.parametrize("T", [1, 3])

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Values = Mapping[str, Any]
 """Means over examples, by the names that `statistics` and `refine` gave; `"capture"` where it was asked for."""
+Couplings = Mapping[tuple[int, int], Values]
+"""The means of the pairs of layers that are coupled, by their positions (row, col)."""
 
 
 class Approximation(LayeredMatrix, ABC):
@@ -91,12 +93,7 @@ class Approximation(LayeredMatrix, ABC):
         """The statistics that a pair's coupling needs."""
         return {}
 
-    def assemble(
-        self,
-        space: ParameterSpace,
-        operators: Sequence[Operator],
-        couplings: Mapping[tuple[int, int], Values],
-    ) -> LayeredMatrix:
+    def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """The whole matrix from the layers' operators and the means of the pairs; block-diagonal by default."""
         return block_diagonal(space, operators)
 
@@ -121,9 +118,7 @@ class Approximation(LayeredMatrix, ABC):
                 )
         return dict(named)
 
-    def build(
-        self, space: ParameterSpace, values: Sequence[Values], couplings: Mapping[tuple[int, int], Values]
-    ) -> LayeredMatrix:
+    def build(self, space: ParameterSpace, values: Sequence[Values], couplings: Couplings) -> LayeredMatrix:
         """The matrix from the means of the layers' and the pairs' statistics, wherever these come from.
 
         Args:

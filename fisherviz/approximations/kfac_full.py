@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from fisherviz.approximations.base import Approximation, Values
+from fisherviz.approximations.base import Approximation, Couplings, Values
 from fisherviz.approximations.kronecker import check_kfac_setting
 from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal, full_matrix
 from fisherviz.network.layers import Layer
@@ -78,12 +78,7 @@ class KFACFull(Approximation):
             "G": CrossOutputFactor(row.name, col.name, self.used_setting),
         }
 
-    def assemble(
-        self,
-        space: ParameterSpace,
-        operators: Sequence[Operator],
-        couplings: Mapping[tuple[int, int], Values],
-    ) -> LayeredMatrix:
+    def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̃ over all pairs."""
         return full_matrix(space, operators, {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()})
 
@@ -105,12 +100,7 @@ class KFACTridiagonal(KFACFull):
             (names.index(row), names.index(col)) for row, col in adjacent if row in structured and col in structured
         ]
 
-    def assemble(
-        self,
-        space: ParameterSpace,
-        operators: Sequence[Operator],
-        couplings: Mapping[tuple[int, int], Values],
-    ) -> LayeredMatrix:
+    def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̂ over the chain of layers; layers without structure keep their own operator."""
         chain = _chain([i for i, op in enumerate(operators) if isinstance(op, Kronecker)], list(couplings))
         if not chain:

@@ -146,19 +146,17 @@ class BlockTridiagonal(Symmetric):
 
     def _solve(self, v: Tensor) -> Tensor:
         # F̂⁻¹ = Ξᵀ Λ Ξ.
-        old = v.split(self.sizes)
-        parts = [
-            part if psi is None else part - psi @ following
-            for part, psi, following in zip(old, (*self.psi, None), (*old[1:], v), strict=True)
-        ]
+        given = v.split(self.sizes)
+        parts = list(given)
+        for i, psi in enumerate(self.psi):
+            if psi is not None:
+                parts[i] = given[i] - psi @ given[i + 1]
         parts = [precision @ part for precision, part in zip(self.precisions, parts, strict=True)]
-        return torch.cat(
-            [parts[0]]
-            + [
-                part if psi is None else part - psi.T @ previous
-                for part, psi, previous in zip(parts[1:], self.psi, parts[:-1], strict=True)
-            ]
-        )
+        out = list(parts)
+        for i, psi in enumerate(self.psi):
+            if psi is not None:
+                out[i + 1] = parts[i + 1] - psi.T @ parts[i]
+        return torch.cat(out)
 
     def solve_layers(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Solve for one vector per layer.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fisherviz.approximations import CWNGD as UnitApproximation
 from fisherviz.approximations import Approximation, Values
+from fisherviz.approximations.base import Couplings
 from fisherviz.approximations.matrices import LayeredMatrix, full_matrix
 from fisherviz.capture.captures import Capture
 from fisherviz.network.layers import Layer
@@ -63,12 +64,7 @@ class ExactFisher(Approximation):
         """F_ij."""
         return {"block": Block(row.name, col.name)}
 
-    def assemble(
-        self,
-        space: ParameterSpace,
-        operators: Sequence[Operator],
-        couplings: Mapping[tuple[int, int], Values],
-    ) -> LayeredMatrix:
+    def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F."""
         return full_matrix(space, operators, {pair: Dense(v["block"]) for pair, v in couplings.items()})
 

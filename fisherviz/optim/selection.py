@@ -208,15 +208,15 @@ def settle(
         say_once("BatchNorm in training mode couples the examples; the Fisher is that of each example given the rest.")
     if not generic:
         return list(layers)
-    plain = ""
+    names = ", ".join(repr(layer.name) for layer in generic)
+    why = "; ".join(f"{layer.name!r}: {layer.note}" for layer in generic)
     try:
         check_modes(model)
     except ValueError:
-        plain = "active Dropout or training BatchNorm leaves no gradients of single examples"
-    names = ", ".join(repr(layer.name) for layer in generic)
-    why = "; ".join(f"{layer.name!r}: {layer.note}" for layer in generic)
-    if plain:
-        say_once(f"layers {names} have no structure and are left plain: {plain} ({why}).")
+        say_once(
+            f"layers {names} have no structure and are left plain: active Dropout or training BatchNorm leaves no "
+            f"gradients of single examples ({why})."
+        )
         return [layer for layer in layers if layer.structured]
     if not approximation.handles_generic:
         say_once(f"layers {names} have no structure; they are preconditioned by the exact diagonal ({why}).")
