@@ -1,5 +1,6 @@
-"""Directions: what an optimizer makes of the gradients, before a step rule gives it a length.
+"""Directions: what an optimizer makes of the gradients, before a step rule gives it a length; and what both see.
 
+A `Step` is made anew by the optimizer each time; directions and step rules are given it instead of the optimizer.
 `Preconditioned` applies the damped inverse of an approximation; a mini-batch's Fisher, conjugate gradients and K-BFGS
 are in the files of their optimizers.
 """
@@ -7,18 +8,102 @@ are in the files of their optimizers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fisherviz.network.batches import Arguments
+from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import Damping, as_damping
-from fisherviz.optim.low_rank import Moves, split_rows
-from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
-from fisherviz.optim.selection import gradient_matrix, one_damping, split_matrix
-from fisherviz.optim.step import Step
+from fisherviz.optim.averages import Moments
+from fisherviz.optim.gradients import Moves, gradient_matrix, rows_explain, split_matrix, split_rows
+from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
+from fisherviz.optim.processes import distributed
+from fisherviz.optim.revisit import evaluate
+from fisherviz.optim.watcher import Pass, Source, Watcher
 from fisherviz.support import timing
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        k: its number, from 1.
+        T: steps between factorisations.
+        due: whether this one factorises anew.
+        decay: weight of the past in the averages.
+        reduction: whether the Fisher is the "mean" or the "sum" over the step's examples.
+        groups: the parameter groups.
+        state: per parameter, what is kept from step to step (momentum buffers).
+        active: those that are preconditioned and have a gradient.
+        passes: those since the last step.
+        moments: the statistics.
+        watcher: the watcher of the model.
+        source: the vectors to backpropagate in a pass of one's own.
+        generator: where random choices come from.
+        loss: what the closure returned.
+        closure: evaluates the loss once more.
+    """
+
+    k: int
+    T: int
+    due: bool
+    decay: float
+    reduction: str
+    groups: Sequence[Group]
+    state: MutableMapping[Any, Any]
+    active: Sequence[Layer]
+    passes: list[Pass]
+    moments: Moments
+    watcher: Watcher
+    source: Source
+    generator: torch.Generator
+    loss: Any
+    closure: Callable[[], Any] | None
+
+    @property
+    def inputs(self) -> list[Arguments]:
+        """Arguments of the passes' forwards, where they are kept."""
+        return [made.inputs for made in self.passes if made.inputs is not None]
+
+    @cached_property
+    def decays(self) -> dict[nn.Parameter, float]:
+        """Each parameter's weight decay."""
+        return {p: group["weight_decay"] for group in self.groups for p in group["params"]}
+
+    @cached_property
+    def _dampings(self) -> dict[nn.Parameter, Any]:
+        return {p: group["damping"] for group in self.groups for p in group["params"]}
+
+    def damping(self, layer: Layer) -> float | Damping:
+        """The damping that a layer's parameters agree on; ValueError where they do not."""
+        mine = [self._dampings[p] for p in layer.parameters.values()]
+        if any(value != mine[0] for value in mine):
+            raise ValueError(
+                f"the parameters of layer {layer.name!r} are in groups with different dampings; give them one."
+            )
+        return mine[0]
+
+    def rows(self, layer: Layer, pays: Callable[[int], bool]) -> Rows | None:
+        """The rows behind the layer's gradient, if their number pays and they are one unmodified local backward."""
+        if len(self.passes) != 1 or distributed() or any(self.decays[p] for p in layer.parameters.values()):
+            return None
+        rows = self.passes[0].rows_behind(layer)
+        if rows is None or not pays(len(rows[0])):
+            return None
+        return rows if rows_explain(layer, *rows) else None
+
+    def evaluate(self) -> Any:
+        """The closure's loss at the present weights: not a training pass, and the gradients are put back."""
+        assert self.closure is not None
+        return evaluate(self.watcher, self.closure, [p for group in self.groups for p in group["params"]])
 
 
 class Part:
@@ -84,7 +169,7 @@ class Preconditioned(Directions):
     def preconditioner_now(self, step: Step) -> Preconditioner:
         """The damped matrix of the groups' dampings."""
         layers = step.moments.space.layers
-        rules = {layer.name: self.read(one_damping(layer, step.dampings)) for layer in layers}
+        rules = {layer.name: self.read(step.damping(layer)) for layer in layers}
         made = self.damped(step, rules)
         self.keep(rules, made)
         return made

@@ -19,16 +19,14 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Tikhonov, as_damping
-from fisherviz.optim.directions import Directions
-from fisherviz.optim.low_rank import Moves, Tensors
+from fisherviz.optim.directions import Directions, Step
+from fisherviz.optim.gradients import Moves, Tensors, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import NaturalGradientOptions, require_known
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.rules import ModelRule, StepRule, descend, trust
-from fisherviz.optim.selection import matrix_of, split_matrix
-from fisherviz.optim.step import Step
 from fisherviz.support import choices, timing
 
 SPACING = 1.3

@@ -19,15 +19,14 @@ from fisherviz.network.batches import Batches, arguments, move
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.operators.factorise import cholesky, plus_identity
-from fisherviz.optim.directions import Directions
-from fisherviz.optim.low_rank import Moves, add_direction
+from fisherviz.optim.directions import Directions, Step
+from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, ordered_parameters, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import StepRule, descend
-from fisherviz.optim.selection import gradient_matrix, ordered_parameters, say_once, split_matrix
-from fisherviz.optim.step import Step
+from fisherviz.optim.selection import say_once
 from fisherviz.optim.watcher import Pass
 from fisherviz.support import choices, timing
 

@@ -20,13 +20,12 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping
 from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
-from fisherviz.optim.directions import Directions, Preconditioned
+from fisherviz.optim.directions import Directions, Preconditioned, Step
 from fisherviz.optim.exact import ExactFisher
 from fisherviz.optim.options import NaturalGradientOptions, split_options
 from fisherviz.optim.rescaled import QuadraticModel
 from fisherviz.optim.rules import ModelRule, Momentum, StepRule, descend
 from fisherviz.optim.selection import unwrap
-from fisherviz.optim.step import Step
 from fisherviz.optim.watcher import Wanted
 from fisherviz.optim.watching import Watching
 from fisherviz.support import choices

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.optim.averages import Moments
-from fisherviz.optim.directions import Preconditioned
-from fisherviz.optim.low_rank import Tensors, dense
+from fisherviz.optim.directions import Group, Preconditioned, Step
+from fisherviz.optim.gradients import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
 from fisherviz.optim.processes import summed
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import ModelRule, descend, trust
-from fisherviz.optim.step import Group, Step
 
 NO_CLOSURE = (
     "the loss is evaluated again to adjust λ: call step(closure) with a closure that zeroes the gradients, "

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import FactoredTikhonov, as_damping
 from fisherviz.optim.averages import Moments
-from fisherviz.optim.directions import Directions, Part
-from fisherviz.optim.low_rank import Moves, add_direction, dense
+from fisherviz.optim.directions import Directions, Group, Part, Step
+from fisherviz.optim.gradients import Moves, add_direction, dense
 from fisherviz.optim.quadratic import dot
 from fisherviz.optim.selection import say_once
-from fisherviz.optim.step import Group, Step
 
 JOINT = ("lr", "damping", "momentum", "weight_decay")
 """What the quadratic model takes from the optimizer and not from its groups."""

@@ -21,21 +21,13 @@ from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping, Tikhonov, as_damping
 from fisherviz.optim.averages import pack, unpack
-from fisherviz.optim.directions import Directions
-from fisherviz.optim.low_rank import Moves, split_rows
+from fisherviz.optim.directions import Directions, Step
+from fisherviz.optim.gradients import Moves, gradient_matrix, layer_gradients, matrix_of, split_matrix, split_rows
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import Momentum, StepRule
-from fisherviz.optim.selection import (
-    gradient_matrix,
-    layer_gradients,
-    matrix_of,
-    one_damping,
-    split_matrix,
-)
-from fisherviz.optim.step import Step
 from fisherviz.statistics.examples import Examples, Woodbury
 from fisherviz.statistics.gradients import columns_product, rows_product
 from fisherviz.support import choices, timing
@@ -129,7 +121,7 @@ class SubsampledFisher(Directions):
     @timing.part("inversion")
     def woodbury(self, step: Step) -> Moves:
         """(F + λI)⁻¹ times the gradients."""
-        values = {layer.name: _value(one_damping(layer, step.dampings)) for layer in step.active}
+        values = {layer.name: _value(step.damping(layer)) for layer in step.active}
         dampings = set(values.values())
         if len(dampings) > 1 and self.structure == "full":
             raise ValueError("structure='full' couples layers, which then need one damping; the groups give several.")
