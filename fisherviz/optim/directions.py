@@ -74,17 +74,18 @@ class Step:
         return [made.inputs for made in self.passes if made.inputs is not None]
 
     @cached_property
-    def decays(self) -> dict[nn.Parameter, float]:
-        """Each parameter's weight decay."""
-        return {p: group["weight_decay"] for group in self.groups for p in group["params"]}
+    def group_of(self) -> dict[nn.Parameter, Group]:
+        """Each parameter's group."""
+        return {p: group for group in self.groups for p in group["params"]}
 
     @cached_property
-    def _dampings(self) -> dict[nn.Parameter, Any]:
-        return {p: group["damping"] for group in self.groups for p in group["params"]}
+    def decays(self) -> dict[nn.Parameter, float]:
+        """Each parameter's weight decay."""
+        return {p: group["weight_decay"] for p, group in self.group_of.items()}
 
     def damping(self, layer: Layer) -> float | Damping:
         """The damping that a layer's parameters agree on; ValueError where they do not."""
-        mine = [self._dampings[p] for p in layer.parameters.values()]
+        mine = [self.group_of[p]["damping"] for p in layer.parameters.values()]
         if any(value != mine[0] for value in mine):
             raise ValueError(
                 f"the parameters of layer {layer.name!r} are in groups with different dampings; give them one."
@@ -103,7 +104,7 @@ class Step:
     def evaluate(self) -> Any:
         """The closure's loss at the present weights: not a training pass, and the gradients are put back."""
         assert self.closure is not None
-        return evaluate(self.watcher, self.closure, [p for group in self.groups for p in group["params"]])
+        return evaluate(self.watcher, self.closure, list(self.group_of))
 
 
 class Part:

@@ -18,6 +18,7 @@ from fisherviz.capture.captures import Capture, concatenate
 from fisherviz.network.batches import Batches, arguments, move
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
+from fisherviz.operators.damping import as_damping
 from fisherviz.operators.factorise import cholesky, plus_identity
 from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, ordered_parameters, split_matrix
@@ -61,7 +62,8 @@ class QuasiNewton(Directions):
         moves: Moves = {}
         for layer in step.active:
             own = self.factors[layer.name]
-            v, m = gradient_matrix(layer, step.decays), _group(step, layer)["momentum"]
+            v = gradient_matrix(layer, step.decays)
+            m = step.group_of[next(iter(layer.parameters.values()))]["momentum"]
             own["v"] = (1 - m) * v if "v" not in own else own["v"].mul_(m).add_(v, alpha=1 - m)
             moves |= split_matrix(layer, own["Hg"] @ own["v"] @ own["Ha"])
         return moves
@@ -130,7 +132,7 @@ class QuasiNewton(Directions):
     def again(self, step: Step) -> None:
         """The closure at the new weights; its passes replace the step's, its gradients are dropped."""
         assert step.closure is not None
-        gradients = [(p, p.grad) for group in step.groups for p in group["params"]]
+        gradients = [(p, p.grad) for p in step.group_of]
         buffers = [(b, b.clone()) for b in step.watcher.model.buffers()]
         step.passes.clear()
         for p, _ in gradients:
@@ -180,10 +182,9 @@ class Follow(StepRule[QuasiNewton]):
             raise NotImplementedError("K-BFGS runs in one process; under torch.distributed use foof or kfac.")
         before = directions.means(step)
         moves = directions.of(step)
-        rates = {p: float(group["lr"]) for group in step.groups for p in group["params"]}
         for p, d in moves.items():
             if p.grad is not None:
-                add_direction(p, d, -rates[p])
+                add_direction(p, d, -float(step.group_of[p]["lr"]))
         descend(step.groups, step.state, {}, done=moves)
         directions.learn(step, before)
 
@@ -308,11 +309,8 @@ def double_damping(s: Tensor, y: Tensor, H: Tensor, powell: float, second: float
     return s, y
 
 
-def _group(step: Step, layer: Layer) -> dict[str, Any]:
-    p = next(iter(layer.parameters.values()))
-    return next(group for group in step.groups if any(p is q for q in group["params"]))
-
-
 def _root(step: Step, layer: Layer) -> float:
     """√λ of a layer."""
-    return float(_group(step, layer)["damping"]) ** 0.5
+    rule = as_damping(step.damping(layer))
+    assert rule is not None
+    return rule.strength**0.5
