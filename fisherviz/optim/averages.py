@@ -86,8 +86,7 @@ class Moments:
     def _wants(self, layer: Layer) -> bool:
         return self.approximation.wants_capture(layer)
 
-    # ---- a pass
-    # ----------------------------------------------------------------------------------------------------
+    # ---- a pass ------------------------------------------------------------------------------------------------------
 
     def collect(self, captures: dict[str, AnyCapture], examples: int) -> None:
         """Add a pass; layers that it did not run are left out."""
@@ -167,8 +166,7 @@ class Moments:
         self.window = [{k: v for k, v in captures.items() if k not in names} for captures in self.window]
         self.examples -= examples
 
-    # ---- a step
-    # ----------------------------------------------------------------------------------------------------
+    # ---- a step ------------------------------------------------------------------------------------------------------
 
     def advance(self, decay: float, refresh: bool, keep: bool) -> None:
         """Blend the window into the averages; on a refresh take the snapshot that the matrix is built from.
@@ -257,8 +255,7 @@ class Moments:
     def _complete(self, layer: Layer, values: Mapping[str, Any]) -> bool:
         return set(self.approximation.needs(layer)) <= set(values) and (not self._wants(layer) or "capture" in values)
 
-    # ---- several processes
-    # -----------------------------------------------------------------------------------------
+    # ---- several processes -------------------------------------------------------------------------------------------
 
     def _reduce(self, statistics: Sequence[Named]) -> None:
         """Sum totals and counts over the processes of a distributed run."""
@@ -279,8 +276,7 @@ class Moments:
                 torch.distributed.all_reduce(count)
                 statistic.count = float(count)
 
-    # ---- saving
-    # ----------------------------------------------------------------------------------------------------
+    # ---- saving ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, snapshot and layout."""

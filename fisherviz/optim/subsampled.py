@@ -1,8 +1,7 @@
 """Natural gradients with the exact Fisher of a sub-sample, by Woodbury (Benzing 2021, appendix E).
 
-(λI + UUᵀ)⁻¹ v = (v − U (λI + UᵀU)⁻¹ Uᵀ v) / λ with U's columns the sampled gradients of a mini-batch that
-is, by default,
-independent of the gradient's; everything comes from inputs and pseudo-gradients (`examplespace`).
+(λI + UUᵀ)⁻¹ v = (v − U (λI + UᵀU)⁻¹ Uᵀ v) / λ with U's columns the sampled gradients of a mini-batch that is, by
+default, independent of the gradient's; everything comes from inputs and pseudo-gradients (`statistics.examples`).
 """
 
 from __future__ import annotations

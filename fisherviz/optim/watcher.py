@@ -154,8 +154,7 @@ class Watcher:
         finally:
             self.paused = before
 
-    # ---- the user's forward
-    # ----------------------------------------------------------------------------------------
+    # ---- the user's forward ------------------------------------------------------------------------------------------
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start recording if this forward may count."""
@@ -213,8 +212,7 @@ class Watcher:
             )
         return z
 
-    # ---- the user's backward
-    # ---------------------------------------------------------------------------------------
+    # ---- the user's backward -----------------------------------------------------------------------------------------
 
     @timing.part("statistics")
     def fire(self, key: int, gradient: Tensor) -> None:
