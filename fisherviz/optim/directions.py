@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.network.batches import Arguments
+from fisherviz.network.guest import as_guest
 from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import Damping, as_damping
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.gradients import Moves, gradient_matrix, rows_explain, split_matrix, split_rows
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
 from fisherviz.optim.processes import distributed
-from fisherviz.optim.revisit import evaluate
 from fisherviz.optim.watcher import Pass, Source, Watcher
 from fisherviz.support import timing
 
@@ -102,9 +102,19 @@ class Step:
         return rows if rows_explain(layer, *rows) else None
 
     def evaluate(self) -> Any:
-        """The closure's loss at the present weights: not a training pass, and the gradients are put back."""
+        """The closure's loss at the present weights: not a training pass, and what it does to the model is undone."""
         assert self.closure is not None
-        return evaluate(self.watcher, self.closure, list(self.group_of))
+        gradients = {p: p.grad for p in self.group_of}
+        # by value where the next backward of DistributedDataParallel may overwrite the memory of those that it gave
+        values = {p: g.clone() for p, g in gradients.items() if g is not None and distributed()}
+        for p in gradients:
+            p.grad = None
+        try:
+            with self.watcher.looking_away(), as_guest(self.watcher.model):
+                return self.closure()
+        finally:
+            for p, g in gradients.items():
+                p.grad = g.copy_(values[p]) if g is not None and p in values else g
 
 
 class Part:

@@ -25,7 +25,6 @@ from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, ord
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
-from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import StepRule, descend
 from fisherviz.optim.selection import say_once
 from fisherviz.optim.watcher import Pass
@@ -153,7 +152,7 @@ class QuasiNewton(Directions):
         device = step.generator.device
         for batch, _ in self.first:
             inputs = move(arguments(batch), device)
-            captures, n = capture_forward(step.watcher, inputs, lambda z: torch.zeros_like(z).unsqueeze(0))
+            captures, n = step.watcher.captures_of(inputs, lambda z: torch.zeros_like(z).unsqueeze(0))
             count += n
             for layer in step.active:
                 a = captures[layer.name].a[:, 0]  # type: ignore[union-attr]

@@ -212,8 +212,7 @@ class NaturalGradient(Watching):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        device = next(iter(self._known)).device.type if self._known else "cpu"
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(self.generator.device.type, enabled=False):
             self._check_passes()
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 self.k += 1

@@ -17,7 +17,6 @@ from fisherviz.network.batches import Arguments, count_examples, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.network.vectors import FreshVectors
 from fisherviz.optim.processes import summed
-from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.watcher import Watcher, at_least_float32
 from fisherviz.statistics.examples import Examples
 
@@ -91,7 +90,7 @@ class FisherForms:
         source = FreshVectors(self.likelihood, "exact", 1, torch.Generator(), lambda: 0)
         self._spaces = []
         for batch in self.batches:
-            captures, _ = capture_forward(self.watcher, batch, source, generic=True)
+            captures, _ = self.watcher.captures_of(batch, source, generic=True)
             there = [i for i, layer in enumerate(self.network.layers) if layer.name in captures]
             names = self.network.space.names
             self._spaces.append((there, Examples([captures[names[i]] for i in there], 1.0)))

@@ -22,7 +22,6 @@ from fisherviz.optim.gradients import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
 from fisherviz.optim.processes import summed
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
-from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import ModelRule, descend, trust
 
 NO_CLOSURE = (
@@ -76,7 +75,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
         for batch in batches:
             subset = choose(batch, options.tau1, step.generator)
             with _enough("tau1", options.tau1):
-                step.moments.collect(*capture_forward(step.watcher, subset, step.source))
+                step.moments.collect(*step.watcher.captures_of(subset, step.source))
         directions.update_moments(step)
         gradient = self.gradient(step, [p for layer in step.active for p in layer.parameters.values()])
         with _enough("tau2", options.tau2):

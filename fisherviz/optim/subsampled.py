@@ -25,7 +25,6 @@ from fisherviz.optim.gradients import Moves, gradient_matrix, layer_gradients, m
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
-from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import Momentum, StepRule
 from fisherviz.statistics.examples import Examples, Woodbury
 from fisherviz.statistics.gradients import columns_product, rows_product
@@ -96,7 +95,7 @@ class SubsampledFisher(Directions):
     @timing.part("statistics")
     def estimate(self, step: Step, batches: Sequence[Arguments]) -> None:
         """The Fisher of a mini-batch at the present weights."""
-        parts = [capture_forward(step.watcher, batch, step.source) for batch in batches]
+        parts = [step.watcher.captures_of(batch, step.source) for batch in batches]
         step.moments.forget()
         for captures, examples in parts:
             step.moments.window.append(captures)

@@ -26,6 +26,7 @@ from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.capture.hooks import Call, Recorder
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
+from fisherviz.capture.take import shown
 from fisherviz.network.batches import Arguments
 from fisherviz.network.guest import as_guest, visiting
 from fisherviz.network.layers import Layer
@@ -153,6 +154,21 @@ class Watcher:
             yield
         finally:
             self.paused = before
+
+    def captures_of(
+        self, inputs: Arguments, source: Source, *, generic: bool | None = None
+    ) -> tuple[dict[str, AnyCapture], int]:
+        """Captures by layer name, and the number of examples, of a pass of our own that never counts as training.
+
+        Args:
+            inputs: arguments of the model, which stays in its present mode.
+            source: the vectors to backpropagate.
+            generic: whether layers without structure are wanted; None: as the user's passes show them.
+        """
+        generic = self.generic_diagonal if generic is None else generic
+        with self.looking_away(), as_guest(self.model):
+            z, calls = self.network.record(inputs)
+            return shown(self.network, inputs, z, calls, source(z.detach()), generic=generic), len(z)
 
     # ---- the user's forward ------------------------------------------------------------------------------------------
 
