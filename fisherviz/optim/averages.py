@@ -176,7 +176,7 @@ class Moments:
             refresh: whether to take a snapshot.
             keep: whether the snapshot outlives the averages' next change, and is copied.
         """
-        self._reduce(self.fresh)
+        self._reduce()
         for i, named in enumerate(self.average):
             for key in named:
                 self._blend(i, key, decay)
@@ -257,8 +257,8 @@ class Moments:
 
     # ---- several processes -------------------------------------------------------------------------------------------
 
-    def _reduce(self, statistics: Sequence[Named]) -> None:
-        """Sum totals and counts over the processes of a distributed run."""
+    def _reduce(self) -> None:
+        """Sum fresh totals and counts over the processes of a distributed run."""
         if not distributed():
             return
         if self.keeps_captures:
@@ -266,15 +266,13 @@ class Moments:
                 f"{self.approximation.name} works on the examples themselves, which other processes do not see; "
                 "under torch.distributed use a method made of averages (foof, plain kfac)."
             )
-        for named in statistics:
+        for named in self.fresh:
             for statistic in named.values():
                 if statistic.total is None:
                     continue
-                count = torch.tensor([statistic.count], dtype=torch.float64, device=statistic.total.device)
                 statistic.total = statistic.total.contiguous()
                 torch.distributed.all_reduce(statistic.total)
-                torch.distributed.all_reduce(count)
-                statistic.count = float(count)
+                (statistic.count,) = summed([statistic.count], statistic.total.device)
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 
