@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fisherviz import optim
-from fisherviz.optim.low_rank import LowRank
+from fisherviz.optim.gradients import LowRank
 from fisherviz.optim.watcher import Pass
 
 

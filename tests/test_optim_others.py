@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
+import fisherviz as fv
 from fisherviz import optim
 from tests.optim_oracle import (
     assert_same,
@@ -36,6 +37,34 @@ def closure_of(opt, model, x, y):
 
 def pieces(d, like):
     return [p.reshape(M.shape) for p, M in zip(d.split([M.numel() for M in like]), like, strict=True)]
+
+
+@pytest.mark.parametrize("make", [optim.HessianFree, optim.KBFGS, optim.FOOF])
+def test_only_the_factored_damping_of_the_quadratic_model_has_a_gamma(make):
+    assert make(net(), "categorical").gamma == 0.0
+    assert optim.KFAC(net(), "categorical", damping=4.0, weight_decay=0.0).gamma == 2.0
+
+
+def kbfgs_in_groups(*dampings):
+    model, (x, y) = net(), data(9)
+    weights = [p for p in model.parameters() if p.dim() == 2]
+    biases = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": each, "damping": d} for each, d in zip((weights, biases), dampings, strict=True)]
+    opt = optim.KBFGS(model, "categorical", params=groups)
+    opt.step(closure_of(opt, model, x, y))
+    return model
+
+
+def test_kbfgs_reads_a_groups_damping_whatever_form_it_has():
+    plain = kbfgs_in_groups(0.25, 0.25)
+    assert_same(matrices(kbfgs_in_groups(fv.Tikhonov(0.25), fv.Tikhonov(0.25))), matrices(plain))
+    factored = [fv.FactoredTikhonov(0.5)] * 2  # γ² = λ
+    assert_same(matrices(kbfgs_in_groups(*factored)), matrices(plain))
+
+
+def test_kbfgs_refuses_one_layer_with_two_dampings():
+    with pytest.raises(ValueError, match=r"layer '0' are in groups with different dampings"):
+        kbfgs_in_groups(0.25, 0.5)
 
 
 @pytest.mark.parametrize("structure", ["full", "layer"])

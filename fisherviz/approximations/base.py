@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
-
 from fisherviz.approximations.fitting import Recipe, Wanted, run_together
-from fisherviz.approximations.matrices import BlockDiagonal, LayeredMatrix
+from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import Order, ParameterSpace
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
-from fisherviz.operators.damping import Damping
-from fisherviz.statistics.moments import Diagonal, Statistic
+from fisherviz.statistics import Diagonal, Statistic
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
 
 Values = Mapping[str, Any]
 """Means over examples, by the names that `statistics` and `refine` gave; `"capture"` where it was asked for."""
+Couplings = Mapping[tuple[int, int], Values]
+"""The means of the pairs of layers that are coupled, by their positions (row, col)."""
 
 
-class Approximation(LayeredMatrix):
+class Approximation(LayeredMatrix, ABC):
     """An approximation of the Fisher, built from statistics alone.
 
     A subclass gives `statistics(layer)` and `operator_for(layer, values)`. Options are keyword arguments of its
@@ -47,6 +46,9 @@ class Approximation(LayeredMatrix):
     """Whether it is meant for networks whose layers form a chain."""
     follows_scale: ClassVar[bool] = True
     """Whether the operators scale with the Fisher's `reduction`; FOOF and the identity do not depend on it."""
+
+    matrix: LayeredMatrix
+    """Once fitted."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -91,14 +93,9 @@ class Approximation(LayeredMatrix):
         """The statistics that a pair's coupling needs."""
         return {}
 
-    def assemble(
-        self,
-        space: ParameterSpace,
-        operators: Sequence[Operator],
-        couplings: Mapping[tuple[int, int], Values],
-    ) -> LayeredMatrix:
+    def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """The whole matrix from the layers' operators and the means of the pairs; block-diagonal by default."""
-        return BlockDiagonal(space, operators)
+        return block_diagonal(space, operators)
 
     # ---- building --------------------------------------------------------------------------------------------------
 
@@ -109,13 +106,19 @@ class Approximation(LayeredMatrix):
         """The statistics for a layer, the exact diagonal where it has no structure."""
         if not self._handles(layer):
             return {"diagonal": Diagonal(layer.name)}
-        with naming(self, f"statistics({layer.name!r})"):
-            named = self.statistics(layer)
-        return self._checked_statistics(named, f"statistics({layer.name!r})")
+        method = f"statistics({layer.name!r})"
+        with naming(self, method):
+            named: Any = self.statistics(layer)
+        values = list(named.values()) if isinstance(named, Mapping) else [named]
+        for value in values:
+            if not isinstance(value, Statistic):
+                raise TypeError(
+                    f"{type(self).__name__}.{method} must return a dictionary name -> Statistic, "
+                    f"got {type(value).__name__}; fisherviz.statistics has them."
+                )
+        return dict(named)
 
-    def build(
-        self, space: ParameterSpace, values: Sequence[Values], couplings: Mapping[tuple[int, int], Values]
-    ) -> LayeredMatrix:
+    def build(self, space: ParameterSpace, values: Sequence[Values], couplings: Couplings) -> LayeredMatrix:
         """The matrix from the means of the layers' and the pairs' statistics, wherever these come from.
 
         Args:
@@ -134,22 +137,9 @@ class Approximation(LayeredMatrix):
             return self.assemble(space, operators, couplings)
 
     def _operator(self, layer: Layer, values: Values) -> Operator:
+        """Authors of approximations learn here, not at a later product, that an operator does not fit."""
         with naming(self, f"operator_for({layer.name!r})"):
             operator = self.operator_for(layer, values)
-        return self._checked(layer, operator)
-
-    def _checked_statistics(self, named: Any, method: str) -> dict[str, Statistic]:
-        if isinstance(named, Mapping) and all(isinstance(value, Statistic) for value in named.values()):
-            return dict(named)
-        values = named.values() if isinstance(named, Mapping) else [named]
-        wrong = next(type(value).__name__ for value in values if not isinstance(value, Statistic))
-        raise TypeError(
-            f"{type(self).__name__}.{method} must return a dictionary name -> Statistic, got {wrong}; "
-            "fisherviz.statistics has them."
-        )
-
-    def _checked(self, layer: Layer, operator: Operator) -> Operator:
-        """Authors of approximations learn here, not at a later product, that an operator does not fit."""
         if not isinstance(operator, Operator) or operator.shape != (layer.size, layer.size):
             got = f"{operator.shape}" if isinstance(operator, Operator) else type(operator).__name__
             raise TypeError(
@@ -206,67 +196,31 @@ class Approximation(LayeredMatrix):
         wanted = [self.needs(layer) for layer in layers]
         with naming(self, "pair_statistics"):
             wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
-        reading = [self.wants_capture(layer) for layer in layers]
-        found = yield Wanted(wanted, any(reading))
-        values, couplings = found.means[: len(layers)], dict(zip(pairs, found.means[len(layers) :], strict=True))
-        for layer, named, reads in zip(layers, values, reading, strict=True):
-            if reads:
-                named["capture"] = found.captures[layer.name]
+        found = yield Wanted(wanted, {i: layer.name for i, layer in enumerate(layers) if self.wants_capture(layer)})
+        values, couplings = found[: len(layers)], dict(zip(pairs, found[len(layers) :], strict=True))
         with naming(self, "refine"):
             further = [
                 self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)
             ]
         if any(further):
             more = yield Wanted(further)
-            values = [v | refined for v, refined in zip(values, more.means, strict=True)]
+            values = [v | refined for v, refined in zip(values, more, strict=True)]
         matrix = self.build(fisher.space, values, couplings)
         return matrix.scale(fisher.examples) if fisher.reduction == "sum" and self.follows_scale else matrix
 
     # ---- the fitted matrix -----------------------------------------------------------------------------------------
-
-    def _become(self, matrix: LayeredMatrix, seconds: float) -> None:
-        self.matrix, self.seconds = matrix, seconds
 
     @property
     def fitted(self) -> bool:
         """Whether there is a matrix yet."""
         return "matrix" in self.__dict__
 
-    def _fitted(self) -> LayeredMatrix:
+    @property
+    def whole(self) -> Operator:
+        """The matrix in unit order; RuntimeError where there is none yet."""
         if not self.fitted:
             raise RuntimeError(f"{self.name} has not been fitted; use fv.approximate(fisher, {self.name!r}).")
-        return self.matrix
-
-    def operator(self, i: int, j: int) -> Operator:
-        """The operator between the layers at two positions, in unit order."""
-        return self._fitted().operator(i, j)
-
-    def _product(self, pieces: list[Tensor]) -> list[Tensor]:
-        return self._fitted()._product(pieces)
-
-    def _solved(self, pieces: list[Tensor]) -> list[Tensor]:
-        return self._fitted()._solved(pieces)
-
-    def damped(self, damping: float | Damping | None) -> LayeredMatrix:
-        """The matrix with damping added."""
-        return self._fitted().damped(damping)
-
-    def scale(self, factor: float) -> LayeredMatrix:
-        """The matrix times a positive number."""
-        return self._fitted().scale(factor)
-
-    def inverse(self, damping: float | Damping | None = None) -> LayeredMatrix:
-        """The inverse of the damped matrix."""
-        return self._fitted().inverse(damping)
-
-    def norm(self, ord: str = "fro") -> float:
-        """Norm "fro", "spectral" or "trace"."""
-        return self._fitted().norm(ord)
-
-    @property
-    def bytes(self) -> int:
-        """Memory that the operators hold."""
-        return self._fitted().bytes
+        return self.matrix.whole
 
     def __repr__(self) -> str:
         if not self.fitted:
@@ -275,11 +229,6 @@ class Approximation(LayeredMatrix):
             f"{self.name} approximation, {self.space.size:,} x {self.space.size:,} "
             f"({self.kind}, {self.reduction}, {len(self.space.layers)} layers, {self.bytes / 2**20:.2f} MiB)"
         )
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return f"<p>{html.escape(repr(self))}</p>"
 
 
 @contextlib.contextmanager
@@ -321,5 +270,5 @@ def fit_all(fisher: Fisher, approximations: Sequence[Approximation]) -> list[Exc
             break  # otherwise a pass has changed the layers' paths, and with them what is wanted
     for approximation, fit in zip(approximations, fits, strict=True):
         if fit.error is None:
-            approximation._become(fit.result, fit.seconds)
+            approximation.matrix, approximation.seconds = fit.result, fit.seconds
     return [fit.error for fit in fits]

@@ -9,8 +9,8 @@ from fisherviz.approximations.base import Approximation, Values
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.network.layers import Layer
 from fisherviz.operators import Dense, Operator
+from fisherviz.statistics import Block, Statistic
 from fisherviz.statistics.examples import Examples
-from fisherviz.statistics.moments import Block, Statistic
 from fisherviz.statistics.products import block, working
 
 DENSE_PARAMETERS = 4096

@@ -33,21 +33,8 @@ class ExampleSpace(Symmetric):
     def __init__(self, examples: Examples, shift: float = 0.0) -> None:
         (self.capture,) = examples.captures
         self.examples, self.shift = examples, shift
-
-    @property
-    def factor(self) -> float:
-        """S."""
-        return self.examples.scale
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return (self.capture.size, self.capture.size)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The capture's tensors."""
-        return self.capture.tensors
+        self.factor = examples.scale
+        self.shape, self.tensors = (self.capture.size,) * 2, self.capture.tensors
 
     def _matmul(self, v: Tensor) -> Tensor:
         return self.examples.product([v])[0] + self.shift * v
@@ -106,20 +93,8 @@ class ExampleUnits(Symmetric):
     """
 
     def __init__(self, a: Tensor, weights: Tensor, shift: float = 0.0) -> None:
-        self.a = a
-        self.weights = weights
-        self.shift = shift
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(d_out da, d_out da)."""
-        size = self.a.shape[1] * self.weights.shape[1]
-        return (size, size)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Inputs and weights."""
-        return (self.a, self.weights)
+        self.a, self.weights, self.shift = a, weights, shift
+        self.shape, self.tensors = (a.shape[1] * weights.shape[1],) * 2, (a, weights)
 
     def _matmul(self, v: Tensor) -> Tensor:
         units = v.T.reshape(v.shape[1], self.weights.shape[1], self.a.shape[1])

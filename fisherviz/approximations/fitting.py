@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fisherviz.capture.captures import AnyCapture
-from fisherviz.statistics.moments import Statistic
+from fisherviz.statistics import Statistic
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
@@ -30,29 +30,18 @@ class Wanted:
 
     Args:
         statistics: by name, for each layer or pair of layers.
-        captures: whether it reads the captures of all examples too.
+        captures: positions among these, and the layer whose capture of all examples is wanted there too.
     """
 
     statistics: Sequence[Mapping[str, Statistic]]
-    captures: bool = False
+    captures: Mapping[int, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Statistic]:
         return (statistic for named in self.statistics for statistic in named.values())
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a recipe gets.
-
-    Args:
-        means: of the statistics, by the names that they were given.
-        captures: of all examples by layer, where they were wanted; empty otherwise.
-    """
-
-    means: list[dict[str, Any]]
-    captures: Mapping[str, AnyCapture]
-
-
+Found = list[dict[str, Any]]
+"""Means of the statistics, by the names that they were given, with "capture" where it was wanted."""
 Recipe = Generator[Wanted, Found, Any]
 
 
@@ -92,18 +81,22 @@ class Fit:
         assert self.wanted is not None
         wanted = list(self.wanted)
         try:
-            if self.wanted.captures and isinstance(captures, Exception):
-                raise captures
+            if isinstance(captures, Exception):
+                if self.wanted.captures:
+                    raise captures
+                captures = {}
             held = iter(fisher.collect(wanted) if wanted else [])
-            means = [{key: next(held).mean for key in named} for named in self.wanted.statistics]
+            found: Found = [{key: next(held).mean for key in named} for named in self.wanted.statistics]
         except FAILURES as error:
             self.wanted, self.error = None, error
             return
+        for position, layer in self.wanted.captures.items():
+            found[position]["capture"] = captures[layer]
         self.seconds += sum(fisher.update_seconds[key] for key in {statistic.key for statistic in wanted})
         if not replayed and (wanted or self.wanted.captures):
-            gradients = self.wanted.captures or any(statistic.needs_gradients for statistic in wanted)
+            gradients = bool(self.wanted.captures) or any(statistic.needs_gradients for statistic in wanted)
             self.seconds += fisher.pass_seconds(gradients)
-        self.go_on(fisher, Found(means, {} if isinstance(captures, Exception) else captures))
+        self.go_on(fisher, found)
 
 
 def run_together(fisher: Fisher, recipes: Sequence[Recipe]) -> list[Fit]:

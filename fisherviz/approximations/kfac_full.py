@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from fisherviz.approximations.base import Approximation, Values
+from fisherviz.approximations.base import Approximation, Couplings, Values
 from fisherviz.approximations.kronecker import check_kfac_setting
-from fisherviz.approximations.matrices import LayeredMatrix, Structured, block_diagonal, full_matrix
+from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal, full_matrix
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import BlockTridiagonal, DirectSum, Kronecker, Operator, Permuted
@@ -69,8 +69,7 @@ class KFACFull(Approximation):
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Every pair of structured layers."""
-        n = len(layers)
-        return [(i, j) for i in range(n) for j in range(i + 1, n) if layers[i].structured and layers[j].structured]
+        return list(itertools.combinations([i for i, layer in enumerate(layers) if layer.structured], 2))
 
     def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
         """Cross factors."""
@@ -79,16 +78,9 @@ class KFACFull(Approximation):
             "G": CrossOutputFactor(row.name, col.name, self.used_setting),
         }
 
-    def assemble(
-        self,
-        space: ParameterSpace,
-        operators: Sequence[Operator],
-        couplings: Mapping[tuple[int, int], Values],
-    ) -> LayeredMatrix:
+    def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̃ over all pairs."""
-        blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
-        blocks |= {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()}
-        return full_matrix(space, blocks)
+        return full_matrix(space, operators, {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()})
 
 
 class KFACTridiagonal(KFACFull):
@@ -108,12 +100,7 @@ class KFACTridiagonal(KFACFull):
             (names.index(row), names.index(col)) for row, col in adjacent if row in structured and col in structured
         ]
 
-    def assemble(
-        self,
-        space: ParameterSpace,
-        operators: Sequence[Operator],
-        couplings: Mapping[tuple[int, int], Values],
-    ) -> LayeredMatrix:
+    def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̂ over the chain of layers; layers without structure keep their own operator."""
         chain = _chain([i for i, op in enumerate(operators) if isinstance(op, Kronecker)], list(couplings))
         if not chain:
@@ -131,7 +118,7 @@ class KFACTridiagonal(KFACFull):
         parts = DirectSum(
             [tridiagonal, *(operators[i] for i in rest)], places + [f"layer {space.names[i]!r}" for i in rest]
         )
-        return Structured(space, Permuted(parts, [chain, *([i] for i in rest)]))
+        return LayeredMatrix(space, Permuted(parts, [chain, *([i] for i in rest)]))
 
 
 def _chain(positions: list[int], pairs: list[tuple[int, int]]) -> list[int]:

@@ -7,7 +7,6 @@ operator's, in unit order, layer after layer.
 from __future__ import annotations
 
 import html
-from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol, cast, overload
@@ -32,43 +31,42 @@ class OverLayers(Protocol):
         ...
 
 
-class LayeredMatrix(ABC):
+class LayeredMatrix:
     """A symmetric matrix over the probed parameters, known by an operator.
 
     Flat vectors and dense matrices are in torch order unless an order is named.
+
+    Args:
+        space: the probed parameters.
+        operator: the matrix in unit order, with a segment per layer (`DirectSum`, `BlockMatrix`, `Permuted`, …).
     """
 
-    space: ParameterSpace
-    """The probed parameters."""
-    whole: Operator
-    """The matrix in unit order, with a segment per layer and `block` between two of them."""
+    def __init__(self, space: ParameterSpace, operator: Operator) -> None:
+        self.space, self._whole = space, operator
+
+    @property
+    def whole(self) -> Operator:
+        """The matrix in unit order, with a segment per layer and `block` between two of them."""
+        return self._whole
 
     def operator(self, i: int, j: int) -> Operator:
         """The operator between the layers at two positions, in unit order."""
         return cast(OverLayers, self.whole).block(i, j)
-
-    def _product(self, pieces: list[Tensor]) -> list[Tensor]:
-        """Product with one unit-order (P_i, k) piece per layer."""
-        return list((self.whole @ torch.cat(pieces)).split(self.space.sizes))
-
-    def _solved(self, pieces: list[Tensor]) -> list[Tensor]:
-        """Inverse times one unit-order (P_i, k) piece per layer."""
-        return list(self.whole.solve(torch.cat(pieces)).split(self.space.sizes))
 
     def damped(self, damping: float | Damping | None) -> LayeredMatrix:
         """The matrix with damping added: a number or `Tikhonov` adds λI, `FactoredTikhonov` damps Kronecker factors.
 
         Blocks without Kronecker factors take λ = γ² under `FactoredTikhonov`; those between layers stay as they are.
         """
-        return Structured(self.space, damp(self.whole, as_damping(damping)))
+        return LayeredMatrix(self.space, damp(self.whole, as_damping(damping)))
 
     def scale(self, factor: float) -> LayeredMatrix:
         """The matrix times a positive number."""
-        return Structured(self.space, self.whole.scale(factor))
+        return LayeredMatrix(self.space, self.whole.scale(factor))
 
     def inverse(self, damping: float | Damping | None = None) -> LayeredMatrix:
         """The inverse of the damped matrix, as a structured matrix of its own."""
-        return Structured(self.space, self.damped(damping).whole.inverse())
+        return LayeredMatrix(self.space, self.damped(damping).whole.inverse())
 
     def norm(self, ord: str = "fro") -> float:
         """Norm "fro", "spectral" or "trace", from the structure."""
@@ -131,7 +129,7 @@ class LayeredMatrix(ABC):
         """Product with v flat (P,) or (P, k) in torch order, or a dictionary like `named_parameters()`."""
         if isinstance(v, Mapping):
             return self.space.unflatten(self @ self.space.flatten(v))
-        return self._on_columns(v, self._product)
+        return self._on_columns(v, self.whole.__matmul__)
 
     @overload
     def solve(self, v: Tensor, damping: float | Damping | None = None) -> Tensor: ...
@@ -154,10 +152,9 @@ class LayeredMatrix(ABC):
         """
         if isinstance(v, Mapping):
             return self.space.unflatten(self.solve(self.space.flatten(v), damping))
-        matrix = self if damping is None else self.damped(damping)
-        return self._on_columns(v, matrix._solved)
+        return self._on_columns(v, self.damped(damping).whole.solve)
 
-    def _on_columns(self, v: Tensor, function: Callable[[list[Tensor]], list[Tensor]]) -> Tensor:
+    def _on_columns(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         if not isinstance(v, Tensor):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")
         if v.is_complex():
@@ -167,10 +164,8 @@ class LayeredMatrix(ABC):
         work = torch.promote_types(model, torch.float32)
         given = model if v.dtype == model else work
         v = v.detach().to(device=self._like.device, dtype=work)
-        pieces = self.space.split(v)
-        flat = v.dim() == 1
-        out = self.space.join(function([p.unsqueeze(1) for p in pieces] if flat else pieces)).to(given)
-        return out[:, 0] if flat else out
+        out = function(torch.cat(self.space.split(v)))
+        return self.space.join(out.split(self.space.sizes)).to(given)
 
     def __repr__(self) -> str:
         kind = type(self.whole).__name__
@@ -184,26 +179,13 @@ class LayeredMatrix(ABC):
         return self.space.join([operator.diagonal() for operator in self.operators])
 
 
-class Structured(LayeredMatrix):
-    """A symmetric matrix over the probed parameters, from its operator.
-
-    Args:
-        space: the probed parameters.
-        operator: the matrix in unit order, with a segment per layer (`DirectSum`, `BlockMatrix`, `Permuted`, …).
-    """
-
-    def __init__(self, space: ParameterSpace, operator: Operator) -> None:
-        self.space, self.whole = space, operator
-
-
-def block_diagonal(space: ParameterSpace, operators: Sequence[Operator]) -> Structured:
+def block_diagonal(space: ParameterSpace, operators: Sequence[Operator]) -> LayeredMatrix:
     """The matrix with one operator per layer, whose errors name the layer; everything between layers is zero."""
-    return Structured(space, DirectSum(operators, [f"layer {name!r}" for name in space.names]))
+    return LayeredMatrix(space, DirectSum(operators, [f"layer {name!r}" for name in space.names]))
 
 
-def full_matrix(space: ParameterSpace, operators: Mapping[tuple[int, int], Operator]) -> Structured:
-    """The matrix with an operator for each pair of layers, given on and above the diagonal."""
-    return Structured(space, BlockMatrix(operators))
-
-
-BlockDiagonal, FullMatrix = block_diagonal, full_matrix  # their names of before
+def full_matrix(
+    space: ParameterSpace, operators: Sequence[Operator], couplings: Mapping[tuple[int, int], Operator]
+) -> LayeredMatrix:
+    """The matrix with one operator per layer, and one for each pair of layers (row, col) above the diagonal."""
+    return LayeredMatrix(space, BlockMatrix({(i, i): op for i, op in enumerate(operators)} | dict(couplings)))

@@ -15,8 +15,9 @@ from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, KroneckerSum, Operator
 from fisherviz.operators.factorise import eigh, symmetric
-from fisherviz.statistics.moments import Statistic
+from fisherviz.statistics import Statistic
 from fisherviz.statistics.products import GRADIENT_ENTRIES, working
+from fisherviz.support.choices import count
 
 _ITERATIONS = 500
 
@@ -35,9 +36,7 @@ class NearestKronecker(Approximation):
 
     def __init__(self, rank: int = 1, tolerance: float | None = None) -> None:
         super().__init__()
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank must be a positive whole number, got {rank!r}.")
-        self.rank = rank
+        self.rank = count("rank", rank)
         self.tolerance = tolerance
 
     def wants_capture(self, layer: Layer) -> bool:

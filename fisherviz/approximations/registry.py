@@ -48,15 +48,25 @@ class Registry(Mapping[str, type[Approximation]]):
         """Names of the registered approximations."""
         return tuple(self._classes)
 
-    def add(self, name: str, cls: type[Approximation]) -> None:
-        """Register a class; see `register`."""
+    def register(self, name: str, cls: type[Approximation]) -> None:
+        """Add an approximation to `approximate`, `compare`, the report, the plots and the optimizers.
+
+        Args:
+            name: what it is called from now on.
+            cls: a subclass of `Approximation`; a second registration of a name replaces a user's earlier class.
+
+        Raises:
+            TypeError: the class is no Approximation.
+            ValueError: the name is one of the package's own.
+        """
         if not isinstance(name, str) or not name:
             raise TypeError(f"the name of an approximation must be a non-empty string, got {name!r}.")
         if not (isinstance(cls, type) and issubclass(cls, Approximation)):
             raise TypeError(f"an approximation must be a subclass of fv.Approximation, got {cls!r}.")
         if name == EXACT:
             raise ValueError(f"{EXACT!r} means the exact Fisher itself; register yours under another name.")
-        if name in self._classes and self._classes[name] is not cls and _is_ours(self._classes[name]):
+        earlier = self._classes.get(name, cls)
+        if earlier is not cls and earlier.__module__.startswith("fisherviz."):
             raise ValueError(f"{name!r} is one of fisherviz's own approximations; register yours under another name.")
         _refuse_abstract(cls)
         cls.name = name
@@ -76,26 +86,9 @@ def _refuse_abstract(cls: type[Approximation]) -> None:
         raise TypeError(f"{cls.__name__} is no complete approximation: it must define {' and '.join(missing)}.")
 
 
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.startswith("fisherviz.")
-
-
 approximations = Registry()
 """All registered approximations."""
-
-
-def register(name: str, cls: type[Approximation]) -> None:
-    """Add an approximation to `approximate`, `compare`, the report, the plots and the optimizers.
-
-    Args:
-        name: what it is called from now on.
-        cls: a subclass of `Approximation`; a second registration of a name replaces a user's earlier class.
-
-    Raises:
-        TypeError: the class is no Approximation.
-        ValueError: the name is one of the package's own.
-    """
-    approximations.add(name, cls)
+register = approximations.register
 
 
 def make(method: Method, **options: Any) -> Approximation:

@@ -9,8 +9,8 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Identity as IdentityOperator
 from fisherviz.operators import Operator
-from fisherviz.statistics.moments import Diagonal as DiagonalStatistic
-from fisherviz.statistics.moments import Statistic
+from fisherviz.statistics import Diagonal as DiagonalStatistic
+from fisherviz.statistics import Statistic
 
 
 class Identity(Approximation):

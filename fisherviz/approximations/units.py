@@ -12,8 +12,9 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
 from fisherviz.operators import UnitBlocks as UnitBlocksOperator
-from fisherviz.statistics.moments import Diagonal as DiagonalStatistic
-from fisherviz.statistics.moments import Statistic, UnitBlocks
+from fisherviz.statistics import Diagonal as DiagonalStatistic
+from fisherviz.statistics import Statistic, UnitBlocks
+from fisherviz.support.choices import flag
 
 FORMED_ENTRIES = 2**27
 """Unit blocks of a layer are formed while they have at most this many entries."""
@@ -30,8 +31,7 @@ class CWNGD(Approximation):
 
     def __init__(self, entrywise: bool = False) -> None:
         super().__init__()
-        if not isinstance(entrywise, bool):
-            raise TypeError(f"entrywise must be True or False, got {entrywise!r}.")
+        flag("entrywise", entrywise)
         self.entrywise = entrywise
 
     def wants_capture(self, layer: Layer) -> bool:

@@ -1,7 +1,7 @@
 """The abstract operator: a real matrix on flat layer vectors in unit order (W̄ of (d_out, d_a), row-major).
 
-Subclasses are final and supply the abstract methods below; checks of shapes and dtypes, and vectors against
-matrices of columns, are settled here, once.
+Subclasses are final, set `shape` and `tensors`, and supply the abstract methods below; checks of shapes and dtypes, and
+vectors against matrices of columns, are settled here, once.
 """
 
 from __future__ import annotations
@@ -29,19 +29,13 @@ class AppliesTo(Protocol):
 class Operator(ABC):
     """A real matrix known by its structure; immutable by convention, so that factorisations may be cached."""
 
+    shape: tuple[int, int]
+    """Rows and columns."""
+    tensors: tuple[Tensor, ...]
+    """The tensors that define the operator."""
     factored: ClassVar[bool] = False
     """Whether factored damping applies, so that `map_factors` answers."""
     _trusted = False
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-
-    @property
-    @abstractmethod
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that define the operator."""
 
     @property
     @abstractmethod

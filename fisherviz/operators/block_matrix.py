@@ -42,16 +42,9 @@ class BlockMatrix(Symmetric):
                 f"a BlockMatrix takes every diagonal block and pairs above the diagonal; look at {wrong[0]}."
             )
         self.sizes = [self.blocks[i, i].shape[0] for i in range(count)]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return sum(self.sizes), sum(self.sizes)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The blocks' tensors, those that blocks share once."""
-        return tuple({id(t): t for op in self.blocks.values() for t in op.tensors}.values())
+        self.shape = sum(self.sizes), sum(self.sizes)
+        # those that blocks share once
+        self.tensors = tuple({id(t): t for op in self.blocks.values() for t in op.tensors}.values())
 
     def block(self, row: int, col: int) -> Operator:
         """Return the block between two segments.

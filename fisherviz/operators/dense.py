@@ -7,6 +7,7 @@ factorised in one batched call. `Dense` also serves off-diagonal blocks, rectang
 from __future__ import annotations
 
 from functools import cached_property
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,33 +16,55 @@ from fisherviz.operators.base import NormOrder, Operator
 from fisherviz.operators.factorise import cholesky, eigenvalues, is_symmetric, plus_identity, trusted_cholesky
 
 
-class Dense(Operator):
+class _Entries(Operator):
+    """One tensor of entries, a matrix or a batch of blocks.
+
+    Args:
+        entries: (..., n, m).
+    """
+
+    what: ClassVar[str]
+    """The matrix in words, for errors."""
+
+    def __init__(self, entries: Tensor) -> None:
+        self.tensors = (entries,)
+
+    @property
+    def T(self) -> Self:
+        """The transpose."""
+        return type(self)(self.tensors[0].mT)
+
+    def scale(self, factor: float) -> Self:
+        """Multiply by a number."""
+        return type(self)(self.tensors[0] * factor)
+
+    def _norm(self, order: NormOrder) -> float:
+        if order == "fro":
+            return float(torch.linalg.vector_norm(self.tensors[0], dtype=torch.float64))
+        if order == "trace":
+            return float(self.diagonal().sum(dtype=torch.float64))
+        return spectral_norm_of(self.tensors[0])
+
+    @cached_property
+    def _cholesky(self) -> Tensor:
+        return (trusted_cholesky if self._trusted else cholesky)(self.tensors[0], self.what)
+
+
+class Dense(_Entries):
     """A matrix held entry by entry.
 
     Args:
         M: (rows, cols).
     """
 
+    what = "the dense matrix"
+
     def __init__(self, M: Tensor) -> None:
         """Keep the matrix."""
         if M.ndim != 2:
             raise ValueError(f"Dense takes a matrix, not a tensor of shape {tuple(M.shape)}.")
-        self.M = M
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.M.shape[0], self.M.shape[1]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The defining tensors."""
-        return (self.M,)
-
-    @property
-    def T(self) -> Dense:
-        """The transpose."""
-        return Dense(self.M.mT)
+        super().__init__(M)
+        self.M, self.shape = M, (M.shape[0], M.shape[1])
 
     def _matmul(self, v: Tensor) -> Tensor:
         return self.M @ v
@@ -55,25 +78,10 @@ class Dense(Operator):
         self.require_square("diagonal")
         return self.M.diagonal()
 
-    def scale(self, factor: float) -> Dense:
-        """Multiply by a number."""
-        return Dense(self.M * factor)
-
     def shifted(self, value: float) -> Dense:
         """Add a multiple of the identity."""
         self.require_square("shifting")
         return Dense(plus_identity(self.M, value))
-
-    def _norm(self, order: NormOrder) -> float:
-        if order == "fro":
-            return float(torch.linalg.vector_norm(self.M, dtype=torch.float64))
-        if order == "trace":
-            return float(self.M.diagonal().sum(dtype=torch.float64))
-        return spectral_norm_of(self.M)
-
-    @cached_property
-    def _cholesky(self) -> Tensor:
-        return (trusted_cholesky if self._trusted else cholesky)(self.M, "the dense matrix")
 
     def inverse(self) -> Dense:
         """Return the inverse, by Cholesky."""
@@ -84,34 +92,21 @@ class Dense(Operator):
         return torch.cholesky_solve(v, self._cholesky)
 
 
-class UnitBlocks(Operator):
+class UnitBlocks(_Entries):
     """A block-diagonal matrix with one block per output unit.
 
     Args:
         B: (d_out, d_a, d_a), each block symmetric.
     """
 
+    what = "the block of unit"
+
     def __init__(self, B: Tensor) -> None:
         """Keep the blocks."""
         if B.ndim != 3 or B.shape[1] != B.shape[2]:
             raise ValueError(f"UnitBlocks takes blocks of shape (d_out, d_a, d_a), not {tuple(B.shape)}.")
-        self.B = B
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        size = self.B.shape[0] * self.B.shape[1]
-        return size, size
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The defining tensors."""
-        return (self.B,)
-
-    @property
-    def T(self) -> UnitBlocks:
-        """The transpose."""
-        return UnitBlocks(self.B.mT)
+        super().__init__(B)
+        self.B, self.shape = B, (B.shape[0] * B.shape[1],) * 2
 
     def _units(self, v: Tensor) -> Tensor:
         return v.reshape(self.B.shape[0], self.B.shape[1], v.shape[1])
@@ -131,24 +126,9 @@ class UnitBlocks(Operator):
         """Return the main diagonal."""
         return self.B.diagonal(dim1=1, dim2=2).reshape(-1)
 
-    def scale(self, factor: float) -> UnitBlocks:
-        """Multiply by a number."""
-        return UnitBlocks(self.B * factor)
-
     def shifted(self, value: float) -> UnitBlocks:
         """Add a multiple of the identity."""
         return UnitBlocks(plus_identity(self.B, value))
-
-    def _norm(self, order: NormOrder) -> float:
-        if order == "fro":
-            return float(torch.linalg.vector_norm(self.B, dtype=torch.float64))
-        if order == "trace":
-            return float(self.diagonal().sum(dtype=torch.float64))
-        return spectral_norm_of(self.B)
-
-    @cached_property
-    def _cholesky(self) -> Tensor:
-        return (trusted_cholesky if self._trusted else cholesky)(self.B, "the block of unit")
 
     def inverse(self) -> UnitBlocks:
         """Return the blocks' inverses, by one batched Cholesky."""

@@ -32,6 +32,10 @@ class DirectSum(Operator):
             raise TypeError("DirectSum takes operators of one dtype on one device; cast them first.")
         self.operators = tuple(operators)
         self.places = tuple(places) or tuple(f"block {i}" for i in range(len(operators)))
+        self.rows, self.cols = [op.shape[0] for op in operators], [op.shape[1] for op in operators]
+        """Rows and columns of each block."""
+        self.shape = sum(self.rows), sum(self.cols)
+        self.tensors = tuple(t for op in operators for t in op.tensors)
 
     def _map(self, function: Callable[[Operator], Operator]) -> DirectSum:
         return DirectSum([function(op) for op in self.operators], self.places)
@@ -47,26 +51,6 @@ class DirectSum(Operator):
             The operator that was given, or a `Zero`.
         """
         return self.operators[row] if row == col else Zero(self.rows[row], self.cols[col], self.dtype, self.device)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return sum(self.rows), sum(self.cols)
-
-    @property
-    def rows(self) -> list[int]:
-        """Rows of each block."""
-        return [op.shape[0] for op in self.operators]
-
-    @property
-    def cols(self) -> list[int]:
-        """Columns of each block."""
-        return [op.shape[1] for op in self.operators]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The blocks' tensors."""
-        return tuple(t for op in self.operators for t in op.tensors)
 
     @property
     def T(self) -> DirectSum:

@@ -79,16 +79,8 @@ def _sum(x: Tensor, y: Tensor) -> float:
     return float((x * y).sum(dtype=torch.float64))
 
 
-def _with_zero(x: Zero, y: Operator) -> float:
-    return 0.0
-
-
 def _with_diagonal(x: Diagonal | Identity, y: Operator) -> float:
     return _sum(x.diagonal(), y.diagonal())
-
-
-def _with_sum(x: KroneckerSum, y: Operator) -> float:
-    return sum(inner(term, y) for term in x.terms)
 
 
 def _with_direct_sum(x: DirectSum, y: Operator) -> float:
@@ -112,10 +104,10 @@ def _segments(y: Operator, sizes: list[int]) -> list[Operator] | None:
 
 _universal.update(
     {
-        Zero: _with_zero,
+        Zero: lambda x, y: 0.0,
         Diagonal: _with_diagonal,
         Identity: _with_diagonal,
-        KroneckerSum: _with_sum,
+        KroneckerSum: lambda x, y: sum(inner(term, y) for term in x.terms),
         DirectSum: _with_direct_sum,
     }
 )

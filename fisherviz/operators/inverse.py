@@ -23,16 +23,7 @@ class Inverse(Symmetric):
 
     def __init__(self, operator: Operator, sizes: Sequence[int], form: Callable[[], Tensor]) -> None:
         self.operator, self.sizes, self.form = operator, list(sizes), form
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.operator.shape
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Those of the operator that is inverted."""
-        return self.operator.tensors
+        self.shape, self.tensors = operator.shape, operator.tensors
 
     def block(self, row: int, col: int) -> Dense:
         """Return the block between two segments.

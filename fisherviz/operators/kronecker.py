@@ -76,6 +76,7 @@ class Kronecker(Operator):
         self.A = A
         self._G: Tensor | None = G
         self._outputs = (G.shape[0], G.shape[1])
+        self.shape, self.tensors = (len(G) * len(A), G.shape[1] * A.shape[1]), (A, G)
 
     @classmethod
     def over_units(cls, A: Tensor, units: int) -> Kronecker:
@@ -90,6 +91,7 @@ class Kronecker(Operator):
         """
         made = cls(A, A.new_empty(0, 0))
         made._G, made._outputs = None, (units, units)
+        made.shape, made.tensors = (units * len(A), units * A.shape[1]), (A,)
         return made
 
     @property
@@ -98,16 +100,6 @@ class Kronecker(Operator):
         if self._G is None:
             return torch.eye(self._outputs[0], dtype=self.A.dtype, device=self.A.device)
         return self._G
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self._outputs[0] * self.A.shape[0], self._outputs[1] * self.A.shape[1]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The factors that are held."""
-        return (self.A,) if self._G is None else (self.A, self._G)
 
     @property
     def T(self) -> Kronecker:
@@ -241,16 +233,7 @@ class KroneckerEigen(Symmetric):
                 f"{tuple(QG.shape)} and {tuple(S.shape)}."
             )
         self.QA, self.QG, self.S = QA, QG, S
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.S.numel(), self.S.numel()
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The bases and the eigenvalues."""
-        return self.S, self.QA, self.QG
+        self.shape, self.tensors = (S.numel(), S.numel()), (S, QA, QG)
 
     def _apply(self, S: Tensor, v: Tensor) -> Tensor:
         return act(self.QA, self.QG, S.reshape(-1, 1) * act(self.QA.mT, self.QG.mT, v))

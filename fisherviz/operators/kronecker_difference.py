@@ -57,6 +57,7 @@ class KroneckerDifferenceInverse(Symmetric):
         self.KA, self.sA, self.KG, self.sG, self.weight = KA, sA, KG, sG, weight
         self.S = (weight / gap).to(KA.dtype)
         self._product = KroneckerEigen(KA, KG, self.S)
+        self.shape, self.tensors = (gap.numel(), gap.numel()), (KA, KG, self.S)
 
     @classmethod
     def from_difference(cls, A: Tensor, G: Tensor, C: Tensor, D: Tensor) -> KroneckerDifferenceInverse:
@@ -127,16 +128,6 @@ class KroneckerDifferenceInverse(Symmetric):
                 )
             parts += [torch.linalg.solve_triangular(L.mT, E, upper=True).to(dtype), s.clamp(0, 1)]
         return cls(*parts)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.S.numel(), self.S.numel()
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The whitening matrices and the eigenvalues."""
-        return self.KA, self.KG, self.S
 
     def _matmul(self, v: Tensor) -> Tensor:
         return self._product @ v

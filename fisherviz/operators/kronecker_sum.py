@@ -33,16 +33,8 @@ class KroneckerSum(Operator):
         self.terms = tuple(Kronecker(A, G) for A, G in factors)
         if len({(term.A.shape, term.G.shape, term.dtype, term.device) for term in self.terms}) > 1:
             raise ValueError("KroneckerSum takes pairs of one shape, dtype and device.")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.terms[0].shape
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All factors."""
-        return tuple(t for term in self.terms for t in term.tensors)
+        self.shape = self.terms[0].shape
+        self.tensors = tuple(t for term in self.terms for t in term.tensors)
 
     @property
     def T(self) -> KroneckerSum:

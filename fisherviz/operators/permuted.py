@@ -40,16 +40,7 @@ class Permuted(Symmetric):
         for op in parts.operators:
             lengths += op.sizes if isinstance(op, BlockTridiagonal) else [op.shape[0]]
         self.sizes = [lengths[self._order.index(i)] for i in range(len(lengths))]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.parts.shape
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The parts' tensors."""
-        return self.parts.tensors
+        self.shape, self.tensors = parts.shape, parts.tensors
 
     def block(self, row: int, col: int) -> Operator:
         """Return the block between two segments.

@@ -26,16 +26,7 @@ class Diagonal(Symmetric):
         if d.ndim != 1:
             raise ValueError(f"Diagonal takes a vector of entries, not a tensor of shape {tuple(d.shape)}.")
         self.d = d
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return len(self.d), len(self.d)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The defining tensors."""
-        return (self.d,)
+        self.shape, self.tensors = (len(d), len(d)), (d,)
 
     def _matmul(self, v: Tensor) -> Tensor:
         return self.d[:, None] * v
@@ -100,16 +91,7 @@ class Identity(Symmetric):
             dtype = torch.get_default_dtype()
         self.size = size
         self.factor = torch.as_tensor(scale, dtype=dtype, device=device)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self.size, self.size
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The defining tensors."""
-        return (self.factor,)
+        self.shape, self.tensors = (size, size), (self.factor,)
 
     def _matmul(self, v: Tensor) -> Tensor:
         return v * self.factor
@@ -166,18 +148,8 @@ class Zero(Operator):
         device: torch.device | str | None = None,
     ) -> None:
         """Keep the shape; an empty tensor holds dtype and device."""
-        self._shape = (rows, cols)
         self._empty = torch.empty(0, dtype=dtype, device=device)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return self._shape
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """An empty tensor that knows dtype and device."""
-        return (self._empty,)
+        self.shape, self.tensors = (rows, cols), (self._empty,)
 
     @property
     def T(self) -> Zero:

@@ -58,48 +58,44 @@ class BlockTridiagonal(Symmetric):
                     raise ValueError(f"{name}_next[{i}] must have its neighbours' shape {fitting}, not {got}.")
         self.A, self.G, self.A_next, self.G_next = tuple(A), tuple(G), tuple(A_next), tuple(G_next)
         self.layers = tuple(Kronecker(a, g) for a, g in zip(A, G, strict=True))
+        self.crosses = tuple(
+            None if a is None or g is None else Kronecker(a, g) for a, g in zip(A_next, G_next, strict=True)
+        )
+        """Between each layer and the next; None where the chain breaks."""
         self.sizes = [layer.shape[0] for layer in self.layers]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return sum(self.sizes), sum(self.sizes)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All moments."""
-        return tuple(t for t in (*self.A, *self.G, *self.A_next, *self.G_next) if t is not None)
+        self.shape = sum(self.sizes), sum(self.sizes)
+        self.tensors = tuple(t for t in (*A, *G, *A_next, *G_next) if t is not None)
 
     @cached_property
     def psi(self) -> tuple[Kronecker | None, ...]:
         """Ψ_{i,i+1} = A_{i,i+1} A_{i+1}⁻¹ ⊗ G_{i,i+1} G_{i+1}⁻¹, the regression of a layer on the next."""
         return tuple(
-            None if A is None or G is None else Kronecker(_regression(A, self.A[i + 1]), _regression(G, self.G[i + 1]))
-            for i, (A, G) in enumerate(zip(self.A_next, self.G_next, strict=True))
+            None if cross is None else Kronecker(_regression(cross.A, after.A), _regression(cross.G, after.G))
+            for cross, after in zip(self.crosses, self.layers[1:], strict=True)
         )
 
     @cached_property
     def precisions(self) -> tuple[Operator, ...]:
         """Σ_{i|i+1}⁻¹ for each layer given the next: the blocks of Λ; the last layer's is its own inverse."""
-        blocks: list[Operator] = []
-        for i, (A, G) in enumerate(zip((*self.A_next, None), (*self.G_next, None), strict=True)):
-            if A is None or G is None:
-                blocks.append(self.layers[i].inverse())
-            else:
-                a, g = self.A[i : i + 2], self.G[i : i + 2]
-                blocks.append(KroneckerDifferenceInverse.from_cross(a[0], g[0], A, G, a[1], g[1]))
-        return tuple(blocks)
+        return tuple(
+            layer.inverse()
+            if cross is None
+            else KroneckerDifferenceInverse.from_cross(layer.A, layer.G, cross.A, cross.G, after.A, after.G)
+            for layer, cross, after in zip(
+                self.layers, (*self.crosses, None), (*self.layers[1:], self.layers[0]), strict=True
+            )
+        )
 
     @cached_property
     def covariances(self) -> tuple[Operator, ...]:
         """Σ_{i|i+1} for each layer given the next."""
         blocks: list[Operator] = []
-        crosses = (*self.psi, None), (*self.A_next, None), (*self.G_next, None)
-        for layer, psi, A, G in zip(self.layers, *crosses, strict=True):
-            if psi is None or A is None or G is None:
+        for layer, psi, cross in zip(self.layers, (*self.psi, None), (*self.crosses, None), strict=True):
+            if psi is None or cross is None:
                 blocks.append(layer)
             else:
-                blocks.append(KroneckerSum([(layer.A, layer.G), (symmetric(psi.A @ A.mT), symmetric(-psi.G @ G.mT))]))
+                explained = symmetric(psi.A @ cross.A.mT), symmetric(-psi.G @ cross.G.mT)
+                blocks.append(KroneckerSum([(layer.A, layer.G), explained]))
         return tuple(blocks)
 
     def block(self, row: int, col: int) -> Operator:
@@ -126,11 +122,11 @@ class BlockTridiagonal(Symmetric):
         """Blocks (0 … col, col), from the diagonal upwards; one product with Ψ each."""
         blocks: list[Operator] = [self.layers[col]]
         for i in range(col - 1, -1, -1):
-            A, G, below, psi = self.A_next[i], self.G_next[i], blocks[0], self.psi[i]
-            if A is None or G is None or psi is None or not isinstance(below, Kronecker):
+            cross, below, psi = self.crosses[i], blocks[0], self.psi[i]
+            if cross is None or psi is None or not isinstance(below, Kronecker):
                 blocks.insert(0, Zero(self.sizes[i], self.sizes[col], self.dtype, self.device))
             elif i == col - 1:
-                blocks.insert(0, Kronecker(A, G))
+                blocks.insert(0, cross)
             else:
                 blocks.insert(0, Kronecker(psi.A @ below.A, psi.G @ below.G))
         return blocks
@@ -150,19 +146,17 @@ class BlockTridiagonal(Symmetric):
 
     def _solve(self, v: Tensor) -> Tensor:
         # F̂⁻¹ = Ξᵀ Λ Ξ.
-        old = v.split(self.sizes)
-        parts = [
-            part if psi is None else part - psi @ following
-            for part, psi, following in zip(old, (*self.psi, None), (*old[1:], v), strict=True)
-        ]
+        given = v.split(self.sizes)
+        parts = list(given)
+        for i, psi in enumerate(self.psi):
+            if psi is not None:
+                parts[i] = given[i] - psi @ given[i + 1]
         parts = [precision @ part for precision, part in zip(self.precisions, parts, strict=True)]
-        return torch.cat(
-            [parts[0]]
-            + [
-                part if psi is None else part - psi.T @ previous
-                for part, psi, previous in zip(parts[1:], self.psi, parts[:-1], strict=True)
-            ]
-        )
+        out = list(parts)
+        for i, psi in enumerate(self.psi):
+            if psi is not None:
+                out[i + 1] = parts[i + 1] - psi.T @ parts[i]
+        return torch.cat(out)
 
     def solve_layers(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Solve for one vector per layer.

@@ -21,7 +21,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.optim.processes import distributed, summed
-from fisherviz.statistics.moments import Statistic
+from fisherviz.statistics import Statistic
 
 Named = dict[str, Statistic]
 
@@ -86,8 +86,7 @@ class Moments:
     def _wants(self, layer: Layer) -> bool:
         return self.approximation.wants_capture(layer)
 
-    # ---- a pass
-    # ----------------------------------------------------------------------------------------------------
+    # ---- a pass ------------------------------------------------------------------------------------------------------
 
     def collect(self, captures: dict[str, AnyCapture], examples: int) -> None:
         """Add a pass; layers that it did not run are left out."""
@@ -167,8 +166,7 @@ class Moments:
         self.window = [{k: v for k, v in captures.items() if k not in names} for captures in self.window]
         self.examples -= examples
 
-    # ---- a step
-    # ----------------------------------------------------------------------------------------------------
+    # ---- a step ------------------------------------------------------------------------------------------------------
 
     def advance(self, decay: float, refresh: bool, keep: bool) -> None:
         """Blend the window into the averages; on a refresh take the snapshot that the matrix is built from.
@@ -178,7 +176,7 @@ class Moments:
             refresh: whether to take a snapshot.
             keep: whether the snapshot outlives the averages' next change, and is copied.
         """
-        self._reduce(self.fresh)
+        self._reduce()
         for i, named in enumerate(self.average):
             for key in named:
                 self._blend(i, key, decay)
@@ -257,11 +255,10 @@ class Moments:
     def _complete(self, layer: Layer, values: Mapping[str, Any]) -> bool:
         return set(self.approximation.needs(layer)) <= set(values) and (not self._wants(layer) or "capture" in values)
 
-    # ---- several processes
-    # -----------------------------------------------------------------------------------------
+    # ---- several processes -------------------------------------------------------------------------------------------
 
-    def _reduce(self, statistics: Sequence[Named]) -> None:
-        """Sum totals and counts over the processes of a distributed run."""
+    def _reduce(self) -> None:
+        """Sum fresh totals and counts over the processes of a distributed run."""
         if not distributed():
             return
         if self.keeps_captures:
@@ -269,18 +266,15 @@ class Moments:
                 f"{self.approximation.name} works on the examples themselves, which other processes do not see; "
                 "under torch.distributed use a method made of averages (foof, plain kfac)."
             )
-        for named in statistics:
+        for named in self.fresh:
             for statistic in named.values():
                 if statistic.total is None:
                     continue
-                count = torch.tensor([statistic.count], dtype=torch.float64, device=statistic.total.device)
                 statistic.total = statistic.total.contiguous()
                 torch.distributed.all_reduce(statistic.total)
-                torch.distributed.all_reduce(count)
-                statistic.count = float(count)
+                (statistic.count,) = summed([statistic.count], statistic.total.device)
 
-    # ---- saving
-    # ----------------------------------------------------------------------------------------------------
+    # ---- saving ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Averages, snapshot and layout."""
@@ -341,15 +335,8 @@ class Moments:
 
 def pack(values: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors and captures as plain containers of tensors."""
-    packed: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Capture):
-            packed[key] = {"a": value.a, "g": value.g}
-        elif isinstance(value, GenericCapture):
-            packed[key] = {"gradients": value.gradients}
-        else:
-            packed[key] = value.clone()
-    return packed
+    captures = (Capture, GenericCapture)
+    return {key: dict(vars(value)) if isinstance(value, captures) else value.clone() for key, value in values.items()}
 
 
 def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -358,10 +345,9 @@ def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, Tensor):
             out[key] = value.to(device, copy=True)
-        elif "a" in value:
-            out[key] = Capture(value["a"].to(device), value["g"].to(device))
         else:
-            out[key] = GenericCapture(value["gradients"].to(device))
+            tensors = {name: t.to(device) for name, t in value.items()}
+            out[key] = Capture(**tensors) if "a" in tensors else GenericCapture(**tensors)
     return out
 
 

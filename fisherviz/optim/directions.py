@@ -1,5 +1,6 @@
-"""Directions: what an optimizer makes of the gradients, before a step rule gives it a length.
+"""Directions: what an optimizer makes of the gradients, before a step rule gives it a length; and what both see.
 
+A `Step` is made anew by the optimizer each time; directions and step rules are given it instead of the optimizer.
 `Preconditioned` applies the damped inverse of an approximation; a mini-batch's Fisher, conjugate gradients and K-BFGS
 are in the files of their optimizers.
 """
@@ -7,18 +8,113 @@ are in the files of their optimizers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from fisherviz.network.batches import Arguments
+from fisherviz.network.guest import as_guest
+from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import Damping, as_damping
-from fisherviz.optim.low_rank import Moves, split_rows
-from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner
-from fisherviz.optim.selection import gradient_matrix, one_damping, split_matrix
-from fisherviz.optim.step import Step
+from fisherviz.optim.averages import Moments
+from fisherviz.optim.gradients import Moves, gradient_matrix, rows_explain, split_matrix, split_rows
+from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
+from fisherviz.optim.processes import distributed
+from fisherviz.optim.watcher import Pass, Source, Watcher
 from fisherviz.support import timing
+
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        k: its number, from 1.
+        T: steps between factorisations.
+        due: whether this one factorises anew.
+        decay: weight of the past in the averages.
+        reduction: whether the Fisher is the "mean" or the "sum" over the step's examples.
+        groups: the parameter groups.
+        state: per parameter, what is kept from step to step (momentum buffers).
+        active: those that are preconditioned and have a gradient.
+        passes: those since the last step.
+        moments: the statistics.
+        watcher: the watcher of the model.
+        source: the vectors to backpropagate in a pass of one's own.
+        generator: where random choices come from.
+        loss: what the closure returned.
+        closure: evaluates the loss once more.
+    """
+
+    k: int
+    T: int
+    due: bool
+    decay: float
+    reduction: str
+    groups: Sequence[Group]
+    state: MutableMapping[Any, Any]
+    active: Sequence[Layer]
+    passes: list[Pass]
+    moments: Moments
+    watcher: Watcher
+    source: Source
+    generator: torch.Generator
+    loss: Any
+    closure: Callable[[], Any] | None
+
+    @property
+    def inputs(self) -> list[Arguments]:
+        """Arguments of the passes' forwards, where they are kept."""
+        return [made.inputs for made in self.passes if made.inputs is not None]
+
+    @cached_property
+    def group_of(self) -> dict[nn.Parameter, Group]:
+        """Each parameter's group."""
+        return {p: group for group in self.groups for p in group["params"]}
+
+    @cached_property
+    def decays(self) -> dict[nn.Parameter, float]:
+        """Each parameter's weight decay."""
+        return {p: group["weight_decay"] for p, group in self.group_of.items()}
+
+    def damping(self, layer: Layer) -> float | Damping:
+        """The damping that a layer's parameters agree on; ValueError where they do not."""
+        mine = [self.group_of[p]["damping"] for p in layer.parameters.values()]
+        if any(value != mine[0] for value in mine):
+            raise ValueError(
+                f"the parameters of layer {layer.name!r} are in groups with different dampings; give them one."
+            )
+        return mine[0]
+
+    def rows(self, layer: Layer, pays: Callable[[int], bool]) -> Rows | None:
+        """The rows behind the layer's gradient, if their number pays and they are one unmodified local backward."""
+        if len(self.passes) != 1 or distributed() or any(self.decays[p] for p in layer.parameters.values()):
+            return None
+        rows = self.passes[0].rows_behind(layer)
+        if rows is None or not pays(len(rows[0])):
+            return None
+        return rows if rows_explain(layer, *rows) else None
+
+    def evaluate(self) -> Any:
+        """The closure's loss at the present weights: not a training pass, and what it does to the model is undone."""
+        assert self.closure is not None
+        gradients = {p: p.grad for p in self.group_of}
+        # by value where the next backward of DistributedDataParallel may overwrite the memory of those that it gave
+        values = {p: g.clone() for p, g in gradients.items() if g is not None and distributed()}
+        for p in gradients:
+            p.grad = None
+        try:
+            with self.watcher.looking_away(), as_guest(self.watcher.model):
+                return self.closure()
+        finally:
+            for p, g in gradients.items():
+                p.grad = g.copy_(values[p]) if g is not None and p in values else g
 
 
 class Part:
@@ -65,36 +161,26 @@ class Preconditioned(Directions):
 
     def of(self, step: Step) -> Moves:
         """Preconditioned gradients of all layers with a gradient."""
-        if step.moments is None or not step.active:
+        if not step.active:
             return {}
         self.update_moments(step)
-        made = self.preconditioner_now(step)
-        if not all(made.has(layer) for layer in step.active):
-            self.update_missing(step)
-            made = self.preconditioner_now(step)
-        return self.solve(step, made)
+        return self.solve(step, self.preconditioner_now(step))
 
     @timing.part("statistics")
     def update_moments(self, step: Step) -> None:
-        """The step's statistics into the averages, and a new snapshot where one is due."""
-        assert step.moments is not None
+        """The step's statistics into the averages; a snapshot where one is due, or a layer runs for the first time."""
         step.moments.advance(step.decay, step.due, keep=step.T > 1)
-        if step.due or step.moments.refines:
+        missing = step.moments.lacks(step.active)
+        if missing:
+            step.moments.snapshot(keep=step.T > 1, missing=True)
+        if step.due or missing or step.moments.refines:
             self._made = None
-
-    @timing.part("statistics")
-    def update_missing(self, step: Step) -> None:
-        """A snapshot of layers that have run for the first time."""
-        assert step.moments is not None
-        step.moments.snapshot(keep=step.T > 1, missing=True)
-        self._made = None
 
     @timing.part("inversion")
     def preconditioner_now(self, step: Step) -> Preconditioner:
         """The damped matrix of the groups' dampings."""
-        assert step.moments is not None
         layers = step.moments.space.layers
-        rules = {layer.name: self.read(one_damping(layer, step.dampings)) for layer in layers}
+        rules = {layer.name: self.read(step.damping(layer)) for layer in layers}
         made = self.damped(step, rules)
         self.keep(rules, made)
         return made
@@ -102,7 +188,6 @@ class Preconditioned(Directions):
     @timing.part("inversion")
     def damped(self, step: Step, rules: Mapping[str, Damping | None]) -> Preconditioner:
         """The damped matrix, factorised anew after a snapshot or with another damping than that which is kept."""
-        assert step.moments is not None
         if self._made is not None and self._made[0] == tuple(rules.values()):
             return self._made[1]
         matrix = step.moments.build()

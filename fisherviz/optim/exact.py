@@ -6,6 +6,7 @@ blocks stay unformed until the damping is known, which decides the precision tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -14,15 +15,16 @@ from torch import Tensor
 
 from fisherviz.approximations import CWNGD as UnitApproximation
 from fisherviz.approximations import Approximation, Values
-from fisherviz.approximations.matrices import FullMatrix, LayeredMatrix
+from fisherviz.approximations.base import Couplings
+from fisherviz.approximations.matrices import LayeredMatrix, full_matrix
 from fisherviz.capture.captures import Capture
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator, UnitBlocks
-from fisherviz.operators.base import NormOrder
+from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.factorise import trusted_cholesky
-from fisherviz.statistics.moments import Block, Statistic
-from fisherviz.statistics.moments import UnitBlocks as UnitBlocksStatistic
+from fisherviz.statistics import Block, Statistic
+from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 from fisherviz.support import timing
 
 DENSE_PARAMETERS = 6000
@@ -56,21 +58,15 @@ class ExactFisher(Approximation):
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Every pair."""
-        return [(i, j) for i in range(len(layers)) for j in range(i + 1, len(layers))]
+        return list(itertools.combinations(range(len(layers)), 2))
 
     def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
         """F_ij."""
         return {"block": Block(row.name, col.name)}
 
-    def assemble(
-        self,
-        space: ParameterSpace,
-        operators: Sequence[Operator],
-        couplings: Mapping[tuple[int, int], Values],
-    ) -> LayeredMatrix:
+    def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F."""
-        blocks: dict[tuple[int, int], Operator] = {(i, i): op for i, op in enumerate(operators)}
-        return FullMatrix(space, blocks | {pair: Dense(v["block"]) for pair, v in couplings.items()})
+        return full_matrix(space, operators, {pair: Dense(v["block"]) for pair, v in couplings.items()})
 
 
 class BatchUnits(UnitApproximation):
@@ -92,7 +88,7 @@ class BatchUnits(UnitApproximation):
         return UnitExamples(capture, 1.0 / capture.examples)
 
 
-class UnitExamples(Operator):
+class UnitExamples(Symmetric):
     """Unit blocks s V_oᵀ V_o + shift I known by V_o (R, da), one row per example and vector.
 
     Solved over the fan-in da or over the R examples, whichever is smaller. Beside a sum over a batch a small damping
@@ -106,21 +102,7 @@ class UnitExamples(Operator):
 
     def __init__(self, capture: Capture, factor: float, shift: float = 0.0) -> None:
         self.capture, self.factor, self.shift = capture, factor, shift
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return self.capture.size, self.capture.size
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The capture's tensors."""
-        return self.capture.tensors
-
-    @property
-    def T(self) -> UnitExamples:
-        """Itself."""
-        return self
+        self.shape, self.tensors = (capture.size, capture.size), capture.tensors
 
     @property
     def doubled(self) -> UnitExamples:

@@ -18,16 +18,14 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Tikhonov, as_damping
-from fisherviz.optim.directions import Directions
-from fisherviz.optim.low_rank import Moves, Tensors
+from fisherviz.optim.directions import Directions, Step
+from fisherviz.optim.gradients import Moves, Tensors, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import NaturalGradientOptions, require_known
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.rules import ModelRule, StepRule, descend, trust
-from fisherviz.optim.selection import matrix_of, split_matrix
-from fisherviz.optim.step import Step
 from fisherviz.support import choices, timing
 
 SPACING = 1.3
@@ -73,8 +71,7 @@ class ConjugateGradients(Directions):
 
     def iterates(self, step: Step, gradient: Tensors, shift: float) -> list[Iterate]:
         """Iterates towards the minimum of the quadratic model, the last one last."""
-        assert step.watcher is not None
-        forms = FisherForms(step.watcher, step.likelihood, step.inputs)
+        forms = FisherForms(step.watcher, step.inputs)
 
         def product(d: Tensors) -> Tensors:
             return combine([(1.0, forms.product(d)), (shift, d)])
@@ -86,7 +83,7 @@ class ConjugateGradients(Directions):
     @timing.part("inversion")
     def preconditioning(self, step: Step, shift: float) -> Callable[[Tensors], Tensors]:
         """What is applied to residuals: the damped inverse of the approximation, where there is one."""
-        if not self.captures or step.moments is None:
+        if not self.captures:
             return lambda d: d
         step.moments.advance(step.decay, True, keep=False)
         layers = step.moments.space.layers
@@ -153,11 +150,11 @@ class LineSearch(ModelRule[ConjugateGradients]):
         if distributed():
             raise NotImplementedError("HessianFree runs in one process; under torch.distributed use foof or kfac.")
         self.say_ignored(step.groups)
-        if not step.inputs or step.watcher is None or step.closure is None:
-            descend(step, {})
+        if not step.inputs:
+            descend(step.groups, step.state, {})
             return
         # F has no need of structure: layers that an approximation would leave out are solved for as well
-        parameters = [p for layer in step.layers for p in layer.parameters.values() if p.grad is not None]
+        parameters = [p for layer in step.watcher.layers for p in layer.parameters.values() if p.grad is not None]
         gradient = self.gradient(step, parameters)
         iterates = directions.iterates(step, gradient, self.lam + self.eta)
         h = self.objective(step.loss, parameters)
@@ -180,7 +177,7 @@ class LineSearch(ModelRule[ConjugateGradients]):
         self.last = {
             "iterations": float(iterates[-1][0]), "chosen": float(k), "decrease": h - after, "rho": rho, "step": length,
         }  # fmt: skip
-        descend(step, {}, done=gradient)
+        descend(step.groups, step.state, {}, done=gradient)
 
     def _backtrack(self, step: Step, iterates: list[Iterate]) -> tuple[Iterate, float]:
         """The latest iterate before which the objective no longer falls, and the objective there."""

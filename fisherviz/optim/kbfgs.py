@@ -18,16 +18,15 @@ from fisherviz.capture.captures import Capture, concatenate
 from fisherviz.network.batches import Batches, arguments, move
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
-from fisherviz.operators.factorise import cholesky
-from fisherviz.optim.directions import Directions
-from fisherviz.optim.low_rank import Moves, add_direction
+from fisherviz.operators.damping import as_damping
+from fisherviz.operators.factorise import cholesky, plus_identity
+from fisherviz.optim.directions import Directions, Step
+from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, ordered_parameters, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
-from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import StepRule, descend
-from fisherviz.optim.selection import gradient_matrix, ordered_parameters, say_once, split_matrix
-from fisherviz.optim.step import Step
+from fisherviz.optim.selection import say_once
 from fisherviz.optim.watcher import Pass
 from fisherviz.support import choices, timing
 
@@ -62,7 +61,8 @@ class QuasiNewton(Directions):
         moves: Moves = {}
         for layer in step.active:
             own = self.factors[layer.name]
-            v, m = gradient_matrix(layer, step.decays), _group(step, layer)["momentum"]
+            v = gradient_matrix(layer, step.decays)
+            m = step.group_of[next(iter(layer.parameters.values()))]["momentum"]
             own["v"] = (1 - m) * v if "v" not in own else own["v"].mul_(m).add_(v, alpha=1 - m)
             moves |= split_matrix(layer, own["Hg"] @ own["v"] @ own["Ha"])
         return moves
@@ -112,8 +112,7 @@ class QuasiNewton(Directions):
         fresh = a.mT @ a / len(a)
         own["A"] = fresh if "A" not in own else own["A"].mul_(step.decay).add_(fresh, alpha=1 - step.decay)
         if "Ha" not in own:
-            eye = torch.eye(len(fresh), dtype=a.dtype, device=a.device)
-            damped = own["A"] + _root(step, layer) * eye
+            damped = plus_identity(own["A"], _root(step, layer))
             own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
             own["Hg"] = torch.eye(layer.d_out, dtype=a.dtype, device=a.device)
 
@@ -132,8 +131,7 @@ class QuasiNewton(Directions):
     def again(self, step: Step) -> None:
         """The closure at the new weights; its passes replace the step's, its gradients are dropped."""
         assert step.closure is not None
-        assert step.watcher is not None
-        gradients = [(p, p.grad) for group in step.groups for p in group["params"]]
+        gradients = [(p, p.grad) for p in step.group_of]
         buffers = [(b, b.clone()) for b in step.watcher.model.buffers()]
         step.passes.clear()
         for p, _ in gradients:
@@ -148,14 +146,13 @@ class QuasiNewton(Directions):
     @timing.part("statistics")
     def average_data(self, step: Step) -> None:
         """A over one pass of the data."""
-        assert step.watcher is not None
         assert self.first is not None
         totals: dict[str, Tensor] = {}
         count = 0
         device = step.generator.device
         for batch, _ in self.first:
             inputs = move(arguments(batch), device)
-            captures, n = capture_forward(step.watcher, inputs, lambda z: torch.zeros_like(z).unsqueeze(0))
+            captures, n = step.watcher.captures_of(inputs, lambda z: torch.zeros_like(z).unsqueeze(0))
             count += n
             for layer in step.active:
                 a = captures[layer.name].a[:, 0]  # type: ignore[union-attr]
@@ -184,11 +181,10 @@ class Follow(StepRule[QuasiNewton]):
             raise NotImplementedError("K-BFGS runs in one process; under torch.distributed use foof or kfac.")
         before = directions.means(step)
         moves = directions.of(step)
-        rates = {p: float(group["lr"]) for group in step.groups for p in group["params"]}
         for p, d in moves.items():
             if p.grad is not None:
-                add_direction(p, d, -rates[p])
-        descend(step, {}, done=moves)
+                add_direction(p, d, -float(step.group_of[p]["lr"]))
+        descend(step.groups, step.state, {}, done=moves)
         directions.learn(step, before)
 
 
@@ -312,11 +308,8 @@ def double_damping(s: Tensor, y: Tensor, H: Tensor, powell: float, second: float
     return s, y
 
 
-def _group(step: Step, layer: Layer) -> dict[str, Any]:
-    p = next(iter(layer.parameters.values()))
-    return next(group for group in step.groups if any(p is q for q in group["params"]))
-
-
 def _root(step: Step, layer: Layer) -> float:
     """√λ of a layer."""
-    return float(_group(step, layer)["damping"]) ** 0.5
+    rule = as_damping(step.damping(layer))
+    assert rule is not None
+    return rule.strength**0.5

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor, nn
 
@@ -16,20 +16,26 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import NaturalGradientOptions, QuadraticKeywords, require_known
+from fisherviz.optim.options import NaturalGradientOptions, require_known
 from fisherviz.optim.rules import StepRule
 from fisherviz.support import choices
 
 METHODS = {"block-diagonal": "kfac", "block-tridiagonal": "kfac-tridiagonal"}
 
 
-class KFACKeywords(QuadraticKeywords, total=False):
+class KFACKeywords(TypedDict, total=False):
     """Rare options of `KFAC`."""
 
     decay: float
     samples: int
     heuristic_damping: bool
     setting: str | None
+    T1: int
+    T2: int
+    tau1: float
+    tau2: float
+    omega1: float | None
+    omega2: float | None
     output: Callable[[Any], Tensor] | None
 
 

@@ -20,13 +20,12 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping
 from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
-from fisherviz.optim.directions import Directions, Preconditioned
+from fisherviz.optim.directions import Directions, Preconditioned, Step
 from fisherviz.optim.exact import ExactFisher
 from fisherviz.optim.options import NaturalGradientOptions, split_options
 from fisherviz.optim.rescaled import QuadraticModel
-from fisherviz.optim.rules import ModelRule, Momentum, StepRule
+from fisherviz.optim.rules import ModelRule, Momentum, StepRule, descend
 from fisherviz.optim.selection import unwrap
-from fisherviz.optim.step import Step
 from fisherviz.optim.watcher import Wanted
 from fisherviz.optim.watching import Watching
 from fisherviz.support import choices
@@ -151,18 +150,18 @@ class NaturalGradient(Watching):
     @property
     def lam(self) -> float:
         """λ of the quadratic model; 0 without one."""
-        return self.rule.lam if isinstance(self.rule, ModelRule) else 0.0
+        return self.rule.lam
 
     @lam.setter
     def lam(self, value: float) -> None:
-        if not isinstance(self.rule, ModelRule):
+        if not self.rescale:
             raise AttributeError("λ is the damping of the groups here; there is no quadratic model (rescale=False).")
         self.rule.lam = value
 
     @property
     def gamma(self) -> float:
         """γ of the factored damping that the quadratic model searches; 0 without one."""
-        return self.rule.gamma if self.rescale else 0.0  # type: ignore[attr-defined]
+        return self.rule.gamma
 
     @property
     def last(self) -> dict[str, float]:
@@ -213,8 +212,7 @@ class NaturalGradient(Watching):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        device = next(iter(self._known)).device.type if self._known else "cpu"
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(self.generator.device.type, enabled=False):
             self._check_passes()
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 self.k += 1
@@ -235,23 +233,24 @@ class NaturalGradient(Watching):
         raise RuntimeError(settings.SCALED_CLOSURE if self._needs_closure else settings.SCALED)
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
+        if self._watcher is None or self.moments is None:
+            descend(self.param_groups, self.state, {})
+            return
         step = Step(
-            k=self.k, T=self.T, due=self.rule.due(self.k, self.T), decay=self._decay_now(), reduction=self.reduction,
-            groups=self.param_groups, state=self.state, layers=self.layers, active=self._active(), passes=self._passes,
-            moments=self.moments, watcher=self._watcher, likelihood=self.likelihood, source=self._source(),
-            generator=self.generator, loss=loss, closure=closure,
+            k=self.k, T=self.T, due=self.rule.due(self.k, self.T), reduction=self.reduction,
+            decay=min(1 - 1 / self.k, self.decay) if self.ramp else self.decay,
+            groups=self.param_groups, state=self.state, active=self._active(), passes=self._passes,
+            moments=self.moments, watcher=self._watcher, source=self._source(), generator=self.generator,
+            loss=loss, closure=closure,
         )  # fmt: skip
         self.rule.take(step, self.directions)
-        if self._watcher is not None and self._watcher.wanted.local != self._hears():
+        if self._watcher.wanted.local != self._hears():
             self._watcher.wanted = replace(self._watcher.wanted, local=self._hears())
 
     def _seen(self, layer: Layer) -> bool:
         if not self._captures:
             return bool(self._passes) and self.rule.knows(layer, self.moments)
         return super()._seen(layer)
-
-    def _decay_now(self) -> float:
-        return min(1 - 1 / self.k, self.decay) if self.ramp else self.decay
 
     # ---- saving --------------------------------------------------------------------------------------------
 
@@ -282,7 +281,7 @@ class NaturalGradient(Watching):
         names = {p: name for layer in self.layers for name, p in layer.parameters.items()}
         return {
             "method": self.approximation.name,
-            "shapes": settings.shapes_of(self.layers),
+            "shapes": {name: list(p.shape) for p, name in names.items()},
             "k": self.k,
             "generator": self.generator.get_state(),
             "moments": None if self.moments is None else self.moments.state_dict(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from fisherviz.approximations import Approximation
 from fisherviz.approximations.registry import approximations, make
@@ -19,17 +19,6 @@ from fisherviz.support import choices
 
 OWN: dict[str, type[Approximation]] = {"exact": ExactFisher}
 """Methods that only optimizers have."""
-
-
-class QuadraticKeywords(TypedDict, total=False):
-    """Of the quadratic model."""
-
-    T1: int
-    T2: int
-    tau1: float
-    tau2: float
-    omega1: float | None
-    omega2: float | None
 
 
 @dataclass(frozen=True)

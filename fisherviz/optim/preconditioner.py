@@ -7,9 +7,7 @@ or the next damping. The low-rank product is the trick at the end of the K-FAC p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TypeVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, Operator
 from fisherviz.operators.damping import Damping, damp
+from fisherviz.operators.factorise import located
 
 INVERT_FROM = 10
 """Steps between factorisations from which explicit inverses of Kronecker factors pay for themselves."""
@@ -41,7 +40,7 @@ class Preconditioner:
     def __init__(self, matrix: LayeredMatrix, damping: Mapping[str, Damping | None], invert: bool) -> None:
         self.layers = matrix.space.layers
         self._covered = {id(layer) for layer in self.layers}
-        self.joint: LayeredMatrix | None = None
+        self.joint: Operator | None = None
         self._operators: dict[str, tuple[Operator, bool]] = {}
         if isinstance(matrix.whole, DirectSum):
             for layer, operator in zip(self.layers, matrix.operators, strict=True):
@@ -49,17 +48,17 @@ class Preconditioner:
                 if damping[layer.name] is not None:
                     damped.trust()
                 inverted = invert and _kronecker(damped)
-                self._operators[layer.name] = (
-                    _named(layer.name, damped.inverse) if inverted else damped,
-                    inverted,
-                )
+                if inverted:
+                    with located(f"layer {layer.name!r}"):
+                        damped = damped.inverse()
+                self._operators[layer.name] = damped, inverted
             return
         rules = {damping[layer.name] for layer in self.layers}
         if len(rules) > 1:
             raise ValueError(
                 f"{matrix!r} couples layers, which then need one damping; the groups give {', '.join(map(str, rules))}."
             )
-        self.joint = matrix.damped(next(iter(rules)))
+        self.joint = matrix.damped(next(iter(rules))).whole
 
     def has(self, layer: Layer) -> bool:
         """Whether the matrix covers a layer."""
@@ -83,7 +82,8 @@ class Preconditioner:
         operator, inverted = self._operators[layer.name]
         assert isinstance(operator, Kronecker)
         action = operator.act_rows if inverted else operator.solve_rows
-        return _named(layer.name, lambda: action(*rows))
+        with located(f"layer {layer.name!r}"):
+            return action(*rows)
 
     def solve(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Directions from unit-order gradients (P,), by layer name.
@@ -98,29 +98,16 @@ class Preconditioner:
             out = {}
             for name, v in gradients.items():
                 operator, inverted = self._operators[name]
-                out[name] = operator @ v if inverted else _named(name, partial(operator.solve, v))
+                with located(f"layer {name!r}"):
+                    out[name] = operator @ v if inverted else operator.solve(v)
             return out
         like = next(iter(gradients.values()))
-        pieces = [gradients.get(layer.name, like.new_zeros(layer.size)).unsqueeze(1) for layer in self.layers]
-        solved = self.joint._solved(pieces)
-        return {
-            layer.name: piece[:, 0] for layer, piece in zip(self.layers, solved, strict=True) if layer.name in gradients
-        }
+        pieces = [gradients.get(layer.name, like.new_zeros(layer.size)) for layer in self.layers]
+        solved = self.joint.solve(torch.cat(pieces)).split([layer.size for layer in self.layers])
+        return {layer.name: piece for layer, piece in zip(self.layers, solved, strict=True) if layer.name in gradients}
 
 
 def _kronecker(operator: Operator) -> bool:
     if isinstance(operator, DirectSum):
         return all(_kronecker(part) for part in operator.operators)
     return isinstance(operator, Kronecker)
-
-
-T = TypeVar("T")
-
-
-def _named(name: str, action: Callable[[], T]) -> T:
-    try:
-        return action()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise RuntimeError(f"layer {name!r}: {error}") from error

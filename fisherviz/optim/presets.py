@@ -1,7 +1,6 @@
 """Thin presets of NaturalGradient with their papers' defaults: FOOF, CW-NGD, EKFAC and TENGraD.
 
-Each is one constructor; what they do is in `natural_gradient`. FOOF: Benzing 2021, eq. 4; CW-NGD: Sang et
-al. 2022,
+Each is one constructor; what they do is in `optimizer`. FOOF: Benzing 2021, eq. 4; CW-NGD: Sang et al. 2022,
 algorithm 1; EKFAC: George et al. 2018; TENGraD: Soori et al. 2021 as in Shrestha 2023, eq. 37-43.
 """
 

@@ -35,17 +35,3 @@ def summed(values: Sequence[float], device: torch.device) -> list[float]:
     total = torch.tensor(list(values), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
     return total.tolist()
-
-
-def mean(value: float, device: torch.device) -> float:
-    """Mean over the processes, each with the same weight, as DistributedDataParallel takes it of gradients.
-
-    Args:
-        value: this process's.
-        device: where the processes exchange tensors.
-
-    Returns:
-        The same number in every process.
-    """
-    total, count = summed([value, 1.0], device)
-    return total / count

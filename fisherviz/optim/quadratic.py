@@ -15,10 +15,8 @@ from fisherviz.capture.forward_mode import product, tangent, try_forward_mode
 from fisherviz.capture.look import REENTRANT
 from fisherviz.network.batches import Arguments, count_examples, take_rows
 from fisherviz.network.guest import check_modes
-from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import FreshVectors
 from fisherviz.optim.processes import summed
-from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.watcher import Watcher, at_least_float32
 from fisherviz.statistics.examples import Examples
 
@@ -56,7 +54,6 @@ class FisherForms:
 
     Args:
         watcher: of the model.
-        likelihood: gives F_R.
         batches: arguments of the model, of the mini-batch or a share of it.
 
     Raises:
@@ -64,10 +61,9 @@ class FisherForms:
             no gradients of single examples either.
     """
 
-    def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Arguments]) -> None:
-        self.watcher, self.likelihood = watcher, likelihood
+    def __init__(self, watcher: Watcher, batches: Sequence[Arguments]) -> None:
+        self.watcher, self.network, self.likelihood = watcher, watcher.network, watcher.network.likelihood
         self.batches = [Arguments(*batch) for batch in batches]
-        self.network = watcher.network
         self.examples = sum(count_examples(batch) for batch in self.batches)
         if hidden := [layer.name for layer in watcher.layers if layer.note == REENTRANT]:
             raise NotImplementedError(
@@ -94,7 +90,7 @@ class FisherForms:
         source = FreshVectors(self.likelihood, "exact", 1, torch.Generator(), lambda: 0)
         self._spaces = []
         for batch in self.batches:
-            captures, _ = capture_forward(self.watcher, batch, source, generic=True)
+            captures, _ = self.watcher.captures_of(batch, source, generic=True)
             there = [i for i, layer in enumerate(self.network.layers) if layer.name in captures]
             names = self.network.space.names
             self._spaces.append((there, Examples([captures[names[i]] for i in there], 1.0)))
@@ -109,15 +105,14 @@ class FisherForms:
         for i in layers:
             parts = {place.name: own[place.name] for place in self.network.space.of(i)}
             flat = {
-                name: (direction[p] if p in direction else torch.zeros_like(p)).detach().reshape(-1).to(self._work)
+                name: (direction[p] if p in direction else torch.zeros_like(p))
+                .detach()
+                .reshape(-1)
+                .to(self.network.precision)
                 for name, p in parts.items()
             }
             pieces.append(self.network.space.gather(i, flat).unsqueeze(1))
         return pieces
-
-    @property
-    def _work(self) -> torch.dtype:
-        return self.network.precision
 
     def tangents(self, direction: Direction) -> list[Image]:
         """What the direction comes to on each batch."""

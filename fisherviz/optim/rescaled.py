@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.optim.averages import Moments
-from fisherviz.optim.directions import Preconditioned
-from fisherviz.optim.low_rank import Tensors, dense
+from fisherviz.optim.directions import Group, Preconditioned, Step
+from fisherviz.optim.gradients import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
-from fisherviz.optim.processes import mean
+from fisherviz.optim.processes import summed
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
-from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import ModelRule, descend, trust
-from fisherviz.optim.step import Group, Step
 
 NO_CLOSURE = (
     "the loss is evaluated again to adjust λ: call step(closure) with a closure that zeroes the gradients, "
@@ -48,8 +46,6 @@ class QuadraticModel(ModelRule[Preconditioned]):
         self.omega1 = (19 / 20) ** options.T1 if options.omega1 is None else options.omega1
         self.omega2 = (19 / 20) ** (options.T2 / 2) if options.omega2 is None else options.omega2
         self.needs_closure = NO_CLOSURE if options.adapt else ""
-        self.gamma = 0.0
-        """γ of the factored damping."""
         self.update: Tensors = {}
         """δ₀."""
 
@@ -72,17 +68,15 @@ class QuadraticModel(ModelRule[Preconditioned]):
         """Change the weights, then λ."""
         self.say_ignored(step.groups)
         batches = step.inputs
-        if not batches or step.moments is None or step.watcher is None:
-            descend(step, {})
+        if not batches:
+            descend(step.groups, step.state, {})
             return
         options = self.options
         for batch in batches:
             subset = choose(batch, options.tau1, step.generator)
             with _enough("tau1", options.tau1):
-                step.moments.collect(*capture_forward(step.watcher, subset, step.source))
+                step.moments.collect(*step.watcher.captures_of(subset, step.source))
         directions.update_moments(step)
-        if step.moments.lacks(step.active):
-            directions.update_missing(step)  # a layer ran for the first time
         gradient = self.gradient(step, [p for layer in step.active for p in layer.parameters.values()])
         with _enough("tau2", options.tau2):
             delta = self._best(
@@ -95,13 +89,13 @@ class QuadraticModel(ModelRule[Preconditioned]):
             p.add_(d)
         if options.adapt and step.k % options.T1 == 0:
             self._adjust(step, before, lr)
-        descend(step, {}, done=delta)  # after λ, whose ratio is that of the quadratic model's own step
+        descend(
+            step.groups, step.state, {}, done=delta
+        )  # after λ, whose ratio is that of the quadratic model's own step
 
     def _best(self, step: Step, directions: Preconditioned, gradient: Tensors, batches: list[Any]) -> Tensors:
         """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
-        assert step.watcher is not None
-        assert step.moments is not None
-        forms = FisherForms(step.watcher, step.likelihood, batches)
+        forms = FisherForms(step.watcher, batches)
         previous = {p: d for p, d in self.update.items() if p in gradient} if self.momentum else {}
         before = forms.tangents(previous) if previous else None
         candidates = [self.gamma]
@@ -143,10 +137,9 @@ class QuadraticModel(ModelRule[Preconditioned]):
 
     def _objective(self, loss: Any, step: Step) -> float:
         """H; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""
-        return mean(
-            self.objective(loss, [p for layer in step.active for p in layer.parameters.values()]),
-            step.generator.device,
-        )
+        own = self.objective(loss, [p for layer in step.active for p in layer.parameters.values()])
+        total, processes = summed([own, 1.0], step.generator.device)
+        return total / processes
 
     def _adjust(self, step: Step, before: float, lr: float) -> None:
         """λ by the reduction ratio ρ (section 6.5); the closure's gradients and side effects are undone."""

@@ -7,7 +7,7 @@ minimise the quadratic model with λ and η over all preconditioned groups toget
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import FactoredTikhonov, as_damping
 from fisherviz.optim.averages import Moments
-from fisherviz.optim.directions import Directions, Part
-from fisherviz.optim.low_rank import Moves, add_direction, dense
+from fisherviz.optim.directions import Directions, Group, Part, Step
+from fisherviz.optim.gradients import Moves, add_direction, dense
 from fisherviz.optim.quadratic import dot
 from fisherviz.optim.selection import say_once
-from fisherviz.optim.step import Group, Step
 
 JOINT = ("lr", "damping", "momentum", "weight_decay")
 """What the quadratic model takes from the optimizer and not from its groups."""
@@ -28,6 +27,11 @@ D = TypeVar("D", bound=Directions)
 
 class StepRule(Part, ABC, Generic[D]):
     """Takes a step along directions."""
+
+    lam = 0.0
+    """λ of the quadratic model, 0 without one."""
+    gamma = 0.0
+    """γ of its factored damping, 0 without."""
 
     def begin(self, groups: Sequence[Group], defaults: Mapping[str, Any], T: int) -> None:
         """Look at the groups when the optimizer is made. Nothing by default."""
@@ -50,18 +54,21 @@ class Momentum(StepRule[Directions]):
 
     def take(self, step: Step, directions: Directions) -> None:
         """Change the weights."""
-        descend(step, directions.of(step))
+        descend(step.groups, step.state, directions.of(step))
 
 
-def descend(step: Step, moves: Moves, done: Collection[nn.Parameter] = ()) -> None:
+def descend(
+    groups: Sequence[Group], state: MutableMapping[Any, Any], moves: Moves, done: Collection[nn.Parameter] = ()
+) -> None:
     """One step along directions with each group's lr and momentum; plain SGD for parameters without a direction.
 
     Args:
-        step: the step.
+        groups: the parameter groups.
+        state: per parameter, where momentum buffers are kept.
         moves: directions by parameter.
         done: parameters that have been stepped already.
     """
-    for group in step.groups:
+    for group in groups:
         for p in group["params"]:
             if p.grad is None or p in done:
                 continue
@@ -69,12 +76,12 @@ def descend(step: Step, moves: Moves, done: Collection[nn.Parameter] = ()) -> No
             if d is None:
                 d = p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
             if group["momentum"]:
-                state = step.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = dense(d).clone()
+                own = state[p]
+                if "momentum_buffer" not in own:
+                    own["momentum_buffer"] = dense(d).clone()
                 else:
-                    add_direction(state["momentum_buffer"], d, 1.0, group["momentum"])
-                d = state["momentum_buffer"]
+                    add_direction(own["momentum_buffer"], d, 1.0, group["momentum"])
+                d = own["momentum_buffer"]
             add_direction(p, d, -float(group["lr"]))
 
 
@@ -94,8 +101,6 @@ class ModelRule(StepRule[D]):
     inputs = True
 
     def __init__(self) -> None:
-        self.lam = 0.0
-        """λ of the quadratic model."""
         self.eta = 0.0
         """η of the quadratic model, the weight decay."""
         self.last: dict[str, float] = {}

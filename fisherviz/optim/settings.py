@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.support import choices
 
@@ -25,13 +24,6 @@ ACCUMULATED = (
     "examples; where losses were divided for gradient accumulation, give the optimizer loss_scale=c, each loss "
     "being c times the sum of its examples' nll."
 )
-
-
-NOT_FINITE = (
-    "at step {}, the model's output is NaN or infinite for {} of {} examples; look for such values in the inputs and "
-    "the weights, and where training has diverged, lower lr or raise damping."
-)
-
 
 SCALED = (
     "kind 'empirical' reads its scores from the backward of the loss, which torch.amp.GradScaler has multiplied by a "
@@ -80,11 +72,6 @@ def check_damping(value: Any) -> None:
     if value is None:
         raise TypeError("damping must be a number, a Tikhonov or a FactoredTikhonov, got None; 0.0 means none at all.")
     as_damping(value)
-
-
-def shapes_of(layers: Sequence[Layer]) -> dict[str, list[int]]:
-    """Shapes of the preconditioned parameters by name."""
-    return {name: list(p.shape) for layer in layers for name, p in layer.parameters.items()}
 
 
 def plain_groups(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

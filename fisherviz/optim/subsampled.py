@@ -1,8 +1,7 @@
 """Natural gradients with the exact Fisher of a sub-sample, by Woodbury (Benzing 2021, appendix E).
 
-(λI + UUᵀ)⁻¹ v = (v − U (λI + UᵀU)⁻¹ Uᵀ v) / λ with U's columns the sampled gradients of a mini-batch that
-is, by default,
-independent of the gradient's; everything comes from inputs and pseudo-gradients (`examplespace`).
+(λI + UUᵀ)⁻¹ v = (v − U (λI + UᵀU)⁻¹ Uᵀ v) / λ with U's columns the sampled gradients of a mini-batch that is, by
+default, independent of the gradient's; everything comes from inputs and pseudo-gradients (`statistics.examples`).
 """
 
 from __future__ import annotations
@@ -21,21 +20,12 @@ from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping, Tikhonov, as_damping
 from fisherviz.optim.averages import pack, unpack
-from fisherviz.optim.directions import Directions
-from fisherviz.optim.low_rank import Moves, split_rows
+from fisherviz.optim.directions import Directions, Step
+from fisherviz.optim.gradients import Moves, gradient_matrix, layer_gradients, matrix_of, split_matrix, split_rows
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
-from fisherviz.optim.revisit import capture_forward
 from fisherviz.optim.rules import Momentum, StepRule
-from fisherviz.optim.selection import (
-    gradient_matrix,
-    layer_gradients,
-    matrix_of,
-    one_damping,
-    split_matrix,
-)
-from fisherviz.optim.step import Step
 from fisherviz.statistics.examples import Examples, Woodbury
 from fisherviz.statistics.gradients import columns_product, rows_product
 from fisherviz.support import choices, timing
@@ -73,7 +63,7 @@ class SubsampledFisher(Directions):
                 "under torch.distributed use foof or kfac."
             )
         inputs = step.inputs
-        if not inputs or step.moments is None:
+        if not inputs:
             return {}
         self.device = step.moments.device
         if step.due:
@@ -105,9 +95,7 @@ class SubsampledFisher(Directions):
     @timing.part("statistics")
     def estimate(self, step: Step, batches: Sequence[Arguments]) -> None:
         """The Fisher of a mini-batch at the present weights."""
-        assert step.watcher is not None
-        assert step.moments is not None
-        parts = [capture_forward(step.watcher, batch, step.source) for batch in batches]
+        parts = [step.watcher.captures_of(batch, step.source) for batch in batches]
         step.moments.forget()
         for captures, examples in parts:
             step.moments.window.append(captures)
@@ -131,7 +119,7 @@ class SubsampledFisher(Directions):
     @timing.part("inversion")
     def woodbury(self, step: Step) -> Moves:
         """(F + λI)⁻¹ times the gradients."""
-        values = {layer.name: _value(one_damping(layer, step.dampings)) for layer in step.active}
+        values = {layer.name: _value(step.damping(layer)) for layer in step.active}
         dampings = set(values.values())
         if len(dampings) > 1 and self.structure == "full":
             raise ValueError("structure='full' couples layers, which then need one damping; the groups give several.")

@@ -26,11 +26,12 @@ from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.capture.hooks import Call, Recorder
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
+from fisherviz.capture.take import shown
 from fisherviz.network.batches import Arguments
 from fisherviz.network.guest import as_guest, visiting
 from fisherviz.network.layers import Layer
 from fisherviz.network.vectors import not_finite
-from fisherviz.optim.evidence import Gradients, State, destination, keeps_graph, state_of
+from fisherviz.optim.evidence import Gradients, State, destination, keeps_graph, same, state_of
 from fisherviz.optim.hooks import Ear, ModelHook, OutputHook, exchanged, weakly
 from fisherviz.support import timing
 
@@ -98,11 +99,8 @@ class Pass:
 
     def rows_behind(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
         """The layer's rows, if `.grad` still is what this pass's backward left, untouched (version counter)."""
-        for p in layer.parameters.values():
-            seen = self.gradients.get(p)
-            if seen is None or p.grad is not seen[0] or p.grad._version != seen[1]:
-                return None
-        return self.local.get(layer.name)
+        untouched = all(p in self.gradients and same(self.gradients[p], state_of(p)) for p in layer.parameters.values())
+        return self.local.get(layer.name) if untouched else None
 
 
 class Watcher:
@@ -127,7 +125,7 @@ class Watcher:
         describe: Callable[[Pass], None],
         drop: Callable[[Collection[str]], None],
     ) -> None:
-        self.network, self.wanted = network, wanted
+        self.network, self.model, self.wanted = network, network.model, wanted
         self.consume, self.describe, self.drop = weakly(consume), weakly(describe), weakly(drop)
         self.gradients = Gradients(network)
         self._parameters = list(network.parameters.values())
@@ -144,11 +142,6 @@ class Watcher:
         weakref.finalize(self, _detach, handles, network.recorder)
 
     @property
-    def model(self) -> nn.Module:
-        """The model that is watched."""
-        return self.network.model
-
-    @property
     def layers(self) -> tuple[Layer, ...]:
         """Its layers."""
         return self.network.layers
@@ -162,8 +155,22 @@ class Watcher:
         finally:
             self.paused = before
 
-    # ---- the user's forward
-    # ----------------------------------------------------------------------------------------
+    def captures_of(
+        self, inputs: Arguments, source: Source, *, generic: bool | None = None
+    ) -> tuple[dict[str, AnyCapture], int]:
+        """Captures by layer name, and the number of examples, of a pass of our own that never counts as training.
+
+        Args:
+            inputs: arguments of the model, which stays in its present mode.
+            source: the vectors to backpropagate.
+            generic: whether layers without structure are wanted; None: as the user's passes show them.
+        """
+        generic = self.generic_diagonal if generic is None else generic
+        with self.looking_away(), as_guest(self.model):
+            z, calls = self.network.record(inputs)
+            return shown(self.network, inputs, z, calls, source(z.detach()), generic=generic), len(z)
+
+    # ---- the user's forward ------------------------------------------------------------------------------------------
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start recording if this forward may count."""
@@ -221,8 +228,7 @@ class Watcher:
             )
         return z
 
-    # ---- the user's backward
-    # ---------------------------------------------------------------------------------------
+    # ---- the user's backward -----------------------------------------------------------------------------------------
 
     @timing.part("statistics")
     def fire(self, key: int, gradient: Tensor) -> None:
@@ -249,7 +255,8 @@ class Watcher:
                 made.calls = {name: calls for name, calls in made.calls.items() if name in structured}
             v = self._vectors(z.detach(), gradient.detach()) if self._needs_vectors and not made.bad else None
             if v is not None and self.wanted.structured and not self.wanted.scores:
-                vectors = self._backward(z, made.calls, v)
+                with self.looking_away():
+                    vectors = backpropagate(z, made.calls, v, keep=True)
             if v is not None and self.generic_diagonal:
                 fresh = self.generic_captures(made, v)
         for ears in made.ears.values():
@@ -274,11 +281,6 @@ class Watcher:
 
     def _scale(self, n: int) -> float:
         return 1 / n if self.wanted.loss_scale is None else self.wanted.loss_scale
-
-    def _backward(self, z: Tensor, calls: dict[str, list[Call]], v: Tensor) -> dict[str, list[Tensor]]:
-        """Gradients (K, N, ...) of each vector's product with z at each call's output."""
-        with self.looking_away():
-            return backpropagate(z, calls, v, keep=True)
 
     def generic_captures(self, made: Pass, v: Tensor) -> dict[str, AnyCapture]:
         """Per-example gradients of the layers without structure."""
@@ -307,7 +309,10 @@ class Watcher:
             mine = self.gradients.returned(made.ran)
         else:
             mine = self.gradients.written(before, made.ran)
-            self._note_rows(made, mine, before)
+            alone = [
+                p for layer in self.layers if layer.name in mine for p in layer.parameters.values() if before[p] is None
+            ]
+            made.gradients |= {p: (p.grad, p.grad._version) for p in alone if p.grad is not None}
         if self.wanted.scores:
             fresh = {name: added(made.captures.get(name), capture) for name, capture in fresh.items()}
         made.shown = fresh if made.shown is None or self.wanted.scores else made.shown
@@ -348,15 +353,6 @@ class Watcher:
             made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))
         else:
             made.local.pop(name, None)
-
-    def _note_rows(self, made: Pass, names: Collection[str], before: dict[nn.Parameter, State]) -> None:
-        """Note the gradients that are this backward's alone."""
-        for layer in self.layers:
-            if layer.name in names:
-                for p in layer.parameters.values():
-                    now = state_of(p)
-                    if before[p] is None and now is not None:
-                        made.gradients[p] = now
 
     def _capture(
         self, calls: list[Call], vectors: list[Tensor] | None, heard: list[Tensor] | None, n: int

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Batch
 from fisherviz.statistics.products import gram
+from fisherviz.support.choices import one_of
 
 Setting = Literal["expand", "reduce", "sum"]
 SETTINGS: tuple[Setting, ...] = ("expand", "reduce", "sum")
@@ -37,8 +38,8 @@ class Statistic(ABC):
     """Whether it reads pseudo-gradients; a pass for statistics that do not skips the backward half."""
 
     def __init__(self, *layers: str, setting: Setting | None = None) -> None:
-        if setting is not None and setting not in SETTINGS:
-            raise ValueError(f"setting must be one of {', '.join(SETTINGS)}, got {setting!r}.")
+        if setting is not None:
+            one_of("setting", setting, SETTINGS)
         self.layers, self.setting = layers, setting
         self.total: Tensor | None = None
         self.count = 0.0
@@ -126,6 +127,9 @@ class Statistic(ABC):
 
 class RowsStatistic(Statistic):
     """A second moment w XᵀX, known by rows X and a weight w."""
+
+    def __init__(self, layer: str, setting: Setting = "expand") -> None:
+        super().__init__(layer, setting=setting)
 
     @abstractmethod
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:

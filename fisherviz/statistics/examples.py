@@ -39,12 +39,7 @@ class Examples:
     @property
     def size(self) -> int:
         """Number P of parameters, the layers' together."""
-        return sum(self.sizes)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of parameters of each layer."""
-        return tuple(capture.size for capture in self.captures)
+        return sum(capture.size for capture in self.captures)
 
     @property
     def dtype(self) -> torch.dtype:

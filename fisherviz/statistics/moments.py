@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.statistics.base import RowsStatistic, Setting
-from fisherviz.statistics.base import Statistic as Statistic  # its place of before
-from fisherviz.statistics.base import update_all as update_all
-from fisherviz.statistics.products import block, gram, pair_gram, weighted_moments, working
+from fisherviz.statistics.base import RowsStatistic, Setting, Statistic
+from fisherviz.statistics.products import block, gram, weighted_moments, working
 
 
 class InputFactor(RowsStatistic):
@@ -26,9 +24,6 @@ class InputFactor(RowsStatistic):
     """
 
     needs_gradients = False
-
-    def __init__(self, layer: str, setting: Setting = "expand") -> None:
-        super().__init__(layer, setting=setting)
 
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Inputs, 1/T for "expand"."""
@@ -42,9 +37,6 @@ class OutputFactor(RowsStatistic):
 
     Settings: "expand" adds outer products over positions, Σ_t g_t g_tᵀ; "reduce" takes that of Σ_t g_t.
     """
-
-    def __init__(self, layer: str, setting: Setting = "expand") -> None:
-        super().__init__(layer, setting=setting)
 
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Pseudo-gradients of all vectors."""
@@ -69,7 +61,7 @@ class _CrossFactor(Statistic):
         if self.setting != "reduce":
             _check_aligned(row, col, self)
         (x, weight), (y, _) = self.rows(row), self.rows(col)
-        return pair_gram(x, y).mul_(weight)
+        return (x.flatten(0, -2).T @ y.flatten(0, -2)).mul_(weight)
 
 
 class CrossInputFactor(_CrossFactor):

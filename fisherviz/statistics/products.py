@@ -60,11 +60,6 @@ def working(capture: C) -> C:
     return type(capture)(*(t.to(dtype) for t in capture.tensors))
 
 
-def pair_gram(x: Tensor, y: Tensor) -> Tensor:
-    """Cross moment xᵀ y of (..., d) and (..., e) over all leading dimensions."""
-    return x.flatten(0, -2).T @ y.flatten(0, -2)
-
-
 def unpack_index(d: int, device: torch.device) -> Tensor:
     """Where entry (i, j) of a symmetric (d, d) matrix stands in its packed upper triangle, flat (d²,)."""
     i, j = torch.triu_indices(d, d, device=device)
