@@ -131,7 +131,7 @@ class _Rules(TorchFunctionMode):
         return _without_padding(z, *args, **kwargs) if func is F.embedding else z
 
 
-def _linear(x: Tensor, *parameters: Tensor | None) -> Tensor:
+def _linear(x: Tensor, *parameters: Any) -> Tensor:
     """A linear layer on an input without a tangent, such as the data: torch would multiply one of zeros."""
     pairs = [forward_ad.unpack_dual(p) for p in parameters if p is not None]
     if any(pair.tangent is None for pair in pairs):
