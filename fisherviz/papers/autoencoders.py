@@ -19,27 +19,38 @@ from torch import nn
 
 from fisherviz import models
 from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.curves import draw_curves, logarithmic, picture
+from fisherviz.papers.curves import draw_curves, logarithmic
+from fisherviz.papers.pictures import draw
 from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.training import (
-    Effort,
-    Method,
-    Problem,
-    Trained,
-    at_hand,
-    compare,
-    effort_words,
-    finite_values,
-    settings_words,
-    spread,
-    stopped_words,
-)
+from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, compare
+from fisherviz.papers.words import settings_words, spread, stopped_words
 
 ERROR = "train_squared_error"
 ETA = 1e-5
 BASELINE = "Nesterov"
 DIAGONAL, TRIDIAGONAL = "K-FAC diagonal", "K-FAC tridiagonal"
 STILL = ", no momentum"
+# slow and fast methods, at least and at most how many times faster, claim, paper's figure, rule
+CLAIMS = (
+    (
+        ((BASELINE, DIAGONAL), (BASELINE, TRIDIAGONAL)), 10.0, math.inf,
+        "with momentum, K-FAC's progress per iteration is orders of magnitude higher than the baseline's",
+        "orders of magnitude (figure 11)",
+        "both versions need at least 10 times fewer iterations to the baseline's lowest error",
+    ),
+    (
+        ((f"{DIAGONAL}{STILL}", DIAGONAL), (f"{TRIDIAGONAL}{STILL}", TRIDIAGONAL)), 2.0, math.inf,
+        "K-FAC's momentum is what makes the difference",
+        "without it K-FAC was not significantly faster than the baseline (section 13)",
+        "both versions need at least 2 times fewer iterations than without momentum",
+    ),
+    (
+        ((DIAGONAL, TRIDIAGONAL),), 1.25, 1.4,
+        "the block-tridiagonal version's progress per iteration is larger than the block-diagonal one's",
+        "typically 25 % to 40 %",
+        "1.25 to 1.4 times fewer iterations to the block-diagonal version's lowest error",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -120,15 +131,13 @@ def fig11(run: Run) -> Outcome:
         problem = growing if method.name in (DIAGONAL, TRIDIAGONAL) else still
         found |= compare(problem, [method], effort, run)
     other = _departures(scale, name, small)
-    claims = (_against_baseline(found, other), _against_no_momentum(found, other), _tridiagonal(found, other))
-    title = "MNIST" if name == "mnist" else name
+    claims = tuple(_claim(found, other, *row) for row in CLAIMS)
     sizes = "64-12-3-12-64" if small else "784-1000-500-250-30 and back"
-    examples = len(growing.data().train.inputs)
     details = (
-        f"{title}, {examples:,} training images, {sizes}, logistic units, sparse initialisation, η = {ETA:g}; K-FAC "
-        f"with T₁ = 5, T₂ = T₃ = 20, τ₁ = 1/8, τ₂ = 1/4, batches from {scale.first} growing to all at iteration "
-        f"{scale.full_at} (without momentum: {scale.batch}), Nesterov's momentum on Sutskever's schedule with batch "
-        f"{scale.batch}; the better of the iterate and its average with ξ = 0.99 counts; {effort_words(effort)}; "
+        f"{growing.title}, {growing.examples:,} training images, {sizes}, logistic units, sparse initialisation, "
+        f"η = {ETA:g}; K-FAC with T₁ = 5, T₂ = T₃ = 20, τ₁ = 1/8, τ₂ = 1/4, batches from {scale.first} growing to all "
+        f"at iteration {scale.full_at} (without momentum: {scale.batch}), Nesterov's momentum on Sutskever's schedule "
+        f"with batch {scale.batch}; the better of the iterate and its average with ξ = 0.99 counts; {effort}; "
         f"chosen: {settings_words(found)}{stopped_words(found)}"
     )
     caption = "Squared reconstruction error of the training images over iterations (median and range of the seeds)."
@@ -140,8 +149,8 @@ def fig11(run: Run) -> Outcome:
         ax.set_ylabel("squared error of an image")
         ax.legend(fontsize=8)
 
-    setting = f"{title} autoencoder, {scale.iterations} iterations, {scale.seeds} seeds"
-    return Outcome(claims, setting, details, caption, picture(6.6, 4.2, fill))
+    setting = f"{growing.title} autoencoder, {scale.iterations} iterations, {scale.seeds} seeds"
+    return Outcome(claims, setting, details, caption, draw(6.6, 4.2, fill))
 
 
 def _departures(scale: Scale, name: str, small: bool) -> tuple[str, ...]:
@@ -179,11 +188,10 @@ def ratios(slow: Trained, fast: Trained) -> list[float]:
 
 
 def _claim(
-    found: Mapping[str, Trained], pairs: Sequence[tuple[str, str]], least: float, most: float, words: tuple[str, ...],
-    other: tuple[str, ...],
+    found: Mapping[str, Trained], other: tuple[str, ...], pairs: Sequence[tuple[str, str]], least: float, most: float,
+    statement: str, paper: str, rule: str,
 ) -> Claim:  # fmt: skip
     measured = {f"{fast} against {slow}": ratios(found[slow], found[fast]) for slow, fast in pairs}
-    statement, paper, rule = words
     ends = "; ".join(f"{name} {spread(found[name].last(ERROR))}" for name in dict.fromkeys(sum(pairs, ())))
     return Claim(
         statement,
@@ -193,33 +201,5 @@ def _claim(
         rule,
         all(least <= median(values) <= most for values in measured.values()),
         other,
-        values=finite_values({name: median(values) for name, values in measured.items()}),
+        values={name: median(values) for name, values in measured.items()},
     )
-
-
-def _against_baseline(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
-    words = (
-        "with momentum, K-FAC's progress per iteration is orders of magnitude higher than the baseline's",
-        "orders of magnitude (figure 11)",
-        "both versions need at least 10 times fewer iterations to the baseline's lowest error",
-    )
-    return _claim(found, [(BASELINE, DIAGONAL), (BASELINE, TRIDIAGONAL)], 10.0, math.inf, words, other)
-
-
-def _against_no_momentum(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
-    words = (
-        "K-FAC's momentum is what makes the difference",
-        "without it K-FAC was not significantly faster than the baseline (section 13)",
-        "both versions need at least 2 times fewer iterations than without momentum",
-    )
-    pairs = [(f"{name}{STILL}", name) for name in (DIAGONAL, TRIDIAGONAL)]
-    return _claim(found, pairs, 2.0, math.inf, words, other)
-
-
-def _tridiagonal(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
-    words = (
-        "the block-tridiagonal version's progress per iteration is larger than the block-diagonal one's",
-        "typically 25 % to 40 %",
-        "1.25 to 1.4 times fewer iterations to the block-diagonal version's lowest error",
-    )
-    return _claim(found, [(DIAGONAL, TRIDIAGONAL)], 1.25, 1.4, words, other)
