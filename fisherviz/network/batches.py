@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -254,21 +254,19 @@ def count_examples(inputs: Inputs) -> int:
 
 def select(inputs: Inputs, start: int, stop: int) -> Inputs:
     """Examples start..stop of a batch's inputs."""
-    n = count_examples(inputs)
-
-    def cut(leaf: Any) -> Any:
-        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf
-
-    return pytree.tree_map(cut, inputs)
+    return _cut(inputs, lambda leaf: leaf[start:stop])
 
 
 def take_rows(inputs: Inputs, index: Tensor) -> Inputs:
     """Examples of a batch's inputs by their positions (R,)."""
+    return _cut(inputs, lambda leaf: leaf[index.to(leaf.device)])
+
+
+def _cut(inputs: Inputs, rows: Callable[[Tensor], Tensor]) -> Inputs:
     n = count_examples(inputs)
 
     def cut(leaf: Any) -> Any:
-        found = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n
-        return leaf[index.to(leaf.device)] if found else leaf
+        return rows(leaf) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf
 
     return pytree.tree_map(cut, inputs)
 

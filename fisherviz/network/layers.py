@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,10 @@ from fisherviz.network.patches import convolution_patches, fast_patches
 
 _UNFOLD_ENTRIES = 2**20
 """Entries of patches that are unfolded at once, about."""
-_CONVOLUTIONS = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
+_KINDS: dict[Any, str] = {
+    nn.Linear.forward: "linear", nn.Conv1d.forward: "conv1d", nn.Conv2d.forward: "conv2d", nn.Conv3d.forward: "conv3d",
+}  # fmt: skip
+"""Structured layers, by what their modules do."""
 
 
 @dataclass(frozen=True)
@@ -195,22 +199,16 @@ def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Paramet
     Returns:
         The layer.
     """
-    kind, note = type(module).__name__.lower(), ""
-    structured = False
-    if type(module).forward is nn.Linear.forward:
-        kind, structured = "linear", True
-    for cls, cls_kind in _CONVOLUTIONS.items():
-        if type(module).forward is cls.forward:
-            kind, structured = cls_kind, True
-    if not structured:
+    kind, note = _KINDS.get(type(module).forward, type(module).__name__.lower()), ""
+    if type(module).forward not in _KINDS:
         note = f"{type(module).__name__} has no Kronecker structure"
     elif shared:
-        structured, note = False, "a parameter is shared with another module"
+        note = "a parameter is shared with another module"
     elif not _owns_plain_parameters(module, parameters):
-        structured, note = False, "its weight or bias is reparametrised, or it owns further parameters"
+        note = "its weight or bias is reparametrised, or it owns further parameters"
     keys = {id(p): key for key, p in module._parameters.items()}
     roles = {own: keys[id(p)] for own, p in parameters.items()}
-    return Layer(name, module, dict(parameters), kind, structured, note, roles)
+    return Layer(name, module, dict(parameters), kind, not note, note, roles)
 
 
 def _owns_plain_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> bool:

@@ -85,8 +85,6 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
             storage=storage, study_name=name, direction="maximize" if maximise else "minimize", load_if_exists=True
         )
     except Exception as error:  # drivers and servers fail in classes of their own
-        if isinstance(error, KeyboardInterrupt):
-            raise
         told = " ".join(str(error).split())[:300]
         raise OptionError(f"storage: {shown} cannot be used: {told}") from error
     plain = json.loads(json.dumps(identity, sort_keys=True))
