@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -22,7 +22,7 @@ from fisherviz.papers.claims import Claim, Outcome
 from fisherviz.papers.curves import draw_curves, logarithmic
 from fisherviz.papers.pictures import draw
 from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, compare
+from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, tune
 from fisherviz.papers.words import settings_words, spread, stopped_words
 
 ERROR = "train_squared_error"
@@ -57,21 +57,17 @@ CLAIMS = (
 class Scale:
     """How much of the paper's setting is run; None: all."""
 
-    iterations: int
-    look: int
+    effort: Effort
     limit: int | None
     first: int  # m₁ of K-FAC's growing batches
     full_at: int  # iteration at which they hold all examples
     batch: int  # of the others
-    seeds: int
-    trials: int
-    trial_iterations: int
 
 
 SCALES = {
-    "smoke": Scale(3, 1, 120, 40, 3, 40, 2, 1, 1),
-    "desk": Scale(40, 4, 2000, 250, 40, 250, 3, 2, 20),
-    "paper": Scale(2000, 20, None, 1000, 500, 500, 3, 12, 500),
+    "smoke": Scale(Effort(steps=3, look=1, seeds=2, trials=1, trial_steps=1), 120, 40, 3, 40),
+    "desk": Scale(Effort(steps=40, look=4, seeds=3, trials=2, trial_steps=20), 2000, 250, 40, 250),
+    "paper": Scale(Effort(steps=2000, look=20, seeds=3, trials=12, trial_steps=500), None, 1000, 500, 500),
 }
 
 
@@ -119,17 +115,13 @@ def fig11(run: Run) -> Outcome:
     name = "mnist" if at_hand("mnist", run) else "digits"
     small = run.scale == "smoke"
     network = "fisherviz.papers.autoencoders:small_autoencoder" if small else "mnist-autoencoder"
-    common: dict[str, Any] = {
-        "task": "autoencoder", "limit": scale.limit, "averaging": 0.99, "evaluated": scale.limit,
-        "size": 28 if name == "digits" and not small else None,
-    }  # fmt: skip
-    still = Problem(name, network, batch=scale.batch, **common)
-    growing = Problem(name, network, batch=scale.first, full_at=scale.full_at, **common)
-    effort = Effort(scale.iterations, scale.look, scale.seeds, scale.trials, scale.trial_iterations)
-    found: dict[str, Trained] = {}
-    for method in methods():
-        problem = growing if method.name in (DIAGONAL, TRIDIAGONAL) else still
-        found |= compare(problem, [method], effort, run)
+    still = Problem(
+        name, network, batch=scale.batch, limit=scale.limit, size=28 if name == "digits" and not small else None,
+        task="autoencoder", averaging=0.99, evaluated=scale.limit,
+    )  # fmt: skip
+    growing = replace(still, batch=scale.first, full_at=scale.full_at)
+    problems = {DIAGONAL: growing, TRIDIAGONAL: growing}
+    found = {m.name: tune(problems.get(m.name, still), m, scale.effort, run) for m in methods()}
     other = _departures(scale, name, small)
     claims = tuple(_claim(found, other, *row) for row in CLAIMS)
     sizes = "64-12-3-12-64" if small else "784-1000-500-250-30 and back"
@@ -137,7 +129,7 @@ def fig11(run: Run) -> Outcome:
         f"{growing.title}, {growing.examples:,} training images, {sizes}, logistic units, sparse initialisation, "
         f"η = {ETA:g}; K-FAC with T₁ = 5, T₂ = T₃ = 20, τ₁ = 1/8, τ₂ = 1/4, batches from {scale.first} growing to all "
         f"at iteration {scale.full_at} (without momentum: {scale.batch}), Nesterov's momentum on Sutskever's schedule "
-        f"with batch {scale.batch}; the better of the iterate and its average with ξ = 0.99 counts; {effort}; "
+        f"with batch {scale.batch}; the better of the iterate and its average with ξ = 0.99 counts; {scale.effort}; "
         f"chosen: {settings_words(found)}{stopped_words(found)}"
     )
     caption = "Squared reconstruction error of the training images over iterations (median and range of the seeds)."
@@ -149,7 +141,7 @@ def fig11(run: Run) -> Outcome:
         ax.set_ylabel("squared error of an image")
         ax.legend(fontsize=8)
 
-    setting = f"{growing.title} autoencoder, {scale.iterations} iterations, {scale.seeds} seeds"
+    setting = f"{growing.title} autoencoder, {scale.effort.steps} iterations, {scale.effort.seeds} seeds"
     return Outcome(claims, setting, details, caption, draw(6.6, 4.2, fill))
 
 
@@ -157,8 +149,8 @@ def _departures(scale: Scale, name: str, small: bool) -> tuple[str, ...]:
     found = ["digits instead of MNIST"] if name == "digits" else []
     found += ["a smaller network"] if small else []
     found += [f"{scale.limit:,} training images instead of 60,000"] if scale.limit is not None else []
-    found += [f"{scale.iterations} iterations instead of about 2000"] if scale.iterations < 2000 else []
-    return tuple(found)
+    steps = scale.effort.steps
+    return (*found, f"{steps} iterations instead of about 2000") if steps < 2000 else tuple(found)
 
 
 def iterations_to(run: Mapping[str, Any], error: float) -> float:

@@ -19,7 +19,7 @@ from fisherviz.papers.curves import draw_curves
 from fisherviz.papers.pictures import draw
 from fisherviz.papers.registry import Run, exhibit
 from fisherviz.papers.sang_optimizers import DecayedAdam, DecayedKFAC, MeanCostCWNGD
-from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, compare
+from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, tune
 from fisherviz.papers.words import settings_words, spread, stopped_words
 
 CONVERGED = 0.9999
@@ -173,11 +173,8 @@ def tuned(run: Run) -> Outcome:
 
 def _compare(setup: Setup, methods: Sequence[Method], run: Run) -> dict[str, Trained]:
     """CW-NGD in float64: with γ = 1e-4 beside sums over 1024 examples its blocks are out of float32's reach."""
-    found: dict[str, Trained] = {}
-    for method in methods:
-        problem = replace(setup.problem, dtype="float64") if method.name == LITERAL else setup.problem
-        found |= compare(problem, [method], setup.effort, run)
-    return found
+    problems = {LITERAL: replace(setup.problem, dtype="float64")}
+    return {m.name: tune(problems.get(m.name, setup.problem), m, setup.effort, run) for m in methods}
 
 
 def _caption(options: str) -> str:

@@ -186,10 +186,10 @@ def compare(problem: Problem, methods: Sequence[Method], effort: Effort, run: Ru
     Returns:
         Name to method.
     """
-    return {method.name: tuned(problem, method, effort, run) for method in methods}
+    return {method.name: tune(problem, method, effort, run) for method in methods}
 
 
-def tuned(problem: Problem, method: Method, effort: Effort, run: Run) -> Trained:
+def tune(problem: Problem, method: Method, effort: Effort, run: Run) -> Trained:
     """Tune one method and train it; see `compare`."""
 
     def loss(options: Options) -> float:

@@ -141,7 +141,9 @@ class Session:
                 self.evaluated(say)
                 self.look()
                 self.save()
-            with self._bar() as bar:
+            total = self.config.epochs * len(self.batches)
+            begun = min(self.examples, total)
+            with tqdm(total=total, initial=begun, unit="ex", unit_scale=True, disable=self.config.quiet) as bar:
                 while not self.finished:
                     loss, count = self.step()
                     bar.update(count)
@@ -276,12 +278,6 @@ class Session:
         """Whether the last step has been taken."""
         most = self.config.max_steps
         return self.position.epoch >= self.config.epochs or (most is not None and self.steps >= most)
-
-    def _bar(self) -> Any:
-        total = self.config.epochs * len(self.batches)
-        return tqdm(
-            total=total, initial=min(self.examples, total), unit="ex", unit_scale=True, disable=self.config.quiet
-        )
 
     # ---- what continues it ---------------------------------------------------------------------------------
 

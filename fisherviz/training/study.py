@@ -171,10 +171,10 @@ def _one(study: Any, tried: Callable[[Any], float]) -> None:
 
 def _left(study: Any, points: list[dict[str, Any]] | None, total: int) -> bool | None:
     """Whether there is a trial to take now; None: all are done."""
-    states = optuna().trial.TrialState
     found = study.get_trials(deepcopy=False)
-    done, waiting = [t for t in found if t.state == states.COMPLETE], [t for t in found if t.state == states.WAITING]
-    running = [t for t in found if t.state == states.RUNNING]
+    done, waiting, running = (
+        [t for t in found if t.state.name == state] for state in ("COMPLETE", "WAITING", "RUNNING")
+    )
     if points is None:
         if len(done) >= total:
             return None
