@@ -104,9 +104,8 @@ class Batches:
     @property
     def certainly_without_targets(self) -> bool:
         """Whether it is known without iterating that no batch has targets."""
-        if isinstance(self._source, list) and self._source:
-            return all(split_batch(batch)[1] is None for batch in self._source)
-        return False
+        source = self._source
+        return isinstance(source, list) and bool(source) and all(split_batch(batch)[1] is None for batch in source)
 
     @property
     def fingerprint(self) -> str:
