@@ -15,6 +15,7 @@ from fisherviz._version import __version__
 from fisherviz.approximations import approximations
 from fisherviz.cli import app
 from fisherviz.commands.inputs import load_data, load_weights
+from fisherviz.commands.job import Job
 from fisherviz.results.comparison import load_comparison
 from fisherviz.support.errors import OptionError, one_sentence
 
@@ -345,6 +346,15 @@ def test_help_does_not_wait_for_what_only_some_commands_need():
     code = f"import sys, fisherviz.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_every_field_of_a_report_has_a_flag_that_says_its_default():
+    text = " ".join(call("report", "--help").output.split())
+    for name, field in Job.model_fields.items():
+        assert f"--{name}" in text
+        assert field.description.split(",")[0] in text
+    assert "[default: exact]" in text
+    assert "[default: 2000]" in text
 
 
 def test_long_messages_become_one_line():

@@ -82,6 +82,11 @@ def test_a_number_that_is_none_is_never_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_diverged_has_no_number_in_the_file(tmp_path):
+    record(tmp_path, "a.fig1", "A", outcome(claim(values={"loss": math.inf, "accuracy": -math.inf, "other": 0.5})))
+    assert load(tmp_path)["a.fig1"]["claims"][0]["values"] == {"other": 0.5}
+
+
 def test_names_choose_exhibits():
     assert [one.name for one in registry.chosen(None)][: len(KFAC)] == KFAC
     assert [one.name for one in registry.chosen(["kfac.fig6", "kfac.fig2"])] == ["kfac.fig2", "kfac.fig6"]

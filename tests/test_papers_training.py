@@ -13,7 +13,8 @@ from fisherviz.papers import autoencoders, benzing, sang, shrestha, training
 from fisherviz.papers.claims import load
 from fisherviz.papers.pictures import LARGEST
 from fisherviz.papers.registry import Run, chosen, measure
-from fisherviz.papers.training import Effort, Method, Problem, Trained, compare, search, spread, trained
+from fisherviz.papers.training import Effort, Method, Problem, Trained, compare, search, trained
+from fisherviz.papers.words import spread
 
 EXHIBITS = {
     "sang.table1": 18, "sang.tuned": 3, "benzing.fig5": 2, "benzing.fig4a": 4, "shrestha.table1": 2,

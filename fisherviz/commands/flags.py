@@ -1,6 +1,6 @@
-"""The command line's flags, made from the fields of a configuration, so that both always say the same.
+"""The command line's flags, made from the fields of a pydantic model, so that both always say the same.
 
-A flag that is not given leaves the file's value, or the field's default, alone.
+A flag that is not given leaves a file's value, or the field's default, alone.
 """
 
 from __future__ import annotations
@@ -11,45 +11,55 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from fisherviz.commands.telling import told
 from fisherviz.support.errors import OptionError
-from fisherviz.training.config import Config, parse
+from fisherviz.training.config import parse
 
 _SHORT = {"model_options": ("--model-option", "-M"), "optimizer_options": ("--optimizer-option", "-O")}
 
 
-def with_flags(command: Callable[..., None], leave_out: Sequence[str] = ()) -> Callable[..., None]:
-    """A typer command whose flags are the fields of `Config`, after those that it declares itself.
+def with_flags(model: type[BaseModel], hint: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a typer command whose flags are the fields of a model, after those that it declares itself.
 
     Args:
-        command: takes `fields`, the given fields with their values, and options of its own.
-        leave_out: fields without a flag.
+        model: whose fields, with their descriptions.
+        hint: said after what no option is to blame for.
+
+    Returns:
+        A decorator of a function that takes `fields`, the given fields with their values, and options of its own.
     """
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    flags = [_flag(name) for name in Config.model_fields if name not in leave_out]
+    fields = model.model_fields
 
-    def run(**given: Any) -> None:
-        mine = {p.name: given.pop(p.name) for p in own}
-        with told():
-            command({name: _value(name, v) for name, v in given.items() if v is not None and v != []}, **mine)
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        flags = [_flag(name, field) for name, field in fields.items()]
 
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in own + flags} | {"return": None}
-    return run
+        def run(**given: Any) -> None:
+            mine = {p.name: given.pop(p.name) for p in own}
+            with told(hint):
+                found = {name: _value(name, fields[name], v) for name, v in given.items() if v is not None and v != []}
+                command(found, **mine)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in own + flags} | {"return": None}
+        return run
+
+    return decorated
 
 
-def _flag(name: str) -> inspect.Parameter:
-    field = Config.model_fields[name]
+def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
     default = field.get_default(call_default_factory=True)
     names: list[str] = []
     kind, shown = (_plain(field.annotation), str(default).lower() if isinstance(default, bool) else str(default))
     if name in _SHORT:
         kind, names, shown = list[str], list(_SHORT[name]), ""
         text = f"{field.description} NAME=VALUE; may be repeated."
-    elif typing.get_origin(kind) is list:
-        kind, shown, text = str, ",".join(default), f"{field.description} Separated by commas."
+    elif typing.get_origin(kind) in (list, tuple):
+        kind, shown, text = str, ",".join(default or ()), f"{field.description} Separated by commas."
     else:
         text = field.description or ""
     if default is not None and shown:
@@ -62,18 +72,16 @@ def _flag(name: str) -> inspect.Parameter:
 
 def _plain(annotation: Any) -> Any:
     """The type of a flag: None is what a flag that is not given has."""
-    parts = [part for part in typing.get_args(annotation) if part is not type(None)]
     if typing.get_origin(annotation) is Literal:
         return str
-    if type(None) in typing.get_args(annotation):
-        return parts[0]
-    return annotation
+    parts = typing.get_args(annotation)
+    return parts[0] if type(None) in parts else annotation
 
 
-def _value(name: str, given: Any) -> Any:
+def _value(name: str, field: FieldInfo, given: Any) -> Any:
     if name in _SHORT:
         return assignments(_SHORT[name][0], given)
-    if isinstance(given, str) and typing.get_origin(Config.model_fields[name].annotation) is list:
+    if isinstance(given, str) and typing.get_origin(_plain(field.annotation)) in (list, tuple):
         return [part.strip() for part in given.split(",") if part.strip()]
     return given
 

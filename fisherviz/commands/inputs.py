@@ -20,8 +20,6 @@ from fisherviz.support.choices import did_you_mean
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.importing import imported
 
-__all__ = ["Data", "OptionError", "load_data", "load_model", "load_weights", "option"]
-
 
 @dataclass(frozen=True)
 class Data:

@@ -17,7 +17,7 @@ from fisherviz.support.files import check_place
 
 if TYPE_CHECKING:
     from fisherviz.papers.claims import Outcome
-    from fisherviz.papers.registry import Exhibit, Run
+    from fisherviz.papers.registry import Exhibit
 
 EXAMPLE = "Example: fisherviz papers --only kfac.fig2 --only kfac.fig6 --out figures"
 
@@ -39,7 +39,10 @@ def papers(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no table.")] = False,
 ) -> None:
     """Measure the papers' figures and tables again, and put each claim next to what came out."""
+    import torch
+
     from fisherviz.papers import registry
+    from fisherviz.papers.claims import load
 
     with told():
         with option("--only"):
@@ -48,30 +51,21 @@ def papers(
             for one in chosen:
                 typer.echo(f"{one.name:16} {one.title}")
             return
-        run = _checked(scale, seed, device, out, not quiet)
+        with option("--scale"):
+            one_of("scale", scale, registry.SCALES)
+        if not 0 <= seed < 2**63:
+            raise OptionError(f"--seed: must be from 0 to below 2^63, not {seed}.")
+        with option("--device"):
+            torch.empty(0, device=device)
+        with option("--out"):
+            check_place(out, directory=True)
+            load(out)
+        run = registry.Run(scale, seed, device, progress=not quiet)
         for one in chosen:
             outcome = registry.measure(one, run, out)
             if not quiet:
                 _show(one, outcome)
     typer.echo(f"Wrote {out / 'claims.md'}")
-
-
-def _checked(scale: str, seed: int, device: str, out: Path, progress: bool) -> Run:
-    import torch
-
-    from fisherviz.papers.claims import load
-    from fisherviz.papers.registry import SCALES, Run
-
-    with option("--scale"):
-        one_of("scale", scale, SCALES)
-    if not 0 <= seed < 2**63:
-        raise OptionError(f"--seed: must be from 0 to below 2^63, not {seed}.")
-    with option("--device"):
-        torch.empty(0, device=device)
-    with option("--out"):
-        check_place(out, directory=True)
-        load(out)
-    return Run(scale, seed, device, progress)
 
 
 def _show(one: Exhibit, outcome: Outcome) -> None:

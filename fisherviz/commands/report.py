@@ -7,8 +7,6 @@ trained to 5 % error, its middle four layers jointly, then all layers one by one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,7 +16,8 @@ from tqdm.auto import tqdm
 
 from fisherviz import models
 from fisherviz.approximations import FAILURES, approximations, resolve
-from fisherviz.commands.inputs import Data, OptionError, load_data, load_model, load_weights, option
+from fisherviz.commands.inputs import Data, load_data, load_model, load_weights
+from fisherviz.commands.job import Job
 from fisherviz.comparison.compare import compare
 from fisherviz.exact.cumulants import cumulants
 from fisherviz.exact.fisher import Fisher
@@ -28,47 +27,12 @@ from fisherviz.probe import Probe
 from fisherviz.report.page import PAPER_SETTING, Section, write_report
 from fisherviz.results.comparison import WHOLE, Comparison
 from fisherviz.results.metrics import needing
+from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
 DATA = "digits:16"
-EXAMPLES = 2000  # unless asked for: what an exact Fisher of a small network takes seconds for
 CUMULANT_PARAMETERS = 3000
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to report on; each field is the option of the same name.
-
-    Args:
-        model: `pkg.mod:factory`, or None for the K-FAC paper's network, trained here.
-        weights: file with the model's weights.
-        data: name of a data set or `pkg.mod:loader`.
-        likelihood: name, or None for the data set's own.
-        kind: "exact", "mc" or "empirical".
-        methods: names of approximations, or None for all.
-        layers: names of layers, or None for all (of the paper's network: the middle four).
-        damping: λ, or None for a hundredth of the mean eigenvalue.
-        seed: of the network's weights and of sampled labels.
-        device: where to compute.
-        out: folder to write.
-        examples: how many of the first training examples to take.
-        quiet: no progress bars.
-    """
-
-    model: str | None = None
-    weights: Path | None = None
-    data: str | None = None
-    likelihood: str | None = None
-    kind: str = "exact"
-    methods: tuple[str, ...] | None = None
-    layers: tuple[str, ...] | None = None
-    damping: float | None = None
-    seed: int = 0
-    device: str = "cpu"
-    out: Path = Path("report")
-    examples: int | None = None
-    quiet: bool = False
 
 
 def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
@@ -86,8 +50,7 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
         ValueError: the network, its data or a matrix refuses.
     """
     device = _checked(job)
-    examples = EXAMPLES if job.examples is None else job.examples
-    data = load_data(job.data or DATA, examples, progress=not job.quiet)
+    data = load_data(job.data or DATA, job.examples, progress=not job.quiet)
     likelihood = job.likelihood or data.likelihood or "categorical"
     with option("--likelihood"):
         likelihoods.resolve(likelihood)
@@ -118,6 +81,9 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
 
 
 def _checked(job: Job) -> torch.device:
+    for name in ("methods", "layers"):
+        if getattr(job, name) == ():
+            raise OptionError(f"--{name}: give at least one name.")
     if job.weights is not None and job.model is None:
         raise OptionError("--weights: they need their network; give --model package.module:factory too.")
     if job.model is not None and job.data is None:
@@ -136,9 +102,9 @@ def _checked(job: Job) -> torch.device:
     return device
 
 
+@option("--methods")
 def _check_methods(job: Job) -> None:
-    with option("--methods"):
-        resolve(job.methods)
+    resolve(job.methods)
 
 
 def _network(job: Job, data: Data, say: Callable[[str], None]) -> tuple[nn.Module, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fisherviz.commands.flags import assignments, with_flags
-from fisherviz.training.config import read_config
+from fisherviz.training.config import Config, read_config
 
 if TYPE_CHECKING:
     from fisherviz.training.sweep import Sweep
@@ -19,7 +19,8 @@ EXAMPLE = (
 )
 
 
-def _sweep(
+@with_flags(Config)
+def sweep(
     fields: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="YAML file of fields that stay the same.")] = None,
     over: Annotated[
@@ -76,7 +77,3 @@ def _show(found: Sweep) -> None:
         cells = [value, spread, *(str(row[name]) for name in found.varied), f"{row['seconds']:.2f}"]
         table.add_row(*map(escape, cells))
     Console().print(table)
-
-
-sweep = with_flags(_sweep)
-sweep.__name__ = "sweep"

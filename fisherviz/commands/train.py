@@ -9,7 +9,7 @@ import typer
 from tqdm.auto import tqdm
 
 from fisherviz.commands.flags import with_flags
-from fisherviz.training.config import make_config, read_config
+from fisherviz.training.config import Config, make_config, read_config
 
 EXAMPLE = (
     "Example: fisherviz train --dataset digits --model kfac-mlp --optimizer foof -O lr=0.3 -O damping=1 "
@@ -17,7 +17,8 @@ EXAMPLE = (
 )
 
 
-def _train(
+@with_flags(Config)
+def train(
     fields: dict[str, Any],
     config: Annotated[
         Path | None, typer.Option(help="YAML file of fields, named as these options are; options come first.")
@@ -33,7 +34,3 @@ def _train(
     for name, picture in run_pictures(done).items():
         files.write_whole(done.path / name, picture)
     typer.echo(f"Wrote {done.path}")
-
-
-train = with_flags(_train)
-train.__name__ = "train"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import html
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -154,7 +155,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Entry:
-    read: Callable[[str, int, bool], Raw]  # task, seed, progress
+    read: Callable[..., Raw]  # takes what it depends on of task, seed and progress
     about: str
     tasks: tuple[str, ...]
     source: _locate.Source | None = None
@@ -163,46 +164,19 @@ class _Entry:
 
 _IMAGES = ("classification", "autoencoder")
 _TABLE: dict[str, _Entry] = {
-    "digits": _Entry(lambda task, seed, bar: _images.digits(), "1,797 handwritten digits, 8 x 8 (embedded)", _IMAGES),
-    "mnist": _Entry(
-        lambda task, seed, bar: _images.mnist(bar), "70,000 handwritten digits, 28 x 28", _IMAGES, _images.MNIST
-    ),
-    "fashion-mnist": _Entry(
-        lambda task, seed, bar: _images.fashion(bar), "70,000 pieces of clothing, 28 x 28", _IMAGES, _images.FASHION
-    ),
+    "digits": _Entry(_images.digits, "1,797 handwritten digits, 8 x 8 (embedded)", _IMAGES),
+    "mnist": _Entry(_images.mnist, "70,000 handwritten digits, 28 x 28", _IMAGES, _images.MNIST),
+    "fashion-mnist": _Entry(_images.fashion, "70,000 pieces of clothing, 28 x 28", _IMAGES, _images.FASHION),
     "ecoli": _Entry(
-        lambda task, seed, bar: _tables.ecoli(seed, bar),
-        "336 proteins, 7 features, 8 classes",
-        ("classification",),
-        _tables.ECOLI,
-        table=True,
+        _tables.ecoli, "336 proteins, 7 features, 8 classes", ("classification",), _tables.ECOLI, table=True
     ),
-    "house": _Entry(
-        lambda task, seed, bar: _tables.house(seed, bar),
-        "21,612 sale prices in King County",
-        ("regression",),
-        _tables.HOUSE,
-        table=True,
-    ),
+    "house": _Entry(_tables.house, "21,612 sale prices in King County", ("regression",), _tables.HOUSE, table=True),
     "weather": _Entry(
-        lambda task, seed, bar: _tables.weather(bar),
-        "95,119 hourly temperatures in Szeged",
-        ("regression",),
-        _tables.WEATHER,
-        table=True,
+        _tables.weather, "95,119 hourly temperatures in Szeged", ("regression",), _tables.WEATHER, table=True
     ),
-    "curves": _Entry(
-        lambda task, seed, bar: _curves.curves(seed), "30,000 drawn curves, 28 x 28 (generated)", ("autoencoder",)
-    ),
-    "faces": _Entry(
-        lambda task, seed, bar: _images.faces(task == "autoencoder", bar),
-        "400 Olivetti faces, 64 x 64",
-        _IMAGES[::-1],
-        _images.FACES,
-    ),
-    "cifar10-subset": _Entry(
-        lambda task, seed, bar: _images.cifar_subset(bar), "5,000 images of CIFAR-10, 32 x 32", _IMAGES, _images.CIFAR
-    ),
+    "curves": _Entry(_curves.curves, "30,000 drawn curves, 28 x 28 (generated)", ("autoencoder",)),
+    "faces": _Entry(_images.faces, "400 Olivetti faces, 64 x 64", _IMAGES[::-1], _images.FACES),
+    "cifar10-subset": _Entry(_images.cifar_subset, "5,000 images of CIFAR-10, 32 x 32", _IMAGES, _images.CIFAR),
 }
 
 
@@ -240,10 +214,7 @@ def where(name: str) -> Path | None:
     paths = _locate.present(source) if source else None
     if source is None or paths is None:
         return None
-    directory = paths[source.files[0]]
-    for _ in Path(source.files[0]).parts:
-        directory = directory.parent
-    return directory
+    return paths[source.files[0]].parents[len(Path(source.files[0]).parts) - 1]
 
 
 def load(
@@ -305,7 +276,8 @@ def load(
     if size is not None and (entry.table or size < 1):
         reason = "it is a table" if entry.table else "a size is at least 1"
         raise ValueError(f"size={size} does not go with {name!r}: {reason}; leave it out or choose another.")
-    raw = entry.read(task, seed, progress)
+    given = {"task": task, "seed": seed, "progress": progress}
+    raw = entry.read(**{key: given[key] for key in inspect.signature(entry.read).parameters})
     if limit is not None and not 1 <= limit <= len(raw.train_inputs):
         raise ValueError(f"limit={limit} training examples of {name!r}; choose 1 to {len(raw.train_inputs)}.")
     if standardise is None:
@@ -319,14 +291,13 @@ def load(
     flat = [part.flatten(1) for part in tensors]
     if task == "autoencoder":
         targets, target_standard = flat, input_standard
-    elif task == "regression" and raw.train_targets is not None and raw.test_targets is not None:
-        values = [raw.train_targets[:limit], raw.test_targets]
-        values, target_standard = _standardised(values, standardise, columns=True)
-        targets = [torch.from_numpy(part.astype(np.float32)) for part in values]
     else:
-        labels = [raw.train_targets[:limit], raw.test_targets] if raw.train_targets is not None else []
-        targets = [torch.from_numpy(np.asarray(part)) for part in labels]
-        target_standard = Standard(torch.zeros(()), torch.ones(()))
+        assert raw.train_targets is not None
+        assert raw.test_targets is not None
+        values = [raw.train_targets[:limit], raw.test_targets]
+        values, target_standard = _standardised(values, standardise and task == "regression", columns=True)
+        kind = np.float32 if task == "regression" else np.int64
+        targets = [torch.from_numpy(part.astype(kind)) for part in values]
     likelihood = {
         "classification": "categorical",
         "regression": "gaussian",

@@ -158,11 +158,11 @@ def digits() -> Raw:
     )  # fmt: skip
 
 
-def faces(by_person: bool, progress: bool) -> Raw:
+def faces(task: str, progress: bool) -> Raw:
     """Olivetti faces; the test set is ten of the forty people, or two of the ten pictures of each.
 
     Args:
-        by_person: hold out people 30 to 39; otherwise the last two pictures of everybody.
+        task: an autoencoder's holds out people 30 to 39; any other's the last two pictures of everybody.
         progress: show a bar while fetching.
     """
     path = locate(FACES, progress)[FACES.files[0]]
@@ -171,8 +171,8 @@ def faces(by_person: bool, progress: bool) -> Raw:
             images, people = archive["faces"], archive["subject"].astype(np.int64)
     except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise ValueError(f"{path} holds no arrays 'faces' and 'subject' ({error}); replace it.") from error
-    position = np.arange(len(people)) % 10
-    test = people >= 30 if by_person else position >= 8
+    by_person = task == "autoencoder"
+    test = people >= 30 if by_person else np.arange(len(people)) % 10 >= 8
     pixels = _scale(images, FACE_MAXIMUM)[:, None]
     held = "The people 30 to 39" if by_person else "The last two pictures of each person"
     return Raw(

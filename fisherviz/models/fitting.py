@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from fisherviz.support.modes import keeping_modes
+
 
 def train_to_error(
     model: nn.Module,
@@ -86,11 +88,10 @@ def train_to_error(
 @contextmanager
 def _restored(model: nn.Module, seed: int) -> Iterator[None]:
     """Training mode, gradients and a seeded random state, all put back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), keeping_modes(model):
             torch.default_generator.manual_seed(seed)
             for device in devices:
                 torch.cuda.default_generators[device].manual_seed(seed)
@@ -99,7 +100,5 @@ def _restored(model: nn.Module, seed: int) -> Iterator[None]:
                 parameter.grad = None
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, gradient in gradients:
             parameter.grad = gradient

@@ -10,13 +10,13 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fisherviz.datasets.catalogue import Dataset
-from fisherviz.models.fitting import train_to_error as train_to_error
 from fisherviz.support import choices
 
 M = TypeVar("M", bound=nn.Module)
@@ -74,10 +74,9 @@ def kfac_mlp(
     """
     choices.one_of("init", init, ("xavier", "sparse"))
     model = _mlp((inputs, *hidden, outputs), activation)
-    generator = _generator(generator)
     if init == "sparse":
         return sparse_init(model, generator=generator)
-    return _fill(model, lambda weight: nn.init.xavier_uniform_(weight, generator=generator))
+    return _fill(model, nn.init.xavier_uniform_, generator)
 
 
 def foof_mlp(
@@ -100,8 +99,7 @@ def foof_mlp(
     Returns:
         A network with layers `layer1` to `layer4`.
     """
-    generator = _generator(generator)
-    return _fill(_mlp((inputs, *hidden, outputs), "relu", bias=bias), _he(generator))
+    return _fill(_mlp((inputs, *hidden, outputs), "relu", bias=bias), _he, generator)
 
 
 def cwngd_convnet(
@@ -155,7 +153,7 @@ def cwngd_convnet(
             dense2=nn.utils.skip_init(nn.Linear, hidden, outputs),
         )
     )
-    return _fill(model, _he(_generator(generator)))
+    return _fill(model, _he, generator)
 
 
 def shrestha_mlp(
@@ -178,7 +176,7 @@ def shrestha_mlp(
     Returns:
         A network with layers `layer1`, `layer2`, ...
     """
-    return _fill(_mlp((inputs, *hidden, outputs), activation), _he(_generator(generator)))
+    return _fill(_mlp((inputs, *hidden, outputs), activation), _he, generator)
 
 
 def autoencoder(name: str = "mnist", *, nonzero: int = 15, generator: Generator | None = None) -> nn.Sequential:
@@ -228,16 +226,15 @@ def sparse_init(model: M, *, nonzero: int = 15, scale: float = 1.0, generator: G
     """
     if nonzero < 1:
         raise ValueError(f"nonzero={nonzero} leaves units without inputs; choose at least 1.")
-    generator = _generator(generator)
 
-    def fill(weight: Tensor) -> None:
+    def fill(weight: Tensor, generator: Generator) -> None:
         rows = weight.view(weight.shape[0], -1)
         count = min(nonzero, rows.shape[1])
         chosen = torch.rand(rows.shape, generator=generator).topk(count, dim=1).indices
         values = torch.randn(rows.shape[0], count, generator=generator) * scale
         rows.zero_().scatter_(1, chosen.to(rows.device), values.to(rows))
 
-    return _fill(model, fill)
+    return _fill(model, fill, generator)
 
 
 _TABLE: dict[str, Callable[..., nn.Sequential]] = {
@@ -245,9 +242,7 @@ _TABLE: dict[str, Callable[..., nn.Sequential]] = {
     "foof-mlp": foof_mlp,
     "cwngd-convnet": cwngd_convnet,
     "shrestha-mlp": shrestha_mlp,
-    "mnist-autoencoder": lambda **options: autoencoder("mnist", **options),
-    "curves-autoencoder": lambda **options: autoencoder("curves", **options),
-    "faces-autoencoder": lambda **options: autoencoder("faces", **options),
+    **{f"{name}-autoencoder": partial(autoencoder, name) for name in AUTOENCODERS},
 }
 
 
@@ -279,15 +274,15 @@ def build(name: str, *, seed: int = 0, dataset: Dataset | None = None, **options
     """
     if name not in _TABLE:
         raise ValueError(choices.unknown("model", name, _TABLE))
-    known = set(inspect.signature(autoencoder if name.endswith("-autoencoder") else _TABLE[name]).parameters)
-    known -= {"generator", "name"}
+    parameters = inspect.signature(_TABLE[name]).parameters
+    known = set(parameters) - {"generator"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise TypeError(f"The model {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}.")
     if dataset is not None:
         found = {"inputs": dataset.inputs, "outputs": dataset.outputs, "shape": dataset.shape}
         options = {key: value for key, value in found.items() if key in known} | options
-    missing = sorted({"inputs", "outputs"} - set(options)) if name == "shrestha-mlp" else []
+    missing = [key for key, one in parameters.items() if one.default is one.empty and key not in options]
     if missing:
         raise TypeError(f"The model {name!r} needs {' and '.join(missing)}; give them or dataset=.")
     model = _TABLE[name](generator=Generator().manual_seed(seed), **options)
@@ -299,10 +294,6 @@ def build(name: str, *, seed: int = 0, dataset: Dataset | None = None, **options
                 f"inputs and {dataset.outputs} outputs; load it with another size or task."
             )
     return model
-
-
-def _generator(generator: Generator | None) -> Generator:
-    return Generator().manual_seed(torch.initial_seed()) if generator is None else generator
 
 
 def _mlp(
@@ -323,16 +314,16 @@ def _mlp(
     return nn.Sequential(modules)
 
 
-def _he(generator: Generator) -> Callable[[Tensor], object]:
-    return lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+_he = partial(nn.init.kaiming_normal_, nonlinearity="relu")
 
 
-def _fill(model: M, fill: Callable[[Tensor], object]) -> M:
-    """Set the weights of linear and convolutional layers by `fill`, their biases to zero."""
+def _fill(model: M, fill: Callable[..., object], generator: Generator | None) -> M:
+    """Set the weights of linear and convolutional layers by `fill` from the generator, their biases to zero."""
+    generator = Generator().manual_seed(torch.initial_seed()) if generator is None else generator
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                fill(module.weight)
+                fill(module.weight, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
     return model

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -104,9 +104,8 @@ class Batches:
     @property
     def certainly_without_targets(self) -> bool:
         """Whether it is known without iterating that no batch has targets."""
-        if isinstance(self._source, list) and self._source:
-            return all(split_batch(batch)[1] is None for batch in self._source)
-        return False
+        source = self._source
+        return isinstance(source, list) and bool(source) and all(split_batch(batch)[1] is None for batch in source)
 
     @property
     def fingerprint(self) -> str:
@@ -254,21 +253,19 @@ def count_examples(inputs: Inputs) -> int:
 
 def select(inputs: Inputs, start: int, stop: int) -> Inputs:
     """Examples start..stop of a batch's inputs."""
-    n = count_examples(inputs)
-
-    def cut(leaf: Any) -> Any:
-        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf
-
-    return pytree.tree_map(cut, inputs)
+    return _cut(inputs, lambda leaf: leaf[start:stop])
 
 
 def take_rows(inputs: Inputs, index: Tensor) -> Inputs:
     """Examples of a batch's inputs by their positions (R,)."""
+    return _cut(inputs, lambda leaf: leaf[index.to(leaf.device)])
+
+
+def _cut(inputs: Inputs, rows: Callable[[Tensor], Tensor]) -> Inputs:
     n = count_examples(inputs)
 
     def cut(leaf: Any) -> Any:
-        found = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n
-        return leaf[index.to(leaf.device)] if found else leaf
+        return rows(leaf) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == n else leaf
 
     return pytree.tree_map(cut, inputs)
 

@@ -5,12 +5,12 @@ The result is a list of `Layer`s in torch order and the reasons for everything l
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from fisherviz.network.layers import Layer, make_layer
+from fisherviz.support.choices import did_you_mean
 
 
 def find_layers(
@@ -73,9 +73,7 @@ def _choose(modules: dict[str, nn.Module], wanted: Sequence[str | nn.Module] | s
     for item in items:
         if isinstance(item, str):
             if item not in modules:
-                near = difflib.get_close_matches(item, modules, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else "."
-                raise ValueError(f"the model has no module called {item!r}{hint}")
+                raise ValueError(f"the model has no module called {item!r}{did_you_mean(item, modules)}")
             module = modules[item]
         elif isinstance(item, nn.Module):
             if all(item is not m for m in modules.values()):

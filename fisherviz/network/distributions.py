@@ -57,8 +57,7 @@ class Likelihood(ABC):
 
     def factor(self, z: Tensor) -> Tensor:
         """Factor S of the output Fisher, shape (N, D, K), with S Sᵀ = F_R(z)."""
-        z = _at_least_matrix(z)
-        return self.vectors(z).flatten(2).permute(1, 2, 0)
+        return self.vectors(z.unsqueeze(1) if z.dim() == 1 else z).flatten(2).permute(1, 2, 0)
 
     def fisher(self, z: Tensor) -> Tensor:
         """Output Fisher F_R(z) of each example, shape (N, D, D)."""
@@ -294,10 +293,6 @@ class Gaussian(Likelihood):
     def describe(self) -> str:
         """Name of the distribution with its variance."""
         return f"Gaussian(variance={self._variance:g})"
-
-
-def _at_least_matrix(z: Tensor) -> Tensor:
-    return z.unsqueeze(1) if z.dim() == 1 else z
 
 
 def _same_shape(name: str, z: Tensor, y: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fisherviz.support.modes import keeping_modes
+
 _visits = threading.local()
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _locks_lock = threading.Lock()
@@ -122,20 +124,15 @@ def undisturbing(source: Iterable[Any]) -> Iterator[Any]:
 @contextmanager
 def as_guest(model: nn.Module) -> Iterator[None]:
     """Run with gradients on; restore buffers, training modes and the global random state afterwards."""
-    with lock_of(model), _restored(model):
-        yield
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    buffers = [
-        (module, name, b, b._version, b.clone())
-        for module in model.modules()
-        for name, b in module._buffers.items()
-        if b is not None
-    ]
-    modes = [(m, m.training) for m in model.modules()]
-    with keeping_random_state(), torch.inference_mode(False), torch.enable_grad():
+    with (
+        lock_of(model), keeping_random_state(), keeping_modes(model), torch.inference_mode(False), torch.enable_grad(),
+    ):  # fmt: skip
+        buffers = [
+            (module, name, b, b._version, b.clone())
+            for module in model.modules()
+            for name, b in module._buffers.items()
+            if b is not None
+        ]
         _visits.depth = getattr(_visits, "depth", 0) + 1
         try:
             yield
@@ -146,8 +143,6 @@ def _restored(model: nn.Module) -> Iterator[None]:
                     owner._buffers[name] = buffer
                     if buffer._version != version:
                         buffer.copy_(saved)
-            for module, mode in modes:
-                module.training = mode
 
 
 def check_modes(model: nn.Module) -> None:

@@ -153,19 +153,17 @@ def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Paramet
     Returns:
         The layer.
     """
-    found = kind_of(module)
-    kind, structured, note = type(module).__name__.lower(), False, ""
+    found, note = kind_of(module), ""
     if found is None:
         note = f"{type(module).__name__} has no Kronecker structure"
     elif shared:
-        kind, note = found.name, "a parameter is shared with another module"
+        note = "a parameter is shared with another module"
     elif not _owns_plain_parameters(module, parameters):
-        kind, note = found.name, "its weight or bias is reparametrised, or it owns further parameters"
-    else:
-        kind, structured = found.name, True
+        note = "its weight or bias is reparametrised, or it owns further parameters"
+    kind = found.name if found is not None else type(module).__name__.lower()
     keys = {id(p): key for key, p in module._parameters.items()}
     roles = {own: keys[id(p)] for own, p in parameters.items()}
-    return Layer(name, module, dict(parameters), kind, structured, note, roles)
+    return Layer(name, module, dict(parameters), kind, not note, note, roles)
 
 
 def _owns_plain_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> bool:

@@ -205,31 +205,25 @@ class ParameterSpace:
         """Index p that turns a flat torch-order vector into the given order: vector_in_order = torch_vector[p]."""
         if order == "torch":
             return torch.arange(self.size)
-        unit = torch.cat(self.split(torch.arange(self.size)))
-        if order == "unit":
-            return unit
-        pieces = [self.own_permutation(i, order) + start for i, start in enumerate(self.offsets[:-1])]
-        return unit[torch.cat(pieces)]
+        return torch.cat(self.split(torch.arange(self.size)))[self._from_unit(order)]
 
-    @property
-    def torch_from_unit(self) -> Tensor:
-        """Index p with torch_vector = unit_vector[p]."""
-        return torch.argsort(self.permutation("unit"))
+    def _from_unit(self, order: Order) -> Tensor:
+        """Index p that turns a unit-order vector into the given order."""
+        if order == "torch":
+            return torch.argsort(self.permutation("unit"))
+        return torch.cat([self.own_permutation(i, order) + start for i, start in enumerate(self.offsets[:-1])])
 
     # ---- matrices ------------------------------------------------------------------------------------------------
 
     def reorder_dense(self, matrix: Tensor, order: Order) -> Tensor:
         """A dense torch-order matrix in another order."""
-        return _taken(matrix, None if order == "torch" else self.permutation(order))
+        return matrix if order == "torch" else _taken(matrix, self.permutation(order))
 
     def reorder_unit_dense(self, matrix: Tensor, order: Order) -> Tensor:
         """A dense unit-order matrix in another order."""
         if one_of("order", order, ORDERS) == "unit":
             return matrix
-        if order == "torch":
-            return _taken(matrix, self.torch_from_unit)
-        pieces = [self.own_permutation(i, order) + start for i, start in enumerate(self.offsets[:-1])]
-        return _taken(matrix, torch.cat(pieces))
+        return _taken(matrix, self._from_unit(order))
 
     def reorder_block(self, block: Tensor, row: int, col: int, order: Order) -> Tensor:
         """A unit-order block between two layers in another order; torch order is that of their parameters alone."""
@@ -267,9 +261,7 @@ class ParameterSpace:
             torch.mul(quarters[:, columns, :, others], scale, out=target)
 
 
-def _taken(matrix: Tensor, index: Tensor | None) -> Tensor:
-    """Rows and columns of a matrix by an index; None: as they are."""
-    if index is None:
-        return matrix
+def _taken(matrix: Tensor, index: Tensor) -> Tensor:
+    """Rows and columns of a matrix by an index."""
     index = index.to(matrix.device)
     return matrix[index][:, index]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.network.likelihoods import Likelihood
+from fisherviz.support import choices
 
 KINDS = ("exact", "mc", "empirical")
 
@@ -243,10 +244,8 @@ def make_vectors(
     Raises:
         ValueError: the kind is unknown, or samples is not a positive whole number.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be a positive whole number, got {samples!r}.")
+    choices.one_of("kind", kind, KINDS)
+    choices.count("samples", samples)
     if kind == "exact":
         return ExactVectors(likelihood)
     if kind == "empirical":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -19,48 +19,55 @@ from torch import nn
 
 from fisherviz import models
 from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.curves import draw_curves, logarithmic, picture
+from fisherviz.papers.curves import draw_curves, logarithmic
+from fisherviz.papers.pictures import draw
 from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.training import (
-    Effort,
-    Method,
-    Problem,
-    Trained,
-    at_hand,
-    compare,
-    effort_words,
-    finite_values,
-    settings_words,
-    spread,
-    stopped_words,
-)
+from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, tune
+from fisherviz.papers.words import settings_words, spread, stopped_words
 
 ERROR = "train_squared_error"
 ETA = 1e-5
 BASELINE = "Nesterov"
 DIAGONAL, TRIDIAGONAL = "K-FAC diagonal", "K-FAC tridiagonal"
 STILL = ", no momentum"
+# slow and fast methods, at least and at most how many times faster, claim, paper's figure, rule
+CLAIMS = (
+    (
+        ((BASELINE, DIAGONAL), (BASELINE, TRIDIAGONAL)), 10.0, math.inf,
+        "with momentum, K-FAC's progress per iteration is orders of magnitude higher than the baseline's",
+        "orders of magnitude (figure 11)",
+        "both versions need at least 10 times fewer iterations to the baseline's lowest error",
+    ),
+    (
+        ((f"{DIAGONAL}{STILL}", DIAGONAL), (f"{TRIDIAGONAL}{STILL}", TRIDIAGONAL)), 2.0, math.inf,
+        "K-FAC's momentum is what makes the difference",
+        "without it K-FAC was not significantly faster than the baseline (section 13)",
+        "both versions need at least 2 times fewer iterations than without momentum",
+    ),
+    (
+        ((DIAGONAL, TRIDIAGONAL),), 1.25, 1.4,
+        "the block-tridiagonal version's progress per iteration is larger than the block-diagonal one's",
+        "typically 25 % to 40 %",
+        "1.25 to 1.4 times fewer iterations to the block-diagonal version's lowest error",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scale:
     """How much of the paper's setting is run; None: all."""
 
-    iterations: int
-    look: int
+    effort: Effort
     limit: int | None
     first: int  # m₁ of K-FAC's growing batches
     full_at: int  # iteration at which they hold all examples
     batch: int  # of the others
-    seeds: int
-    trials: int
-    trial_iterations: int
 
 
 SCALES = {
-    "smoke": Scale(3, 1, 120, 40, 3, 40, 2, 1, 1),
-    "desk": Scale(40, 4, 2000, 250, 40, 250, 3, 2, 20),
-    "paper": Scale(2000, 20, None, 1000, 500, 500, 3, 12, 500),
+    "smoke": Scale(Effort(steps=3, look=1, seeds=2, trials=1, trial_steps=1), 120, 40, 3, 40),
+    "desk": Scale(Effort(steps=40, look=4, seeds=3, trials=2, trial_steps=20), 2000, 250, 40, 250),
+    "paper": Scale(Effort(steps=2000, look=20, seeds=3, trials=12, trial_steps=500), None, 1000, 500, 500),
 }
 
 
@@ -108,27 +115,21 @@ def fig11(run: Run) -> Outcome:
     name = "mnist" if at_hand("mnist", run) else "digits"
     small = run.scale == "smoke"
     network = "fisherviz.papers.autoencoders:small_autoencoder" if small else "mnist-autoencoder"
-    common: dict[str, Any] = {
-        "task": "autoencoder", "limit": scale.limit, "averaging": 0.99, "evaluated": scale.limit,
-        "size": 28 if name == "digits" and not small else None,
-    }  # fmt: skip
-    still = Problem(name, network, batch=scale.batch, **common)
-    growing = Problem(name, network, batch=scale.first, full_at=scale.full_at, **common)
-    effort = Effort(scale.iterations, scale.look, scale.seeds, scale.trials, scale.trial_iterations)
-    found: dict[str, Trained] = {}
-    for method in methods():
-        problem = growing if method.name in (DIAGONAL, TRIDIAGONAL) else still
-        found |= compare(problem, [method], effort, run)
+    still = Problem(
+        name, network, batch=scale.batch, limit=scale.limit, size=28 if name == "digits" and not small else None,
+        task="autoencoder", averaging=0.99, evaluated=scale.limit,
+    )  # fmt: skip
+    growing = replace(still, batch=scale.first, full_at=scale.full_at)
+    problems = {DIAGONAL: growing, TRIDIAGONAL: growing}
+    found = {m.name: tune(problems.get(m.name, still), m, scale.effort, run) for m in methods()}
     other = _departures(scale, name, small)
-    claims = (_against_baseline(found, other), _against_no_momentum(found, other), _tridiagonal(found, other))
-    title = "MNIST" if name == "mnist" else name
+    claims = tuple(_claim(found, other, *row) for row in CLAIMS)
     sizes = "64-12-3-12-64" if small else "784-1000-500-250-30 and back"
-    examples = len(growing.data().train.inputs)
     details = (
-        f"{title}, {examples:,} training images, {sizes}, logistic units, sparse initialisation, η = {ETA:g}; K-FAC "
-        f"with T₁ = 5, T₂ = T₃ = 20, τ₁ = 1/8, τ₂ = 1/4, batches from {scale.first} growing to all at iteration "
-        f"{scale.full_at} (without momentum: {scale.batch}), Nesterov's momentum on Sutskever's schedule with batch "
-        f"{scale.batch}; the better of the iterate and its average with ξ = 0.99 counts; {effort_words(effort)}; "
+        f"{growing.title}, {growing.examples:,} training images, {sizes}, logistic units, sparse initialisation, "
+        f"η = {ETA:g}; K-FAC with T₁ = 5, T₂ = T₃ = 20, τ₁ = 1/8, τ₂ = 1/4, batches from {scale.first} growing to all "
+        f"at iteration {scale.full_at} (without momentum: {scale.batch}), Nesterov's momentum on Sutskever's schedule "
+        f"with batch {scale.batch}; the better of the iterate and its average with ξ = 0.99 counts; {scale.effort}; "
         f"chosen: {settings_words(found)}{stopped_words(found)}"
     )
     caption = "Squared reconstruction error of the training images over iterations (median and range of the seeds)."
@@ -140,16 +141,16 @@ def fig11(run: Run) -> Outcome:
         ax.set_ylabel("squared error of an image")
         ax.legend(fontsize=8)
 
-    setting = f"{title} autoencoder, {scale.iterations} iterations, {scale.seeds} seeds"
-    return Outcome(claims, setting, details, caption, picture(6.6, 4.2, fill))
+    setting = f"{growing.title} autoencoder, {scale.effort.steps} iterations, {scale.effort.seeds} seeds"
+    return Outcome(claims, setting, details, caption, draw(6.6, 4.2, fill))
 
 
 def _departures(scale: Scale, name: str, small: bool) -> tuple[str, ...]:
     found = ["digits instead of MNIST"] if name == "digits" else []
     found += ["a smaller network"] if small else []
     found += [f"{scale.limit:,} training images instead of 60,000"] if scale.limit is not None else []
-    found += [f"{scale.iterations} iterations instead of about 2000"] if scale.iterations < 2000 else []
-    return tuple(found)
+    steps = scale.effort.steps
+    return (*found, f"{steps} iterations instead of about 2000") if steps < 2000 else tuple(found)
 
 
 def iterations_to(run: Mapping[str, Any], error: float) -> float:
@@ -179,11 +180,10 @@ def ratios(slow: Trained, fast: Trained) -> list[float]:
 
 
 def _claim(
-    found: Mapping[str, Trained], pairs: Sequence[tuple[str, str]], least: float, most: float, words: tuple[str, ...],
-    other: tuple[str, ...],
+    found: Mapping[str, Trained], other: tuple[str, ...], pairs: Sequence[tuple[str, str]], least: float, most: float,
+    statement: str, paper: str, rule: str,
 ) -> Claim:  # fmt: skip
     measured = {f"{fast} against {slow}": ratios(found[slow], found[fast]) for slow, fast in pairs}
-    statement, paper, rule = words
     ends = "; ".join(f"{name} {spread(found[name].last(ERROR))}" for name in dict.fromkeys(sum(pairs, ())))
     return Claim(
         statement,
@@ -193,33 +193,5 @@ def _claim(
         rule,
         all(least <= median(values) <= most for values in measured.values()),
         other,
-        values=finite_values({name: median(values) for name, values in measured.items()}),
+        values={name: median(values) for name, values in measured.items()},
     )
-
-
-def _against_baseline(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
-    words = (
-        "with momentum, K-FAC's progress per iteration is orders of magnitude higher than the baseline's",
-        "orders of magnitude (figure 11)",
-        "both versions need at least 10 times fewer iterations to the baseline's lowest error",
-    )
-    return _claim(found, [(BASELINE, DIAGONAL), (BASELINE, TRIDIAGONAL)], 10.0, math.inf, words, other)
-
-
-def _against_no_momentum(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
-    words = (
-        "K-FAC's momentum is what makes the difference",
-        "without it K-FAC was not significantly faster than the baseline (section 13)",
-        "both versions need at least 2 times fewer iterations than without momentum",
-    )
-    pairs = [(f"{name}{STILL}", name) for name in (DIAGONAL, TRIDIAGONAL)]
-    return _claim(found, pairs, 2.0, math.inf, words, other)
-
-
-def _tridiagonal(found: Mapping[str, Trained], other: tuple[str, ...]) -> Claim:
-    words = (
-        "the block-tridiagonal version's progress per iteration is larger than the block-diagonal one's",
-        "typically 25 % to 40 %",
-        "1.25 to 1.4 times fewer iterations to the block-diagonal version's lowest error",
-    )
-    return _claim(found, [(DIAGONAL, TRIDIAGONAL)], 1.25, 1.4, words, other)

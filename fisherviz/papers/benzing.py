@@ -19,23 +19,11 @@ from fisherviz.approximations import approximate
 from fisherviz.comparison.monitor import SIMILARITIES, similarity
 from fisherviz.network.likelihoods import resolve
 from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.curves import STYLES, draw_curves, logarithmic, picture
+from fisherviz.papers.curves import STYLES, draw_band, draw_curves, logarithmic
+from fisherviz.papers.pictures import draw
 from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.training import (
-    Effort,
-    Method,
-    Problem,
-    Trained,
-    at_hand,
-    build,
-    compare,
-    effort_words,
-    finite_values,
-    kept,
-    settings_words,
-    spread,
-    stopped_words,
-)
+from fisherviz.papers.training import TITLES, Effort, Method, Problem, Trained, at_hand, build, compare, kept
+from fisherviz.papers.words import settings_words, spread, stopped_words
 from fisherviz.plotting.style import tidy
 from fisherviz.probe import Probe
 from fisherviz.results.comparison import WHOLE
@@ -44,7 +32,6 @@ from fisherviz.training.evaluation import evaluate
 
 RATES = tuple(float(f"{a}e{i}") for i in range(-7, 1) for a in (1, 3))
 DAMPINGS = tuple(float(f"1e{i}") for i in range(-8, 5, 2))
-TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits"}
 PAPER = {"SGD": 0.14, "Adam": 0.11, "natural gradient": 0.18, "K-FAC": 0.007, "FOOF": 0.002}
 """Final training losses on Fashion-MNIST, read off the plots of the paper's later version."""
 SIMILAR = {"foof_cosine_factored": 0.7, "foof_cosine_eigenvalues": 0.1}
@@ -113,7 +100,7 @@ def fig5(run: Run) -> Outcome:
         f"{scale.width}, no biases, batch 100, {scale.epochs} epochs"
         f"{'' if scale.limit is None else f' of the first {scale.limit:,} training images'}; "
         f"matrices renewed every {scale.amortised} steps, averages with decay 0.95, the natural gradient's Fisher on "
-        f"an independent mini-batch; {effort_words(effort)}; chosen: {chosen}"
+        f"an independent mini-batch; {effort}; chosen: {chosen}"
     )
     caption = "Training loss of the tuned optimizers (median and range of the seeds)."
 
@@ -127,14 +114,13 @@ def fig5(run: Run) -> Outcome:
         axes[0].legend(fontsize=7.5)
 
     setting = f"width {scale.width}, {scale.epochs} epochs, {scale.seeds} seeds, {scale.trials} trials each"
-    return Outcome(tuple(claims), setting, details, caption, picture(4.8 * len(found), 3.6, fill))
+    return Outcome(tuple(claims), setting, details, caption, draw(4.8 * len(found), 3.6, fill))
 
 
 def _setup(name: str, scale: Scale) -> tuple[Problem, tuple[Method, ...], Effort]:
     options = (("hidden", (scale.width,) * 3),)
     problem = Problem(name, "foof-mlp", options, batch=100, limit=scale.limit, standardise=True)
-    epoch = -(-len(problem.data().train.inputs) // problem.batch)
-    effort = Effort(scale.epochs * epoch, epoch, scale.seeds, scale.trials, scale.trial_epochs * epoch)
+    effort = problem.effort(scale.epochs, scale.trial_epochs, scale.trials, scale.seeds)
     return problem, methods(scale.amortised), effort
 
 
@@ -157,24 +143,21 @@ def _ten_times(found: Mapping[str, Mapping[str, Trained]], other: tuple[str, ...
         "at least 5 times on each data set (medians)",
         all(value >= 5 for value in ratios.values()),
         other,
-        values=finite_values(ratios),
+        values=ratios,
     )
 
 
 def _ahead(found: Mapping[str, Mapping[str, Trained]], other: tuple[str, ...]) -> Claim:
-    measured, ratios = [], {}
-    for name, one in found.items():
-        foof, kfac = one["FOOF"].last("train_loss"), one["K-FAC"].last("train_loss")
-        ratios[name] = _ratio(foof, kfac)
-        measured.append(f"{TITLES[name]}: FOOF {spread(foof)}, K-FAC {spread(kfac)}")
+    losses = {name: (one["FOOF"].last("train_loss"), one["K-FAC"].last("train_loss")) for name, one in found.items()}
+    ratios = {f"{name}_ratio": _ratio(foof, kfac) for name, (foof, kfac) in losses.items()}
     return Claim(
         "FOOF performs similarly to K-FAC, if not better",
         "figures 5B and 5C (about 0.002 against 0.007 on Fashion-MNIST)",
-        "; ".join(measured),
+        "; ".join(f"{TITLES[n]}: FOOF {spread(foof)}, K-FAC {spread(kfac)}" for n, (foof, kfac) in losses.items()),
         "FOOF's median loss is at most 1.1 times K-FAC's on each data set",
         all(value <= 1.1 for value in ratios.values()),
         other,
-        values=finite_values({f"{name}_ratio": value for name, value in ratios.items()}),
+        values=ratios,
     )
 
 
@@ -188,7 +171,7 @@ def _number(name: str, one: Trained, other: tuple[str, ...]) -> Claim:
         "within a factor of 1.5",
         2 / 3 <= factor <= 1.5,
         other,
-        values=finite_values({"loss": median(losses)}),
+        values={"loss": median(losses)},
     )
 
 
@@ -240,11 +223,7 @@ def fig4a(run: Run) -> Outcome:
     def fill(figure: Figure) -> None:
         ax = figure.subplots()
         for (metric, values), look in zip(curves.items(), (STYLES["K-FAC"], STYLES["natural gradient"]), strict=True):
-            ax.plot(
-                DAMPINGS, np.median(values, axis=0), color=look.color, linestyle=look.line, marker=look.marker,
-                markersize=4, label=WORDS[metric],
-            )  # fmt: skip
-            ax.fill_between(DAMPINGS, values.min(0), values.max(0), color=look.color, alpha=0.18, linewidth=0)
+            draw_band(ax, DAMPINGS, values, look, WORDS[metric], markersize=4)
         ax.set_xscale("log")
         ax.set_ylim(0, 1.03)
         ax.set_xlabel("damping λ")
@@ -253,7 +232,7 @@ def fig4a(run: Run) -> Outcome:
         tidy(ax)
 
     setting = f"{TITLES[name]}, width {width}, {steps} steps of SGD, {scale.seeds} seeds"
-    return Outcome(tuple(claims), setting, details, caption, picture(5.2, 3.6, fill))
+    return Outcome(tuple(claims), setting, details, caption, draw(5.2, 3.6, fill))
 
 
 def _cosines(problem: Problem, steps: int, seed: int, examples: int, run: Run) -> dict[str, Any]:

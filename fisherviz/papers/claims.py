@@ -7,6 +7,7 @@ setting departs from the paper's in a way that matters to the claim. Exhibits ne
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ class Claim:
         holds: whether it is.
         departures: where the setting differs from the paper's in a way that matters to this claim.
         sensitivity: how the measurement moves with choices that the paper leaves open.
-        values: the measured numbers by name.
+        values: the measured numbers by name; those that are infinite, of what diverged, are not kept.
     """
 
     statement: str
@@ -93,7 +94,10 @@ def record(out: Path, name: str, title: str, outcome: Outcome, **run: Any) -> No
         ValueError: the folder's claims.json is damaged.
     """
     known = load(out)
-    rows = [{**asdict(claim), "verdict": claim.verdict} for claim in outcome.claims]
+    rows = []
+    for claim in outcome.claims:
+        finite = {key: value for key, value in claim.values.items() if not math.isinf(value)}
+        rows.append({**asdict(claim), "values": finite, "verdict": claim.verdict})
     known[name] = {
         "title": title, "run": run, "setting": outcome.setting, "details": outcome.details,
         "caption": outcome.caption, "picture": None if outcome.picture is None else f"{name}.png",

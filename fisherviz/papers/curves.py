@@ -1,25 +1,19 @@
-"""Pictures of training comparisons: a line per method through the seeds' medians, a band over their range.
+"""Training comparisons on axes: a line per method through the seeds' medians, a band over their range.
 
 Colours and lines are those of `fisherviz.plotting.style`: safe for colour-blind eyes, and never the only sign.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.style import context
-from PIL import Image
 
 from fisherviz.papers.training import Trained
 from fisherviz.plotting.style import MethodStyle, plain_decades, tidy
 
-LOOK = {"font.size": 9.0, "axes.linewidth": 0.7, "savefig.facecolor": "white"}
 STYLES: dict[str, MethodStyle] = {
     "SGD": MethodStyle("#000000", "s", (0, (1, 1))),
     "Nesterov": MethodStyle("#000000", "s", (0, (1, 1))),
@@ -37,29 +31,6 @@ STYLES: dict[str, MethodStyle] = {
 }
 
 
-def picture(width: float, height: float, fill: Callable[[Figure], None], dpi: int = 130) -> bytes:
-    """Draw a figure as PNG in its own 256 colours, which keeps it small.
-
-    Args:
-        width: inches.
-        height: inches.
-        fill: puts axes on the figure.
-        dpi: pixels per inch.
-
-    Returns:
-        The file's content.
-    """
-    with context(["default", LOOK]):
-        figure = Figure(figsize=(width, height), layout="constrained", dpi=dpi)
-        fill(figure)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    stream = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(stream, format="PNG", optimize=True, dpi=(dpi, dpi))
-    return stream.getvalue()
-
-
 def draw_curves(
     ax: Axes, found: Mapping[str, Trained], key: str, over: str = "epoch", factor: float = 1.0, first: int = 0
 ) -> None:
@@ -74,7 +45,6 @@ def draw_curves(
         first: step to begin at.
     """
     for name, one in found.items():
-        look = STYLES[name]
         curves = [[line for line in run["curve"] if line["step"] >= first] for run in one.runs]
         curves = [curve for curve in curves if curve]
         if not curves:
@@ -82,19 +52,27 @@ def draw_curves(
         length = min(map(len, curves))  # up to where the first seed broke off
         x = [line[over] for line in curves[0][:length]]
         values = factor * np.array([[line[key] for line in curve[:length]] for curve in curves])
-        ax.plot(
-            x, np.median(values, axis=0), color=look.color, linestyle=look.line, marker=look.marker, markersize=3.5,
-            markevery=max(1, length // 10), label=label(name, one), linewidth=1.4,
-        )  # fmt: skip
-        if len(curves) > 1:
-            ax.fill_between(x, values.min(0), values.max(0), color=look.color, alpha=0.18, linewidth=0)
+        label = f"{name} ({one.stopped} of {len(one.runs)} diverged)" if one.stopped else name
+        draw_band(ax, x, values, STYLES[name], label, markersize=3.5, markevery=max(1, length // 10), linewidth=1.4)
     tidy(ax)
     ax.set_xlabel({"epoch": "epoch", "step": "iteration"}[over])
 
 
-def label(name: str, one: Trained) -> str:
-    """A method's name, with how many of its runs broke off."""
-    return f"{name} ({one.stopped} of {len(one.runs)} diverged)" if one.stopped else name
+def draw_band(ax: Axes, x: Sequence[float], values: np.ndarray, look: MethodStyle, label: str, **line: Any) -> None:
+    """Draw a line through the medians of the seeds, over a band from the smallest to the largest.
+
+    Args:
+        ax: where.
+        x: (n,).
+        values: (seeds, n).
+        look: of the line.
+        label: in the legend.
+        **line: further options of the line.
+    """
+    medians = np.median(values, axis=0)
+    ax.plot(x, medians, color=look.color, linestyle=look.line, marker=look.marker, label=label, **line)
+    if len(values) > 1:
+        ax.fill_between(x, values.min(0), values.max(0), color=look.color, alpha=0.18, linewidth=0)
 
 
 def logarithmic(ax: Axes) -> None:

@@ -56,7 +56,7 @@ def fig2(run: Run) -> Outcome:
         values={"relative_frobenius": error, "cosine": cosine, "block_mean_correlation": likeness},
     )
     caption = f"Exact Fisher, its approximation F̃, and their absolute difference. {_scale(BRIGHT)}"
-    return net.outcome((claim,), caption, draw(9.6, 3.2, fill))
+    return net.outcome((claim,), caption, draw(9.6, 3.2, fill, heatmaps=True))
 
 
 @exhibit("kfac.cumulants", "Martens & Grosse 2015, section 3.1: the error of F̃ and its cumulant bound")
@@ -175,7 +175,7 @@ def fig3(run: Run) -> Outcome:
         f"matrix. |entries| on linear scales from 0 to the {BRIGHT:.0%} quantile of F̃ and of F, and to the "
         f"{BRIGHT_INVERSE:.0%} quantile of either inverse."
     )
-    return net.outcome(claims, caption, draw(9.6, 5.6, fill))
+    return net.outcome(claims, caption, draw(9.6, 5.6, fill, heatmaps=True))
 
 
 @exhibit("kfac.fig5", "Martens & Grosse 2015, figure 5: F̃ against F̌ and F̂")
@@ -302,7 +302,7 @@ def _two_rows(net: KFACNetwork, tilde: Tensor, check: Tensor, hat: Tensor, power
             titles = (f"${left}$", f"${name}$ ({kind})", f"$|{left} - {name}|$")
             _triptych(list(axes), tilde, other, net, titles, share)
 
-    return draw(9.6, 6.2, fill)
+    return draw(9.6, 6.2, fill, heatmaps=True)
 
 
 def _triptych(

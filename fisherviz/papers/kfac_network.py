@@ -22,6 +22,7 @@ from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.operators.factorise import cholesky, symmetric
 from fisherviz.papers.claims import Claim, Outcome
 from fisherviz.papers.registry import Run
+from fisherviz.papers.training import TITLES
 from fisherviz.probe import Probe
 
 ERROR = 0.05  # share of wrong training examples in figure 2
@@ -100,8 +101,7 @@ class KFACNetwork:
     @cached_property
     def approximations(self) -> Mapping[str, Approximation]:
         """F̃ ("kfac-full"), F̌ ("kfac") and F̂ ("kfac-tridiagonal")."""
-        names = ("kfac-full", "kfac", "kfac-tridiagonal")
-        return {name: approximate(self.fisher, name) for name in names}
+        return {name: approximate(self.fisher, name) for name in ("kfac-full", "kfac", "kfac-tridiagonal")}
 
     def dense(self, name: str) -> Tensor:
         """An approximation undamped, (P, P), in input order."""
@@ -157,8 +157,7 @@ def kfac_network(run: Run) -> KFACNetwork:
     inputs, targets = data.train.inputs.double(), data.train.targets
     batches = tuple(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
     steps, reached = history["steps"], history["error"][-1]
-    title = "MNIST" if name == "mnist" else name
-    return KFACNetwork(model.double().eval(), title, batches, width, steps, reached, run.progress)
+    return KFACNetwork(model.double().eval(), TITLES[name], batches, width, steps, reached, run.progress)
 
 
 @dataclass(frozen=True)

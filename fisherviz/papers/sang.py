@@ -15,22 +15,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.curves import draw_curves, picture
+from fisherviz.papers.curves import draw_curves
+from fisherviz.papers.pictures import draw
 from fisherviz.papers.registry import Run, exhibit
 from fisherviz.papers.sang_optimizers import DecayedAdam, DecayedKFAC, MeanCostCWNGD
-from fisherviz.papers.training import (
-    Effort,
-    Method,
-    Problem,
-    Trained,
-    at_hand,
-    compare,
-    effort_words,
-    finite_values,
-    settings_words,
-    spread,
-    stopped_words,
-)
+from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, tune
+from fisherviz.papers.words import settings_words, spread, stopped_words
 
 CONVERGED = 0.9999
 """Training accuracy, rounded to 100.0 %, from which on a run has converged; the paper does not define it."""
@@ -100,13 +90,11 @@ class Setup:
     scale: Scale
     problem: Problem
     effort: Effort
-    epoch: int  # steps
-    title: str
 
     @property
     def departures(self) -> tuple[str, ...]:
         """From the paper's data."""
-        found = ("digits instead of MNIST",) if self.title == "digits" else ()
+        found = ("digits instead of MNIST",) if self.problem.dataset == "digits" else ()
         return (*found, f"the first {self.scale.limit:,} images") if self.scale.limit else found
 
     @property
@@ -118,12 +106,12 @@ class Setup:
     def outcome(self, claims: Sequence[Claim], caption: str, more: str, drawing: bytes | None = None) -> Outcome:
         """The exhibit with its setting in words."""
         details = (
-            f"{self.title}, {len(self.problem.data().train.inputs):,} training images, batch {self.problem.batch}, "
+            f"{self.problem.title}, {self.problem.examples:,} training images, batch {self.problem.batch}, "
             f"{self.scale.epochs} epochs; convolution 8 of 5 × 5, stride 2, max-pooling 3 × 3, dense 128-64-10 (the "
             f"paper's sizes are in a picture that is not at hand), He's initialisation; the paper's iterations are "
             f"epochs; CW-NGD's summed Fisher in float64; {more}"
         )
-        setting = f"{self.title}, {self.scale.epochs} epochs, {self.scale.seeds} seeds"
+        setting = f"{self.problem.title}, {self.scale.epochs} epochs, {self.scale.seeds} seeds"
         return Outcome(tuple(claims), setting, details, caption, drawing)
 
 
@@ -132,9 +120,7 @@ def _setup(run: Run) -> Setup:
     name = "mnist" if at_hand("mnist", run) else "digits"
     batch = 1024 if run.scale != "smoke" else 64
     problem = Problem(name, "cwngd-convnet", batch=batch, limit=scale.limit, size=28 if name == "digits" else None)
-    epoch = -(-len(problem.data().train.inputs) // batch)
-    effort = Effort(scale.epochs * epoch, epoch, scale.seeds, scale.trials, scale.trial_epochs * epoch)
-    return Setup(scale, problem, effort, epoch, "MNIST" if name == "mnist" else name)
+    return Setup(scale, problem, problem.effort(scale.epochs, scale.trial_epochs, scale.trials, scale.seeds))
 
 
 @exhibit("sang.table1", "Sang et al. 2022, table I and figure 5: CW-NGD, Adam and K-FAC with the paper's options")
@@ -177,7 +163,7 @@ def tuned(run: Run) -> Outcome:
     setup = _setup(run)
     found = _compare(setup, tuned_methods(setup.problem.batch), run)
     more = (
-        f"{effort_words(setup.effort)}; chosen: {settings_words(found)}; constant rates, K-FAC's momentum 0.9; "
+        f"{setup.effort}; chosen: {settings_words(found)}; constant rates, K-FAC's momentum 0.9; "
         "CW-NGD where COST is the batch's mean, which is the other reading with α P and γ P²"
         f"{stopped_words(found)}"
     )
@@ -187,11 +173,8 @@ def tuned(run: Run) -> Outcome:
 
 def _compare(setup: Setup, methods: Sequence[Method], run: Run) -> dict[str, Trained]:
     """CW-NGD in float64: with γ = 1e-4 beside sums over 1024 examples its blocks are out of float32's reach."""
-    found: dict[str, Trained] = {}
-    for method in methods:
-        problem = replace(setup.problem, dtype="float64") if method.name == LITERAL else setup.problem
-        found |= compare(problem, [method], setup.effort, run)
-    return found
+    problems = {LITERAL: replace(setup.problem, dtype="float64")}
+    return {m.name: tune(problems.get(m.name, setup.problem), m, setup.effort, run) for m in methods}
 
 
 def _caption(options: str) -> str:
@@ -214,9 +197,9 @@ def epochs_to_converge(run: Mapping[str, Any], epoch: int) -> float:
 
 def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]:
     """How one reading of CW-NGD stands among the others."""
-    epochs = {n: [epochs_to_converge(run, setup.epoch) for run in one.runs] for n, one in found.items()}
+    epochs = {n: [epochs_to_converge(run, setup.effort.look) for run in one.runs] for n, one in found.items()}
     finals = {n: one.last("validation_accuracy") for n, one in found.items()}
-    second = {n: one.at("train_accuracy", 2 * setup.epoch) for n, one in found.items()}
+    second = {n: one.at("train_accuracy", 2 * setup.effort.look) for n, one in found.items()}
     most = setup.scale.epochs
 
     def shown(values: Sequence[float]) -> str:
@@ -237,7 +220,7 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             f"its median is at most half the others' (converged: training accuracy {CONVERGED:.2%} to the end)",
             third and settled,
             setup.departures if settled and third else setup.fewer,
-            values=finite_values({f"{n}_epochs": median(v) for n, v in epochs.items()}),
+            values={f"{n}_epochs": median(v) for n, v in epochs.items()},
         ),
         Claim(
             f"{own} has the highest training accuracy from the second iteration on",
@@ -246,7 +229,7 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             "its median is the highest after the second epoch",
             highest(second),
             setup.departures,
-            values=finite_values({n: median(v) for n, v in second.items()}),
+            values={n: median(v) for n, v in second.items()},
         ),
         Claim(
             f"{own} has the highest final validation accuracy",
@@ -255,45 +238,42 @@ def _orders(found: Mapping[str, Trained], setup: Setup, own: str) -> list[Claim]
             "its median is the highest",
             highest(finals),
             setup.fewer,
-            values=finite_values({n: median(v) for n, v in finals.items()}),
+            values={n: median(v) for n, v in finals.items()},
         ),
     ]
 
 
 def _row(name: str, one: Trained, setup: Setup) -> list[Claim]:
     first, second, _, _, validation = TABLE[LITERAL if name == MEAN_COST else name]
-    sizes = ("the paper's layer sizes are not known",)
+    epoch = setup.effort.look
     rows = (
-        ("training accuracy after the first iteration", first, one.at("train_accuracy", setup.epoch), "first", sizes),
-        ("after the second", second, one.at("train_accuracy", 2 * setup.epoch), "second", sizes),
-        ("final validation accuracy", validation, one.last("validation_accuracy"), "validation", sizes),
+        ("training accuracy after the first iteration", first, one.at("train_accuracy", epoch), "first"),
+        ("after the second", second, one.at("train_accuracy", 2 * epoch), "second"),
+        ("final validation accuracy", validation, one.last("validation_accuracy"), "validation"),
     )
-    claims = []
-    for words, paper, values, kind, departures in rows:
-        other = setup.fewer if kind == "validation" else setup.departures
-        claims.append(
-            Claim(
-                f"{name}: {words}",
-                f"{100 * paper:.2f} %",
-                spread(values, ".2f", 100.0, " %"),
-                f"within {100 * CLOSE[kind]:g} percentage points",
-                abs(median(values) - paper) <= CLOSE[kind],
-                (*other, *departures),
-                values=finite_values({"accuracy": median(values)}),
-            )
+    return [
+        Claim(
+            f"{name}: {words}",
+            f"{100 * paper:.2f} %",
+            spread(values, ".2f", 100.0, " %"),
+            f"within {100 * CLOSE[kind]:g} percentage points",
+            abs(median(values) - paper) <= CLOSE[kind],
+            (*(setup.fewer if kind == "validation" else setup.departures), "the paper's layer sizes are not known"),
+            values={"accuracy": median(values)},
         )
-    return claims
+        for words, paper, values, kind in rows
+    ]
 
 
 def _picture(found: Mapping[str, Trained]) -> bytes:
     def fill(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        keys = ("train_accuracy", "validation_accuracy")
-        for ax, key, title in ((left, keys[0], "training accuracy (5a)"), (right, keys[1], "validation accuracy (5b)")):
+        panels = {"train_accuracy": "training accuracy (5a)", "validation_accuracy": "validation accuracy (5b)"}
+        for ax, (key, title) in zip((left, right), panels.items(), strict=True):
             draw_curves(ax, found, key, factor=100.0, first=1)
             ax.set_title(title, fontsize=10)
         left.set_ylabel("%")
         left.set_ylim(top=100.2)
         right.legend(fontsize=8, loc="lower right")
 
-    return picture(9.2, 3.6, fill)
+    return draw(9.2, 3.6, fill)

@@ -43,8 +43,6 @@ class DecayedAdam(torch.optim.Adam):
     ) -> None:
         super().__init__(params, lr=lr, eps=eps, betas=(momentum, 0.999))
         self.rules = {"lr": (lr, lr_rate, lr_floor), "eps": (eps, eps_rate, eps_floor)}
-        for group in self.param_groups:
-            group["decayed"] = 0
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step at the present rates.
@@ -90,8 +88,6 @@ class DecayedKFAC(KFAC):
     ) -> None:
         super().__init__(model, likelihood, rescale=False, adapt=False, lr=lr, damping=damping, momentum=momentum, T=T)
         self.rules = {"lr": (lr, lr_rate, lr_floor), "damping": (damping, damping_rate, damping_floor)}
-        for group in self.param_groups:
-            group["decayed"] = 0
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step at the present rates.
@@ -105,9 +101,10 @@ class DecayedKFAC(KFAC):
 
 def _decay(groups: list[dict[str, Any]], rules: Mapping[str, tuple[float, float, float]]) -> None:
     for group in groups:
+        step = group.get("decayed", 0)
+        group["decayed"] = step + 1
         for name, (first, rate, floor) in rules.items():
-            group[name] = max(first * rate ** group["decayed"], floor)
-        group["decayed"] += 1
+            group[name] = max(first * rate**step, floor)
 
 
 class MeanCostCWNGD(CWNGD):

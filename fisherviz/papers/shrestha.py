@@ -16,20 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.curves import STYLES, picture
+from fisherviz.papers.curves import STYLES
+from fisherviz.papers.pictures import draw
 from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.training import (
-    Effort,
-    Method,
-    Problem,
-    Trained,
-    at_hand,
-    compare,
-    effort_words,
-    finite_values,
-    spread,
-    stopped_words,
-)
+from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, compare
+from fisherviz.papers.words import spread, stopped_words
 from fisherviz.plotting.style import tidy
 
 HIDDEN = {"4": (4,), "32-16": (32, 16), "32-16-16": (32, 16, 16)}
@@ -91,7 +82,7 @@ def table1(run: Run) -> Outcome:
     details = (
         f"{', '.join(columns.values())}; ReLU networks with hidden layers {'; '.join(hidden)} and He's initialisation "
         f"(the paper does not say which), batch 128; TENGraD with momentum 0.9 and a new Fisher every step; "
-        f"{effort_words(effort)}. The paper gives neither its numbers of steps nor its grids. The weather's apparent "
+        f"{effort}. The paper gives neither its numbers of steps nor its grids. The weather's apparent "
         f"temperature, nearly a copy of the target, is left out{'; not at hand: ' if missing else ''}"
         f"{', '.join(missing)}"
         f"{stopped_words({f'{m} on {n} {k}': one for (k, n), row in cells.items() for m, one in row.items()})}"
@@ -101,7 +92,7 @@ def table1(run: Run) -> Outcome:
         "hollow the paper's numbers."
     )
     setting = f"batch 128, {effort.steps} steps, {effort.seeds} seeds, {effort.trials} trials each"
-    return Outcome(tuple(claims), setting, details, caption, picture(9.6, 3.6, lambda f: _fill(f, cells, columns)))
+    return Outcome(tuple(claims), setting, details, caption, draw(9.6, 3.6, lambda f: _fill(f, cells, columns)))
 
 
 def logs(one: Trained, name: str) -> list[float]:
@@ -125,7 +116,7 @@ def _order(key: str, name: str, title: str, found: Mapping[str, Trained], depart
         f"every seed of {ahead} ends below every seed of the other",
         _clear(first, second),
         departures,
-        values=finite_values({"sgd": median(sgd), "tengrad": median(tengrad)}),
+        values={"sgd": median(sgd), "tengrad": median(tengrad)},
     )
 
 
@@ -152,7 +143,7 @@ def _numbers(name: str, cells: Cells, effort: Effort) -> Claim:
         f"all within {CLOSE}",
         close == len(off),
         (*departures, f"{effort.steps} steps; the paper's are not known"),
-        values=finite_values(off),
+        values=off,
     )
 
 
@@ -202,9 +193,8 @@ def _panel(ax: Axes, name: str, rows: Mapping[str, Mapping[str, Trained]]) -> No
 
 
 def _handles() -> list[Line2D]:
-    made = []
-    for method in ("SGD", "TENGraD"):
-        look = STYLES[method]
-        for title, fill in ((method, look.color), (f"{method}, paper", "none")):
-            made.append(Line2D([], [], linestyle="", marker=look.marker, color=look.color, mfc=fill, label=title))
-    return made
+    return [
+        Line2D([], [], linestyle="", marker=look.marker, color=look.color, mfc=fill, label=title)
+        for method, look in (("SGD", STYLES["SGD"]), ("TENGraD", STYLES["TENGraD"]))
+        for title, fill in ((method, look.color), (f"{method}, paper", "none"))
+    ]

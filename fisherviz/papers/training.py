@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from statistics import median
 from typing import Any
 
 import torch
@@ -33,6 +32,8 @@ from fisherviz.training.optimizers import make_optimizer
 
 Options = Mapping[str, Any]
 FORMAT = 1
+TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits"}
+_load = lru_cache(maxsize=4)(datasets.load)
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,23 @@ class Problem:
 
     def data(self) -> datasets.Dataset:
         """The data set."""
-        found = _load(self.dataset, self.limit, self.size, self.task, self.standardise)
+        found = _load(self.dataset, limit=self.limit, size=self.size, task=self.task, standardise=self.standardise)
         return found if self.dtype == "float32" else found.to(dtype=getattr(torch, self.dtype))
 
+    @property
+    def title(self) -> str:
+        """What the data set is called in sentences."""
+        return TITLES.get(self.dataset, self.dataset)
 
-@lru_cache(maxsize=4)
-def _load(name: str, limit: int | None, size: int | None, task: str | None, standardise: bool | None) -> Any:
-    return datasets.load(name, limit=limit, size=size, task=task, standardise=standardise)
+    @property
+    def examples(self) -> int:
+        """How many training examples there are."""
+        return len(self.data().train.inputs)
+
+    def effort(self, epochs: int, trial_epochs: int, trials: int, seeds: int) -> Effort:
+        """An effort counted in epochs, with an evaluation after each."""
+        epoch = -(-self.examples // self.batch)
+        return Effort(epochs * epoch, epoch, seeds, trials, trial_epochs * epoch)
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,13 @@ class Effort:
     trials: int
     trial_steps: int
 
+    def __str__(self) -> str:
+        seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+        return (
+            f"{self.trials} trials of {self.trial_steps} steps for each tuned method, chosen by final training loss, "
+            f"then {self.steps} steps from each of {seeds} that no trial saw; medians, ranges in brackets"
+        )
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -138,11 +156,7 @@ class Trained:
 
     def at(self, key: str, step: int) -> list[float]:
         """A metric at a step of each seed's run."""
-        found = []
-        for run in self.runs:
-            values = [line[key] for line in run["curve"] if line["step"] == step]
-            found.append(values[0] if values else worst(key))
-        return found
+        return [next((line[key] for line in run["curve"] if line["step"] == step), worst(key)) for run in self.runs]
 
     @property
     def stopped(self) -> int:
@@ -172,10 +186,10 @@ def compare(problem: Problem, methods: Sequence[Method], effort: Effort, run: Ru
     Returns:
         Name to method.
     """
-    return {method.name: tuned(problem, method, effort, run) for method in methods}
+    return {method.name: tune(problem, method, effort, run) for method in methods}
 
 
-def tuned(problem: Problem, method: Method, effort: Effort, run: Run) -> Trained:
+def tune(problem: Problem, method: Method, effort: Effort, run: Run) -> Trained:
     """Tune one method and train it; see `compare`."""
 
     def loss(options: Options) -> float:
@@ -200,21 +214,19 @@ def search(method: Method, trials: int, loss: Callable[[Options], float]) -> lis
     Returns:
         The settings in the order tried, with their losses.
     """
-    names = list(method.grid)
-    begin = tuple(list(method.grid[name]).index(method.start[name]) for name in names)
-    places = list(itertools.product(*(range(len(method.grid[name])) for name in names)))
+    places = list(itertools.product(*(range(len(values)) for values in method.grid.values())))
     tried: dict[tuple[int, ...], float] = {}
-    best = begin
+    best = tuple(list(values).index(method.start[name]) for name, values in method.grid.items())
+
+    def chosen(place: Sequence[int]) -> Options:
+        return {name: values[i] for (name, values), i in zip(method.grid.items(), place, strict=True)}
+
     for _ in range(min(trials, len(places))):
         left = [place for place in places if place not in tried]
         here = min(left, key=lambda place: sum(abs(i - j) for i, j in zip(place, best, strict=True)))
-        tried[here] = loss(_chosen(method, names, here))
+        tried[here] = loss(chosen(here))
         best = min(tried, key=lambda place: tried[place])
-    return [(_chosen(method, names, place), value) for place, value in tried.items()]
-
-
-def _chosen(method: Method, names: Sequence[str], place: Sequence[int]) -> dict[str, Any]:
-    return {name: method.grid[name][i] for name, i in zip(names, place, strict=True)}
+    return [(chosen(place), value) for place, value in tried.items()]
 
 
 def trained(
@@ -341,51 +353,6 @@ def build(problem: Problem, data: datasets.Dataset, seed: int) -> nn.Module:
     return models.build(problem.model, seed=seed, dataset=data, **options)
 
 
-# ---- words -----------------------------------------------------------------------------------------------------
-
-
 def at_hand(name: str, run: Run) -> bool:
     """Whether a data set is to be used: at "paper" always, at "desk" if its files are there, at "smoke" never."""
     return run.scale == "paper" or (run.scale == "desk" and datasets.where(name) is not None)
-
-
-def spread(values: Sequence[float], digits: str = ".3g", factor: float = 1.0, unit: str = "") -> str:
-    """Median and range of the seeds, in words."""
-    middle, low, high = (factor * v for v in (median(values), min(values), max(values)))
-    if all(math.isinf(v) for v in values):
-        return "diverged"
-    shown = [format(v, digits) if math.isfinite(v) else "diverged" for v in (middle, low, high)]
-    return shown[0] + unit + (f" ({shown[1]} to {shown[2]})" if len(values) > 1 else "")
-
-
-def finite_values(values: Mapping[str, float]) -> dict[str, float]:
-    """The values that JSON can hold."""
-    return {key: value for key, value in values.items() if math.isfinite(value)}
-
-
-def effort_words(effort: Effort) -> str:
-    """Tuning and seeds, in words."""
-    seeds = f"{effort.seeds} seed{'s' if effort.seeds > 1 else ''}"
-    return (
-        f"{effort.trials} trials of {effort.trial_steps} steps for each tuned method, chosen by final training loss, "
-        f"then {effort.steps} steps from each of {seeds} that no trial saw; medians, ranges in brackets"
-    )
-
-
-def settings_words(found: Mapping[str, Trained]) -> str:
-    """What tuning chose, in words."""
-    parts = []
-    for name, one in found.items():
-        if one.options:
-            parts.append(f"{name} {', '.join(f'{k} {v:g}' for k, v in one.options.items())}")
-    return "; ".join(parts)
-
-
-def stopped_words(found: Mapping[str, Trained]) -> str:
-    """Which runs broke off and why, in words; empty if none did."""
-    parts = []
-    for name, one in found.items():
-        if one.stopped:
-            why = next(run["stopped"] for run in one.runs if run["stopped"] is not None)
-            parts.append(f"{name}: {one.stopped} of {len(one.runs)} ({why.rstrip('.')})")
-    return f"; runs that broke off: {', '.join(parts)}" if parts else ""

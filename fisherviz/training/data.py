@@ -154,8 +154,3 @@ def split(config: Config, dataset: datasets.Dataset) -> tuple[Pair, Pair]:
     order = permutation(len(inputs), config.data_seed, len(inputs)).to(inputs.device)
     kept, out = order[held:], order[:held]
     return (inputs[kept], targets[kept]), (inputs[out], targets[out])
-
-
-def chunks(inputs: Tensor, targets: Tensor, size: int = 1024) -> Iterator[Pair]:
-    """Examples in their own order, for evaluation."""
-    yield from zip(inputs.split(size), targets.split(size), strict=True)

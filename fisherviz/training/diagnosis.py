@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -53,16 +54,12 @@ def _first(model: nn.Module, inputs: Tensor) -> str:
         if not bool(torch.isfinite(p).all()):
             layer, _, parameter = name.rpartition(".")
             return f"layer {layer!r} has a {parameter} that is not finite"
-    found: list[str] = []
     largest: list[tuple[float, str]] = []
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not found:
-                if not bool(torch.isfinite(output).all()):
-                    found.append(name)
-                else:
-                    largest.append((float(output.abs().max()), name))
+            if isinstance(output, Tensor):
+                largest.append((float(output.abs().max()), name))
 
         return hook
 
@@ -77,8 +74,9 @@ def _first(model: nn.Module, inputs: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    if found:
-        return f"layer {found[0]!r} is the first whose output is not finite"
+    for value, name in largest:
+        if not math.isfinite(value):
+            return f"layer {name!r} is the first whose output is not finite"
     if not bool(torch.isfinite(inputs).all()):
         return "the inputs are not finite"
     return f"layer {max(largest)[1]!r} has the largest output, {max(largest)[0]:.3g}"

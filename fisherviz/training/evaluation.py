@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.network.likelihoods import Likelihood
-from fisherviz.training.data import Pair, chunks
+from fisherviz.support.modes import keeping_modes
+from fisherviz.training.data import Pair
+
+PIECE = 1024
+"""Examples that are evaluated at once."""
 
 
 @torch.no_grad()
@@ -26,12 +30,11 @@ def evaluate(model: nn.Module, likelihood: Likelihood, pair: Pair, limit: int | 
         "loss", and "accuracy" or "squared_error" (summed over outputs, mean over examples).
     """
     inputs, targets = pair[0][:limit], pair[1][:limit]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     loss = total = 0.0
     judged = score(targets)
-    try:
-        for x, y in chunks(inputs, targets):
+    with keeping_modes(model):
+        model.eval()
+        for x, y in zip(inputs.split(PIECE), targets.split(PIECE), strict=True):
             z = model(x)
             loss += float(likelihood.nll(z, y).sum(dtype=torch.float64))
             if judged == "accuracy":
@@ -39,9 +42,6 @@ def evaluate(model: nn.Module, likelihood: Likelihood, pair: Pair, limit: int | 
             else:
                 predicted = torch.sigmoid(z) if likelihood.name == "bernoulli" else z
                 total += float((predicted - y).square().sum(dtype=torch.float64))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return {"loss": loss / len(inputs), judged: total / len(inputs)}
 
 

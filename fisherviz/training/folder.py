@@ -104,8 +104,7 @@ class Folder:
         held = path.stat().st_size if path.exists() else 0
         if held < length:
             raise OptionError(
-                f"out: {path} has {held} bytes where the checkpoint saw {length}; restore it, or remove "
-                f"the folder to "
+                f"out: {path} has {held} bytes where the checkpoint saw {length}; restore it, or remove the folder to "
                 "start again."
             )
         stream = open(path, "ab", buffering=0)  # noqa: SIM115 - held until close
@@ -158,10 +157,6 @@ class Folder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """How the run ended."""
         files.write_whole(self.path / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-
-    def forget_summary(self) -> None:
-        """The run goes on."""
-        (self.path / SUMMARY).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let other processes have the folder."""

@@ -21,14 +21,12 @@ from fisherviz.support.importing import imported
 from fisherviz.training.baselines import Nesterov
 from fisherviz.training.data import Batches
 
-_PRESETS = {
-    "kfac": "KFAC", "foof": "FOOF", "cw-ngd": "CWNGD", "ekfac": "EKFAC", "tengrad": "TENGraD",
-    "natural-gradient": "NaturalGradient", "subsampled": "SubsampledNaturalGradient", "kbfgs": "KBFGS",
-    "hessian-free": "HessianFree",
-}  # fmt: skip
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    name: getattr(optim, attribute) for name, attribute in _PRESETS.items() if hasattr(optim, attribute)
-} | {"sgd": torch.optim.SGD, "nesterov": Nesterov, "adam": torch.optim.Adam, "lbfgs": torch.optim.LBFGS}
+    "kfac": optim.KFAC, "foof": optim.FOOF, "cw-ngd": optim.CWNGD, "ekfac": optim.EKFAC, "tengrad": optim.TENGraD,
+    "natural-gradient": optim.NaturalGradient, "subsampled": optim.SubsampledNaturalGradient, "kbfgs": optim.KBFGS,
+    "hessian-free": optim.HessianFree,
+    "sgd": torch.optim.SGD, "nesterov": Nesterov, "adam": torch.optim.Adam, "lbfgs": torch.optim.LBFGS,
+}  # fmt: skip
 """Name to class."""
 REQUIRED: dict[str, Any] = {"lr": 0.1, "damping": 0.01}
 """Defaults for options that a class requires."""
@@ -95,16 +93,12 @@ def make_optimizer(
         if "model" not in parameters:
             return cls([p for p in model.parameters() if p.requires_grad], **given)
         if "fisher_data" in parameters:
-            given["fisher_data"] = _fisher_data(given.get("fisher_data", "independent"), batches)
+            choices = {"independent": batches.independent(), "previous": None, "same": "same"}
+            wanted = given.get("fisher_data", "independent")
+            given["fisher_data"] = choices[one_of("fisher_data", wanted, choices)]
         if "data" in parameters:
             given["data"] = batches.once()
         return cls(model, likelihood, **given)  # type: ignore[arg-type]
-
-
-def _fisher_data(wanted: Any, batches: Batches) -> Any:
-    """What the option names: mini-batches of their own, the previous step's inputs, or the step's own."""
-    choices = {"independent": batches.independent(), "previous": None, "same": "same"}
-    return choices[one_of("fisher_data", wanted, choices)]
 
 
 def dampings(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -24,7 +24,7 @@ from fisherviz.comparison.monitor import Monitor
 from fisherviz.datasets.catalogue import Dataset
 from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
-from fisherviz.results.run import MONITOR, Run, load_run
+from fisherviz.results.run import MONITOR, SUMMARY, Run, load_run
 from fisherviz.support.errors import OptionError, option
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
@@ -95,9 +95,8 @@ class Session:
     def __init__(self, config: Config, dataset: Dataset | None = None) -> None:
         self.config = config
         self.dataset = dataset or load_dataset(config)
-        with_field = self.dataset.likelihood if config.likelihood is None else config.likelihood
         with option("likelihood"):
-            self.likelihood = resolve(with_field)
+            self.likelihood = resolve(self.dataset.likelihood if config.likelihood is None else config.likelihood)
         self.model = build_model(config, self.dataset)
         self.train_part, self.validation = split(config, self.dataset.shaped_for(self.model))
         self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
@@ -127,10 +126,11 @@ class Session:
         saved = self.folder.load()
         if saved is not None:
             self.restore(saved)
-        if self.finished and (self.folder.path / "summary.json").exists():
+        ended = self.folder.path / SUMMARY
+        if self.finished and ended.exists():
             say(f"The run in {self.folder.path} is complete.")
             return
-        self.folder.forget_summary()
+        ended.unlink(missing_ok=True)  # the run goes on
         self.folder.write_config()
         self.folder.open_log(0 if saved is None else saved["metrics_bytes"])
         if saved is not None:
@@ -141,12 +141,15 @@ class Session:
                 self.evaluated(say)
                 self.look()
                 self.save()
-            with self._bar() as bar:
+            total = self.config.epochs * len(self.batches)
+            begun = min(self.examples, total)
+            with tqdm(total=total, initial=begun, unit="ex", unit_scale=True, disable=self.config.quiet) as bar:
                 while not self.finished:
                     loss, count = self.step()
                     bar.update(count)
                     bar.set_postfix(epoch=self.position.epoch, loss=f"{loss:.4g}", refresh=False)
-                    if self._border or self.finished:
+                    epoch_ends = self.position.offset == 0
+                    if (epoch_ends and self.position.epoch % self.config.evaluate_every == 0) or self.finished:
                         self.evaluated(say)
                     if self.steps % self.config.monitor_every == 0:
                         self.look()
@@ -221,14 +224,8 @@ class Session:
             line["running_loss"] = self.running / self.counted
         self.running, self.counted = 0.0, 0
         if not math.isfinite(line["train_loss"]):
-            raise explain(
-                self.model,
-                self.optimizer,
-                self.train_part[0][:1000],
-                line["train_loss"],
-                self.steps,
-                self.position.epoch,
-            )
+            few, loss = self.train_part[0][:1000], line["train_loss"]
+            raise explain(self.model, self.optimizer, few, loss, self.steps, self.position.epoch)
         line = {key: value for key, value in line.items() if math.isfinite(value)}
         self._log("epoch", line, {"total": self.seconds["total"], "evaluation": time.perf_counter() - began})
         judged = f"validation_{score(self.validation[1])}"
@@ -257,13 +254,12 @@ class Session:
         self._log("monitor", {"rows": rows}, {"monitor": time.perf_counter() - began})
 
     def _measured(self, prefix: str) -> dict[str, float]:
-        found = {}
-        for name, pair, limit in (
-            ("train", self.train_part, self.config.evaluate_limit), ("validation", self.validation, None),
-        ):  # fmt: skip
-            for key, value in evaluate(self.model, self.likelihood, pair, limit).items():
-                found[f"{prefix}{name}_{key}"] = value
-        return found
+        parts = {"train": (self.train_part, self.config.evaluate_limit), "validation": (self.validation, None)}
+        return {
+            f"{prefix}{name}_{key}": value
+            for name, part in parts.items()
+            for key, value in evaluate(self.model, self.likelihood, *part).items()
+        }
 
     def _log(self, kind: str, line: dict[str, Any], seconds: dict[str, float]) -> None:
         record = {
@@ -278,20 +274,10 @@ class Session:
         return round(self.position.epoch + self.position.offset / len(self.batches), 9)
 
     @property
-    def _border(self) -> bool:
-        return self.position.offset == 0 and self.position.epoch % self.config.evaluate_every == 0
-
-    @property
     def finished(self) -> bool:
         """Whether the last step has been taken."""
         most = self.config.max_steps
         return self.position.epoch >= self.config.epochs or (most is not None and self.steps >= most)
-
-    def _bar(self) -> Any:
-        total = self.config.epochs * len(self.batches)
-        return tqdm(
-            total=total, initial=min(self.examples, total), unit="ex", unit_scale=True, disable=self.config.quiet
-        )
 
     # ---- what continues it ---------------------------------------------------------------------------------
 
@@ -327,8 +313,7 @@ class Session:
         """
         if state["data"] != self.dataset.fingerprint:
             raise OptionError(
-                f"dataset: the examples of {self.config.dataset} are not those that the run in "
-                f"{self.folder.path} was "
+                f"dataset: the examples of {self.config.dataset} are not those that the run in {self.folder.path} was "
                 "started with; choose another folder."
             )
         self.model.load_state_dict(state["model"])

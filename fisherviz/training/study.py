@@ -85,8 +85,6 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
             storage=storage, study_name=name, direction="maximize" if maximise else "minimize", load_if_exists=True
         )
     except Exception as error:  # drivers and servers fail in classes of their own
-        if isinstance(error, KeyboardInterrupt):
-            raise
         told = " ".join(str(error).split())[:300]
         raise OptionError(f"storage: {shown} cannot be used: {told}") from error
     plain = json.loads(json.dumps(identity, sort_keys=True))
@@ -173,10 +171,10 @@ def _one(study: Any, tried: Callable[[Any], float]) -> None:
 
 def _left(study: Any, points: list[dict[str, Any]] | None, total: int) -> bool | None:
     """Whether there is a trial to take now; None: all are done."""
-    states = optuna().trial.TrialState
     found = study.get_trials(deepcopy=False)
-    done, waiting = [t for t in found if t.state == states.COMPLETE], [t for t in found if t.state == states.WAITING]
-    running = [t for t in found if t.state == states.RUNNING]
+    done, waiting, running = (
+        [t for t in found if t.state.name == state] for state in ("COMPLETE", "WAITING", "RUNNING")
+    )
     if points is None:
         if len(done) >= total:
             return None

@@ -1,0 +1,34 @@
+"""What comparisons of training found, in words: medians and ranges, chosen settings, runs that broke off."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from fisherviz.papers.training import Trained
+
+
+def spread(values: Sequence[float], digits: str = ".3g", factor: float = 1.0, unit: str = "") -> str:
+    """Median and range of the seeds, in words."""
+    middle, low, high = (factor * v for v in (median(values), min(values), max(values)))
+    if all(math.isinf(v) for v in values):
+        return "diverged"
+    shown = [format(v, digits) if math.isfinite(v) else "diverged" for v in (middle, low, high)]
+    return shown[0] + unit + (f" ({shown[1]} to {shown[2]})" if len(values) > 1 else "")
+
+
+def settings_words(found: Mapping[str, Trained]) -> str:
+    """What tuning chose, in words."""
+    shown = {name: ", ".join(f"{k} {v:g}" for k, v in one.options.items()) for name, one in found.items()}
+    return "; ".join(f"{name} {options}" for name, options in shown.items() if options)
+
+
+def stopped_words(found: Mapping[str, Trained]) -> str:
+    """Which runs broke off and why, in words; empty if none did."""
+    parts = []
+    for name, one in found.items():
+        if one.stopped:
+            why = next(run["stopped"] for run in one.runs if run["stopped"] is not None)
+            parts.append(f"{name}: {one.stopped} of {len(one.runs)} ({why.rstrip('.')})")
+    return f"; runs that broke off: {', '.join(parts)}" if parts else ""
