@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fisherviz.support.choices import did_you_mean
 
@@ -50,6 +51,10 @@ class Metric:
     def axis_label(self) -> str:
         """The label with its unit."""
         return f"{self.label} [{self.unit}]" if self.unit else self.label
+
+    def away(self, value: Any) -> Any:
+        """How far a value, or an array or table of them, is from the best: |1 - value| where 1 is, else the value."""
+        return abs(1.0 - value) if self.best == "one" else value
 
 
 _METRICS = (
@@ -125,8 +130,6 @@ _MONITORED = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
 """Of a comparison, by name, in the order of tables."""
-BRIEF = tuple(metric.name for metric in _METRICS if metric.brief)
-"""Those that stand where there is room for a few only."""
 MONITORED: dict[str, Metric] = {metric.name: metric for metric in _MONITORED}
 """What a monitor records beside them."""
 
