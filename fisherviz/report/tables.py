@@ -168,9 +168,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         seconds = metrics.show("seconds", float(meta["forward_backward_seconds"]))
         pairs.append(("one forward and backward pass", seconds))
     pairs += [(str(key), _plain(value)) for key, value in (meta.get("settings") or {}).items()]
-    pairs += [
-        (f"fingerprint of the {key}", str(value)) for key, value in (meta.get("fingerprints") or {}).items()
-    ]
+    pairs += [(f"fingerprint of the {key}", str(value)) for key, value in (meta.get("fingerprints") or {}).items()]
     pairs += [(key, str(meta[key])) for key in ("created", "fisherviz", "torch") if meta.get(key)]
     return pairs
 

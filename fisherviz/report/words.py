@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fisherviz.results import metrics
 from fisherviz.plotting.fronts import EXACT, pareto_info
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 
 
@@ -90,9 +90,7 @@ def _closest(errors: Mapping[str, float], cosines: Mapping[str, float], where: s
         similar = max(shapes, key=lambda name: shapes[name])
         template += f", its cosine with it {metrics.show_number(shapes[best])}"
         if shapes[similar] - shapes[best] > 0.01:
-            template += (
-                f"; closer in shape, whatever the scale, is {{}} ({metrics.show_number(shapes[similar])})"
-            )
+            template += f"; closer in shape, whatever the scale, is {{}} ({metrics.show_number(shapes[similar])})"
             names.append(similar)
     return Sentence(template + ".", tuple(names))
 
