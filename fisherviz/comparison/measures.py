@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from fisherviz.exact.fisher import Fisher
+from fisherviz.operators.damping import Damping
 from fisherviz.operators.factorise import definite_factor, eigenvalues
 from fisherviz.results.metrics import METRICS
 
@@ -44,6 +45,27 @@ def measured(pair: Pair, wanted: set[str]) -> dict[str, float]:
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What a comparison is about.
+
+    Args:
+        fisher: the exact Fisher.
+        rule: the damping.
+        strength: its λ.
+        gradient: ∇h, flat in torch order, or None.
+        wanted: names of metrics.
+        explicit: whether they were asked for by name, whatever they cost.
+    """
+
+    fisher: Fisher
+    rule: Damping
+    strength: float
+    gradient: Tensor | None
+    wanted: set[str]
+    explicit: bool
 
 
 @dataclass(frozen=True)
@@ -320,19 +342,8 @@ def off_unit_share(fisher: Fisher, i: int) -> float | None:
 # ---- costs -----------------------------------------------------------------------------------------------------------
 
 
-@measure
-def seconds(pair: Pair) -> float | None:
-    """Of fitting."""
-    return None if pair.cost is None else pair.cost.seconds
+def _cost(name: str, pair: Pair) -> float | None:
+    return None if pair.cost is None else getattr(pair.cost, name)
 
 
-@measure
-def passes(pair: Pair) -> float | None:
-    """Of fitting, in forward and backward passes."""
-    return None if pair.cost is None else pair.cost.passes
-
-
-@measure
-def bytes(pair: Pair) -> float | None:  # named like its metric
-    """Held by the operators."""
-    return None if pair.cost is None else pair.cost.bytes
+MEASURES |= {name: partial(_cost, name) for name in ("seconds", "passes", "bytes")}

@@ -100,17 +100,16 @@ class Products(Passes):
         Returns:
             The number.
         """
-        first_vector = self._check_vector(self.space.flatten(u) if isinstance(u, Mapping) else u, flat=True)
-        second = (
-            first_vector
-            if v is None
-            else self._check_vector(self.space.flatten(v) if isinstance(v, Mapping) else v, flat=True)
+        first, second = (
+            None if x is None else self._check_vector(self.space.flatten(x) if isinstance(x, Mapping) else x, flat=True)
+            for x in (u, v)
         )
+        assert first is not None
         if self._kept.captures is None and self._forward_mode() and self._verified_everywhere():
-            return self._forward_form(first_vector, None if v is None else second)
+            return self._forward_form(first, second)
         examples = self.in_example_space()
-        left = examples.project(self.space.split(first_vector.unsqueeze(1)))
-        right = left if v is None else examples.project(self.space.split(second.unsqueeze(1)))
+        left = examples.project(self.space.split(first.unsqueeze(1)))
+        right = left if second is None else examples.project(self.space.split(second.unsqueeze(1)))
         return self.scale * float((left * right).sum(dtype=torch.float64))
 
     def _forward_form(self, u: Tensor, v: Tensor | None) -> float:

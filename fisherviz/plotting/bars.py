@@ -135,4 +135,4 @@ def _legend(ax: Axes, info: Blocks, handles: list, named: bool) -> None:
         handles, labels = [handles[k] for k in keep] + rest, [labels[k] for k in keep]
     if len(handles) > len(labels):
         labels.append("whole matrix")
-    style.legend(ax, handles, labels, handletextpad=0.3)
+    style.legend(ax, handles=handles, labels=labels, handletextpad=0.3)

@@ -133,17 +133,16 @@ def entitle(ax: Axes, title: str | None) -> None:
         ax.set_title(title, fontsize="medium", parse_math=False)
 
 
-def legend(ax: Axes, *entries: Sequence[Any], beside: bool = True, **options: Any) -> None:
+def legend(ax: Axes, *, beside: bool = True, **options: Any) -> None:
     """A small legend without a frame.
 
     Args:
         ax: what it belongs to.
-        entries: handles and labels; those of the artists without.
         beside: whether it stands on the right of the axes, or inside.
         options: of matplotlib's legend.
     """
-    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02)} if beside else {}
-    plain(ax.legend(*entries, fontsize="small", frameon=False, **place, **options).get_texts())
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02)} if beside else {}
+    plain(ax.legend(**place, **options, fontsize="small", frameon=False).get_texts())
 
 
 def name_layers(ax: Axes, centres: Sequence[float], names: Sequence[str], width: int, vertical: bool = True) -> None:
@@ -167,7 +166,8 @@ def name_layers(ax: Axes, centres: Sequence[float], names: Sequence[str], width:
 
 def logarithmic(axis: Axis, low: float, high: float) -> None:
     """A logarithmic scale with plain numbers, for values from `low` to `high`."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+    scale("log")
     plain_decades(axis, high / low)
 
 

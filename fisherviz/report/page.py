@@ -223,7 +223,7 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([._/])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
-def _cumulants(meta: dict[str, Any]) -> list[tuple[str, ...]]:
+def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     sums = {"measured here": meta["cumulants"]} if meta.get("cumulants") else {}
     if sums and (meta.get("settings") or {}).get("setting") == PAPER_SETTING:
         sums["Martens & Grosse 2015, MNIST"] = PAPER_SUMS
