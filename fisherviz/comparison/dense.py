@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import FAILURES, Approximation
-from fisherviz.comparison.measures import Cost, DenseExact, DensePair, Question, measured
+from fisherviz.comparison.measures import Cost, DenseMatrix, DensePair, Question, measured
 from fisherviz.operators.factorise import eigenvalues
 from fisherviz.results.cells import LIMIT, reduce_matrix
 from fisherviz.results.comparison import EXACT, WHOLE, row_label
@@ -33,8 +33,10 @@ class DenseComparison:
         self.arrays: dict[str, np.ndarray] = {}
         matrix = symmetrised(question.fisher.to_dense("unit").double())
         slope = question.gradient
-        slope = None if slope is None else slope.double()[self.space.permutation("unit").to(slope.device)]
-        self.exact = DenseExact(matrix, True, question.strength, slope)
+        self.slope = None if slope is None else slope.double()[self.space.permutation("unit").to(slope.device)]
+        damped = matrix.clone()
+        damped.diagonal().add_(question.strength)
+        self.exact = DenseMatrix(matrix, True, damped)
         n = len(self.space.layers)
         pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]
         if n * n > _MAX_PAIRS:
@@ -45,7 +47,7 @@ class DenseComparison:
                 f"relative_spectral and relative_nuclear of blocks between layers of more than {_SMALL} parameters "
                 "are left out; ask for them with metrics=."
             )
-        self.blocks = {pair: self._exact_block(*pair) for pair in pairs}
+        self.blocks = {pair: self._block(matrix, damped, *pair) for pair in pairs}
         self._gather(EXACT, matrix, self.exact.inverse)
         edges = np.array(self.space.offsets, dtype=np.float64)
         factor = -(-self.space.size // LIMIT)
@@ -55,12 +57,10 @@ class DenseComparison:
     def _range(self, i: int) -> slice:
         return slice(self.space.offsets[i], self.space.offsets[i + 1])
 
-    def _exact_block(self, i: int, j: int) -> DenseExact:
-        whole, own = self.exact, self._range(i)
-        if i != j:
-            return DenseExact(whole.matrix[own, self._range(j)], False)
-        slope = None if whole.gradient is None else whole.gradient[own]
-        return DenseExact(whole.matrix[own, own], True, whole.damping, slope)
+    def _block(self, matrix: Tensor, damped: Tensor | None, i: int, j: int) -> DenseMatrix:
+        rows, cols = self._range(i), self._range(j)
+        part = damped[rows, cols].contiguous() if damped is not None and i == j else None
+        return DenseMatrix(matrix[rows, cols], i == j, part)
 
     def _unit_edges(self) -> np.ndarray:
         edges: list[float] = []
@@ -77,19 +77,19 @@ class DenseComparison:
             damped = symmetrised(approximation.damped(self.question.rule).to_dense("unit").double())
         except FAILURES as error:
             self.notes.append(f"damped metrics of {label} are left out: {error}")
-        whole = DensePair(self.exact, matrix, damped, cost)
-        if damped is not None and whole.factor is None:
+        own = DenseMatrix(matrix, True, None if self.exact.factor is None else damped)
+        whole = DensePair(self.exact, own, self.slope, cost)
+        if damped is not None and own.factor is None:
             self.notes.append(f"damped metrics of {label} are left out: with this damping it is not positive definite.")
         wanted = self.question.wanted
         out: list[Row] = [(WHOLE, WHOLE, name, value) for name, value in measured(whole, wanted).items()]
         for (i, j), exact in self.blocks.items():
-            rows, cols = self._range(i), self._range(j)
-            own = damped[rows, cols] if damped is not None and i == j and exact.frobenius > 0 else None
-            pair = DensePair(exact, matrix[rows, cols], own)
-            small = i == j or self.question.explicit or min(pair.matrix.shape) <= _SMALL
+            block = self._block(matrix, damped if exact.frobenius > 0 and exact.factor is not None else None, i, j)
+            pair = DensePair(exact, block, None if self.slope is None else self.slope[self._range(i)])
+            small = i == j or self.question.explicit or min(block.matrix.shape) <= _SMALL
             found = measured(pair, wanted if small else wanted - _SINGULAR)
             out += [(self.labels[i], self.labels[j], name, value) for name, value in found.items()]
-        self._gather(label, matrix, whole.inverse)
+        self._gather(label, matrix, own.inverse)
         return out
 
     def _gather(self, label: str, matrix: Tensor, inverse: Tensor | None) -> None:

@@ -96,7 +96,7 @@ def _fronts(comparison: Comparison) -> Iterator[Picture]:
         except ValueError:
             continue
         entry = metrics.metric(metric)
-        front = [name for name, on in zip(info.methods, info.on_front, strict=True) if on]
+        front = np.asarray(info.methods)[info.on_front]
         error = f"1 − {entry.label}" if entry.best == "one" else entry.title
         yield _chart(
             f"front-{metric}", "front", 5.6, 3.9, partial(plotting.pareto, comparison, metric, cost),
