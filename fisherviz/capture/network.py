@@ -42,7 +42,8 @@ class Network:
         output: Callable[[Any], Any] | None = None,
     ) -> None:
         self.model, self.likelihood, self.output = model, likelihood, output
-        self.structure = Structure.promised(layers, [name for name, _ in model.named_parameters()])
+        space = ParameterSpace(layers, [name for name, _ in model.named_parameters()])
+        self.structure = Structure(tuple(layers), space)  # as the layers' classes promise, until it has run
         self.recorder = Recorder(layers)
         self.capture_bytes = CAPTURE_BYTES
         """A batch is cut so that the captures of one piece stay below this."""

@@ -180,19 +180,14 @@ class Fisher(Products):
         Raises:
             ValueError: the damping is negative, or the damped matrix is singular.
         """
-        if isinstance(v, Mapping):
-            return self.space.unflatten(self.solve(self.space.flatten(v), damping))
-        if self._in_half_precision(v):
-            return self.solve(v.to(self.network.precision), damping).to(v.dtype)
-        v = self._check_vector(v)
-        damping = damping_number(damping)
-        right = v.unsqueeze(1) if v.dim() == 1 else v
-        solver = self._solver(damping)
-        if isinstance(solver, Woodbury):
-            out = self.space.join(solver.solve(self.space.split(right)))
-        else:
-            out = solver.solve(right)
-        return out[:, 0] if v.dim() == 1 else out
+
+        def solved(right: Tensor) -> Tensor:
+            solver = self._solver(damping_number(damping))
+            if isinstance(solver, Woodbury):
+                return self.space.join(solver.solve(self.space.split(right)))
+            return solver.solve(right)
+
+        return self._applied(solved, v)
 
     def _solver(self, damping: float) -> DampedCholesky | Woodbury:
         """The damped matrix factorised, dense or in example space, whichever costs less; the last one is kept."""
@@ -226,10 +221,8 @@ class Fisher(Products):
         damping = damping_number(damping)
         self.check_unchanged()
         joint = self.with_scores() if self._kept.captures is None or self._kept.joint is not None else None
-        if joint is None or damping == 0 or self.space.size <= self.columns:
-            return self.solve(self.gradient(), damping)
-        solver = self._solver(damping)
-        if not isinstance(solver, Woodbury):
+        solver = None if joint is None else self._solver(damping)
+        if joint is None or not isinstance(solver, Woodbury):
             return self.solve(self.gradient(), damping)
         weights = torch.full((self.examples, 1), self.scale, dtype=joint.dtype, device=self.network.device)
         return self.space.join(solver.solve_combination(joint, weights))[:, 0]

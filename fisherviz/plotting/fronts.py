@@ -111,10 +111,9 @@ def pareto(
 
 def _draw_front(ax: Axes, info: Front, heights: np.ndarray) -> None:
     xs, ys = info.costs[info.on_front], heights[info.on_front]
-    right, top = info.costs.max() * 100, heights.max() * 100
-    stairs_x, stairs_y = [xs[0], *np.repeat(xs[1:], 2), right], [*np.repeat(ys, 2)]
-    ax.plot(stairs_x, stairs_y[: len(stairs_x)], color=style.INK, linewidth=1.0, zorder=2, label="front")
-    ax.fill_between([*stairs_x], stairs_y[: len(stairs_x)], top, color="#eef3f8", zorder=0, linewidth=0)
+    steps = [*xs, info.costs.max() * 100], [*ys, ys[-1]]  # beyond the frame on the right
+    ax.step(*steps, where="post", color=style.INK, linewidth=1.0, zorder=2, label="front")
+    ax.fill_between(*steps, heights.max() * 100, step="post", color="#eef3f8", zorder=0, linewidth=0)
     ax.scatter(xs, ys, s=150, facecolors="none", edgecolors=style.INK, linewidths=0.9, zorder=3)
 
 

@@ -113,6 +113,11 @@ def legend_label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def shown(value: Any) -> str:
+    """A setting's value, in a label."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def plain(texts: Sequence[Any]) -> None:
     """Names are text: a dollar sign in one starts no formula."""
     for text in texts:

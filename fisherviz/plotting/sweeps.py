@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +52,7 @@ def sweep_info(found: Any) -> Points:
     for key, part in groups:
         values = key if isinstance(key, tuple) else (key,)
         part = part.sort_values(x_name)
-        label = ", ".join(f"{_short(n)} {_shown(v)}" for n, v in zip(rest, values, strict=True))
+        label = ", ".join(f"{_short(n)} {style.shown(v)}" for n, v in zip(rest, values, strict=True))
         lines[label] = (part[x_name].tolist(), *(part[name].to_numpy(float) for name in ("value", "low", "high")))
     return Points(x_name, lines, bool(numeric), len(table) - len(held))
 
@@ -77,7 +76,7 @@ def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Ax
     many = len(info.lines) > LINES
     colors = ["#0072B2"] if len(info.lines) == 1 else colormaps["viridis"](np.linspace(0.0, 0.9, len(info.lines)))
     for color, (label, (x, y, low, high)) in zip(colors, info.lines.items(), strict=True):
-        places = x if info.numeric else [_shown(v) for v in x]
+        places = x if info.numeric else [style.shown(v) for v in x]
         ax.plot(places, y, color=color, linewidth=1.2, label=style.legend_label(label),
                 marker="o", markersize=4, linestyle="" if many else "-")  # fmt: skip
         if np.any(high > low):
@@ -121,15 +120,9 @@ def _ring(ax: Axes, info: Points, maximise: bool) -> None:
     better = max if maximise else min
     points = [(v, k) for x, y, _, _ in info.lines.values() for k, v in zip(x, y.tolist(), strict=True)]
     value, place = better(points, key=lambda point: point[0])
-    place = place if info.numeric else _shown(place)
+    place = place if info.numeric else style.shown(place)
     ax.scatter([place], [value], s=90, facecolors="none", edgecolors=style.INK, zorder=4)
 
 
 def _short(name: str) -> str:
     return name.split(".")[-1]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:g}"
-    return str(value)

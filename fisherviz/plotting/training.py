@@ -179,13 +179,9 @@ def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:
         same = [other for other, theirs in zip(flat, names, strict=True) if theirs == name]
         keys = dict.fromkeys(k for other in same for k in other)
         differs = [k for k in keys if len({repr(other.get(k)) for other in same}) > 1 and k in mine]
-        detail = ", ".join(f"{k}={_short(mine[k])}" for k in differs)
+        detail = ", ".join(f"{k}={style.shown(mine[k])}" for k in differs)
         out.append(f"{name} ({detail})" if detail else name)
     return [label if out.count(label) == 1 else f"{label} #{i + 1}" for i, label in enumerate(out)]
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _curve(label: str, runs: Sequence[Run], metric: str, over: str) -> Curve | None:
