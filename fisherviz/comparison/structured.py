@@ -43,13 +43,13 @@ class StructuredComparison:
                 f"{', '.join(left_out)} are left out: they need the dense "
                 f"{self.space.size:,} x {self.space.size:,} matrix; ask for them with metrics=."
             )
-        self.spectral = "relative_spectral" in wanted and (explicit or self.space.size <= _SPECTRAL_PARAMETERS)
-        if "relative_spectral" in wanted and not self.spectral:
+        spectral = "relative_spectral" in wanted and (explicit or self.space.size <= _SPECTRAL_PARAMETERS)
+        if "relative_spectral" in wanted and not spectral:
             self.notes.append(
                 f"relative_spectral is left out for {self.space.size:,} parameters: hundreds of products with F; "
                 "ask for it with metrics=."
             )
-        self.largest = self._largest() if self.spectral else 0.0
+        self.largest = self._largest() if spectral else 0.0
         self.step: Tensor | None = None
         if gradient is not None and wanted & needing("direction"):
             if min(self.space.size, fisher.columns) <= _WOODBURY_COLUMNS or explicit:
@@ -84,9 +84,9 @@ class StructuredComparison:
                 pair = _pair(square, *found)
                 for row, col in {(i, j), (j, i)}:
                     out += [(names[row], names[col], name, value) for name, value in self._measured(pair)]
-        whole = _pair(self.total, *map(float, sums))
+        whole = _pair(self.total, *sums.tolist())
         whole.cost = cost
-        if self.spectral and self.largest > 0:
+        if self.largest > 0:
             try:
                 whole.spectral = self._spectral(approximation), self.largest
             except RuntimeError as error:  # Lanczos has not converged
@@ -107,9 +107,8 @@ class StructuredComparison:
         if isinstance(operator, Dense) and self.space.sizes[i] * self.space.sizes[j] <= GRADIENT_ENTRIES:
             exact = self.fisher.unit_block(i, j).double()
             other = operator.M.double()
-            return (
-                float((exact - other).square().sum()), float((exact * other).sum()), float(other.square().sum()),
-            )  # fmt: skip
+            gap = float((exact - other).square().sum())
+            return gap, float((exact * other).sum()), float(other.square().sum())
         inner, own = inner_with_exact(self.fisher, i, j, operator), operator.norm("fro") ** 2
         return max(0.0, square - 2 * inner + own), inner, own
 

@@ -150,16 +150,10 @@ def draw_heatmap(
     """
     top = shared_maximum([info]) if vmax is None else vmax
     rows, cols = info.values.shape
-    ax.imshow(
-        info.values,
-        vmin=-top if info.signed else 0.0,
-        vmax=top,
-        cmap=cmap or (style.DIVERGING if info.signed else style.SEQUENTIAL),
-        extent=(0, cols, rows, 0),
-        interpolation="antialiased",
-        aspect="equal",
-    )
-    line = style.INK if info.signed else "white"
+    low, colors, line = (-top, style.DIVERGING, style.INK) if info.signed else (0.0, style.SEQUENTIAL, "white")
+    extent = (0, cols, rows, 0)
+    ax.imshow(info.values, vmin=low, vmax=top, cmap=cmap or colors, extent=extent, interpolation="antialiased")
+    ax.set_aspect("equal")
     inner = info.edges[1:-1]
     width = 0.7 if len(inner) < 10 else 0.3
     ax.vlines(inner, 0, rows, colors=line, linestyles=(0, (4, 3)), linewidth=width, alpha=0.9)

@@ -129,15 +129,11 @@ def _sections(source: Comparison | Sequence[Section]) -> list[Section]:
 
 def _facts(section: Section) -> dict[str, Any]:
     comparison = section.comparison
-    wholes = {metric: comparison.whole(metric) for metric in comparison.metrics}
-    summary = {  # JSON has no infinity: it becomes a word
-        method: {
-            metric: v[method] if np.isfinite(v[method]) else str(v[method])
-            for metric, v in wholes.items()
-            if method in v
-        }
-        for method in comparison.methods
-    }
+    summary: dict[str, dict[str, float | str]] = {method: {} for method in comparison.methods}
+    for metric in comparison.metrics:
+        for method, value in comparison.whole(metric).items():
+            if method in summary:  # JSON has no infinity: it becomes a word
+                summary[method][metric] = value if np.isfinite(value) else str(value)
     return {
         "title": section.title,
         "folder": section.slug or ".",
