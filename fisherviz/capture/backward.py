@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,29 +32,20 @@ def backpropagate(
     flat = [call for made in calls.values() for call in made]
     if not flat or not z.requires_grad or not len(vectors):
         return {name: [z.new_zeros(len(vectors), *c.shape) for c in made] for name, made in calls.items()}
-    edges = [call.edge for call in flat]
-    out: list[Tensor | None] | None = None
+    gradients = partial(torch.autograd.grad, z, [call.edge for call in flat], allow_unused=True)
+    out: Sequence[Tensor | None] | None = None
     if len(vectors) > 1 and max(call.shape.numel() for call in flat) <= BATCHED_ENTRIES:
-        try:
-            out = list(
-                torch.autograd.grad(z, edges, vectors, is_grads_batched=True, allow_unused=True, retain_graph=True)
-            )
-        except RuntimeError:
-            out = None  # an operation without a batching rule: one vector at a time gives the same numbers
+        # an operation without a batching rule: one vector at a time gives the same numbers
+        with contextlib.suppress(RuntimeError):
+            out = gradients(vectors, is_grads_batched=True, retain_graph=True)
     if out is None and len(vectors) == 1:
-        found = torch.autograd.grad(z, edges, vectors[0], retain_graph=keep, allow_unused=True)
-        out = [None if g is None else g.unsqueeze(0) for g in found]
+        out = [None if g is None else g.unsqueeze(0) for g in gradients(vectors[0], retain_graph=keep)]
     if out is None:
-        stacked = [z.new_empty(len(vectors), *call.shape) for call in flat]
+        out = stacked = [z.new_zeros(len(vectors), *call.shape) for call in flat]
         for k, vector in enumerate(vectors):
-            retain = keep or k + 1 < len(vectors)
-            gradients = torch.autograd.grad(z, edges, vector, retain_graph=retain, allow_unused=True)
-            for whole, gradient in zip(stacked, gradients, strict=True):
-                if gradient is None:
-                    whole[k].zero_()
-                else:
-                    whole[k] = gradient
-        out = list(stacked)
+            for whole, g in zip(stacked, gradients(vector, retain_graph=keep or k + 1 < len(vectors)), strict=True):
+                if g is not None:
+                    whole[k] = g
     filled = iter(
         z.new_zeros(len(vectors), *call.shape) if g is None else g.detach() for g, call in zip(out, flat, strict=True)
     )

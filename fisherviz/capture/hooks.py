@@ -6,7 +6,7 @@ gradient edges, not tensors, so that in-place activations after a layer do no ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,11 +98,6 @@ class Recorder:
         """A copy records for itself: it has no hooks on any model yet."""
         return {**self.__dict__, "calls": [], "active": False, "_handles": {}}
 
-    @property
-    def attached(self) -> bool:
-        """Whether hooks are on the model."""
-        return bool(self._handles)
-
     def attach(self) -> None:
         """Put one forward hook on each structured module."""
         if self._handles:
@@ -148,14 +143,25 @@ def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture
 def feeders(source: Node | None, calls: Sequence[Call]) -> set[str]:
     """Names of the layers whose outputs a place in the graph depends on directly, through no other layer."""
     names = {call.edge.node: call.layer.name for call in calls}
-    found: set[str] = set()
-    seen: set[Node] = set()
-    pending = [] if source is None else [source]
+    return {names[node] for node in behind(source, names) if node in names}
+
+
+def behind(source: Node | None, until: Container[Node] = ()) -> Iterator[Node]:
+    """A place in the graph and what it depends on.
+
+    Args:
+        source: the place; None: data.
+        until: where to stop: what lies behind these is left out.
+
+    Yields:
+        Each node once.
+    """
+    pending, seen = [source], set[Node]()
     while pending:
         node = pending.pop()
-        if node in names:
-            found.add(names[node])
-        elif node not in seen:
-            seen.add(node)
-            pending += [following for following, _ in node.next_functions if following is not None]
-    return found
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        if node not in until:
+            pending += [following for following, _ in node.next_functions]

@@ -13,11 +13,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from fisherviz.capture.backward import backpropagate
-from fisherviz.capture.hooks import Call, capture_calls, feeders
+from fisherviz.capture.hooks import Call, behind, capture_calls, feeders
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
 from fisherviz.capture.structure import Structure
@@ -288,20 +287,9 @@ def _is_chain(z: Tensor, calls: Mapping[str, Sequence[Call]]) -> bool:
 
 def _behind(z: Tensor) -> tuple[set[nn.Parameter], bool]:
     """The parameters in an output's graph, and whether reentrant checkpoints hide others."""
-    found: set[nn.Parameter] = set()
-    hidden = False
-    pending: list[Node | None] = [z.grad_fn]
-    seen: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        hidden = hidden or node.name().startswith("CheckpointFunction")
-        if hasattr(node, "variable"):
-            found.add(node.variable)
-        pending += [following for following, _ in node.next_functions]
-    return found, hidden
+    nodes = list(behind(z.grad_fn))
+    hidden = any(node.name().startswith("CheckpointFunction") for node in nodes)
+    return {node.variable for node in nodes if hasattr(node, "variable")}, hidden
 
 
 def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: int) -> tuple[int, int]:

@@ -42,7 +42,8 @@ class Network:
         output: Callable[[Any], Any] | None = None,
     ) -> None:
         self.model, self.likelihood, self.output = model, likelihood, output
-        self.structure = Structure.promised(layers, [name for name, _ in model.named_parameters()])
+        space = ParameterSpace(layers, [name for name, _ in model.named_parameters()])
+        self.structure = Structure(tuple(layers), space)  # as the layers' classes promise, until it has run
         self.recorder = Recorder(layers)
         self.capture_bytes = CAPTURE_BYTES
         """A batch is cut so that the captures of one piece stay below this."""
@@ -183,15 +184,11 @@ class Network:
         flat = z.detach().reshape(len(z), -1)
         if bool(torch.isfinite(flat.sum())) and all(bool(torch.isfinite(c.x.sum())) for m in calls.values() for c in m):
             return
-        where = "the output"
-        for name, made in calls.items():
-            if any(not bool(torch.isfinite(call.x).all()) for call in made):
-                where = f"the input of layer {name!r}"
-                break
-        else:
-            if bool(torch.isfinite(flat).all()):
-                return  # only the sum overflowed
+        names = [name for name, made in calls.items() if not all(bool(torch.isfinite(c.x).all()) for c in made)]
         bad = (~torch.isfinite(flat).all(1)).nonzero()
+        if not names and not len(bad):
+            return  # only the sum overflowed
+        where = f"the input of layer {names[0]!r}" if names else "the output"
         example = f" (first at example {first + int(bad[0])})" if len(bad) else ""
         raise ValueError(f"NaN or infinite values in {where}{example}; check the data and the weights before probing.")
 

@@ -32,22 +32,17 @@ def generic_captures(
         vectors: (K, N, ...) like the output.
         one_at_a_time: loop over examples and vectors instead of batching them; None: as the structure says.
     """
-    if one_at_a_time is None:
-        one_at_a_time = network.structure.one_at_a_time
+    slowly = network.structure.one_at_a_time if one_at_a_time is None else one_at_a_time
     parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
-    gradients = per_example_gradients(network, parameters, inputs, vectors, one_at_a_time)
+    gradients = (_one_at_a_time if slowly else _batched)(network, parameters, inputs, vectors)
     return {
         layer.name: GenericCapture(torch.cat([gradients[name].detach().flatten(2) for name in layer.parameters], 2))
         for layer in layers
     }
 
 
-def per_example_gradients(
-    network: Network, parameters: Mapping[str, Tensor], inputs: Inputs, vectors: Tensor, one_at_a_time: bool
-) -> dict[str, Tensor]:
+def _batched(network: Network, parameters: Mapping[str, Tensor], inputs: Inputs, vectors: Tensor) -> dict[str, Tensor]:
     """Gradients of each vector's product with the output, for each example: (K, N, *shape) by name."""
-    if one_at_a_time:
-        return _one_at_a_time(network, parameters, inputs, vectors)
     frozen = {name: p.detach() for name, p in parameters.items()}
     n = count_examples(inputs)
     in_dims = pytree.tree_map(
@@ -84,6 +79,7 @@ def _without_fallback_warnings() -> Iterator[None]:
 def _one_at_a_time(
     network: Network, parameters: Mapping[str, Tensor], inputs: Inputs, vectors: Tensor
 ) -> dict[str, Tensor]:
+    """The same without batching rules."""
     out = {name: p.new_zeros(*vectors.shape[:2], *p.shape) for name, p in parameters.items()}
     leaves = list(parameters.values())
     for n in range(vectors.shape[1]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -42,16 +42,6 @@ class Structure:
     undecided: frozenset[str] = frozenset()
     example_output: Tensor | None = None
     example_bytes: tuple[int, int] = (1, 1)
-
-    @classmethod
-    def promised(cls, layers: Sequence[Layer], names: Sequence[str]) -> Structure:
-        """What the layers' classes promise, before anything has run.
-
-        Args:
-            layers: the layers.
-            names: the model's parameters in torch order.
-        """
-        return cls(tuple(layers), ParameterSpace(layers, names))
 
     @property
     def generic(self) -> tuple[Layer, ...]:

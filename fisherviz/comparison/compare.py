@@ -18,7 +18,7 @@ from fisherviz._version import __version__
 from fisherviz.approximations import FAILURES, Approximation, fit_all, resolve
 from fisherviz.approximations.registry import Method
 from fisherviz.comparison.dense import DenseComparison
-from fisherviz.comparison.measures import MEASURES, Cost
+from fisherviz.comparison.measures import MEASURES, Cost, Question
 from fisherviz.comparison.structured import StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
@@ -84,7 +84,7 @@ def compare(
         size = _DENSE_COPIES * 8 * fisher.shape[0] ** 2
         require(size, fisher.network.device, f"the dense matrices for {', '.join(asked)}", "leave these metrics out")
     kind = DenseComparison if small or asked else StructuredComparison
-    measured = kind(fisher, rule, strength, slope, wanted, metrics is not None)
+    measured = kind(Question(fisher, rule, strength, slope, wanted, metrics is not None))
     errors, said = _fit(fisher, chosen)
     rows: list[tuple[str, str, str, str, float]] = []
     bar = progress_bar(chosen.items(), "comparing", "method", progress)

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import FAILURES, Approximation
-from fisherviz.comparison.measures import Cost, DenseExact, DensePair, measured
-from fisherviz.exact.fisher import Fisher
-from fisherviz.operators.damping import Damping
+from fisherviz.comparison.measures import Cost, DenseMatrix, DensePair, Question, measured
 from fisherviz.operators.factorise import eigenvalues
 from fisherviz.results.cells import LIMIT, reduce_matrix
 from fisherviz.results.comparison import EXACT, WHOLE, row_label
@@ -28,34 +26,28 @@ _MAX_PAIRS = 400
 class DenseComparison:
     """Measures approximations of one Fisher, all matrices dense in unit order."""
 
-    def __init__(
-        self,
-        fisher: Fisher,
-        rule: Damping,
-        strength: float,
-        gradient: Tensor | None,
-        wanted: set[str],
-        explicit: bool,
-    ) -> None:
-        self.rule, self.wanted, self.explicit = rule, wanted, explicit
-        self.space = fisher.space
+    def __init__(self, question: Question) -> None:
+        self.question, self.space = question, question.fisher.space
         self.labels = [row_label(name) for name in self.space.names]
         self.notes: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
-        matrix = symmetrised(fisher.to_dense("unit").double())
-        slope = None if gradient is None else gradient.double()[self.space.permutation("unit").to(gradient.device)]
-        self.exact = DenseExact(matrix, True, strength, slope)
+        matrix = symmetrised(question.fisher.to_dense("unit").double())
+        slope = question.gradient
+        self.slope = None if slope is None else slope.double()[self.space.permutation("unit").to(slope.device)]
+        damped = matrix.clone()
+        damped.diagonal().add_(question.strength)
+        self.exact = DenseMatrix(matrix, True, damped)
         n = len(self.space.layers)
-        self.pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]
+        pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]
         if n * n > _MAX_PAIRS:
             self.notes.append(f"blocks between layers have no rows of their own: {n * n} of them.")
         large = [i for i in self.space.sizes if i > _SMALL]
-        if len(large) > 1 and not explicit and wanted & _SINGULAR:
+        if len(large) > 1 and not question.explicit and question.wanted & _SINGULAR:
             self.notes.append(
                 f"relative_spectral and relative_nuclear of blocks between layers of more than {_SMALL} parameters "
                 "are left out; ask for them with metrics=."
             )
-        self.blocks = {pair: self._exact_block(*pair, slope, strength) for pair in self.pairs}
+        self.blocks = {pair: self._block(matrix, damped, *pair) for pair in pairs}
         self._gather(EXACT, matrix, self.exact.inverse)
         edges = np.array(self.space.offsets, dtype=np.float64)
         factor = -(-self.space.size // LIMIT)
@@ -65,11 +57,10 @@ class DenseComparison:
     def _range(self, i: int) -> slice:
         return slice(self.space.offsets[i], self.space.offsets[i + 1])
 
-    def _exact_block(self, i: int, j: int, gradient: Tensor | None, damping: float) -> DenseExact:
-        part = self.exact.matrix[self._range(i), self._range(j)]
-        if i != j:
-            return DenseExact(part, False)
-        return DenseExact(part, True, damping, None if gradient is None else gradient[self._range(i)])
+    def _block(self, matrix: Tensor, damped: Tensor | None, i: int, j: int) -> DenseMatrix:
+        rows, cols = self._range(i), self._range(j)
+        part = damped[rows, cols].contiguous() if damped is not None and i == j else None
+        return DenseMatrix(matrix[rows, cols], i == j, part)
 
     def _unit_edges(self) -> np.ndarray:
         edges: list[float] = []
@@ -83,40 +74,38 @@ class DenseComparison:
         matrix = symmetrised(approximation.to_dense("unit").double())
         damped: Tensor | None = None
         try:
-            damped = symmetrised(approximation.damped(self.rule).to_dense("unit").double())
+            damped = symmetrised(approximation.damped(self.question.rule).to_dense("unit").double())
         except FAILURES as error:
             self.notes.append(f"damped metrics of {label} are left out: {error}")
-        whole = DensePair(self.exact, matrix, damped, cost)
-        if damped is not None and whole.factor is None:
+        own = DenseMatrix(matrix, True, None if self.exact.factor is None else damped)
+        whole = DensePair(self.exact, own, self.slope, cost)
+        if damped is not None and own.factor is None:
             self.notes.append(f"damped metrics of {label} are left out: with this damping it is not positive definite.")
-        out: list[Row] = [(WHOLE, WHOLE, name, value) for name, value in measured(whole, self.wanted).items()]
+        wanted = self.question.wanted
+        out: list[Row] = [(WHOLE, WHOLE, name, value) for name, value in measured(whole, wanted).items()]
         for (i, j), exact in self.blocks.items():
-            rows, cols = self._range(i), self._range(j)
-            own = damped[rows, cols] if damped is not None and i == j and exact.frobenius > 0 else None
-            pair = DensePair(exact, matrix[rows, cols], own)
-            small = i == j or self.explicit or min(pair.matrix.shape) <= _SMALL
-            found = measured(pair, self.wanted if small else self.wanted - _SINGULAR)
+            block = self._block(matrix, damped if exact.frobenius > 0 and exact.factor is not None else None, i, j)
+            pair = DensePair(exact, block, None if self.slope is None else self.slope[self._range(i)])
+            small = i == j or self.question.explicit or min(block.matrix.shape) <= _SMALL
+            found = measured(pair, wanted if small else wanted - _SINGULAR)
             out += [(self.labels[i], self.labels[j], name, value) for name, value in found.items()]
-        self._gather(label, matrix, whole.inverse)
+        self._gather(label, matrix, own.inverse)
         return out
 
     def _gather(self, label: str, matrix: Tensor, inverse: Tensor | None) -> None:
-        factor = -(-self.space.size // LIMIT)
-
-        def reduced(x: Tensor) -> np.ndarray:
-            return reduce_matrix(x.cpu().numpy(), factor)
-
-        self.arrays[f"heatmap/{label}"] = reduced(matrix)
-        self.arrays[f"block_means/{label}"] = self._means(matrix)
-        if label != EXACT:
-            self.arrays[f"difference/{label}"] = reduced(self.exact.matrix - matrix)
         self.arrays[f"spectrum/{label}"] = self._spectrum(label, matrix).cpu().numpy()
-        if inverse is None:
-            return
-        self.arrays[f"inverse/{label}"] = reduced(inverse)
-        self.arrays[f"block_means_inverse/{label}"] = self._means(inverse)
-        if label != EXACT and self.exact.inverse is not None:
-            self.arrays[f"inverse-difference/{label}"] = reduced(self.exact.inverse - inverse)
+        for kind, away, means, exact, own in (
+            ("heatmap", "difference", "block_means", self.exact.matrix, matrix),
+            ("inverse", "inverse-difference", "block_means_inverse", self.exact.inverse, inverse),
+        ):
+            if own is not None:
+                self.arrays[f"{kind}/{label}"] = self._reduced(own)
+                self.arrays[f"{means}/{label}"] = self._means(own)
+            if own is not None and exact is not None and label != EXACT:
+                self.arrays[f"{away}/{label}"] = self._reduced(exact - own)
+
+    def _reduced(self, matrix: Tensor) -> np.ndarray:
+        return reduce_matrix(matrix.cpu().numpy(), -(-self.space.size // LIMIT))
 
     def _spectrum(self, label: str, matrix: Tensor) -> Tensor:
         """Eigenvalues, descending; layer by layer where nothing couples the layers."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from fisherviz.exact.fisher import Fisher
+from fisherviz.operators.damping import Damping
 from fisherviz.operators.factorise import definite_factor, eigenvalues
 from fisherviz.results.metrics import METRICS
 
@@ -44,6 +45,27 @@ def measured(pair: Pair, wanted: set[str]) -> dict[str, float]:
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What a comparison is about.
+
+    Args:
+        fisher: the exact Fisher.
+        rule: the damping.
+        strength: its λ.
+        gradient: ∇h, flat in torch order, or None.
+        wanted: names of metrics.
+        explicit: whether they were asked for by name, whatever they cost.
+    """
+
+    fisher: Fisher
+    rule: Damping
+    strength: float
+    gradient: Tensor | None
+    wanted: set[str]
+    explicit: bool
 
 
 @dataclass(frozen=True)
@@ -117,24 +139,22 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class DenseExact:
-    """An exact matrix (or block) with its own norms, computed once for all approximations.
+class DenseMatrix:
+    """A matrix (or block) with its own norms and factors, each computed once.
 
     Args:
         matrix: float64.
-        symmetric: whether it is the whole matrix or a layer's own block.
-        damping: λ of its inverse; 0 leaves the inverse out.
-        gradient: (P,) float64, or None.
+        symmetric: whether it is a whole matrix or a layer's own block.
+        damped: the same with its damping; None leaves the inverse out.
     """
 
     matrix: Tensor
     symmetric: bool
-    damping: float = 0.0
-    gradient: Tensor | None = None
+    damped: Tensor | None = None
 
     @cached_property
     def frobenius(self) -> float:
-        """‖F‖_F."""
+        """Its Frobenius norm."""
         return float(torch.linalg.matrix_norm(self.matrix))
 
     @cached_property
@@ -148,28 +168,14 @@ class DenseExact:
         return self.eigenvalues.abs() if self.symmetric else torch.linalg.svdvals(self.matrix)
 
     @cached_property
-    def damped(self) -> Tensor:
-        """F + λI."""
-        out = self.matrix.clone()
-        out.diagonal().add_(self.damping)
-        return out
-
-    @cached_property
     def factor(self) -> Tensor | None:
-        """Cholesky factor of F + λI, None where it is not positive definite."""
-        return definite_factor(self.damped)
+        """Cholesky factor of the damped matrix, None where it is not positive definite."""
+        return None if self.damped is None else definite_factor(self.damped)
 
     @cached_property
     def inverse(self) -> Tensor | None:
-        """(F + λI)⁻¹."""
+        """Inverse of the damped matrix."""
         return None if self.factor is None else torch.cholesky_inverse(self.factor)
-
-    @cached_property
-    def step(self) -> Tensor | None:
-        """(F + λI)⁻¹ ∇h."""
-        if self.factor is None or self.gradient is None:
-            return None
-        return torch.cholesky_solve(self.gradient.unsqueeze(1), self.factor)[:, 0]
 
 
 class DensePair(Pair):
@@ -177,48 +183,33 @@ class DensePair(Pair):
 
     Args:
         exact: F with its norms.
-        matrix: F̂, float64, symmetric where F is.
-        damped: F̂ with its damping, or None.
+        approximate: F̂ with its own, without damping where F is not positive definite with it.
+        gradient: (P,) float64, or None.
         cost: what F̂ took.
     """
 
     def __init__(
-        self, exact: DenseExact, matrix: Tensor, damped: Tensor | None = None, cost: Cost | None = None
+        self, exact: DenseMatrix, approximate: DenseMatrix, gradient: Tensor | None = None, cost: Cost | None = None
     ) -> None:
-        self.exact, self.matrix, self.damped, self.cost = exact, matrix, damped, cost
-        self.difference = exact.matrix - matrix
-        self.size, self.inner = exact.frobenius, float((exact.matrix * matrix).sum())
-        self.error, self.own = (float(torch.linalg.matrix_norm(m)) for m in (self.difference, matrix))
-
-    @cached_property
-    def singular_values(self) -> Tensor:
-        """Of F - F̂."""
-        if self.exact.symmetric:
-            return eigenvalues(self.difference).abs()
-        return torch.linalg.svdvals(self.difference)
+        self.exact, self.approximate, self.gradient, self.cost = exact, approximate, gradient, cost
+        self.difference = DenseMatrix(exact.matrix - approximate.matrix, exact.symmetric)
+        self.size, self.error, self.own = exact.frobenius, self.difference.frobenius, approximate.frobenius
+        self.inner = float((exact.matrix * approximate.matrix).sum())
 
     @cached_property
     def spectral(self) -> tuple[float, float]:  # type: ignore[override]
         """Largest singular values of F - F̂ and of F."""
-        return float(self.singular_values.max()), float(self.exact.singular_values.max())
-
-    @cached_property
-    def factor(self) -> Tensor | None:
-        """Cholesky factor of F̂ with its damping, None where one of the two is not positive definite."""
-        return None if self.damped is None or self.exact.factor is None else definite_factor(self.damped)
-
-    @cached_property
-    def inverse(self) -> Tensor | None:
-        """Damped inverse of F̂."""
-        return None if self.factor is None else torch.cholesky_inverse(self.factor)
+        return float(self.difference.singular_values.max()), float(self.exact.singular_values.max())
 
     @cached_property
     def step(self) -> Step | None:  # type: ignore[override]
         """Both natural gradients."""
-        if self.inverse is None or self.exact.step is None or self.exact.gradient is None:
+        exact, inverse, gradient = self.exact, self.approximate.inverse, self.gradient
+        if inverse is None or exact.factor is None or exact.damped is None or gradient is None:
             return None
-        step = self.inverse @ self.exact.gradient
-        return Step(self.exact.gradient, self.exact.step, step, float(step @ (self.exact.damped @ step)))
+        step = inverse @ gradient
+        best = torch.cholesky_solve(gradient.unsqueeze(1), exact.factor)[:, 0]
+        return Step(gradient, best, step, float(step @ (exact.damped @ step)))
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -239,13 +230,13 @@ def relative_spectral(pair: Pair) -> float | None:
 @measure
 def relative_nuclear(pair: DensePair) -> float | None:
     """‖F - F̂‖_* / ‖F‖_*."""
-    return float(pair.singular_values.sum() / pair.exact.singular_values.sum()) if pair.size > 0 else None
+    return float(pair.difference.singular_values.sum() / pair.exact.singular_values.sum()) if pair.size > 0 else None
 
 
 @measure
 def relative_max(pair: DensePair) -> float | None:
     """max|F - F̂| / max|F|."""
-    return float(pair.difference.abs().max() / pair.exact.matrix.abs().max()) if pair.size > 0 else None
+    return float(pair.difference.matrix.abs().max() / pair.exact.matrix.abs().max()) if pair.size > 0 else None
 
 
 @measure
@@ -261,10 +252,10 @@ def frobenius_cosine(pair: Pair) -> float | None:
 @measure
 def inverse_frobenius(pair: DensePair) -> float | None:
     """‖(F + λI)⁻¹ - (F̂ + λI)⁻¹‖_F / ‖(F + λI)⁻¹‖_F."""
-    if pair.inverse is None or pair.exact.inverse is None:
+    exact, own = pair.exact.inverse, pair.approximate.inverse
+    if exact is None or own is None:
         return None
-    gap = torch.linalg.matrix_norm(pair.exact.inverse - pair.inverse)
-    return float(gap / torch.linalg.matrix_norm(pair.exact.inverse))
+    return float(torch.linalg.matrix_norm(exact - own) / torch.linalg.matrix_norm(exact))
 
 
 @measure
@@ -298,11 +289,12 @@ def model_decrease_rescaled(pair: Pair) -> float | None:
 @measure
 def kl(pair: DensePair) -> float | None:
     """KL(N(0, (F + λI)⁻¹) ‖ N(0, (F̂ + λI)⁻¹))."""
-    if pair.factor is None or pair.damped is None or pair.exact.factor is None or pair.exact.inverse is None:
+    exact, own = pair.exact, pair.approximate
+    if own.factor is None or own.damped is None or exact.factor is None or exact.inverse is None:
         return None
-    log_determinants = 2 * (pair.exact.factor.diagonal().log().sum() - pair.factor.diagonal().log().sum())
-    trace = (pair.damped * pair.exact.inverse).sum()
-    return max(0.0, 0.5 * float(trace - len(pair.damped) + log_determinants))
+    log_determinants = 2 * (exact.factor.diagonal().log().sum() - own.factor.diagonal().log().sum())
+    trace = (own.damped * exact.inverse).sum()
+    return max(0.0, 0.5 * float(trace - len(own.damped) + log_determinants))
 
 
 # ---- of the exact Fisher alone ---------------------------------------------------------------------------------------
@@ -320,19 +312,8 @@ def off_unit_share(fisher: Fisher, i: int) -> float | None:
 # ---- costs -----------------------------------------------------------------------------------------------------------
 
 
-@measure
-def seconds(pair: Pair) -> float | None:
-    """Of fitting."""
-    return None if pair.cost is None else pair.cost.seconds
+def _cost(name: str, pair: Pair) -> float | None:
+    return None if pair.cost is None else getattr(pair.cost, name)
 
 
-@measure
-def passes(pair: Pair) -> float | None:
-    """Of fitting, in forward and backward passes."""
-    return None if pair.cost is None else pair.cost.passes
-
-
-@measure
-def bytes(pair: Pair) -> float | None:  # named like its metric
-    """Held by the operators."""
-    return None if pair.cost is None else pair.cost.bytes
+MEASURES |= {name: partial(_cost, name) for name in ("seconds", "passes", "bytes")}

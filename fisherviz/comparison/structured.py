@@ -13,10 +13,8 @@ from torch import Tensor
 from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.comparison.inner import inner_with_exact
-from fisherviz.comparison.measures import Cost, Pair, Step, measured
-from fisherviz.exact.fisher import Fisher
+from fisherviz.comparison.measures import Cost, Pair, Question, Step, measured
 from fisherviz.operators import Dense, Operator, Zero, extreme_eigenvalues
-from fisherviz.operators.damping import Damping
 from fisherviz.results.comparison import WHOLE, row_label
 from fisherviz.results.metrics import needing
 from fisherviz.statistics.products import GRADIENT_ENTRIES
@@ -31,22 +29,13 @@ _WOODBURY_COLUMNS = 12000
 class StructuredComparison:
     """Measures approximations of one Fisher without dense matrices."""
 
-    def __init__(
-        self,
-        fisher: Fisher,
-        rule: Damping,
-        strength: float,
-        gradient: Tensor | None,
-        wanted: set[str],
-        explicit: bool,
-    ) -> None:
-        self.fisher, self.rule, self.strength, self.wanted = fisher, rule, strength, wanted
-        self.space, self.gradient = fisher.space, gradient
+    def __init__(self, question: Question) -> None:
+        self.question, self.fisher, self.space = question, question.fisher, question.fisher.space
+        fisher, wanted, explicit, gradient = question.fisher, question.wanted, question.explicit, question.gradient
         self.notes: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
         n = len(self.space.layers)
-        self.all_pairs = [(i, j) for i in range(n) for j in range(i, n)]
-        self.square = {pair: fisher.norm("fro", block=pair) ** 2 for pair in self.all_pairs}
+        self.square = {(i, j): fisher.norm("fro", block=(i, j)) ** 2 for i in range(n) for j in range(i, n)}
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
         left_out = sorted(wanted & needing("matrix", "damping"))
         if left_out:
@@ -54,17 +43,17 @@ class StructuredComparison:
                 f"{', '.join(left_out)} are left out: they need the dense "
                 f"{self.space.size:,} x {self.space.size:,} matrix; ask for them with metrics=."
             )
-        self.spectral = "relative_spectral" in wanted and (explicit or self.space.size <= _SPECTRAL_PARAMETERS)
-        if "relative_spectral" in wanted and not self.spectral:
+        spectral = "relative_spectral" in wanted and (explicit or self.space.size <= _SPECTRAL_PARAMETERS)
+        if "relative_spectral" in wanted and not spectral:
             self.notes.append(
                 f"relative_spectral is left out for {self.space.size:,} parameters: hundreds of products with F; "
                 "ask for it with metrics=."
             )
-        self.largest = self._largest() if self.spectral else 0.0
+        self.largest = self._largest() if spectral else 0.0
         self.step: Tensor | None = None
         if gradient is not None and wanted & needing("direction"):
             if min(self.space.size, fisher.columns) <= _WOODBURY_COLUMNS or explicit:
-                self.step = fisher.solve(gradient, strength)
+                self.step = fisher.solve(gradient, question.strength)
             else:
                 self.notes.append(
                     "directions are left out: the exact natural gradient needs a factorisation of size "
@@ -88,16 +77,16 @@ class StructuredComparison:
         show_pairs = len(self.space.layers) ** 2 <= _MAX_PAIRS
         out: list[Row] = []
         sums = np.zeros(3)
-        for i, j in self.all_pairs:
+        for (i, j), square in self.square.items():
             found = self._sums(i, j, approximation.operator(i, j))
             sums += (1 if i == j else 2) * np.array(found)
             if i == j or show_pairs:
-                pair = _pair(self.square[i, j], *found)
+                pair = _pair(square, *found)
                 for row, col in {(i, j), (j, i)}:
                     out += [(names[row], names[col], name, value) for name, value in self._measured(pair)]
-        whole = _pair(self.total, *map(float, sums))
+        whole = _pair(self.total, *sums.tolist())
         whole.cost = cost
-        if self.spectral and self.largest > 0:
+        if self.largest > 0:
             try:
                 whole.spectral = self._spectral(approximation), self.largest
             except RuntimeError as error:  # Lanczos has not converged
@@ -106,7 +95,7 @@ class StructuredComparison:
         return [(WHOLE, WHOLE, name, value) for name, value in self._measured(whole)] + out
 
     def _measured(self, pair: Pair) -> list[tuple[str, float]]:
-        return list(measured(pair, self.wanted - needing("matrix", "damping")).items())
+        return list(measured(pair, self.question.wanted - needing("matrix", "damping")).items())
 
     def _sums(self, i: int, j: int, operator: Operator) -> tuple[float, float, float]:
         """‖F_ij - M‖², ⟨F_ij, M⟩ and ‖M‖²."""
@@ -118,37 +107,31 @@ class StructuredComparison:
         if isinstance(operator, Dense) and self.space.sizes[i] * self.space.sizes[j] <= GRADIENT_ENTRIES:
             exact = self.fisher.unit_block(i, j).double()
             other = operator.M.double()
-            return (
-                float((exact - other).square().sum()), float((exact * other).sum()), float(other.square().sum()),
-            )  # fmt: skip
+            gap = float((exact - other).square().sum())
+            return gap, float((exact * other).sum()), float(other.square().sum())
         inner, own = inner_with_exact(self.fisher, i, j, operator), operator.norm("fro") ** 2
         return max(0.0, square - 2 * inner + own), inner, own
 
     def _spectral(self, approximation: Approximation) -> float:
-        def difference(x: Tensor) -> Tensor:
-            return self.fisher @ x - approximation @ x
-
+        probe = self.fisher.probe
         top = extreme_eigenvalues(
-            difference,
-            self.space.size,
-            which="magnitude",
-            dtype=self.fisher.probe.precision,
-            device=self.fisher.probe.device,
-            tol=1e-4,
-        )
+            lambda x: self.fisher @ x - approximation @ x, self.space.size,
+            which="magnitude", dtype=probe.precision, device=probe.device, tol=1e-4,
+        )  # fmt: skip
         return abs(float(top[0]))
 
     def _step(self, label: str, approximation: Approximation) -> Step | None:
-        if self.step is None or self.gradient is None:
+        gradient, strength = self.question.gradient, self.question.strength
+        if self.step is None or gradient is None:
             return None
         try:
-            step = approximation.solve(self.gradient, self.rule)
+            step = approximation.solve(gradient, self.question.rule)
         except FAILURES as error:
             self.notes.append(f"directions of {label} are left out: {error}")
             return None
         product, exact, step = (self.fisher @ step).double(), self.step.double(), step.double()
-        curvature = float(step @ product) + self.strength * float(step @ step)
-        return Step(self.gradient.double(), exact, step, curvature)
+        curvature = float(step @ product) + strength * float(step @ step)
+        return Step(gradient.double(), exact, step, curvature)
 
 
 def _pair(square: float, error: float, inner: float, own: float) -> Pair:

@@ -65,12 +65,8 @@ def cumulants(
         NotImplementedError: a layer has weight sharing or takes the generic path.
     """
     require_fisher(fisher, "fv.cumulants")
-    chosen = (
-        range(len(fisher.space.layers))
-        if layers is None
-        else [fisher.space.position(k) for k in ([layers] if isinstance(layers, str | int) else layers)]
-    )
-    chosen = list(dict.fromkeys(chosen))
+    named = [layers] if isinstance(layers, str | int) else fisher.space.names if layers is None else layers
+    chosen = list(dict.fromkeys(fisher.space.position(k) for k in named))
     if not chosen:
         raise ValueError("layers= names no layer; leave it out for all of them.")
     captures = fisher.example_space()

@@ -70,8 +70,7 @@ class Fisher(Products):
         j = i if col is None else self.space.position(col)
         if (whole := self._held()) is not None:
             return self.space.part(whole, i, j).clone()
-        entries = self.space.sizes[i] * self.space.sizes[j]
-        self._plan(entries, f"block {self.space.names[i]!r}, {self.space.names[j]!r}")
+        self._plan_block(i, j)
         layers = list(dict.fromkeys((i, j)))
         return self._blocks(layers, (0, len(layers) - 1)).finish_block(self.scale)
 
@@ -80,16 +79,17 @@ class Fisher(Products):
         if (whole := self._held()) is not None:
             units = self.space.split(torch.arange(self.space.size, device=whole.device))
             return whole[units[i]][:, units[j]]
-        self._plan(
-            self.space.sizes[i] * self.space.sizes[j],
-            f"block {self.space.names[i]!r}, {self.space.names[j]!r}",
-        )
+        self._plan_block(i, j)
         (statistic,) = self.collect([Block(self.space.names[i], self.space.names[j])])
         found = statistic.mean
         if found.numel() > _KEPT**2:
             del self._kept.statistics[statistic.key]  # too large to keep beside what the caller holds
             return found.mul_(self.weight)
         return found * self.weight
+
+    def _plan_block(self, i: int, j: int) -> None:
+        space = self.space
+        self._plan(space.sizes[i] * space.sizes[j], f"block {space.names[i]!r}, {space.names[j]!r}")
 
     def _plan(self, entries: int, what: str) -> None:
         size = 3 * entries * torch.empty((), dtype=self.network.precision).element_size()
@@ -180,19 +180,14 @@ class Fisher(Products):
         Raises:
             ValueError: the damping is negative, or the damped matrix is singular.
         """
-        if isinstance(v, Mapping):
-            return self.space.unflatten(self.solve(self.space.flatten(v), damping))
-        if self._in_half_precision(v):
-            return self.solve(v.to(self.network.precision), damping).to(v.dtype)
-        v = self._check_vector(v)
-        damping = damping_number(damping)
-        right = v.unsqueeze(1) if v.dim() == 1 else v
-        solver = self._solver(damping)
-        if isinstance(solver, Woodbury):
-            out = self.space.join(solver.solve(self.space.split(right)))
-        else:
-            out = solver.solve(right)
-        return out[:, 0] if v.dim() == 1 else out
+
+        def solved(right: Tensor) -> Tensor:
+            solver = self._solver(damping_number(damping))
+            if isinstance(solver, Woodbury):
+                return self.space.join(solver.solve(self.space.split(right)))
+            return solver.solve(right)
+
+        return self._applied(solved, v)
 
     def _solver(self, damping: float) -> DampedCholesky | Woodbury:
         """The damped matrix factorised, dense or in example space, whichever costs less; the last one is kept."""

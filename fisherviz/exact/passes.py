@@ -28,6 +28,7 @@ from fisherviz.network.space import ParameterSpace
 from fisherviz.network.vectors import EmpiricalVectors, NoVectors, WithScores, make_vectors
 from fisherviz.statistics import GradientSum, Statistic, update_all
 from fisherviz.statistics.examples import Examples
+from fisherviz.support.choices import one_of
 from fisherviz.support.memory import human, keep_limit
 
 REDUCTIONS = ("mean", "sum")
@@ -57,8 +58,7 @@ class Passes:
         reduction: str = "mean",
         generator: torch.Generator | None = None,
     ) -> None:
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
+        one_of("reduction", reduction, REDUCTIONS)
         self.probe: Any = probe
         self.network = probe.network
         self.kind = kind
@@ -373,12 +373,10 @@ class Passes:
         """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in."""
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = self._clock()
             for inputs, targets in self.data:
                 loss_gradient(self.network, inputs, targets)
-            if self.network.device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - start)
+            best = min(best, self._clock() - start)
         return best
 
 

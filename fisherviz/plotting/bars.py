@@ -44,20 +44,14 @@ def comparison_info(
     if rows.empty:
         held = [name for name in source.metrics if len(source.blocks(name))]
         raise ValueError(f"no {metric!r} per layer in this comparison; it has {', '.join(held) or 'none'}.")
-    present = tuple(dict.fromkeys(rows["method"]))
-    if methods is not None:
-        absent = [name for name in methods if name not in present]
-        if absent:
-            raise ValueError(f"no {metric!r} of the method {absent[0]!r}; it has those of {', '.join(present)}.")
-        present = tuple(methods)
-    layers = tuple(name for name in source.layers if name in set(rows["row"]))
-    table = {(m, r): v for m, r, v in zip(rows["method"], rows["row"], rows["value"], strict=True)}
-    values = np.asarray([[table.get((m, r), np.nan) for r in layers] for m in present], dtype=float)
-    sign = -1.0 if metrics.metric(metric).best == "one" else 1.0
-    order = np.argsort(sign * np.nanmedian(values, axis=1), kind="stable")
-    names = tuple(present[k] for k in order)
-    whole = {m: v for m, v in source.whole(metric).items() if m in names and np.isfinite(v)}
-    return Blocks(metric, names, layers, values[order], whole)
+    table = rows.pivot_table(index="method", columns="row", values="value", aggfunc="last", sort=False)
+    if absent := [name for name in methods or () if name not in table.index]:
+        raise ValueError(f"no {metric!r} of the method {absent[0]!r}; it has those of {', '.join(table.index)}.")
+    layers = [name for name in source.layers if name in table]
+    table = table.loc[list(table.index if methods is None else methods), layers]
+    table = table.loc[metrics.metric(metric).away(table).median(axis=1).sort_values(kind="stable").index]
+    whole = {m: v for m, v in source.whole(metric).items() if m in table.index and np.isfinite(v)}
+    return Blocks(metric, tuple(table.index), tuple(layers), table.to_numpy(), whole)
 
 
 def comparison(
@@ -87,7 +81,7 @@ def comparison(
     ax = ax or style.new_axes(6.4, 1.1 + 0.28 * len(info.methods))
     colors = colormaps["viridis"](np.linspace(0.0, 0.88, len(info.layers)))
     places = np.arange(len(info.methods))
-    spread = 0.5 / max(1, len(info.layers) - 1) if len(info.layers) > 1 else 0.0
+    spread = 0.5 / max(1, len(info.layers) - 1)  # of one layer it is multiplied by 0
     positive = info.values[np.isfinite(info.values)]
     logarithmic = metrics.metric(metric).best != "one" and bool(np.all(positive >= 0) and positive.any())
     floor = _floor(positive) if logarithmic else -np.inf
@@ -111,11 +105,9 @@ def comparison(
         )
     whole = np.maximum([info.whole.get(name, np.nan) for name in info.methods], floor)
     if np.any(np.isfinite(whole)):
-        bar = ax.scatter(whole, places, marker="|", s=170, color=style.INK, linewidths=1.6, zorder=2)
-        handles.append(bar)
+        handles.append(ax.scatter(whole, places, marker="|", s=170, color=style.INK, linewidths=1.6, zorder=2))
     if logarithmic:
-        ax.set_xscale("log")
-        style.plain_decades(ax.xaxis, np.nanmax(shown) / np.nanmin(shown))
+        style.logarithmic(ax.xaxis, np.nanmin(shown), np.nanmax(shown))
         if np.any(info.values < floor):
             ax.axvline(floor, color=style.FAINT, linewidth=0.8, linestyle=":")
             ax.annotate("exact", (floor, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 2),
@@ -124,10 +116,8 @@ def comparison(
     style.plain(ax.get_yticklabels())
     ax.set_ylim(len(info.methods) - 0.5, -0.5)
     ax.set_xlabel(metrics.metric(metric).axis_label)
-    style.tidy(ax)
+    style.tidy(ax, title)
     _legend(ax, info, handles, named)
-    if title is not None:
-        ax.set_title(title, fontsize="medium", parse_math=False)
     return ax
 
 
@@ -145,6 +135,4 @@ def _legend(ax: Axes, info: Blocks, handles: list, named: bool) -> None:
         handles, labels = [handles[k] for k in keep] + rest, [labels[k] for k in keep]
     if len(handles) > len(labels):
         labels.append("whole matrix")
-    legend = ax.legend(handles, labels, fontsize="small", frameon=False, loc="upper left",
-                       bbox_to_anchor=(1.0, 1.02), handletextpad=0.3)  # fmt: skip
-    style.plain(legend.get_texts())
+    style.legend(ax, handles=handles, labels=labels, handletextpad=0.3)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 
 from fisherviz.plotting import style
 from fisherviz.results import metrics
@@ -42,9 +42,8 @@ def pareto_info(
     Raises:
         ValueError: the comparison has no method with both numbers.
     """
-    errors, costs = source.whole(metric), source.whole(cost)
-    if metrics.metric(metric).best == "one":
-        errors = {name: abs(1.0 - value) for name, value in errors.items()}
+    costs, away = source.whole(cost), metrics.metric(metric).away
+    errors = {name: away(value) for name, value in source.whole(metric).items()}
     names = [
         name
         for name in (source.methods if methods is None else methods)
@@ -91,12 +90,10 @@ def pareto(
     floor = float(real.min()) / 4 if real.size else EXACT
     heights = np.where(info.errors < EXACT, floor, info.errors)
     _draw_front(ax, info, heights)
-    looks = style.method_styles(info.methods)
-    for name, x, y in zip(info.methods, info.costs, heights, strict=True):
-        look = looks[name]
+    for look, x, y in zip(style.method_styles(info.methods).values(), info.costs, heights, strict=True):
         ax.scatter(x, y, marker=look.marker, color=look.color, s=52, edgecolors="white", zorder=4)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    style.logarithmic(ax.xaxis, info.costs.min(), info.costs.max())
+    style.logarithmic(ax.yaxis, heights.min(), heights.max())
     ax.set_xlim(info.costs.min() / 2.0, info.costs.max() * 2.6)
     ax.set_ylim(floor / 1.6 if np.any(info.errors < EXACT) else floor * 4 / 1.6, heights.max() * 1.8)
     if np.any(info.errors < EXACT):
@@ -105,28 +102,22 @@ def pareto(
     ax.set_ylabel(f"1 − {entry.label}" if entry.best == "one" else entry.axis_label)
     ax.set_xlabel(metrics.metric(cost).axis_label)
     style.tidy(ax)
-    style.plain_decades(ax.xaxis, info.costs.max() / info.costs.min())
-    style.plain_decades(ax.yaxis, heights.max() / heights.min())
-    texts = [
-        f"{style.short(name, 24)}{' (exact)' if error < EXACT else ''}"
-        for name, error in zip(info.methods, info.errors, strict=True)
-    ]
+    exact = np.where(info.errors < EXACT, " (exact)", "")
+    texts = [f"{style.short(name, 24)}{word}" for name, word in zip(info.methods, exact, strict=True)]
     _label_points(ax, info.costs, heights, texts, info.on_front)
-    if title is not None:
-        ax.set_title(title, fontsize="medium", parse_math=False)
+    style.entitle(ax, title)
     return ax
 
 
 def _draw_front(ax: Axes, info: Front, heights: np.ndarray) -> None:
     xs, ys = info.costs[info.on_front], heights[info.on_front]
-    right, top = info.costs.max() * 100, heights.max() * 100
-    stairs_x, stairs_y = [xs[0], *np.repeat(xs[1:], 2), right], [*np.repeat(ys, 2)]
-    ax.plot(stairs_x, stairs_y[: len(stairs_x)], color=style.INK, linewidth=1.0, zorder=2, label="front")
-    ax.fill_between([*stairs_x], stairs_y[: len(stairs_x)], top, color="#eef3f8", zorder=0, linewidth=0)
+    steps = [*xs, info.costs.max() * 100], [*ys, ys[-1]]  # beyond the frame on the right
+    ax.step(*steps, where="post", color=style.INK, linewidth=1.0, zorder=2, label="front")
+    ax.fill_between(*steps, heights.max() * 100, step="post", color="#eef3f8", zorder=0, linewidth=0)
     ax.scatter(xs, ys, s=150, facecolors="none", edgecolors=style.INK, linewidths=0.9, zorder=3)
 
 
-def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str], bold: np.ndarray) -> list[Any]:
+def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str], bold: np.ndarray) -> None:
     """Put one label beside each point, in the first place where it covers neither point nor label."""
     figure = ax.get_figure(root=True)
     assert figure is not None
@@ -135,10 +126,7 @@ def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str]
     scale = figure.dpi / 72
     points = ax.transData.transform(np.column_stack([xs, ys]))
     frame = ax.get_window_extent()
-    taken: list[tuple[float, float, float, float]] = [
-        (x - 7 * scale, y - 7 * scale, x + 7 * scale, y + 7 * scale) for x, y in points
-    ]
-    labels = []
+    taken = [Bbox.from_bounds(x - 7 * scale, y - 7 * scale, 14 * scale, 14 * scale) for x, y in points]
     for index in np.argsort(-points[:, 1], kind="stable"):
         label = ax.annotate(
             texts[index], (xs[index], ys[index]), xytext=(0, 0), textcoords="offset points", fontsize=8.5,
@@ -148,26 +136,18 @@ def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str]
         extent = label.get_window_extent()
         width, height = extent.width, extent.height
         x, y = points[index]
-        best, least = None, np.inf
-        for dx, dy in _places(width, height, scale):
-            box = (x + dx, y + dy - height / 2, x + dx + width, y + dy + height / 2)
-            overlap = sum(_overlap(box, other) for k, other in enumerate(taken) if k != index)
-            outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0 or box[3] > frame.y1
-            cost = overlap + (1e9 if outside else 0.0)
-            if cost < least:
-                best, least = (dx, dy, box), cost
-            if cost == 0:
-                break
-        assert best is not None
-        dx, dy, box = best
+        others = [box for k, box in enumerate(taken) if k != index]
+        places = _places(width, height, scale)
+        boxes = [Bbox.from_bounds(x + dx, y + dy - height / 2, width, height) for dx, dy in places]
+        costs = [_covered(box, others) + (0.0 if _inside(box, frame) else 1e9) for box in boxes]
+        best = int(np.argmin(costs))
+        dx, dy = places[best]
         label.set_position((dx / scale, dy / scale))
-        taken.append(box)
-        labels.append(label)
+        taken.append(boxes[best])
         if abs(dy) > 2.0 * height:
             end = (dx / scale if dx > 0 else (dx + width) / scale, dy / scale)
             ax.annotate("", (xs[index], ys[index]), xytext=end, textcoords="offset points", zorder=3,
                         arrowprops={"arrowstyle": "-", "color": style.FAINT, "linewidth": 0.6})  # fmt: skip
-    return labels
 
 
 def _places(width: float, height: float, scale: float) -> list[tuple[float, float]]:
@@ -180,7 +160,10 @@ def _places(width: float, height: float, scale: float) -> list[tuple[float, floa
     return places
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(0.0, width) * max(0.0, height)
+def _covered(box: Bbox, others: Sequence[Bbox]) -> float:
+    common = (Bbox.intersection(box, other) for other in others)
+    return sum(part.width * part.height for part in common if part is not None)
+
+
+def _inside(box: Bbox, frame: Bbox) -> bool:
+    return box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1

@@ -150,16 +150,10 @@ def draw_heatmap(
     """
     top = shared_maximum([info]) if vmax is None else vmax
     rows, cols = info.values.shape
-    ax.imshow(
-        info.values,
-        vmin=-top if info.signed else 0.0,
-        vmax=top,
-        cmap=cmap or (style.DIVERGING if info.signed else style.SEQUENTIAL),
-        extent=(0, cols, rows, 0),
-        interpolation="antialiased",
-        aspect="equal",
-    )
-    line = style.INK if info.signed else "white"
+    low, colors, line = (-top, style.DIVERGING, style.INK) if info.signed else (0.0, style.SEQUENTIAL, "white")
+    extent = (0, cols, rows, 0)
+    ax.imshow(info.values, vmin=low, vmax=top, cmap=cmap or colors, extent=extent, interpolation="antialiased")
+    ax.set_aspect("equal")
     inner = info.edges[1:-1]
     width = 0.7 if len(inner) < 10 else 0.3
     ax.vlines(inner, 0, rows, colors=line, linestyles=(0, (4, 3)), linewidth=width, alpha=0.9)
@@ -167,31 +161,14 @@ def draw_heatmap(
     if units:
         ax.vlines(info.unit_edges, 0, rows, colors=line, linewidth=0.25, alpha=0.5)
         ax.hlines(info.unit_edges, 0, cols, colors=line, linewidth=0.25, alpha=0.5)
-    ax.set_xlim(0, cols)
-    ax.set_ylim(rows, 0)
-    _name_layers(ax, info, names)
-    if title is not None:
-        ax.set_title(title, fontsize="medium", parse_math=False)
+    ax.set(xlim=(0, cols), ylim=(rows, 0), xticks=[], yticks=[])
+    if info.labels:
+        centres = (info.edges[:-1] + info.edges[1:]) / 2
+        style.name_layers(ax, centres, info.labels, 14 if len(info.labels) <= 8 else 8, names)
+    style.entitle(ax, title)
 
 
-def _name_layers(ax: Axes, info: Cells, vertical: bool) -> None:
-    if not info.labels:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        return
-    width = 14 if len(info.labels) <= 8 else 8
-    step = -(-len(info.labels) // 24)  # with very many layers only every step-th is named
-    centres = ((info.edges[:-1] + info.edges[1:]) / 2)[::step]
-    labels = style.short_names(info.labels, width)[::step]
-    longest = max(len(label) for label in labels)
-    turned = longest * len(labels) > 36
-    ax.set_xticks(centres, labels, rotation=90 if turned else 0, fontsize="small")
-    ax.set_yticks(centres, labels if vertical else [""] * len(labels), fontsize="small")
-    ax.tick_params(length=0)
-    style.plain([*ax.get_xticklabels(), *ax.get_yticklabels()])
-
-
-def _colorbar(figure: Any, axes: Sequence[Axes], info: Cells, top: float, label: str | None = None) -> None:
+def _colorbar(figure: Any, axes: Sequence[Axes], info: Cells, top: float) -> None:
     above = bool(np.nanmax(np.abs(info.values)) > top)
     bar = figure.colorbar(
         axes[0].images[0],
@@ -201,10 +178,8 @@ def _colorbar(figure: Any, axes: Sequence[Axes], info: Cells, top: float, label:
         pad=0.02,
         shrink=0.9 if len(axes) == 1 else 0.8,
     )
-    text = label or ("entry" if info.signed else "|entry|")
-    if info.factor > 1:
-        text += f", largest of {info.factor} × {info.factor}"
-    bar.set_label(text, fontsize="small")
+    aside = f", largest of {info.factor} × {info.factor}" if info.factor > 1 else ""
+    bar.set_label(f"{'entry' if info.signed else '|entry|'}{aside}", fontsize="small")
     bar.ax.tick_params(labelsize="small")
     bar.outline.set_visible(False)
     bar.formatter.set_powerlimits((-2, 3))
@@ -230,11 +205,8 @@ def triptych_info(
         TypeError: one of them cannot be drawn.
     """
     if isinstance(exact, Comparison):
-        kind = "inverse" if inverse else "heatmap"
-        away = "inverse-difference" if inverse else "difference"
-        names = (f"{kind}/exact", f"{kind}/{approximation}", f"{away}/{approximation}")
-        first, second, third = (heatmap_info(exact, name) for name in names)
-        return first, second, third
+        first, second, gap = (heatmap_info(exact, name) for name in triptych_arrays(approximation, inverse))
+        return first, second, gap
     if inverse:
         raise ValueError(
             "inverse=True belongs to a comparison; pass the two inverses, for example "
@@ -251,6 +223,12 @@ def triptych_info(
         raise ValueError(f"the two matrices differ in shape, {a.shape} and {b.shape}.")
     first, second, gap = (cells_of_matrix(m, edges=edges, labels=layers) for m in (a, b, a - b))
     return first, second, gap
+
+
+def triptych_arrays(method: str, inverse: bool) -> tuple[str, str, str]:
+    """Names of the arrays of a comparison that a method's triptych shows."""
+    kind, away = ("inverse", "inverse-difference") if inverse else ("heatmap", "difference")
+    return f"{kind}/exact", f"{kind}/{method}", f"{away}/{method}"
 
 
 class _Difference:

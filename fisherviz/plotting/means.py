@@ -106,15 +106,9 @@ def block_means(
             ink = "black" if value > 0.6 * top else "white"
             text = f"{value / 10.0**power:.{decimals}f}"
             ax.text(j, i, text, ha="center", va="center", color=ink, fontsize=9 if count <= 5 else 6)
-    step = -(-count // 24)
-    labels = style.short_names(info.labels, 12)[::step]
-    turned = max(map(len, labels)) * len(labels) > 36
-    ax.set_xticks(range(0, count, step), labels, rotation=90 if turned else 0, fontsize="small")
-    ax.set_yticks(range(0, count, step), labels, fontsize="small")
-    ax.tick_params(length=0)
-    style.plain([*ax.get_xticklabels(), *ax.get_yticklabels()])
+    style.name_layers(ax, range(count), info.labels, 12)
     scale = f" [10{metrics.superscript(power)}]" if power and count <= WRITTEN else ""
-    ax.set_title(f"mean |entry| per block{scale}" if title is None else title, fontsize="medium", parse_math=False)
+    style.entitle(ax, f"mean |entry| per block{scale}" if title is None else title)
     return ax
 
 

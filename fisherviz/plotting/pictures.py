@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fisherviz.plotting import style
 from fisherviz.plotting.training import monitor, training
 from fisherviz.results import metrics
 from fisherviz.results.run import Run
@@ -28,9 +26,9 @@ def run_pictures(run: Run) -> dict[str, bytes]:
     curves = [(training, name, name.replace("_", " ")) for name in drawn if name in epochs]
     pictures = {"curves.png": _drawn(curves, run)}
     if any(record["kind"] == "monitor" for record in run.records):
-        seen = set(run.frame("monitor")["metric"]) | {"similarity"}
-        if "foof_cosine_factored" not in seen:
-            seen.discard("similarity")
+        seen = set(run.frame("monitor")["metric"])
+        if "foof_cosine_factored" in seen:
+            seen.add("similarity")
         panels = [(monitor, name, metrics.metric(name).label) for name in MONITORED if name in seen]
         pictures["monitor.png"] = _drawn(panels, run)
     return pictures
@@ -40,12 +38,9 @@ def _drawn(panels: list, run: Run) -> bytes:
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
     for k, (draw, metric, title) in enumerate(panels):
         ax = figure.add_subplot(rows, columns, k + 1)
         draw(run, metric, ax=ax, title=title)
         if draw is training and (legend := ax.get_legend()) is not None:  # one run: the title says it
             legend.remove()
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+    return style.png(figure, 120)

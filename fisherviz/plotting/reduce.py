@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fisherviz.results.cells import LIMIT, reduce_matrix
+from fisherviz.support.choices import one_of
 
 DENSE = 3000  # side up to which the dense matrix costs less than its blocks one by one
 
@@ -110,8 +111,7 @@ def cells_of_operator(
             raise ValueError(f"no layer {unknown[0]!r} here; the layers are {list(known)}.")
         infos = [known[name] for name in layers]
     order = order or getattr(operator, "plot_order", None) or "torch"
-    if order not in ("torch", "unit", "input"):
-        raise ValueError(f'order must be one of "torch", "unit", "input", not {order!r}.')
+    one_of("order", order, ("torch", "unit", "input"))
     sizes = [info.num_parameters for info in infos]
     edges = np.concatenate([[0], np.cumsum(sizes)])
     side = int(edges[-1])

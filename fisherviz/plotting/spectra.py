@@ -118,27 +118,13 @@ def spectrum(
     """
     info = spectrum_info(source, methods)
     ax = ax or style.new_axes(6.4, 3.6)
-    handles, labels = [], []
     for name, look in style.method_styles(info.values).items():
-        values = info.values[name]
-        (line,) = ax.plot(
-            np.arange(1, len(values) + 1),
-            values,
-            color=look.color,
-            linestyle=look.line,
-            linewidth=2.2 if name == "exact" else 1.2,
-            label=name,
-        )
-        handles.append(line)
-        labels.append(style.legend_label(name))
-    ax.set_yscale("log")
-    style.plain_decades(ax.yaxis, 1 / RANGE)
-    ax.set_xlabel("index, largest first")
-    ax.set_ylabel("eigenvalue")
+        values, width = info.values[name], 2.2 if name == "exact" else 1.2
+        places = np.arange(1, len(values) + 1)
+        ax.plot(places, values, color=look.color, linestyle=look.line, linewidth=width, label=style.legend_label(name))
+    style.logarithmic(ax.yaxis, RANGE, 1.0)
+    ax.set(xlabel="index, largest first", ylabel="eigenvalue")
     ax.set_xlim(left=0)
-    style.tidy(ax)
-    legend = ax.legend(handles, labels, fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    style.plain(legend.get_texts())
-    if title is not None:
-        ax.set_title(title, fontsize="medium", parse_math=False)
+    style.tidy(ax, title)
+    style.legend(ax)
     return ax

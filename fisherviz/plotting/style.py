@@ -7,6 +7,7 @@ Nothing here touches matplotlib's global settings.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from fisherviz.results.metrics import superscript
@@ -111,17 +113,67 @@ def legend_label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def shown(value: Any) -> str:
+    """A setting's value, in a label."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def plain(texts: Sequence[Any]) -> None:
     """Names are text: a dollar sign in one starts no formula."""
     for text in texts:
         text.set_parse_math(False)
 
 
-def tidy(ax: Axes) -> None:
-    """Fewer lines: no frame above and on the right, a light grid behind the data."""
+def tidy(ax: Axes, title: str | None = None) -> None:
+    """Fewer lines: no frame above and on the right, a light grid behind the data; and the title, if any."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(True, which="major", color="#d9d9d9", linewidth=0.6)
     ax.set_axisbelow(True)
+    entitle(ax, title)
+
+
+def entitle(ax: Axes, title: str | None) -> None:
+    """A title, if there is one, as text."""
+    if title is not None:
+        ax.set_title(title, fontsize="medium", parse_math=False)
+
+
+def legend(ax: Axes, *, beside: bool = True, **options: Any) -> None:
+    """A small legend without a frame.
+
+    Args:
+        ax: what it belongs to.
+        beside: whether it stands on the right of the axes, or inside.
+        options: of matplotlib's legend.
+    """
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02)} if beside else {}
+    plain(ax.legend(**place, **options, fontsize="small", frameon=False).get_texts())
+
+
+def name_layers(ax: Axes, centres: Sequence[float], names: Sequence[str], width: int, vertical: bool = True) -> None:
+    """Layers' names along the axes of a matrix; of very many, only every so often one.
+
+    Args:
+        ax: axes with a matrix.
+        centres: where each layer's middle is.
+        names: the layers'.
+        width: most characters of one.
+        vertical: whether they stand along the vertical axis too.
+    """
+    step = -(-len(names) // 24)
+    labels = short_names(names, width)[::step]
+    turned = max(map(len, labels)) * len(labels) > 36
+    ax.set_xticks(centres[::step], labels, rotation=90 if turned else 0, fontsize="small")
+    ax.set_yticks(centres[::step], labels if vertical else [""] * len(labels), fontsize="small")
+    ax.tick_params(length=0)
+    plain([*ax.get_xticklabels(), *ax.get_yticklabels()])
+
+
+def logarithmic(axis: Axis, low: float, high: float) -> None:
+    """A logarithmic scale with plain numbers, for values from `low` to `high`."""
+    scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+    scale("log")
+    plain_decades(axis, high / low)
 
 
 def plain_decades(axis: Axis, ratio: float) -> None:
@@ -142,6 +194,13 @@ def _decade(value: float) -> str:
     if 1e-4 < value < 1e5 or value <= 0:
         return f"{value:g}"
     return f"10{superscript(round(math.log10(value)))}"
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """A figure as the content of a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi)
+    return stream.getvalue()
 
 
 def new_axes(width: float, height: float, layout: str = "constrained") -> Axes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fisherviz.plotting import style
@@ -28,7 +25,6 @@ class Points:
     """A line per label: places, values, and the smallest and largest value of the seeds."""
 
     x_name: str
-    line_name: str
     lines: dict[str, tuple[list[Any], np.ndarray, np.ndarray, np.ndarray]]
     numeric: bool
     stopped: int
@@ -56,12 +52,9 @@ def sweep_info(found: Any) -> Points:
     for key, part in groups:
         values = key if isinstance(key, tuple) else (key,)
         part = part.sort_values(x_name)
-        label = ", ".join(f"{_short(n)} {_shown(v)}" for n, v in zip(rest, values, strict=True))
-        lines[label] = (
-            part[x_name].tolist(), part["value"].to_numpy(float), part["low"].to_numpy(float),
-            part["high"].to_numpy(float),
-        )  # fmt: skip
-    return Points(x_name, ", ".join(map(_short, rest)), lines, bool(numeric), len(table) - len(held))
+        label = ", ".join(f"{_short(n)} {style.shown(v)}" for n, v in zip(rest, values, strict=True))
+        lines[label] = (part[x_name].tolist(), *(part[name].to_numpy(float) for name in ("value", "low", "high")))
+    return Points(x_name, lines, bool(numeric), len(table) - len(held))
 
 
 def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Axes:
@@ -83,11 +76,9 @@ def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Ax
     many = len(info.lines) > LINES
     colors = ["#0072B2"] if len(info.lines) == 1 else colormaps["viridis"](np.linspace(0.0, 0.9, len(info.lines)))
     for color, (label, (x, y, low, high)) in zip(colors, info.lines.items(), strict=True):
-        places = x if info.numeric else [_shown(v) for v in x]
-        ax.plot(places, y, color=color, marker="" if many else "o", markersize=4, linestyle="" if many else "-",
-                linewidth=1.2, label="" if many else style.legend_label(label))  # fmt: skip
-        if many:
-            ax.scatter(places, y, color=color, s=16)
+        places = x if info.numeric else [style.shown(v) for v in x]
+        ax.plot(places, y, color=color, linewidth=1.2, label=style.legend_label(label),
+                marker="o", markersize=4, linestyle="" if many else "-")  # fmt: skip
         if np.any(high > low):
             spread = np.isfinite(low) & np.isfinite(high)
             ax.vlines(np.asarray(places)[spread], low[spread], high[spread], colors=[color], linewidth=1.0, alpha=0.6)
@@ -96,57 +87,42 @@ def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Ax
     if info.numeric:
         xs = np.asarray([v for x, *_ in info.lines.values() for v in x], dtype=float)
         if xs.min() > 0 and xs.max() / xs.min() >= 30:
-            ax.set_xscale("log")
-            style.plain_decades(ax.xaxis, xs.max() / xs.min())
+            style.logarithmic(ax.xaxis, xs.min(), xs.max())
     top = FAR * values.min()
     off = int(np.sum(values > top)) if values.min() > 0 else 0
     if values.min() > 0 and values.max() / values.min() >= 30:
-        ax.set_yscale("log")
-        style.plain_decades(ax.yaxis, min(values.max(), top) / values.min())
+        style.logarithmic(ax.yaxis, values.min(), min(values.max(), top))
         if off:
             ax.set_ylim(top=top)
     left_out = [f"{count} {word}" for count, word in ((off, "above"), (info.stopped, "stopped")) if count]
     ax.set_xlabel(_short(info.x_name))
     aside = f" ({', '.join(left_out)})" if left_out else ""
     ax.set_ylabel(f"final {found.metric.replace('_', ' ')}{aside}")
-    style.tidy(ax)
+    style.tidy(ax, title)
     if len(info.lines) > 1 and not many:
-        legend = ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02))
-        style.plain(legend.get_texts())
-    if title is not None:
-        ax.set_title(title, fontsize="medium", parse_math=False)
+        style.legend(ax)
     return ax
 
 
 def sweep_picture(found: Any) -> bytes:
     """The picture of a sweep as PNG; a sentence where no point has a value."""
     figure = Figure(figsize=(6.8, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     ax = figure.add_subplot()
     try:
         sweep(found, ax=ax)
     except ValueError as error:
         ax.set_axis_off()
         ax.text(0.5, 0.5, str(error), ha="center", va="center", wrap=True)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    return stream.getvalue()
+    return style.png(figure, 130)
 
 
 def _ring(ax: Axes, info: Points, maximise: bool) -> None:
     better = max if maximise else min
     points = [(v, k) for x, y, _, _ in info.lines.values() for k, v in zip(x, y.tolist(), strict=True)]
     value, place = better(points, key=lambda point: point[0])
-    ax.scatter(
-        [place if info.numeric else _shown(place)], [value], s=90, facecolors="none", edgecolors=style.INK, zorder=4
-    )
+    place = place if info.numeric else style.shown(place)
+    ax.scatter([place], [value], s=90, facecolors="none", edgecolors=style.INK, zorder=4)
 
 
 def _short(name: str) -> str:
     return name.split(".")[-1]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float) and math.isfinite(value):
-        return f"{value:g}"
-    return str(value)

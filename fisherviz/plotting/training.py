@@ -16,6 +16,7 @@ from fisherviz.plotting import style
 from fisherviz.results import metrics
 from fisherviz.results.comparison import WHOLE
 from fisherviz.results.run import Run, load_run
+from fisherviz.support.choices import one_of
 
 OVER = {"epoch": "epoch", "step": "step", "examples": "training examples seen", "seconds": "seconds of training"}
 ASIDE = (
@@ -53,8 +54,7 @@ def training_info(
     Raises:
         ValueError: there are no runs, none has the metric, or `over` is unknown.
     """
-    if over not in OVER:
-        raise ValueError(f"over must be one of {', '.join(OVER)}, got {over!r}.")
+    one_of("over", over, OVER)
     given = [runs] if isinstance(runs, Run | str | os.PathLike) else list(runs)
     loaded = [run if isinstance(run, Run) else load_run(run) for run in given]
     if not loaded:
@@ -99,11 +99,8 @@ def training(
     ax = ax or style.new_axes(6.4, 4.0)
     looks = _looks([curve.label for curve in curves])
     for curve in curves:
-        look, few = looks[curve.label], len(curve.x) <= 30
-        ax.plot(
-            curve.x, curve.middle, color=look.color, linestyle=look.line, label=style.legend_label(curve.label),
-            marker=look.marker if few else "", markersize=4,
-        )  # fmt: skip
+        look = looks[curve.label]
+        _line(ax, look, curve.label, curve.x, curve.middle)
         if curve.seeds > 1:
             ax.fill_between(curve.x, curve.low, curve.high, color=look.color, alpha=0.18, linewidth=0)
     _scale(ax, np.concatenate([np.concatenate([c.low, c.high]) for c in curves]), metric)
@@ -123,9 +120,9 @@ def monitor_info(source: Any, metric: str | None = None) -> tuple[str, dict[str,
     Raises:
         ValueError: the metric was not recorded.
     """
-    if isinstance(source, Run | str | os.PathLike):
-        source = (source if isinstance(source, Run) else load_run(source)).frame("monitor")
-    frame = source if isinstance(source, pd.DataFrame) else source.frame
+    source = load_run(source) if isinstance(source, str | os.PathLike) else source
+    found = source if isinstance(source, pd.DataFrame) else source.frame
+    frame = source.frame("monitor") if isinstance(source, Run) else found
     if frame.empty:
         raise ValueError("the monitor has not looked yet; train for `every` steps first.")
     metric = metric or "relative_frobenius"
@@ -161,11 +158,7 @@ def monitor(source: Any, metric: str | None = None, *, ax: Axes | None = None, t
     ax = ax or style.new_axes(6.4, 4.0)
     looks = style.method_styles(lines)
     for label, (x, y) in lines.items():
-        look, few = looks[label], len(x) <= 30
-        ax.plot(
-            x, y, color=look.color, linestyle=look.line, label=style.legend_label(label),
-            marker=look.marker if few else "", markersize=4,
-        )  # fmt: skip
+        _line(ax, looks[label], label, x, y)
     _scale(ax, np.concatenate([y for _, y in lines.values()]), metric)
     ax.set_xlabel("step")
     ax.set_ylabel(metrics.metric(metric).axis_label)
@@ -186,13 +179,9 @@ def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:
         same = [other for other, theirs in zip(flat, names, strict=True) if theirs == name]
         keys = dict.fromkeys(k for other in same for k in other)
         differs = [k for k in keys if len({repr(other.get(k)) for other in same}) > 1 and k in mine]
-        detail = ", ".join(f"{k}={_short(mine[k])}" for k in differs)
+        detail = ", ".join(f"{k}={style.shown(mine[k])}" for k in differs)
         out.append(f"{name} ({detail})" if detail else name)
     return [label if out.count(label) == 1 else f"{label} #{i + 1}" for i, label in enumerate(out)]
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _curve(label: str, runs: Sequence[Run], metric: str, over: str) -> Curve | None:
@@ -220,21 +209,23 @@ def _looks(labels: Sequence[str]) -> dict[str, style.MethodStyle]:
     return dict(zip(labels, style.method_styles(alone).values(), strict=True))
 
 
+def _line(ax: Axes, look: style.MethodStyle, label: str, x: np.ndarray, y: np.ndarray) -> None:
+    marker = look.marker if len(x) <= 30 else ""
+    ax.plot(x, y, color=look.color, linestyle=look.line, label=style.legend_label(label), marker=marker, markersize=4)
+
+
 def _scale(ax: Axes, values: np.ndarray, metric: str) -> None:
     finite = values[np.isfinite(values)]
     if any(word in metric for word in BOUNDED) or not len(finite) or finite.min() <= 0:
         return
-    ax.set_yscale("log")
-    style.plain_decades(ax.yaxis, finite.max() / finite.min())
+    style.logarithmic(ax.yaxis, finite.min(), finite.max())
 
 
 def _finish(ax: Axes, title: str | None, legend: bool = True) -> None:
     low, high = ax.get_xlim()
     if high > 1e4:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.set_xlim(max(low, 0.0) if low < 0 else low, high)
-    style.tidy(ax)
+    ax.set_xlim(max(low, 0.0), high)
+    style.tidy(ax, title)
     if legend:
-        style.plain(ax.legend(fontsize="small", frameon=False).get_texts())
-    if title is not None:
-        ax.set_title(title, fontsize="medium", parse_math=False)
+        style.legend(ax, beside=False)

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fisherviz.results import metrics
-from fisherviz.support import files
 from fisherviz._version import __version__
 from fisherviz.report import tables
 from fisherviz.report.pictures import Picture, pictures
 from fisherviz.report.words import Sentence, paragraph, verdict
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support import files
 
 TITLE = "How good is each approximation of the Fisher information?"
 PAPER_SETTING = "kfac-figure-2"  # meta["settings"]["setting"] of the K-FAC paper's example network
@@ -61,9 +62,7 @@ class Section:
     slug: str = ""
 
 
-def write_page(
-    path: str | os.PathLike[str], source: Comparison | Sequence[Section], *, title: str = TITLE
-) -> Path:
+def write_page(path: str | os.PathLike[str], source: Comparison | Sequence[Section], *, title: str = TITLE) -> Path:
     """Write one self-contained HTML file.
 
     Args:
@@ -130,25 +129,17 @@ def _sections(source: Comparison | Sequence[Section]) -> list[Section]:
 
 def _facts(section: Section) -> dict[str, Any]:
     comparison = section.comparison
-    wholes = {metric: comparison.whole(metric) for metric in comparison.metrics}
-    summary = {
-        method: {metric: values[method] for metric, values in wholes.items() if method in values}
-        for method in comparison.methods
-    }
+    summary: dict[str, dict[str, float | str]] = {method: {} for method in comparison.methods}
+    for metric in comparison.metrics:
+        for method, value in comparison.whole(metric).items():
+            if method in summary:  # JSON has no infinity: it becomes a word
+                summary[method][metric] = value if np.isfinite(value) else str(value)
     return {
         "title": section.title,
         "folder": section.slug or ".",
         "verdict": paragraph(verdict(comparison)),
-        "summary": _finite(summary),
+        "summary": summary,
         "meta": comparison.meta,
-    }
-
-
-def _finite(summary: dict[str, dict[str, float]]) -> dict[str, dict[str, float | str]]:
-    """JSON has no infinity: it becomes a word."""
-    return {
-        method: {k: v if abs(v) != float("inf") else str(v) for k, v in values.items()}
-        for method, values in summary.items()
     }
 
 
@@ -163,10 +154,7 @@ def _earlier_files(directory: Path) -> set[str]:
 
 
 def _render(
-    sections: Sequence[Section],
-    title: str,
-    progress: Callable[[str], None] | None = None,
-    alone: bool = False,
+    sections: Sequence[Section], title: str, progress: Callable[[str], None] | None = None, alone: bool = False
 ) -> tuple[str, list[Picture]]:
     drawn: list[Picture] = []
     context = []
@@ -199,11 +187,8 @@ def _section_context(section: Section, drawn: Sequence[Picture], number: int) ->
     comparison = section.comparison
     groups = []
     for group, heading, intro in _GROUPS:
-        shown = [
-            {"html": Markup(picture.inline()), "caption": picture.caption}
-            for picture in drawn
-            if picture.group == group
-        ]
+        members = [picture for picture in drawn if picture.group == group]
+        shown = [{"html": Markup(picture.inline()), "caption": picture.caption} for picture in members]
         if shown:
             groups.append({"name": group, "heading": heading, "intro": intro, "pictures": shown})
     return {
@@ -217,8 +202,8 @@ def _section_context(section: Section, drawn: Sequence[Picture], number: int) ->
         "probed": tables.probed_table(comparison),
         "left_out": tables.left_out_table(comparison),
         "facts": tables.facts(comparison),
-        "notes": [str(note) for note in comparison.meta.get("notes") or []],
-        "cumulants": _cumulants(comparison),
+        "notes": comparison.notes,
+        "cumulants": _cumulants(comparison.meta),
     }
 
 
@@ -234,21 +219,13 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub(r"([._/])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
-def _cumulants(comparison: Comparison) -> dict[str, Any] | None:
-    sums = comparison.meta.get("cumulants")
-    if not sums:
-        return None
-    error, bound = float(sums["error"]), float(sums["bound"])
-    rows = [
-        (
-            "measured here",
-            f"{error:,.1f}",
-            f"{bound:,.1f}",
-            f"{error / bound:.3f}" if bound else tables.MISSING,
-        )
-    ]
-    if (comparison.meta.get("settings") or {}).get("setting") == PAPER_SETTING:
-        paper_error, paper_bound = PAPER_SUMS["error"], PAPER_SUMS["bound"]
-        ratio = f"{paper_error / paper_bound:.3f}"
-        rows.append(("Martens & Grosse 2015, MNIST", f"{paper_error:,.1f}", f"{paper_bound:,.1f}", ratio))
-    return {"rows": rows}
+def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    sums = {"measured here": meta["cumulants"]} if meta.get("cumulants") else {}
+    if sums and (meta.get("settings") or {}).get("setting") == PAPER_SETTING:
+        sums["Martens & Grosse 2015, MNIST"] = PAPER_SUMS
+    rows = []
+    for where, found in sums.items():
+        error, bound = float(found["error"]), float(found["bound"])
+        ratio = f"{error / bound:.3f}" if bound else tables.MISSING
+        rows.append((where, f"{error:,.1f}", f"{bound:,.1f}", ratio))
+    return rows

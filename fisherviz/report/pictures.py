@@ -11,7 +11,8 @@ import html
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from matplotlib.style import context as style_context
 from PIL import Image
 
 from fisherviz import plotting
-from fisherviz.results import metrics
 from fisherviz.plotting import style
+from fisherviz.plotting.heatmaps import triptych_arrays
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 
 LARGEST = 300_000  # bytes of one PNG inside the page
@@ -81,14 +83,12 @@ def pictures(comparison: Comparison, prefix: str = "") -> Iterator[Picture]:
     Yields:
         Pictures in the order of the page.
     """
-    yield from _fronts(comparison, prefix)
-    yield from _matrices(comparison, prefix)
-    yield from _means(comparison, prefix)
-    yield from _spectra(comparison, prefix)
-    yield from _layers(comparison, prefix)
+    for drawn in (_fronts, _matrices, _means, _spectra, _layers):
+        for picture in drawn(comparison):
+            yield replace(picture, name=prefix + picture.name)
 
 
-def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+def _fronts(comparison: Comparison) -> Iterator[Picture]:
     cost = "passes" if comparison.whole("passes") else "seconds"
     for metric in DRAWN:
         try:
@@ -96,31 +96,27 @@ def _fronts(comparison: Comparison, prefix: str) -> Iterator[Picture]:
         except ValueError:
             continue
         entry = metrics.metric(metric)
-        front = [name for name, on in zip(info.methods, info.on_front, strict=True) if on]
+        front = np.asarray(info.methods)[info.on_front]
+        error = f"1 − {entry.label}" if entry.best == "one" else entry.title
         yield _chart(
-            f"{prefix}front-{metric}", "front", 5.6, 3.9,
-            lambda ax, metric=metric: plotting.pareto(comparison, metric, cost, ax=ax),
-            f"{_error_name(entry)} against the cost of building the approximation, both logarithmic. "
+            f"front-{metric}", "front", 5.6, 3.9, partial(plotting.pareto, comparison, metric, cost),
+            f"{error} against the cost of building the approximation, both logarithmic. "
             "Ringed and bold: the front. Whatever lies in the shaded area is beaten in both by a ringed one.",
             f"Scatter plot of the {entry.label} against cost, {len(info.methods)} methods. On the front, "
             f"from cheap to close: {', '.join(front)}.",
         )  # fmt: skip
 
 
-def _error_name(entry: metrics.Metric) -> str:
-    return f"1 − {entry.label}" if entry.best == "one" else entry.title
-
-
-def _matrices(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+def _matrices(comparison: Comparison) -> Iterator[Picture]:
     for inverse, group in ((False, "matrix"), (True, "inverse")):
         errors = comparison.whole("inverse_frobenius" if inverse else "relative_frobenius")
         ranked = sorted(comparison.methods, key=lambda name: errors.get(name, float("inf")))
         what = "damped inverse of the Fisher" if inverse else "Fisher"
         for method, png in _triptychs(comparison, ranked, inverse):
-            found = method in errors
-            error = f": relative Frobenius error {metrics.show_number(errors[method])}" if found else ""
+            error = f": relative Frobenius error {metrics.show_number(errors[method])}" if method in errors else ""
+            file_name = re.sub(r"[^\w.-]", "_", method) or "method"
             yield Picture(
-                f"{prefix}{group}-{_file_name(method)}", group, f"{method}{error}",
+                f"{group}-{file_name}", group, f"{method}{error}",
                 f"Three heatmaps of absolute entries on one scale: exact {what}, its approximation {method}, "
                 f"and their absolute difference{error}.", "", png,
             )  # fmt: skip
@@ -128,9 +124,7 @@ def _matrices(comparison: Comparison, prefix: str) -> Iterator[Picture]:
 
 def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) -> Iterator[tuple[str, bytes]]:
     """One triptych per method that has the arrays: laid out once, then only the images and a title change."""
-    kind, away = ("inverse", "inverse-difference") if inverse else ("heatmap", "difference")
-    needed = {name: {f"{kind}/exact", f"{kind}/{name}", f"{away}/{name}"} for name in methods}
-    methods = [name for name in methods if needed[name] <= set(comparison.arrays)]
+    methods = [name for name in methods if set(triptych_arrays(name, inverse)) <= comparison.arrays.keys()]
     if not methods:
         return
     figure = Figure(figsize=(9.6, 3.5), layout="compressed")
@@ -149,53 +143,47 @@ def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) ->
             yield method, _small_png(sheet)
 
 
-def _means(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+def _means(comparison: Comparison) -> Iterator[Picture]:
     for inverse, what in ((False, "F"), (True, "the damped inverse of F")):
         if f"{'block_means_inverse' if inverse else 'block_means'}/exact" not in comparison.arrays:
             continue
         yield _chart(
-            f"{prefix}means{'-inverse' if inverse else ''}", "means", 3.5, 3.1,
-            lambda ax, inverse=inverse: plotting.block_means(comparison, inverse=inverse, ax=ax),
+            f"means{'-inverse' if inverse else ''}", "means", 3.5, 3.1,
+            partial(plotting.block_means, comparison, inverse=inverse),
             f"Mean |entry| of each block of {what}.",
             f"Heatmap of the mean absolute entry of each pair of layers in {what}.",
         )  # fmt: skip
 
 
-def _spectra(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+def _spectra(comparison: Comparison) -> Iterator[Picture]:
     if any(name.startswith("spectrum/") for name in comparison.arrays):
         yield _chart(
-            f"{prefix}spectra", "spectra", 9.0, 3.8, lambda ax: plotting.spectrum(comparison, ax=ax),
+            "spectra", "spectra", 9.0, 3.8, partial(plotting.spectrum, comparison),
             "Eigenvalues, largest first. Where a line leaves the black one, steps are stretched or shrunk.",
             "Line plot of the eigenvalues of the exact Fisher and of each approximation, logarithmic.",
         )  # fmt: skip
 
 
-def _layers(comparison: Comparison, prefix: str) -> Iterator[Picture]:
+def _layers(comparison: Comparison) -> Iterator[Picture]:
     for metric in DRAWN:
         rows = comparison.blocks(metric)
         if rows.empty or len(set(rows["row"])) < 2:
             continue
         entry = metrics.metric(metric)
         yield _chart(
-            f"{prefix}layers-{metric}", "layers", 5.7, 1.0 + 0.27 * len(set(rows["method"])),
-            lambda ax, metric=metric: plotting.comparison(comparison, metric, ax=ax),
+            f"layers-{metric}", "layers", 5.7, 1.0 + 0.27 * len(set(rows["method"])),
+            partial(plotting.comparison, comparison, metric),
             f"{entry.title} of each layer's own block, one mark per layer, best method first.",
             f"Dot plot of {entry.label} per layer for each method; the numbers are in the table below.",
         )  # fmt: skip
 
 
 def _chart(
-    name: str,
-    group: str,
-    width: float,
-    height: float,
-    draw: Callable[..., Any],
-    caption: str,
-    description: str,
+    name: str, group: str, width: float, height: float, draw: Callable[..., Any], caption: str, description: str
 ) -> Picture:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     with _look():
-        draw(figure.subplots())
+        draw(ax=figure.subplots())
         text, png = io.StringIO(), io.BytesIO()
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # lays the figure out too
@@ -284,7 +272,3 @@ def inline_svg(text: str, name: str, label: str) -> str:
     body = re.sub(r'href="#', f'href="#{key}-', body)
     body = re.sub(r"url\(#", f"url(#{key}-", body)
     return body.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
-
-
-def _file_name(method: str) -> str:
-    return re.sub(r"[^\w.-]", "_", method) or "method"

@@ -73,14 +73,9 @@ def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> 
     columns = [name for _, names in groups for name in names]
     if not columns:
         return None
-    best = {name: _best(name, summary[name]) for name in columns}
-    rows = [
-        (str(method), [_cell(name, summary.loc[method, name], str(method) in best[name]) for name in columns])
-        for method in summary.index
-    ]
     return Table(
         "Whole matrix, closest first; the best of each column is bold.", "method",
-        tuple(metrics.metric(name).short for name in columns), rows,
+        tuple(metrics.metric(name).short for name in columns), _rows(summary[columns], columns),
         [(_with_damping(title, comparison), len(names)) for title, names in groups],
         tuple(f"{metrics.metric(name).label}: {metrics.metric(name).formula}" for name in columns),
     )  # fmt: skip
@@ -102,17 +97,9 @@ def layer_tables(comparison: Comparison) -> list[Table]:
             continue
         grid = rows.pivot_table(index="method", columns="row", values="value", sort=False)
         layers = [layer for layer in comparison.layers if layer in grid]
-        far = (1.0 - grid).abs() if metrics.metric(name).best == "one" else grid
-        grid = grid.loc[far.median(axis=1).sort_values(kind="stable").index, layers]
-        best = {layer: _best(name, grid[layer]) for layer in layers}
-        body = [
-            (
-                str(method),
-                [_cell(name, grid.loc[method, layer], str(method) in best[layer]) for layer in layers],
-            )
-            for method in grid.index
-        ]
-        table = Table(metrics.metric(name).title, "method", tuple(layers), body)
+        far = metrics.metric(name).away(grid).median(axis=1)
+        grid = grid.loc[far.sort_values(kind="stable").index, layers]
+        table = Table(metrics.metric(name).title, "method", tuple(layers), _rows(grid, [name] * len(layers)))
         tables.append(table if len(layers) <= WIDEST else _turned(table, "layer"))
     return tables
 
@@ -168,9 +155,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         seconds = metrics.show("seconds", float(meta["forward_backward_seconds"]))
         pairs.append(("one forward and backward pass", seconds))
     pairs += [(str(key), _plain(value)) for key, value in (meta.get("settings") or {}).items()]
-    pairs += [
-        (f"fingerprint of the {key}", str(value)) for key, value in (meta.get("fingerprints") or {}).items()
-    ]
+    pairs += [(f"fingerprint of the {key}", str(value)) for key, value in (meta.get("fingerprints") or {}).items()]
     pairs += [(key, str(meta[key])) for key in ("created", "fisherviz", "torch") if meta.get(key)]
     return pairs
 
@@ -187,19 +172,16 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _cell(name: str, value: Any, best: bool) -> Cell:
-    if pd.isna(value):
-        return Cell(MISSING)
-    return Cell(metrics.show(name, float(value)), best)
+def _rows(grid: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
+    """Rows of a table from one whose columns hold the metrics of these names."""
+    columns = [_column(name, grid.iloc[:, k]) for k, name in enumerate(names)]
+    return [(str(method), [column[row] for column in columns]) for row, method in enumerate(grid.index)]
 
 
-def _best(name: str, column: pd.Series) -> set[str]:
-    """Methods whose value is the best of a column, to the digits shown."""
-    kind = metrics.metric(name).best
-    values = column.dropna().astype(float)
-    values = values[np.isfinite(values)]
-    if kind == "none" or len(values) < 2:
-        return set()
-    distance = (values - 1.0).abs() if kind == "one" else values.abs()
-    winner = metrics.show(name, float(values[distance.idxmin()]))
-    return {str(method) for method, value in values.items() if metrics.show(name, float(value)) == winner}
+def _column(name: str, values: pd.Series) -> list[Cell]:
+    """Cells of one metric; the best are those that read like the best."""
+    texts = [MISSING if pd.isna(value) else metrics.show(name, float(value)) for value in values]
+    far = metrics.metric(name).away(values.astype(float)).to_numpy()
+    ranked = metrics.metric(name).best != "none" and np.isfinite(far).sum() > 1
+    winner = texts[int(np.argmin(np.where(np.isfinite(far), far, np.inf)))] if ranked else None
+    return [Cell(text, text == winner) for text in texts]

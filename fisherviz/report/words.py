@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fisherviz.results import metrics
 from fisherviz.plotting.fronts import EXACT, pareto_info
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 
 
@@ -36,18 +36,11 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     Returns:
         Its sentences; empty if nothing was measured.
     """
-    errors = _values(comparison, "relative_frobenius")
+    errors, cosines = _values(comparison, "relative_frobenius"), _values(comparison, "direction_cosine")
     if not errors:
         return []
-    alone = not comparison.whole("relative_frobenius")
-    shapes = _values(comparison, "frobenius_cosine")
-    where = "in the median over the layers" if alone else ""
-    sentences = [_closest(errors, shapes, where, _setting(comparison))]
-    cosines = _values(comparison, "direction_cosine")
-    if cosines:
-        sentences.append(_direction(cosines, comparison))
-    sentences += _cost(comparison)
-    return sentences
+    direction = [_direction(cosines, comparison.meta.get("damping"))] if cosines else []
+    return [_closest(errors, comparison), *direction, *_cost(comparison)]
 
 
 def paragraph(sentences: list[Sentence]) -> str:
@@ -65,12 +58,12 @@ def _values(comparison: Comparison, metric: str) -> dict[str, float]:
     return {str(k): float(v) for k, v in blocks.groupby("method", sort=False)["value"].median().items()}
 
 
-def _setting(comparison: Comparison) -> str:
+def _closest(errors: Mapping[str, float], comparison: Comparison) -> Sentence:
     kind = {"mc": "sampled", "empirical": "empirical"}.get(str(comparison.meta.get("kind")), "exact")
-    return f"the {kind} Fisher"
-
-
-def _closest(errors: Mapping[str, float], cosines: Mapping[str, float], where: str, fisher: str) -> Sentence:
+    fisher, where = (
+        f"the {kind} Fisher",
+        "" if comparison.whole("relative_frobenius") else ", in the median over the layers",
+    )
     ranked = sorted(errors, key=lambda name: errors[name])
     exact = [name for name in ranked if errors[name] < EXACT]
     rest = [name for name in ranked if errors[name] >= EXACT]
@@ -81,26 +74,22 @@ def _closest(errors: Mapping[str, float], cosines: Mapping[str, float], where: s
         listed = " and ".join(["{}"] * len(exact))
         head = f"{listed} equal{'s' if len(exact) == 1 else ''} {fisher} to rounding. Of the others, "
     template = (
-        f"{head}{{}} is closest to {fisher}: its relative Frobenius error is "
-        f"{metrics.show_number(errors[best])}{', ' if where else ''}{where}"
+        f"{head}{{}} is closest to {fisher}: its relative Frobenius error is {metrics.show_number(errors[best])}{where}"
     )
     names = [*exact, best]
-    shapes = {name: cosines[name] for name in rest if name in cosines}
+    shapes = {name: cosine for name, cosine in _values(comparison, "frobenius_cosine").items() if name in rest}
     if best in shapes:
         similar = max(shapes, key=lambda name: shapes[name])
         template += f", its cosine with it {metrics.show_number(shapes[best])}"
         if shapes[similar] - shapes[best] > 0.01:
-            template += (
-                f"; closer in shape, whatever the scale, is {{}} ({metrics.show_number(shapes[similar])})"
-            )
+            template += f"; closer in shape, whatever the scale, is {{}} ({metrics.show_number(shapes[similar])})"
             names.append(similar)
     return Sentence(template + ".", tuple(names))
 
 
-def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence:
+def _direction(cosines: Mapping[str, float], damping: object) -> Sentence:
     best = max(cosines, key=lambda name: cosines[name])
     near = [name for name in cosines if name != best and cosines[best] - cosines[name] < 0.01]
-    damping = comparison.meta.get("damping")
     strength = f" at damping {_damping(damping)}" if damping is not None else ""
     template = (
         f"What an optimizer would feel is the direction of the step{strength}: there {{}} agrees best with "
@@ -127,19 +116,15 @@ def _cost(comparison: Comparison) -> list[Sentence]:
         front = pareto_info(comparison)
     except ValueError:
         return []
-    members = [
-        (name, cost)
-        for name, cost, on_front in zip(front.methods, front.costs, front.on_front, strict=True)
-        if on_front
-    ]
-    spent = ", ".join(f"{{}} ({metrics.show_number(cost)})" for _, cost in members)
+    members = tuple(np.asarray(front.methods)[front.on_front].tolist())
+    costs = [metrics.show_number(cost) for cost in front.costs[front.on_front]]
     unit = "forward and backward passes over the same data"
     if len(members) == 1:
-        cost = metrics.show_number(members[0][1])
-        template = f"Nothing that costs more is closer than {{}}, which takes {cost} {unit}."
+        template = f"Nothing that costs more is closer than {{}}, which takes {costs[0]} {unit}."
     else:
+        spent = ", ".join(f"{{}} ({cost})" for cost in costs)
         template = (
             f"In {unit}, the worthwhile trade-offs of error against cost are {spent}: "
             "for every other method one of these is both cheaper and closer."
         )
-    return [Sentence(template, tuple(name for name, _ in members))]
+    return [Sentence(template, members)]

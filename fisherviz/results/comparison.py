@@ -191,10 +191,8 @@ class Comparison:
         head = "".join(f"<th scope='col'>{html.escape(metrics.metric(name).short)}</th>" for name in table)
         rows = ""
         for method, row in table.iterrows():
-            cells = "".join(
-                f"<td>{'–' if pd.isna(value) else metrics.show(str(name), float(value))}</td>"
-                for name, value in row.items()
-            )
+            shown = ["–" if pd.isna(value) else metrics.show(str(name), float(value)) for name, value in row.items()]
+            cells = "".join(f"<td>{text}</td>" for text in shown)
             rows += f"<tr><th scope='row'>{html.escape(str(method))}</th>{cells}</tr>"
         return (
             f"<table><caption>{html.escape(repr(self))}</caption>"
@@ -249,9 +247,7 @@ def _checked_frame(frame: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(f"the comparison's frame lacks the columns {missing}; it needs {list(COLUMNS)}.")
     frame = frame.loc[:, list(COLUMNS)].reset_index(drop=True)
-    for name in COLUMNS[:-1]:
-        frame[name] = frame[name].astype(str)
-    frame["value"] = frame["value"].astype("float64")
+    frame = frame.astype(dict.fromkeys(COLUMNS[:-1], str) | {"value": "float64"})
     bad = frame[frame["value"].isna()]
     if len(bad):
         first = bad.iloc[0]

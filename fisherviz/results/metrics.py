@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fisherviz.support.choices import did_you_mean
 
@@ -28,7 +29,6 @@ class Metric:
         unit: what the value is measured in; "" for plain numbers.
         needs: what it takes beside F and F̂: "matrix" (both dense), "damping", "direction" (damping and a gradient),
             "cost" (what fitting took), or "exact" (F alone, layer by layer).
-        brief: whether it stands where there is room for a few only, as in a terminal.
     """
 
     name: str
@@ -39,7 +39,6 @@ class Metric:
     best: str
     unit: str = ""
     needs: str = ""
-    brief: bool = False
 
     @property
     def title(self) -> str:
@@ -51,11 +50,15 @@ class Metric:
         """The label with its unit."""
         return f"{self.label} [{self.unit}]" if self.unit else self.label
 
+    def away(self, value: Any) -> Any:
+        """How far a value, or an array or table of them, is from the best: |1 - value| where 1 is, else the value."""
+        return abs(1.0 - value) if self.best == "one" else value
+
 
 _METRICS = (
     Metric("relative_frobenius", "relative error in Frobenius norm", "Frobenius",
            "‖F − F̂‖_F / ‖F‖_F",
-           "All entries count alike. 0 is exact; 1 is as wrong as calling every entry zero.", "zero", brief=True),
+           "All entries count alike. 0 is exact; 1 is as wrong as calling every entry zero.", "zero"),
     Metric("relative_spectral", "relative error in spectral norm", "spectral",
            "‖F − F̂‖₂ / ‖F‖₂",
            "The worst direction decides: the largest singular value of the difference.", "zero"),
@@ -67,16 +70,16 @@ _METRICS = (
            "The single worst entry, measured against the largest entry of F.", "zero", needs="matrix"),
     Metric("frobenius_cosine", "cosine with F", "cosine",
            "⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)",
-           "The same shape, whatever the scale: 1 if F̂ is a positive multiple of F.", "one", brief=True),
+           "The same shape, whatever the scale: 1 if F̂ is a positive multiple of F.", "one"),
     Metric("inverse_frobenius", "relative error of the damped inverse", "inverse, Frobenius",
            "‖(F + λI)⁻¹ − (F̂ + λI)⁻¹‖_F / ‖(F + λI)⁻¹‖_F",
            "What an optimizer applies is the inverse, so this is closer to its quality than the error of F̂. "
            "With factored damping each approximation takes its own damped inverse.",
-           "zero", needs="damping", brief=True),
+           "zero", needs="damping"),
     Metric("direction_cosine", "cosine of the natural gradients", "step, cosine",
            "cos((F̂ + λI)⁻¹∇h, (F + λI)⁻¹∇h)",
            "Does the approximate natural gradient point where the exact damped one points? 1 if so.",
-           "one", needs="direction", brief=True),
+           "one", needs="direction"),
     Metric("direction_error", "relative error of the natural gradient", "step, error",
            "‖δ̂ − δ‖ / ‖δ‖,  δ = −(F + λI)⁻¹∇h",
            "Direction and length of the approximate natural gradient against the exact damped one.",
@@ -104,10 +107,10 @@ _METRICS = (
     Metric("passes", "cost to build", "passes",
            "time to build / time of one forward and backward pass on the data",
            "The machine drops out: 1 costs as much as one gradient.",
-           "small", "forward + backward passes", needs="cost", brief=True),
+           "small", "forward + backward passes", needs="cost"),
     Metric("bytes", "memory held", "memory",
            "bytes of the arrays that the approximation keeps",
-           "What stays in memory once it is built.", "small", "bytes", needs="cost", brief=True),
+           "What stays in memory once it is built.", "small", "bytes", needs="cost"),
 )  # fmt: skip
 
 _MONITORED = (
@@ -125,8 +128,6 @@ _MONITORED = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
 """Of a comparison, by name, in the order of tables."""
-BRIEF = tuple(metric.name for metric in _METRICS if metric.brief)
-"""Those that stand where there is room for a few only."""
 MONITORED: dict[str, Metric] = {metric.name: metric for metric in _MONITORED}
 """What a monitor records beside them."""
 

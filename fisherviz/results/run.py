@@ -15,6 +15,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from fisherviz.support.choices import one_of
+
 METRICS, CONFIG, SUMMARY, CHECKPOINT = "metrics.jsonl", "config.yaml", "summary.json", "checkpoint.pt"
 MONITOR = ("method", "layer", "metric", "value")
 """What a row of a monitor's line holds."""
@@ -57,8 +59,7 @@ class Run:
         Raises:
             ValueError: another kind.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+        one_of("kind", kind, KINDS)
         rows: list[dict[str, Any]] = []
         for record in self.records:
             if record["kind"] == kind == "monitor":
