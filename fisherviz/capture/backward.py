@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from fisherviz.capture.hooks import Call
 
 BATCHED_ENTRIES = 2**17
 """Above this many entries per vector and layer one backward pass per vector is faster than a batched one."""
+HIDDEN = (
+    "the model runs checkpoint(use_reentrant=True), through which no gradients of single examples pass; "
+    "pass use_reentrant=False."
+)
 
 
 def backpropagate(
@@ -34,19 +39,17 @@ def backpropagate(
     out: list[Tensor | None] | None = None
     if len(vectors) > 1 and max(call.shape.numel() for call in flat) <= BATCHED_ENTRIES:
         try:
-            out = list(
-                torch.autograd.grad(z, edges, vectors, is_grads_batched=True, allow_unused=True, retain_graph=True)
-            )
+            out = list(_grad(z, edges, vectors, is_grads_batched=True, retain_graph=True))
         except RuntimeError:
             out = None  # an operation without a batching rule: one vector at a time gives the same numbers
     if out is None and len(vectors) == 1:
-        found = torch.autograd.grad(z, edges, vectors[0], retain_graph=keep, allow_unused=True)
+        found = _grad(z, edges, vectors[0], retain_graph=keep)
         out = [None if g is None else g.unsqueeze(0) for g in found]
     if out is None:
         stacked = [z.new_empty(len(vectors), *call.shape) for call in flat]
         for k, vector in enumerate(vectors):
             retain = keep or k + 1 < len(vectors)
-            gradients = torch.autograd.grad(z, edges, vector, retain_graph=retain, allow_unused=True)
+            gradients = _grad(z, edges, vector, retain_graph=retain)
             for whole, gradient in zip(stacked, gradients, strict=True):
                 if gradient is None:
                     whole[k].zero_()
@@ -57,3 +60,12 @@ def backpropagate(
         z.new_zeros(len(vectors), *call.shape) if g is None else g.detach() for g, call in zip(out, flat, strict=True)
     )
     return {name: [next(filled) for _ in made] for name, made in calls.items()}
+
+
+def _grad(z: Tensor, edges: Sequence[Any], vectors: Tensor, **options: Any) -> Sequence[Tensor | None]:
+    try:
+        return torch.autograd.grad(z, edges, vectors, allow_unused=True, **options)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise NotImplementedError(HIDDEN) from error

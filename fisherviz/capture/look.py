@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
-from fisherviz.capture.backward import backpropagate
+from fisherviz.capture.backward import HIDDEN, backpropagate
 from fisherviz.capture.hooks import Call, capture_calls, feeders
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
@@ -165,6 +165,12 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     network.settle(replace(found, is_chain=_is_chain(z, calls)))
 
 
+def refuse_reentrant(z: Tensor | None) -> None:
+    """Raise NotImplementedError where a reentrant checkpoint hides layers behind an output."""
+    if z is not None and _behind(z)[1]:
+        raise NotImplementedError(HIDDEN)
+
+
 def late(known: Container[str], calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, int]:
     """Weight-sharing positions of layers that run for the first time in a later pass.
 
@@ -240,12 +246,13 @@ def _forward_alone(network: Network, inputs: Inputs, n: int) -> Tensor:
 def _check_generic(network: Network, few: _Evidence, truths: Sequence[Mapping[str, Tensor]]) -> None:
     """Batching rules of `vmap` have been found wrong (PReLU, one vector): believe them only where they are right."""
     layers = network.structure.generic
+    rows = torch.arange(ALONE) % len(truths)  # a single example is taken twice: later batches may have more
+    inputs, v = take_rows(few.inputs, rows), few.v[rows.to(few.v.device)]
     for count in (1, 2) if layers else ():
-        vectors = few.v.expand(count, *few.v.shape)
-        captures = generic_captures(network, layers, few.inputs, vectors, one_at_a_time=False)
+        captures = generic_captures(network, layers, inputs, v.expand(count, *v.shape), one_at_a_time=False)
         for layer in layers:
             found = captures[layer.name].gradients
-            expected = torch.stack([_by_layer(network, truth)[layer.name] for truth in truths]).expand(count, -1, -1)
+            expected = torch.stack([_by_layer(network, truths[n])[layer.name] for n in rows]).expand(count, -1, -1)
             if found.shape != expected.shape or not _close(found, expected):
                 network.note(one_at_a_time=True)
                 return

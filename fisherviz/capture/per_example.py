@@ -37,7 +37,9 @@ def generic_captures(
     parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
     gradients = per_example_gradients(network, parameters, inputs, vectors, one_at_a_time)
     return {
-        layer.name: GenericCapture(torch.cat([gradients[name].detach().flatten(2) for name in layer.parameters], 2))
+        layer.name: GenericCapture(
+            torch.cat([gradients[name].detach().reshape(*vectors.shape[:2], -1) for name in layer.parameters], 2)
+        )
         for layer in layers
     }
 
