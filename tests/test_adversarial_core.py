@@ -222,3 +222,41 @@ def test_products_of_two_models_in_two_threads():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+class SideDoor(nn.Module):
+    """The weight acts once more for a few examples, of which the first batches have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = self.inner(x).tanh()
+        return self.last((h + (x[:, 2:] > 0) * F.linear(h, self.inner.weight)).tanh())
+
+
+def rare_side_door():
+    torch.manual_seed(0)
+    net, x, y = SideDoor().double(), torch.randn(48, 3).double(), torch.randint(2, (48,))
+    x[:, 2] = -1.0
+    x[-3:, 2] = 2.0
+    return net, [(x[i : i + 8], y[i : i + 8]) for i in range(0, 48, 8)], x
+
+
+def test_a_weight_that_acts_elsewhere_in_the_last_batch_alone():
+    net, batches, x = rare_side_door()
+    torch.testing.assert_close(fv.Probe(net, "categorical").fisher(batches).to_dense(), fisher_of(net, x))
+
+
+def test_steps_with_a_weight_that_acts_elsewhere_in_the_last_batch_alone():
+    net, batches, _ = rare_side_door()
+    opt = fv.optim.NaturalGradient(net, "categorical", "exact", lr=0.1, damping=0.5, kind="exact", decay=0.0)
+    for x, y in batches:
+        exact, gradient = fisher_of(net, x), scores(net, x, y).mean(0)
+        before = flat(net)
+        opt.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        opt.step()
+        step = 0.1 * torch.linalg.solve(exact + 0.5 * torch.eye(len(exact)).double(), gradient)
+        torch.testing.assert_close(before - flat(net), step)

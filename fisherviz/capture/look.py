@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
@@ -100,7 +101,7 @@ class _Evidence:
 
     def refuted_by_sums(self) -> tuple[dict[str, str], frozenset[str]]:
         """Layers whose captured gradients do not add up to autograd's, with the reason; and those without gradient."""
-        whys, void = {}, set()
+        whys, void = elsewhere(self.calls, self.z), set()
         truth = _by_layer(self.network, _gradients(self.network, self.z, self.v))
         for layer in self.network.layers:
             name, capture = layer.name, self.captures.get(layer.name)
@@ -151,8 +152,8 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
         z: the output, with its graph.
     """
     waiting = [layer for layer in network.structure.layers if layer.structured and layer.name not in calls]
-    acting, reentrant = _behind(z) if waiting else (set(), False)
-    whys = {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
+    acting, reentrant = _behind(z) if waiting else (Counter(), False)
+    whys = elsewhere(calls, z) | {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
     for layer in waiting:
         if any(p in acting for p in layer.parameters.values()):
             whys[layer.name] = ACTS
@@ -163,6 +164,16 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     kept = {name: made for name, made in calls.items() if name not in gone}
     found = replace(structure, looked=True, positions=positions(kept), neighbours=neighbours(kept))
     network.settle(replace(found, is_chain=_is_chain(z, calls)))
+
+
+def elsewhere(calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, str]:
+    """Layers whose parameters an output's graph uses more often than they ran, whatever the examples at hand show."""
+    uses = _behind(z)[0]
+    return {
+        name: ELSEWHERE
+        for name, made in calls.items()
+        if any(uses[p] > len(made) for p in made[0].layer.parameters.values())
+    }
 
 
 def refuse_reentrant(z: Tensor | None) -> None:
@@ -293,9 +304,9 @@ def _is_chain(z: Tensor, calls: Mapping[str, Sequence[Call]]) -> bool:
     return all(feeders(source, flat) == names for source, names in zip(sources, expected, strict=True))
 
 
-def _behind(z: Tensor) -> tuple[set[nn.Parameter], bool]:
-    """The parameters in an output's graph, and whether reentrant checkpoints hide others."""
-    found: set[nn.Parameter] = set()
+def _behind(z: Tensor) -> tuple[Counter[nn.Parameter], bool]:
+    """How often an output's graph uses each parameter, and whether reentrant checkpoints hide others."""
+    uses: Counter[nn.Parameter] = Counter()
     hidden = False
     pending: list[Node | None] = [z.grad_fn]
     seen: set[Node] = set()
@@ -305,10 +316,10 @@ def _behind(z: Tensor) -> tuple[set[nn.Parameter], bool]:
             continue
         seen.add(node)
         hidden = hidden or node.name().startswith("CheckpointFunction")
-        if hasattr(node, "variable"):
-            found.add(node.variable)
-        pending += [following for following, _ in node.next_functions]
-    return found, hidden
+        followers = [following for following, _ in node.next_functions if following is not None]
+        pending += followers
+        uses.update(following.variable for following in followers if hasattr(following, "variable"))
+    return uses, hidden
 
 
 def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: int) -> tuple[int, int]:

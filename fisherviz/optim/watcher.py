@@ -221,7 +221,7 @@ class Watcher:
             )
         return z
 
-    # ---- the user's backward -------------------------------------------------------------------------------------------
+    # ---- the user's backward -----------------------------------------------------------------------------------------
 
     @timing.part("statistics")
     def fire(self, key: int, gradient: Tensor) -> None:
