@@ -204,7 +204,14 @@ class Probe:
         Raises:
             ValueError: an option is unknown, or kind "empirical" comes without targets.
             TypeError: the data is a one-shot iterator or nothing that can be iterated.
+            RuntimeError: the model's parameters are others than when the Probe was made.
         """
+        now = dict(self.model.named_parameters(remove_duplicate=False))
+        if gone := [name for name, p in self.parameters().items() if now.get(name) is not p]:
+            raise RuntimeError(
+                f"parameter {gone[0]!r} is not the model's any more: a module was replaced, pruned or reparametrised "
+                "since the Probe was made; make a new Probe."
+            )
         return Fisher(self, data, targets, kind=kind, samples=samples, reduction=reduction, generator=generator)
 
 

@@ -141,14 +141,10 @@ class Hidden(torch.nn.Module):
         return self.last(inner.tanh())
 
 
-@pytest.mark.parametrize(
-    ("how", "reason"),
-    [("reentrant", "pass use_reentrant=False"), ("function", "its forward did not run, but its parameters act")],
-)
-def test_a_layer_out_of_sight_is_generic_and_the_warning_says_why(how, reason):
-    model, (x, y) = Hidden(how), data(6, widths=(3, 3))
+def test_a_layer_out_of_sight_is_generic_and_the_warning_says_why():
+    model, (x, y) = Hidden("function"), data(6, widths=(3, 3))
     opt = optim.KFAC(model, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2)
-    with pytest.warns(UserWarning, match=rf"\('inner': .*{reason}"):
+    with pytest.warns(UserWarning, match=r"\('inner': .*its forward did not run, but its parameters act"):
         F.cross_entropy(model(x), y).backward()
     opt.step()
     assert not opt.layers[0].structured

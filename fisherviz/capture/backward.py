@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,10 @@ from fisherviz.capture.hooks import Call
 
 BATCHED_ENTRIES = 2**17
 """Above this many entries per vector and layer one backward pass per vector is faster than a batched one."""
+HIDDEN = (
+    "the model runs checkpoint(use_reentrant=True), through which no gradients of single examples pass; "
+    "pass use_reentrant=False."
+)
 
 
 def backpropagate(
@@ -32,7 +37,7 @@ def backpropagate(
     flat = [call for made in calls.values() for call in made]
     if not flat or not z.requires_grad or not len(vectors):
         return {name: [z.new_zeros(len(vectors), *c.shape) for c in made] for name, made in calls.items()}
-    gradients = partial(torch.autograd.grad, z, [call.edge for call in flat], allow_unused=True)
+    gradients = partial(_gradients, z, [call.edge for call in flat])
     out: Sequence[Tensor | None] | None = None
     if len(vectors) > 1 and max(call.shape.numel() for call in flat) <= BATCHED_ENTRIES:
         # an operation without a batching rule: one vector at a time gives the same numbers
@@ -50,3 +55,12 @@ def backpropagate(
         z.new_zeros(len(vectors), *call.shape) if g is None else g.detach() for g, call in zip(out, flat, strict=True)
     )
     return {name: [next(filled) for _ in made] for name, made in calls.items()}
+
+
+def _gradients(z: Tensor, edges: Sequence[Any], vectors: Tensor, **options: Any) -> Sequence[Tensor | None]:
+    try:
+        return torch.autograd.grad(z, edges, vectors, allow_unused=True, **options)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise NotImplementedError(HIDDEN) from error

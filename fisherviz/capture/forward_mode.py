@@ -7,6 +7,7 @@ it is believed where it agrees with reverse mode, which each product shows anew.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from fisherviz.capture.per_example import densified
 from fisherviz.network.batches import Inputs, move
 from fisherviz.network.guest import as_guest
 
+_one_level = threading.RLock()
+"""Torch has one forward-mode level for all threads."""
 OutputProduct = Callable[[Tensor, Tensor], Tensor]
 """From an output z and a tangent t to F_R(z) t."""
 
@@ -107,7 +110,7 @@ def _dual(
 
     The level is left before the caller goes backward: the reverse pass must not drag tangents along.
     """
-    with forward_ad.dual_level(), _Rules():
+    with _one_level, forward_ad.dual_level(), _Rules():
         duals = {name: forward_ad.make_dual(leaf, tangents[name]) for name, leaf in leaves.items()}
         z, t = forward_ad.unpack_dual(network.functional(duals, inputs))
     network.likelihood.check_output(z)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fisherviz.capture.backward import backpropagate
+from fisherviz.capture.backward import HIDDEN, backpropagate
 from fisherviz.capture.hooks import Call, behind, capture_calls, feeders
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
@@ -99,7 +100,7 @@ class _Evidence:
 
     def refuted_by_sums(self) -> tuple[dict[str, str], frozenset[str]]:
         """Layers whose captured gradients do not add up to autograd's, with the reason; and those without gradient."""
-        whys, void = {}, set()
+        whys, void = elsewhere(self.calls, self.z), set()
         truth = _by_layer(self.network, _gradients(self.network, self.z, self.v))
         for layer in self.network.layers:
             name, capture = layer.name, self.captures.get(layer.name)
@@ -150,8 +151,8 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
         z: the output, with its graph.
     """
     waiting = [layer for layer in network.structure.layers if layer.structured and layer.name not in calls]
-    acting, reentrant = _behind(z) if waiting else (set(), False)
-    whys = {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
+    acting, reentrant = _behind(z) if waiting else (Counter(), False)
+    whys = elsewhere(calls, z) | {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
     for layer in waiting:
         if any(p in acting for p in layer.parameters.values()):
             whys[layer.name] = ACTS
@@ -162,6 +163,22 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     kept = {name: made for name, made in calls.items() if name not in gone}
     found = replace(structure, looked=True, positions=positions(kept), neighbours=neighbours(kept))
     network.settle(replace(found, is_chain=_is_chain(z, calls)))
+
+
+def elsewhere(calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, str]:
+    """Layers whose parameters an output's graph uses more often than they ran, whatever the examples at hand show."""
+    uses = _behind(z)[0]
+    return {
+        name: ELSEWHERE
+        for name, made in calls.items()
+        if any(uses[p] > len(made) for p in made[0].layer.parameters.values())
+    }
+
+
+def refuse_reentrant(z: Tensor | None) -> None:
+    """Raise NotImplementedError where a reentrant checkpoint hides layers behind an output."""
+    if z is not None and _behind(z)[1]:
+        raise NotImplementedError(HIDDEN)
 
 
 def late(known: Container[str], calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, int]:
@@ -239,12 +256,13 @@ def _forward_alone(network: Network, inputs: Inputs, n: int) -> Tensor:
 def _check_generic(network: Network, few: _Evidence, truths: Sequence[Mapping[str, Tensor]]) -> None:
     """Batching rules of `vmap` have been found wrong (PReLU, one vector): believe them only where they are right."""
     layers = network.structure.generic
+    rows = torch.arange(ALONE) % len(truths)  # a single example is taken twice: later batches may have more
+    inputs, v = take_rows(few.inputs, rows), few.v[rows.to(few.v.device)]
     for count in (1, 2) if layers else ():
-        vectors = few.v.expand(count, *few.v.shape)
-        captures = generic_captures(network, layers, few.inputs, vectors, one_at_a_time=False)
+        captures = generic_captures(network, layers, inputs, v.expand(count, *v.shape), one_at_a_time=False)
         for layer in layers:
             found = captures[layer.name].gradients
-            expected = torch.stack([_by_layer(network, truth)[layer.name] for truth in truths]).expand(count, -1, -1)
+            expected = torch.stack([_by_layer(network, truths[n])[layer.name] for n in rows]).expand(count, -1, -1)
             if found.shape != expected.shape or not _close(found, expected):
                 network.note(one_at_a_time=True)
                 return
@@ -285,11 +303,12 @@ def _is_chain(z: Tensor, calls: Mapping[str, Sequence[Call]]) -> bool:
     return all(feeders(source, flat) == names for source, names in zip(sources, expected, strict=True))
 
 
-def _behind(z: Tensor) -> tuple[set[nn.Parameter], bool]:
-    """The parameters in an output's graph, and whether reentrant checkpoints hide others."""
+def _behind(z: Tensor) -> tuple[Counter[nn.Parameter], bool]:
+    """How often an output's graph uses each parameter, and whether reentrant checkpoints hide others."""
     nodes = list(behind(z.grad_fn))
     hidden = any(node.name().startswith("CheckpointFunction") for node in nodes)
-    return {node.variable for node in nodes if hasattr(node, "variable")}, hidden
+    used = (getattr(following, "variable", None) for node in nodes for following, _ in node.next_functions)
+    return Counter(p for p in used if p is not None), hidden
 
 
 def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: int) -> tuple[int, int]:

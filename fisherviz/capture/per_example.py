@@ -36,7 +36,9 @@ def generic_captures(
     parameters = {name: p for layer in layers for name, p in layer.parameters.items()}
     gradients = (_one_at_a_time if slowly else _batched)(network, parameters, inputs, vectors)
     return {
-        layer.name: GenericCapture(torch.cat([gradients[name].detach().flatten(2) for name in layer.parameters], 2))
+        layer.name: GenericCapture(
+            torch.cat([gradients[name].detach().reshape(*vectors.shape[:2], -1) for name in layer.parameters], 2)
+        )
         for layer in layers
     }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture
 from fisherviz.capture.hooks import Call, capture_calls
-from fisherviz.capture.look import ACTS, PARTLY, counts_examples, look, look_again
+from fisherviz.capture.look import ACTS, PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.structure import PathChanged
@@ -146,7 +146,7 @@ def _absent(layer: Layer, vectors: int, z: Tensor) -> AnyCapture:
 
 def _check_paths(network: Network, z: Tensor, calls: Mapping[str, Sequence[Call]]) -> None:
     """Layers that see only some of the examples (a mixture of experts), or act without having run, are generic."""
-    whys = {name: PARTLY for name, made in calls.items() if not counts_examples(made, z)}
+    whys = elsewhere(calls, z) | {name: PARTLY for name, made in calls.items() if not counts_examples(made, z)}
     for layer in network.layers:
         if layer.structured and layer.name not in calls:
             own = list(layer.parameters.values())

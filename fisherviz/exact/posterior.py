@@ -62,7 +62,7 @@ class Posterior:
         weight = self.precision.rsqrt().unsqueeze(1)
         inner = self._inner(examples)
         right = examples.project(split((weight * y).to(examples.dtype))).double() + z
-        solved = DampedCholesky(inner, 1.0, "the posterior in example space").solve(right)
+        solved = DampedCholesky(inner, 1.0, "the posterior in example space", float(self.precision.max())).solve(right)
         return weight * y - weight**2 * join(examples.combine(solved.to(examples.dtype))).double()
 
     def _inner(self, examples: Examples) -> Tensor:

@@ -127,10 +127,12 @@ def as_guest(model: nn.Module) -> Iterator[None]:
     with (
         lock_of(model), keeping_random_state(), keeping_modes(model), torch.inference_mode(False), torch.enable_grad(),
     ):  # fmt: skip
-        buffers = [
-            (module, name, b, b._version, b.clone())
+        buffers: list[tuple[dict[str, Any], str, Tensor, int, Tensor]] = [
+            (held, name, b, b._version, b.detach().clone())
             for module in model.modules()
-            for name, b in module._buffers.items()
+            # an embedding with max_norm scales its own rows whenever it runs
+            for held in (module._buffers, module._parameters if getattr(module, "max_norm", None) is not None else {})
+            for name, b in held.items()
             if b is not None
         ]
         _visits.depth = getattr(_visits, "depth", 0) + 1
@@ -139,8 +141,8 @@ def as_guest(model: nn.Module) -> Iterator[None]:
         finally:
             _visits.depth -= 1
             with torch.no_grad():
-                for owner, name, buffer, version, saved in buffers:
-                    owner._buffers[name] = buffer
+                for held, name, buffer, version, saved in buffers:
+                    held[name] = buffer
                     if buffer._version != version:
                         buffer.copy_(saved)
 

@@ -152,7 +152,13 @@ class ModelRule(StepRule[D]):
 
     def gradient(self, step: Step, parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
         """∇h with the ℓ₂ term."""
-        return {p: p.grad.add(p, alpha=self.eta) for p in parameters if p.grad is not None}
+        given = {p: p.grad for p in parameters if p.grad is not None}
+        if any(gradient.is_sparse for gradient in given.values()):
+            raise RuntimeError(
+                "an embedding has a sparse gradient, which no step of the quadratic model takes; put it in a group "
+                "with approximation='none'."
+            )
+        return {p: gradient.add(p, alpha=self.eta) for p, gradient in given.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """The groups are those of the saved run."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.capture.hooks import Call, Recorder
+from fisherviz.capture.look import refuse_reentrant
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.take import shown
@@ -284,9 +285,9 @@ class Watcher:
 
     def generic_captures(self, made: Pass, v: Tensor) -> dict[str, AnyCapture]:
         """Per-example gradients of the layers without structure."""
-        layers = self.network.structure.generic
-        if not layers:
+        if not (layers := self.network.structure.generic):
             return {}
+        refuse_reentrant(made.output)
         with self.looking_away(), as_guest(self.model):
             v = v.unsqueeze(2) if v.dim() == 2 else v
             found = generic_captures(self.network, layers, made.inputs, v)
@@ -338,10 +339,9 @@ class Watcher:
             )
         heard = [ear.gradient.unsqueeze(0) for ear in made.ears.get(name, []) if ear.gradient is not None]
         exact = len(heard) == len(calls)
-        first = made.shown is None
         capture = (
             self._capture(calls, vectors, heard if exact else None, made.examples)
-            if first or self.wanted.scores
+            if made.shown is None or self.wanted.scores
             else None
         )
         if self.wanted.captures and capture is not None:

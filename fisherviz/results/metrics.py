@@ -29,6 +29,7 @@ class Metric:
         unit: what the value is measured in; "" for plain numbers.
         needs: what it takes beside F and F̂: "matrix" (both dense), "damping", "direction" (damping and a gradient),
             "cost" (what fitting took), or "exact" (F alone, layer by layer).
+        brief: whether it stands where there is room for a few only, as in a terminal.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     best: str
     unit: str = ""
     needs: str = ""
+    brief: bool = False
 
     @property
     def title(self) -> str:
@@ -58,7 +60,7 @@ class Metric:
 _METRICS = (
     Metric("relative_frobenius", "relative error in Frobenius norm", "Frobenius",
            "‖F − F̂‖_F / ‖F‖_F",
-           "All entries count alike. 0 is exact; 1 is as wrong as calling every entry zero.", "zero"),
+           "All entries count alike. 0 is exact; 1 is as wrong as calling every entry zero.", "zero", brief=True),
     Metric("relative_spectral", "relative error in spectral norm", "spectral",
            "‖F − F̂‖₂ / ‖F‖₂",
            "The worst direction decides: the largest singular value of the difference.", "zero"),
@@ -70,16 +72,16 @@ _METRICS = (
            "The single worst entry, measured against the largest entry of F.", "zero", needs="matrix"),
     Metric("frobenius_cosine", "cosine with F", "cosine",
            "⟨F, F̂⟩ / (‖F‖_F ‖F̂‖_F)",
-           "The same shape, whatever the scale: 1 if F̂ is a positive multiple of F.", "one"),
+           "The same shape, whatever the scale: 1 if F̂ is a positive multiple of F.", "one", brief=True),
     Metric("inverse_frobenius", "relative error of the damped inverse", "inverse, Frobenius",
            "‖(F + λI)⁻¹ − (F̂ + λI)⁻¹‖_F / ‖(F + λI)⁻¹‖_F",
            "What an optimizer applies is the inverse, so this is closer to its quality than the error of F̂. "
            "With factored damping each approximation takes its own damped inverse.",
-           "zero", needs="damping"),
+           "zero", needs="damping", brief=True),
     Metric("direction_cosine", "cosine of the natural gradients", "step, cosine",
            "cos((F̂ + λI)⁻¹∇h, (F + λI)⁻¹∇h)",
            "Does the approximate natural gradient point where the exact damped one points? 1 if so.",
-           "one", needs="direction"),
+           "one", needs="direction", brief=True),
     Metric("direction_error", "relative error of the natural gradient", "step, error",
            "‖δ̂ − δ‖ / ‖δ‖,  δ = −(F + λI)⁻¹∇h",
            "Direction and length of the approximate natural gradient against the exact damped one.",
@@ -107,10 +109,10 @@ _METRICS = (
     Metric("passes", "cost to build", "passes",
            "time to build / time of one forward and backward pass on the data",
            "The machine drops out: 1 costs as much as one gradient.",
-           "small", "forward + backward passes", needs="cost"),
+           "small", "forward + backward passes", needs="cost", brief=True),
     Metric("bytes", "memory held", "memory",
            "bytes of the arrays that the approximation keeps",
-           "What stays in memory once it is built.", "small", "bytes", needs="cost"),
+           "What stays in memory once it is built.", "small", "bytes", needs="cost", brief=True),
 )  # fmt: skip
 
 _MONITORED = (
@@ -128,6 +130,8 @@ _MONITORED = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
 """Of a comparison, by name, in the order of tables."""
+BRIEF = tuple(metric.name for metric in _METRICS if metric.brief)
+"""Those that stand where there is room for a few only."""
 MONITORED: dict[str, Metric] = {metric.name: metric for metric in _MONITORED}
 """What a monitor records beside them."""
 
