@@ -1,8 +1,9 @@
 """Moving averages of an approximation's statistics, fed by the passes between two steps.
 
-The same `Statistic`s and the same `build` as in the analysis: fresh sums over the passes since the last step
-are blended
-into the averages, and every T steps a snapshot of their means becomes the matrix (DESIGN sections 2 and 7).
+The same `Statistic`s and the same `build` as in the analysis: fresh sums over the passes since the last step are
+blended into the averages, and every T steps a snapshot of their means becomes the matrix (DESIGN sections 2 and 7).
+Where layers are coupled, all averages are over the same examples, or the whole would be indefinite: one that did not
+run a layer adds zeros to what is the layer's, from the first step on.
 """
 
 from __future__ import annotations
@@ -110,12 +111,12 @@ class Moments:
         self._rows.setdefault((i, key), []).append((found[0].clone(), found[1], examples))
         return True
 
-    def _blend(self, i: int, key: str, decay: float) -> None:
-        """One statistic's window into its average."""
+    def _blend(self, i: int, key: str, decay: float, begun: bool) -> None:
+        """One statistic's window into its average; `begun` says whether there was a step before."""
         average, fresh, held = self.average[i][key], self.fresh[i][key], self._rows.pop((i, key), [])
         deferred = self.deferred[i].get(key)
         if held and average.total is not None and fresh.total is None:
-            examples = sum(n for _, _, n in held)
+            examples = self.examples if self.pairs else sum(n for _, _, n in held)
             for j, (rows, weight, _) in enumerate(held):
                 # the decay is one step's, however many passes it has
                 before = decay if j == 0 else 1.0
@@ -127,12 +128,19 @@ class Moments:
             return
         for rows, weight, n in held:
             fresh.add(rows.mT @ rows * weight, n)
-        if fresh.total is None:
-            return
         if deferred is not None:
             deferred.flush()
+        if fresh.total is None:
+            if self.pairs and average.total is not None and self.examples:
+                average.normalise()
+                average.total.mul_(decay)
+            return
         if decay == 0:
             average.total, average.count = None, 0.0
+        if self.pairs and not distributed():
+            fresh.count = self.examples
+            if begun and decay > 0 and average.total is None:
+                average.total, average.count = torch.zeros_like(fresh.total), 1.0
         average.blend(fresh, decay)
 
     def saw(self, layer: Layer) -> bool:
@@ -177,9 +185,10 @@ class Moments:
             keep: whether the snapshot outlives the averages' next change, and is copied.
         """
         self._reduce()
+        begun = any(s.total is not None for named in self.average for s in named.values())
         for i, named in enumerate(self.average):
             for key in named:
-                self._blend(i, key, decay)
+                self._blend(i, key, decay, begun)
         if refresh or self.values is None:
             self.snapshot(keep)
         elif self.refines:
