@@ -39,12 +39,6 @@ def pieces(d, like):
     return [p.reshape(M.shape) for p, M in zip(d.split([M.numel() for M in like]), like, strict=True)]
 
 
-@pytest.mark.parametrize("make", [optim.HessianFree, optim.KBFGS, optim.FOOF])
-def test_only_the_factored_damping_of_the_quadratic_model_has_a_gamma(make):
-    assert make(net(), "categorical").gamma == 0.0
-    assert optim.KFAC(net(), "categorical", damping=4.0, weight_decay=0.0).gamma == 2.0
-
-
 def kbfgs_in_groups(*dampings):
     model, (x, y) = net(), data(9)
     weights = [p for p in model.parameters() if p.dim() == 2]

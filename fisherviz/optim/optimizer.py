@@ -161,7 +161,7 @@ class NaturalGradient(Watching):
     @property
     def gamma(self) -> float:
         """γ of the factored damping that the quadratic model searches; 0 without one."""
-        return self.rule.gamma
+        return self.rule.gamma if self.rescale else 0.0  # type: ignore[attr-defined]
 
     @property
     def last(self) -> dict[str, float]:

@@ -46,6 +46,8 @@ class QuadraticModel(ModelRule[Preconditioned]):
         self.omega1 = (19 / 20) ** options.T1 if options.omega1 is None else options.omega1
         self.omega2 = (19 / 20) ** (options.T2 / 2) if options.omega2 is None else options.omega2
         self.needs_closure = NO_CLOSURE if options.adapt else ""
+        self.gamma = 0.0
+        """γ of the factored damping."""
         self.update: Tensors = {}
         """δ₀."""
 

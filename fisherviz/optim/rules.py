@@ -30,8 +30,6 @@ class StepRule(Part, ABC, Generic[D]):
 
     lam = 0.0
     """λ of the quadratic model, 0 without one."""
-    gamma = 0.0
-    """γ of its factored damping, 0 without."""
 
     def begin(self, groups: Sequence[Group], defaults: Mapping[str, Any], T: int) -> None:
         """Look at the groups when the optimizer is made. Nothing by default."""
