@@ -2,7 +2,7 @@
 #
 #   PYTHON       the interpreter that the environment is made from
 #   TORCH_INDEX  another package index for torch alone, for example one with builds for the CPU only
-#   TESTS        what pytest runs, for example `make test TESTS=tests/test_models.py`
+#   TESTS        what pytest runs, for example `make test TESTS=tests/models`
 
 PYTHON ?= python3
 TORCH_INDEX ?=

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fisherviz import optim
-from tests.optim_oracle import assert_same, damped_pair, data, eye, factors, matrices, moments, moved, net, scores
+from tests.oracles.steps import assert_same, damped_pair, data, eye, factors, matrices, moments, moved, net, scores
 
 FIXED = {"rescale": False, "adapt": False, "lr": 0.1, "damping": 0.1}
 PLAIN = {

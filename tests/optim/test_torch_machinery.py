@@ -12,7 +12,7 @@ from fisherviz.comparison.strengths import strengths
 from fisherviz.papers.sang import DecayedKFAC
 from fisherviz.training.diagnosis import explain
 from fisherviz.training.optimizers import dampings
-from tests.optim_oracle import data, matrices, net
+from tests.oracles.steps import data, matrices, net
 
 STEPPING = {
     "kfac": lambda m: optim.KFAC(m, "categorical"),

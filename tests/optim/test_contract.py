@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fisherviz import optim
-from tests.optim_oracle import assert_same, data, loss_backward, matrices, moved, net
+from tests.oracles.steps import assert_same, data, loss_backward, matrices, moved, net
 
 
 def kfac(model, **options):

@@ -14,7 +14,7 @@ from fisherviz.operators import Dense
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.quadratic import minimise
 from fisherviz.statistics import Block
-from tests.optim_oracle import (
+from tests.oracles.steps import (
     assert_same,
     damped_pair,
     data,

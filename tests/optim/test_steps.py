@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fisherviz import FactoredTikhonov, optim
-from tests.optim_oracle import (
+from tests.oracles.steps import (
     assert_same,
     damped_pair,
     data,

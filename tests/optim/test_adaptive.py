@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fisherviz import optim
-from tests.optim_oracle import (
+from tests.oracles.steps import (
     assert_same,
     damped_pair,
     data,

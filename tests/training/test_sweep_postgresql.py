@@ -100,7 +100,7 @@ def worker(url, out, slow):
     given = json.dumps([SMALL, OVER, url, str(out), slow])
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
 
 

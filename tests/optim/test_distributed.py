@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fisherviz as fv
 from fisherviz import optim
-from tests.optim_oracle import assert_same, data, matrices, net
+from tests.oracles.steps import assert_same, data, matrices, net
 
 N = 12
 ADAPTIVE = {"damping": 0.5, "weight_decay": 1e-2, "T": 2, "T1": 2, "T2": 4}

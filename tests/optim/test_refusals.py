@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from fisherviz import optim
 from fisherviz.optim.options import keywords
-from tests.optim_oracle import data, net
+from tests.oracles.steps import data, net
 
 
 def closure_of(opt, model, x, y):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fisherviz import optim
-from tests.optim_oracle import assert_same, data, matrices, net
+from tests.oracles.steps import assert_same, data, matrices, net
 
 MAKE = {
     "foof": lambda m: optim.FOOF(m, "categorical", damping=0.1),

@@ -8,7 +8,7 @@ from fisherviz.capture.captures import Capture
 from fisherviz.operators import Kronecker, SingularMatrixError, inner
 from fisherviz.operators.factorise import solve_rows, trusted_cholesky
 from fisherviz.optim.exact import UnitExamples
-from tests.optim_oracle import assert_same, data, eye, loss_backward, matrices, moved, net
+from tests.oracles.steps import assert_same, data, eye, loss_backward, matrices, moved, net
 
 
 def spd(n, seed=0):

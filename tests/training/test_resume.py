@@ -191,7 +191,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_was_not(tmp_pat
     seed, steps = random.randrange(10**6), reference.summary["steps"]
     done = subprocess.run(
         [sys.executable, "-c", KILLER, json.dumps(fields | {"out": str(tmp_path / "run")}), str(seed), str(steps)],
-        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parent.parent, check=False,
+        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2], check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"seed {seed}: {done.stderr}"
     assert int(done.stdout) == 8, f"seed {seed}: killed {done.stdout} times"

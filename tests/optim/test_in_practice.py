@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fisherviz import optim
 from fisherviz.network.batches import Batches
-from tests.optim_oracle import data, net
+from tests.oracles.steps import data, net
 
 
 def test_the_fisher_may_come_from_a_loader_that_shuffles():

@@ -10,7 +10,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz import optim
-from tests.optim_oracle import (
+from tests.oracles.steps import (
     assert_same,
     data,
     exact_vectors,

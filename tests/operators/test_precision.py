@@ -14,7 +14,7 @@ from fisherviz.operators import BlockTridiagonal, Dense, Kronecker, KroneckerEig
 from fisherviz.operators.factorise import DampedCholesky, eigh
 from fisherviz.statistics.products import block, gram, weighted_moments
 
-PACKAGE = Path(__file__).parent.parent / "fisherviz"
+PACKAGE = Path(__file__).parents[2] / "fisherviz"
 PRECISIONS = [torch.float32, torch.float64]
 
 
