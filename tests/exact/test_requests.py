@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 import torch
