@@ -132,9 +132,14 @@ class Watching(torch.optim.Optimizer):
             self.moments.drop(names, gone)
 
     def _active(self) -> list[Layer]:
-        """Preconditioned layers with a gradient."""
+        """Preconditioned layers with a gradient; zeros do not count where no pass ran the layer."""
         layers = self.layers if self.moments is None else self.moments.space.layers
-        return [layer for layer in layers if any(p.grad is not None for p in layer.parameters.values())]
+        return [layer for layer in layers if self._has_gradient(layer)]
+
+    def _has_gradient(self, layer: Layer) -> bool:
+        there = [p.grad for p in layer.parameters.values() if p.grad is not None]
+        # `zero_grad(set_to_none=False)` leaves zeros at layers that the batch then skips
+        return bool(there) and (self._seen(layer) or any(g.is_sparse or bool(g.any()) for g in there))
 
     def _forget(self) -> None:
         for made in self._passes:

@@ -73,3 +73,21 @@ def test_coupled_kronecker_methods_stay_definite(sequence, method, damping):
     for _, g, moved in steps(method, sequence, 0.5, rule):
         assert torch.isfinite(moved).all()
         assert float(g @ moved) < 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["diagonal", "kfac", "ekfac", "layer", "foof", "exact"])
+def test_gradients_of_zeros_are_none(method):
+    """`zero_grad(set_to_none=False)` leaves zeros where a batch skips a layer: the same steps as with None."""
+    found = []
+    for to_none in (True, False):
+        torch.manual_seed(1)
+        net, x, y = Skipping().double(), torch.randn(8, 3).double(), torch.randn(8, 2).double()
+        optimizer = fv.optim.NaturalGradient(net, "gaussian", method, lr=0.1, damping=1.0, kind="exact")
+        for on in (True, False, True):
+            net.on = on
+            optimizer.zero_grad(set_to_none=to_none)
+            (0.5 * (net(x) - y).square().sum(1).mean()).backward()
+            optimizer.step()
+        found.append(flat(net.parameters()))
+    assert torch.equal(*found)
