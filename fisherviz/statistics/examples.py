@@ -5,6 +5,7 @@ U itself is never formed. (λI + s U Uᵀ)⁻¹ v = (v - U (λ/s I + UᵀU)⁻¹
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property, reduce
 
@@ -107,6 +108,7 @@ class Woodbury:
     """(F + λI)⁻¹ in example space, factorised once, in float64.
 
     Where the damping is small beside F, float32's rounding of U's products would drown it: then all of it is float64.
+    Where it is below the rounding of U itself, a warning says so.
 
     Args:
         examples: F.
@@ -120,7 +122,14 @@ class Woodbury:
     def __init__(self, examples: Examples, damping: float, gram: Tensor | None = None) -> None:
         self.damping, self.dtype = damping, examples.dtype
         s, gram = examples.scale, examples.gram if gram is None else gram
-        condition = 1 + s * float(torch.linalg.matrix_norm(gram)) / damping
+        size = s * float(torch.linalg.matrix_norm(gram))
+        condition = 1 + size / damping
+        if damping < torch.finfo(self.dtype).eps * size:
+            name = str(self.dtype).removeprefix("torch.")
+            warnings.warn(
+                f"a damping of {damping:.1e} is below {name}'s rounding of this Fisher: gradients are solved for its "
+                "rounding errors; use a larger damping or a float64 model.", stacklevel=2,
+            )  # fmt: skip
         self.widened = condition > ACCURATE and examples.dtype != torch.float64
         """Whether it works in float64 on examples of less."""
         if self.widened:

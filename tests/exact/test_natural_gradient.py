@@ -1,5 +1,7 @@
 """`Fisher.natural_gradient` against a dense solve with per-example gradients from plain autograd, in float64."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,3 +91,15 @@ def test_in_float32_it_solves_at_small_damping(model, kind, damping):
     found = fv.Probe(net.float(), "categorical").fisher(x.float(), y, kind=kind).natural_gradient(damping).double()
     residual = F64 @ found + damping * found - gradient
     assert residual.norm() < 1e-3 * gradient.norm()
+
+
+def test_a_damping_below_the_networks_rounding_is_said():
+    net, x = network("dense")
+    y = torch.tensor([0, 1, 2, 1, 0, 2, 2])
+    fisher = fv.Probe(net.float(), "categorical").fisher(x.float(), y)
+    with pytest.warns(UserWarning, match="below float32's rounding of this Fisher"):
+        fisher.natural_gradient(1e-10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fisher.natural_gradient(1e-4)
+        fv.Probe(net.double(), "categorical").fisher(x, y).natural_gradient(1e-10)
