@@ -1,9 +1,12 @@
-"""What every test starts from: one seed, one thread, warnings as the package gives them."""
+"""What every test starts from: one seed, one thread unless OMP_NUM_THREADS says another number, in children too."""
+
+import os
 
 import pytest
 import torch
 
-torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
