@@ -71,7 +71,7 @@ class ConjugateGradients(Directions):
 
     def iterates(self, step: Step, gradient: Tensors, shift: float) -> list[Iterate]:
         """Iterates towards the minimum of the quadratic model, the last one last."""
-        forms = FisherForms(step.watcher, step.inputs)
+        forms = FisherForms(step.watcher, step.watcher.network.likelihood, step.inputs)
 
         def product(d: Tensors) -> Tensors:
             return combine([(1.0, forms.product(d)), (shift, d)])

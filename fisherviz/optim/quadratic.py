@@ -15,6 +15,7 @@ from fisherviz.capture.forward_mode import product, tangent, try_forward_mode
 from fisherviz.capture.look import REENTRANT
 from fisherviz.network.batches import Arguments, count_examples, take_rows
 from fisherviz.network.guest import check_modes
+from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import FreshVectors
 from fisherviz.optim.processes import summed
 from fisherviz.optim.watcher import Watcher, at_least_float32
@@ -54,6 +55,7 @@ class FisherForms:
 
     Args:
         watcher: of the model.
+        likelihood: gives F_R.
         batches: arguments of the model, of the mini-batch or a share of it.
 
     Raises:
@@ -61,8 +63,8 @@ class FisherForms:
             no gradients of single examples either.
     """
 
-    def __init__(self, watcher: Watcher, batches: Sequence[Arguments]) -> None:
-        self.watcher, self.network, self.likelihood = watcher, watcher.network, watcher.network.likelihood
+    def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Arguments]) -> None:
+        self.watcher, self.network, self.likelihood = watcher, watcher.network, likelihood
         self.batches = [Arguments(*batch) for batch in batches]
         self.examples = sum(count_examples(batch) for batch in self.batches)
         if hidden := [layer.name for layer in watcher.layers if layer.note == REENTRANT]:

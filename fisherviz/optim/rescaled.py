@@ -97,7 +97,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
 
     def _best(self, step: Step, directions: Preconditioned, gradient: Tensors, batches: list[Any]) -> Tensors:
         """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
-        forms = FisherForms(step.watcher, batches)
+        forms = FisherForms(step.watcher, step.watcher.network.likelihood, batches)
         previous = {p: d for p, d in self.update.items() if p in gradient} if self.momentum else {}
         before = forms.tangents(previous) if previous else None
         candidates = [self.gamma]

@@ -74,7 +74,7 @@ def test_forms_and_products_of_a_step_are_the_exact_fishers(name):
     optimizer = fv.optim.HessianFree(net, "gaussian")
     for x in batches:
         F = torch.as_tensor(exact.fisher(net, x, laws.Gaussian()))
-        forms = FisherForms(optimizer._watcher, [((x,), {})])
+        forms = FisherForms(optimizer._watcher, optimizer.likelihood, [((x,), {})])
         u, v = torch.randn(2, len(F)).double()
         images = [forms.tangents(directions(net, d)) for d in (u, v)]
         assert forms.form(*images) == pytest.approx(float(u @ F @ v), rel=1e-9)
