@@ -11,6 +11,7 @@ from torch import nn
 from fisherviz import optim
 from tests.oracles.steps import (
     assert_same,
+    closure_of,
     damped_pair,
     data,
     exact_vectors,
@@ -26,16 +27,6 @@ from tests.oracles.steps import (
 )
 
 ETA = 1e-2
-
-
-def closure_of(opt, model, x, y):
-    def closure():
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    return closure
 
 
 def flat(parts):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fisherviz import optim
 from fisherviz.network.batches import Batches
-from tests.oracles.steps import data, net
+from tests.oracles.steps import closure_of, data, net
 
 
 def test_the_fisher_may_come_from_a_loader_that_shuffles():
@@ -148,16 +148,6 @@ def test_a_layer_out_of_sight_is_generic_and_the_warning_says_why():
         F.cross_entropy(model(x), y).backward()
     opt.step()
     assert not opt.layers[0].structured
-
-
-def closure_of(opt, model, x, y):
-    def closure():
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    return closure
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import fisherviz as fv
 from fisherviz import optim
 from tests.oracles.steps import (
     assert_same,
+    closure_of,
     data,
     exact_vectors,
     eye,
@@ -23,16 +24,6 @@ from tests.oracles.steps import (
     per_example,
     scores,
 )
-
-
-def closure_of(opt, model, x, y):
-    def closure():
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    return closure
 
 
 def pieces(d, like):

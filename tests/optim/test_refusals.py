@@ -10,18 +10,7 @@ import torch.nn.functional as F
 
 from fisherviz import optim
 from fisherviz.optim.options import keywords
-from tests.oracles.steps import data, net
-
-
-def closure_of(opt, model, x, y):
-    def closure():
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    return closure
-
+from tests.oracles.steps import closure_of, data, net
 
 ALL = {
     "foof": optim.FOOF,

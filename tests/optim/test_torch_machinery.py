@@ -12,7 +12,7 @@ from fisherviz.comparison.strengths import strengths
 from fisherviz.papers.sang import DecayedKFAC
 from fisherviz.training.diagnosis import explain
 from fisherviz.training.optimizers import dampings
-from tests.oracles.steps import data, matrices, net
+from tests.oracles.steps import closure_of, data, matrices, net
 
 STEPPING = {
     "kfac": lambda m: optim.KFAC(m, "categorical"),
@@ -35,16 +35,6 @@ SAMPLED = {
     "cw-ngd": lambda m: optim.CWNGD(m, "categorical", lr=0.05, damping=0.1, kind="mc"),
     "tengrad": lambda m: optim.TENGraD(m, "categorical", kind="mc"),
 }
-
-
-def closure_of(opt, model, x, y):
-    def closure():
-        opt.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    return closure
 
 
 @pytest.mark.parametrize("name", STEPPING)

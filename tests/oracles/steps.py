@@ -81,6 +81,18 @@ def per_example(layers):
     return torch.cat([(g[:, :, :, None] * a[None, :, None, :]).flatten(2).flatten(0, 1) for a, g in layers], 1)
 
 
+def closure_of(opt, model, x, y):
+    """What `step` evaluates: the mean loss, backpropagated."""
+
+    def closure():
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    return closure
+
+
 def gradient(model, x, y):
     """The mean loss's gradient, one (d_out, da) matrix per layer."""
     return [(g[0].T @ a) / len(x) for a, g in moments(model, x, scores(y))]
