@@ -9,24 +9,44 @@ from __future__ import annotations
 import contextlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fisherviz.approximations.fitting import Recipe, Wanted, run_together
 from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import Order, ParameterSpace
+from fisherviz.operators import Dense, Operator
 from fisherviz.operators import Diagonal as DiagonalOperator
-from fisherviz.operators import Operator
-from fisherviz.statistics import Diagonal, Statistic
+from fisherviz.operators import UnitBlocks as UnitBlocksOperator
+from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
+from fisherviz.support.choices import one_of
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
 
 Values = Mapping[str, Any]
 """Means over examples, by the names that `statistics` and `refine` gave; `"capture"` where it was asked for."""
+PerFeature = Literal["units", "block", "diagonal"]
+EXACTLY: dict[PerFeature, tuple[Callable[[str], Statistic], Callable[..., Operator]]] = {
+    "units": (UnitBlocks, UnitBlocksOperator),
+    "block": (lambda name: Block(name, name), Dense),
+    "diagonal": (Diagonal, DiagonalOperator),
+}
+"""Parts of a layer's exact block: their statistic, by the layer's name, and their operator."""
+_SAID: dict[PerFeature, str] = {
+    "units": "the exact 2 x 2 block of each is taken there",
+    "block": "the exact block is taken there",
+    "diagonal": "the exact diagonal is taken there",
+}
 Couplings = Mapping[tuple[int, int], Values]
 """The means of the pairs of layers that are coupled, by their positions (row, col)."""
+
+
+def check_per_feature(given: PerFeature) -> PerFeature:
+    """Refuse what cannot stand for a layer that scales single features."""
+    one_of("per_feature", given, EXACTLY)
+    return given
 
 
 class Approximation(LayeredMatrix, ABC):
@@ -42,6 +62,10 @@ class Approximation(LayeredMatrix, ABC):
     """The order of the paper that it comes from, for plots."""
     handles_generic: ClassVar[bool] = False
     """Whether `operator_for` takes layers of the generic path; otherwise they get the exact diagonal."""
+    takes_factors: ClassVar[bool] = False
+    """Whether `operator_for` needs Kronecker factors; normalisation and PReLU get `per_feature` instead."""
+    per_feature: PerFeature = "units"
+    """What stands for a normalisation or PReLU: exact 2 x 2 "units", the exact "block", or its "diagonal"."""
     needs_chain: ClassVar[bool] = False
     """Whether it is meant for networks whose layers form a chain."""
     follows_scale: ClassVar[bool] = True
@@ -99,13 +123,23 @@ class Approximation(LayeredMatrix, ABC):
 
     # ---- building --------------------------------------------------------------------------------------------------
 
+    def _exactly(self, layer: Layer) -> PerFeature | None:
+        """What stands for a layer that the method does not take: a part of its exact block."""
+        if self.takes_factors and layer.own_inputs:
+            return self.per_feature
+        return None if layer.structured or self.handles_generic else "diagonal"
+
     def _handles(self, layer: Layer) -> bool:
-        return layer.structured or self.handles_generic
+        return self._exactly(layer) is None
+
+    def reads_capture(self, layer: Layer) -> bool:
+        """Whether the layer's capture is wanted, where the method takes the layer."""
+        return self._handles(layer) and self.wants_capture(layer)
 
     def needs(self, layer: Layer) -> dict[str, Statistic]:
-        """The statistics for a layer, the exact diagonal where it has no structure."""
-        if not self._handles(layer):
-            return {"diagonal": Diagonal(layer.name)}
+        """The statistics for a layer, of its exact block where the method does not take it."""
+        if (exactly := self._exactly(layer)) is not None:
+            return {exactly: EXACTLY[exactly][0](layer.name)}
         method = f"statistics({layer.name!r})"
         with naming(self, method):
             named: Any = self.statistics(layer)
@@ -130,7 +164,7 @@ class Approximation(LayeredMatrix, ABC):
             The structured matrix (of the mean Fisher).
         """
         operators = [
-            self._operator(layer, v) if self._handles(layer) else DiagonalOperator(v["diagonal"])
+            self._operator(layer, v) if (exactly := self._exactly(layer)) is None else EXACTLY[exactly][1](v[exactly])
             for layer, v in zip(space.layers, values, strict=True)
         ]
         with naming(self, "assemble"):
@@ -176,8 +210,11 @@ class Approximation(LayeredMatrix, ABC):
             fisher: that has looked at its network.
         """
         out = []
-        if generic := [layer.name for layer in fisher.space.layers if not self._handles(layer)]:
+        layers = fisher.space.layers
+        if generic := [layer.name for layer in layers if not layer.structured and not self._handles(layer)]:
             out.append(f"no structure for layers {', '.join(map(repr, generic))}; the exact diagonal is taken there.")
+        if self.takes_factors and (scales := [layer.name for layer in layers if layer.own_inputs]):
+            out.append(f"layers {', '.join(map(repr, scales))} scale single features: {_SAID[self.per_feature]}.")
         if self.needs_chain and not fisher.structure.is_chain:
             pairs = ", ".join(f"{a!r}-{b!r}" for a, b in fisher.structure.neighbours) or "none"
             out.append(
@@ -196,7 +233,7 @@ class Approximation(LayeredMatrix, ABC):
         wanted = [self.needs(layer) for layer in layers]
         with naming(self, "pair_statistics"):
             wanted += [self.pair_statistics(layers[i], layers[j]) for i, j in pairs]
-        found = yield Wanted(wanted, {i: layer.name for i, layer in enumerate(layers) if self.wants_capture(layer)})
+        found = yield Wanted(wanted, {i: layer.name for i, layer in enumerate(layers) if self.reads_capture(layer)})
         values, couplings = found[: len(layers)], dict(zip(pairs, found[len(layers) :], strict=True))
         with naming(self, "refine"):
             further = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from fisherviz.approximations.base import Approximation, Couplings, Values
+from fisherviz.approximations.base import Approximation, Couplings, PerFeature, Values, check_per_feature
 from fisherviz.approximations.kronecker import check_kfac_setting
 from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal, full_matrix
 from fisherviz.network.layers import Layer
@@ -30,23 +30,26 @@ class KFACFull(Approximation):
     Args:
         setting: "expand", "reduce", or None: "expand" where all layers share equally many positions, "reduce" for the
             whole matrix otherwise.
+        per_feature: as for "kfac".
     """
 
     plot_order = "input"
+    takes_factors = True
 
-    def __init__(self, setting: Setting | None = None) -> None:
+    def __init__(self, setting: Setting | None = None, per_feature: PerFeature = "units") -> None:
         super().__init__()
+        self.per_feature = check_per_feature(per_feature)
         self.setting = None if setting is None else check_kfac_setting(setting)
         self.used_setting: Setting = self.setting or "expand"
 
     def prepare(self, layers: Sequence[Layer], positions: Mapping[str, int]) -> None:
         """Choose one setting for the whole matrix; refuse grouped convolutions, which have no cross factors."""
         for layer in layers:
-            if layer.structured and layer.groups > 1:
+            if layer.factors and layer.groups > 1:
                 raise NotImplementedError(
                     f"{self.name} has no cross factors for the grouped convolution {layer.name!r}; use 'kfac'."
                 )
-        structured = [layer.name for layer in layers if layer.structured]
+        structured = [layer.name for layer in layers if layer.factors]
         equal = len({positions.get(name, 1) for name in structured}) <= 1
         if self.setting is None:
             self.used_setting = "expand" if equal else "reduce"
@@ -68,8 +71,8 @@ class KFACFull(Approximation):
         return Kronecker(values["A"], values["G"])
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
-        """Every pair of structured layers."""
-        return list(itertools.combinations([i for i, layer in enumerate(layers) if layer.structured], 2))
+        """Every pair of layers with factors."""
+        return list(itertools.combinations([i for i, layer in enumerate(layers) if layer.factors], 2))
 
     def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
         """Cross factors."""
@@ -88,6 +91,7 @@ class KFACTridiagonal(KFACFull):
 
     Args:
         setting: as for "kfac-full".
+        per_feature: as for "kfac".
     """
 
     needs_chain = True
@@ -95,7 +99,7 @@ class KFACTridiagonal(KFACFull):
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Layers that are neighbours in execution."""
         names = [layer.name for layer in layers]
-        structured = {layer.name for layer in layers if layer.structured}
+        structured = {layer.name for layer in layers if layer.factors}
         return [
             (names.index(row), names.index(col)) for row, col in adjacent if row in structured and col in structured
         ]

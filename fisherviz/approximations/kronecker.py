@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fisherviz.approximations.base import Approximation, Values
+from fisherviz.approximations.base import Approximation, PerFeature, Values, check_per_feature
 from fisherviz.network.layers import Layer
-from fisherviz.operators import DirectSum, Kronecker, KroneckerEigen, Operator
+from fisherviz.operators import DirectSum, Kronecker, KroneckerEigen, Operator, UnitBlocks
 from fisherviz.operators.factorise import eigh
 from fisherviz.statistics import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
 
@@ -36,13 +36,17 @@ class KFAC(Approximation):
 
     Args:
         setting: "expand" (weight-sharing positions as examples) or "reduce" (averaged first).
+        per_feature: what stands for layers that scale single features (normalisation, PReLU), which have no factors:
+            their exact 2 x 2 "units", the exact "block" of the whole layer, or its "diagonal".
     """
 
     plot_order = "input"
+    takes_factors = True
 
-    def __init__(self, setting: Setting = "expand") -> None:
+    def __init__(self, setting: Setting = "expand", per_feature: PerFeature = "units") -> None:
         super().__init__()
         self.setting = check_kfac_setting(setting)
+        self.per_feature = check_per_feature(per_feature)
 
     def statistics(self, layer: Layer) -> dict[str, Statistic]:
         """A and G."""
@@ -58,10 +62,11 @@ class EKFAC(KFAC):
 
     Args:
         setting: as for KFAC; it sets the basis.
+        per_feature: as for KFAC.
     """
 
-    def __init__(self, setting: Setting = "expand") -> None:
-        super().__init__(setting)
+    def __init__(self, setting: Setting = "expand", per_feature: PerFeature = "units") -> None:
+        super().__init__(setting, per_feature)
         self.bases: dict[str, tuple[Tensor, Tensor]] = {}
         """Eigenvectors (Q_A, Q_G) of each layer's factors, set by `refine`."""
 
@@ -87,7 +92,9 @@ class FOOF(Approximation):
         return {"A": InputFactor(layer.name, "sum")}
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
-        """A ⊗ I."""
+        """A ⊗ I; of a layer that scales single features, one A for each."""
         A = values["A"]
+        if layer.own_inputs and A.dim() == 3:
+            return UnitBlocks(A)
         dg = layer.d_out // layer.groups
         return per_group(lambda factor: Kronecker.over_units(factor, dg), A)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fisherviz.approximations.base import Approximation, Values
+from fisherviz.approximations.base import Approximation, PerFeature, Values, check_per_feature
 from fisherviz.approximations.kronecker import per_group
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.layers import Layer
@@ -28,14 +28,15 @@ class NearestKronecker(Approximation):
     Args:
         rank: number of products; 1 is positive semidefinite, more are often indefinite.
         tolerance: relative change of the captured singular values at which iteration stops; None: from the dtype.
-
-    Layers of the generic path are refused: they have no rearrangement.
+        per_feature: as for "kfac".
     """
 
     plot_order = "input"
+    takes_factors = True
 
-    def __init__(self, rank: int = 1, tolerance: float | None = None) -> None:
+    def __init__(self, rank: int = 1, tolerance: float | None = None, per_feature: PerFeature = "units") -> None:
         super().__init__()
+        self.per_feature = check_per_feature(per_feature)
         self.rank = count("rank", rank)
         self.tolerance = tolerance
 
@@ -47,19 +48,10 @@ class NearestKronecker(Approximation):
         """None beside the capture."""
         return {}
 
-    def needs(self, layer: Layer) -> dict[str, Statistic]:
-        """None; layers without structure are refused."""
-        if not layer.structured:
-            raise NotImplementedError(
-                f"nearest-kronecker refuses layer {layer.name!r}: {layer.note}; probe the other layers with layers=."
-            )
-        return {}
-
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """Σ_k A_k ⊗ G_k."""
         capture: AnyCapture = values["capture"]
-        if not isinstance(capture, Capture):
-            raise NotImplementedError(f"nearest-kronecker refuses layer {layer.name!r}: it has no inputs and outputs.")
+        assert isinstance(capture, Capture)
         if capture.grouped:
             parts = [Capture(capture.a[:, :, h], capture.g[:, :, :, h]) for h in range(layer.groups)]
             return DirectSum([self._nearest(part) for part in parts])

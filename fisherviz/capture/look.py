@@ -288,13 +288,15 @@ def positions(calls: Mapping[str, Sequence[Call]]) -> dict[str, int]:
 
 
 def neighbours(calls: Mapping[str, Sequence[Call]], gone: Container[str] = ()) -> tuple[tuple[str, str], ...]:
-    """Structured layers that follow one another in execution; a module called twice, or gone, breaks the chain."""
+    """Layers with factors that follow one another in execution; a module called twice, or gone, breaks the chain."""
     single = {name for name, made in calls.items() if len(made) == 1 and name not in gone}
-    return tuple((a, b) for a, b in itertools.pairwise(calls) if a in single and b in single)
+    coupled = [name for name, made in calls.items() if made[0].layer.factors]
+    return tuple((a, b) for a, b in itertools.pairwise(coupled) if a in single and b in single)
 
 
 def _is_chain(z: Tensor, calls: Mapping[str, Sequence[Call]]) -> bool:
-    """Whether every layer is fed by the one before it alone, and the output by the last."""
+    """Whether every layer with factors is fed by the one before it alone, and the output by the last."""
+    calls = {name: made for name, made in calls.items() if made[0].layer.factors}
     flat = [call for made in calls.values() for call in made]
     if not flat or any(len(made) > 1 for made in calls.values()):
         return False
@@ -315,7 +317,8 @@ def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: 
     """Memory of one example's captures: inputs unfolded, and gradients per vector."""
     inputs, outputs = 1, 1 + sum(layer.size for layer in generic)
     for made in calls.values():
-        kernel = math.prod(getattr(made[0].layer.module, "kernel_size", (1,)))
+        layer = made[0].layer
+        kernel = 2 if layer.own_inputs else math.prod(getattr(layer.module, "kernel_size", (1,)))
         inputs += sum(kernel * call.x[:1].numel() for call in made)
         outputs += sum(call.shape[1:].numel() for call in made)
     return item * inputs, item * outputs

@@ -54,7 +54,8 @@ def cumulants(
 
     Args:
         fisher: the exact Fisher.
-        layers: names or positions of the layers taken jointly; None: all.
+        layers: names or positions of the layers taken jointly; None: all but those that scale single features
+            (normalisation, PReLU), which have no factors.
         progress: show a progress bar over block pairs where it takes longer than a moment, on a terminal or in a
             notebook; False: never.
 
@@ -65,17 +66,22 @@ def cumulants(
         NotImplementedError: a layer has weight sharing or takes the generic path.
     """
     require_fisher(fisher, "fv.cumulants")
-    named = [layers] if isinstance(layers, str | int) else fisher.space.names if layers is None else layers
+    captures = fisher.example_space()
+    factors = [layer.name for layer in fisher.space.layers if not layer.own_inputs]
+    named = [layers] if isinstance(layers, str | int) else factors if layers is None else layers
     chosen = list(dict.fromkeys(fisher.space.position(k) for k in named))
     if not chosen:
-        raise ValueError("layers= names no layer; leave it out for all of them.")
-    captures = fisher.example_space()
+        raise ValueError("no layer with Kronecker factors is named or there; name one with layers=.")
     sides: dict[int, Capture] = {}
     for i in chosen:
         layer = fisher.space.layers[i]
         capture = captures[layer.name]
         if not isinstance(capture, Capture) or not capture.factored:
-            why = layer.note or "it shares weights over positions or has groups"
+            why = (
+                layer.note
+                or "it scales single features" * layer.own_inputs
+                or "it shares weights over positions or has groups"
+            )
             raise NotImplementedError(
                 f"the cumulant bound is for one input vector per example; layer {layer.name!r} has none: {why}."
             )

@@ -20,7 +20,10 @@ _UNFOLD_ENTRIES = 2**20
 class Kind(ABC):
     """What a class of modules has in common; its weight is (d_out, ...), its bias (d_out,)."""
 
-    name: str
+    name = ""
+    """What the kind is called; "" for the module's class."""
+    own_inputs = False
+    """Whether every unit has an input of its own: such a layer has unit blocks, but no Kronecker factors."""
 
     @abstractmethod
     def units(self, module: Any) -> int:
@@ -29,6 +32,10 @@ class Kind(ABC):
     def groups(self, module: Any) -> int:
         """Groups of units that see inputs of their own."""
         return 1
+
+    def fan_in(self, module: Any) -> int:
+        """Inputs of one output unit, without the bias."""
+        return math.prod(module.weight.shape[1:])
 
     @abstractmethod
     def unfold(self, module: Any, x: Tensor) -> Tensor:
@@ -125,7 +132,96 @@ class Convolution(Kind):
         return columns
 
 
+class Scale(Kind):
+    """A scale, and a shift, for each feature: what normalisation does once it has normalised, and PReLU below zero.
+
+    Args:
+        multiplied: what the scale multiplies, of the module and its input.
+        last: whether features are the last dimensions of the input, not the second one.
+    """
+
+    own_inputs = True
+
+    def __init__(self, multiplied: Callable[[Any, Tensor], Tensor], *, last: bool = False) -> None:
+        self.multiplied, self.last = multiplied, last
+
+    def units(self, module: Any) -> int:
+        """Features."""
+        return module.weight.numel()
+
+    def groups(self, module: Any) -> int:
+        """Features."""
+        return module.weight.numel()
+
+    def fan_in(self, module: Any) -> int:
+        """The feature itself."""
+        return 1
+
+    def unfold(self, module: Any, x: Tensor) -> Tensor:
+        """What is scaled, in float32 at least."""
+        return self._by_feature(module, self.multiplied(module, x.to(torch.promote_types(x.dtype, torch.float32))), 1)
+
+    def positions(self, module: Any, x: Tensor) -> int:
+        """Entries of a feature: pixels or tokens."""
+        return math.prod(x.shape[1:]) // self.units(module)
+
+    def outputs(self, module: Any, g: Tensor) -> Tensor:
+        """Gradients as they are."""
+        return self._by_feature(module, g, 2)
+
+    def _by_feature(self, module: Any, x: Tensor, leading: int) -> Tensor:
+        """(..., T, features, 1) from (..., features, pixels) or (..., tokens, features); (..., T, 1) of one feature."""
+        features, before = self.units(module), x.shape[:leading]
+        positions = math.prod(x.shape[leading:]) // features
+        if self.last:
+            x = x.reshape(*before, positions, features)
+        else:
+            x = x.reshape(*before, features, positions).transpose(-1, -2)
+        return x.unsqueeze(-1) if features > 1 else x
+
+
+def batch_normalised(module: Any, x: Tensor) -> Tensor:
+    """By the running moments, or by the batch's own where the module takes these."""
+    if module.training or module.running_mean is None:
+        return nn.functional.batch_norm(x, None, None, training=True, eps=module.eps)
+    mean, variance = (moment.to(x.dtype) for moment in (module.running_mean, module.running_var))
+    return nn.functional.batch_norm(x, mean, variance, eps=module.eps)
+
+
+def instance_normalised(module: Any, x: Tensor) -> Tensor:
+    """By each example's own moments, or by the running ones where the module takes these."""
+    if module.training or not module.track_running_stats:
+        return nn.functional.instance_norm(x, eps=module.eps)
+    return batch_normalised(module, x)
+
+
+def group_normalised(module: nn.GroupNorm, x: Tensor) -> Tensor:
+    """By the moments of each group of channels."""
+    return nn.functional.group_norm(x, module.num_groups, eps=module.eps)
+
+
+def layer_normalised(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    """By the moments of the last dimensions."""
+    return nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+
+
+def rms_normalised(module: nn.RMSNorm, x: Tensor) -> Tensor:
+    """By the mean square of the last dimensions, in the input's precision as the module does."""
+    return nn.functional.rms_norm(x, module.normalized_shape, eps=module.eps)
+
+
+def negative_part(module: nn.PReLU, x: Tensor) -> Tensor:
+    """What PReLU scales."""
+    return x.clamp(max=0)
+
+
 KINDS: dict[Callable[..., Any], Kind] = {
+    nn.modules.batchnorm._BatchNorm.forward: Scale(batch_normalised),
+    nn.modules.instancenorm._InstanceNorm.forward: Scale(instance_normalised),
+    nn.GroupNorm.forward: Scale(group_normalised),
+    nn.LayerNorm.forward: Scale(layer_normalised, last=True),
+    nn.RMSNorm.forward: Scale(rms_normalised, last=True),
+    nn.PReLU.forward: Scale(negative_part),
     nn.Linear.forward: Linear(),
     nn.Conv1d.forward: Convolution("conv1d"),
     nn.Conv2d.forward: Convolution("conv2d"),

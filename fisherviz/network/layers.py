@@ -6,7 +6,6 @@ How the layers' matrices stand in one flat vector is for `space`; which layers t
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ class LayerInfo:
 
     Attributes:
         name: the module's name in the model, "" for the root.
-        kind: "linear", "conv1d", "conv2d", "conv3d" or the module's class name in lower case.
+        kind: "linear", "conv1d", "conv2d", "conv3d" or the module's class name in lower case ("layernorm").
         parameters: names of its probed parameters, as in `model.named_parameters()`.
         num_parameters: their number of entries.
         in_features: fan-in of one output unit, without the bias; 0 for generic layers.
@@ -72,17 +71,25 @@ class Layer:
 
     @property
     def groups(self) -> int:
-        """Groups of a convolution, 1 otherwise."""
+        """Groups of units that see inputs of their own: of a convolution, the features of a normalisation; else 1."""
         return self._kind.groups(self.module) if self.structured else 1
+
+    @property
+    def own_inputs(self) -> bool:
+        """Whether every unit has an input of its own (normalisation, PReLU): unit blocks, but no Kronecker factors."""
+        return self.structured and self._kind.own_inputs
+
+    @property
+    def factors(self) -> bool:
+        """Whether the layer has Kronecker factors."""
+        return self.structured and not self._kind.own_inputs
 
     @property
     def fan_in(self) -> int:
         """Inputs of one output unit, without the bias; 0 for generic layers and frozen weights."""
         if not self.structured or not self.has_weight:
             return 0
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return math.prod(weight.shape[1:])
+        return self._kind.fan_in(self.module)
 
     @property
     def d_out(self) -> int:
@@ -142,7 +149,7 @@ class Layer:
 
 
 def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Parameter], shared: bool) -> Layer:
-    """Describe a module: structured for plain Linear and convolutions, generic for everything else.
+    """Describe a module: structured for the `KINDS`, generic for everything else.
 
     Args:
         name: the module's name in the model.
@@ -160,7 +167,7 @@ def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Paramet
         note = "a parameter is shared with another module"
     elif not _owns_plain_parameters(module, parameters):
         note = "its weight or bias is reparametrised, or it owns further parameters"
-    kind = found.name if found is not None else type(module).__name__.lower()
+    kind = (found.name if found is not None else "") or type(module).__name__.lower()
     keys = {id(p): key for key, p in module._parameters.items()}
     roles = {own: keys[id(p)] for own, p in parameters.items()}
     return Layer(name, module, dict(parameters), kind, not note, note, roles)

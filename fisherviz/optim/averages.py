@@ -85,7 +85,7 @@ class Moments:
         return type(self.approximation).refine is not Approximation.refine
 
     def _wants(self, layer: Layer) -> bool:
-        return self.approximation.wants_capture(layer)
+        return self.approximation.reads_capture(layer)
 
     # ---- a pass ------------------------------------------------------------------------------------------------------
 

@@ -261,11 +261,9 @@ class KBFGS(NaturalGradient):
     def _settle(self, generic: list[Layer]) -> list[Layer]:
         assert self._watcher is not None
         self._watcher.generic_diagonal = False
-        if generic:
-            say_once(
-                f"layers {', '.join(repr(g.name) for g in generic)} have no structure and are left plain by K-BFGS."
-            )
-        return [layer for layer in self.layers if layer.structured]
+        if plain := [layer.name for layer in self.layers if not layer.factors]:
+            say_once(f"layers {', '.join(map(repr, plain))} have no factors and are left plain by K-BFGS.")
+        return [layer for layer in self.layers if layer.factors]
 
     @timing.part("statistics")
     def _collect(self, made: Pass) -> None:

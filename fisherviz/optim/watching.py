@@ -67,8 +67,8 @@ class Watching(torch.optim.Optimizer):
     def _reads_labels(self) -> bool:
         structured = [layer for layer in self.layers if layer.structured]
         return not structured or any(
-            self.approximation.wants_capture(layer)
-            or any(s.needs_gradients for s in self.approximation.statistics(layer).values())
+            self.approximation.reads_capture(layer)
+            or any(s.needs_gradients for s in self.approximation.needs(layer).values())
             for layer in structured
         )
 

@@ -98,7 +98,7 @@ def test_float32_models_give_the_same_sums_to_rounding():
 
 
 REFUSED = {
-    "layer norm": lambda: (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), nets.vectors(4, 3), "1"),
+    "embedding": lambda: (nn.Sequential(nn.Embedding(3, 3), nn.Flatten()), torch.randint(3, (4, 1)), "0"),
     "weight sharing": lambda: (nets.tokens_net(), torch.randn(4, 2, 3, dtype=torch.float64), "0"),
 }
 
@@ -108,6 +108,14 @@ def test_layers_without_one_input_vector_per_example_are_refused_by_name(build):
     net, x, name = build()
     with pytest.raises((ValueError, TypeError, NotImplementedError), match=name):
         fv.cumulants(fv.Probe(nets.randomised(net), "gaussian").fisher(x))
+
+
+def test_layers_that_scale_single_features_are_left_out_unless_named():
+    net, x = nets.randomised(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))), nets.vectors(4, 3)
+    fisher = fv.Probe(net, "gaussian").fisher(x)
+    assert fv.cumulants(fisher).error == pytest.approx(fv.cumulants(fisher, ["0", "2"]).error)
+    with pytest.raises(NotImplementedError, match="'1' has none: it scales single features"):
+        fv.cumulants(fisher, "1")
 
 
 def test_summed_fishers_are_scaled_or_refused():

@@ -32,11 +32,20 @@ def test_dense_fisher_of_convolutions_in_every_order(name, options):
 
 @orders
 def test_layers_without_a_matrix_keep_torch_order(name):
+    net = nets.randomised(nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.Linear(2, 2)))
+    x = torch.randint(3, (4, 1))
+    F = exact.fisher(net, x, laws.Gaussian())
+    actual = fv.Probe(net, "gaussian").fisher(x).to_dense(order=name)
+    assert_matches(actual, order.reorder(F, [6, (2, 2, True)], name))
+
+
+@orders
+def test_a_normalisation_is_a_matrix_of_scale_and_shift(name):
     net = nets.randomised(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2)))
     x = nets.vectors(4, 3)
     F = exact.fisher(net, x, laws.Gaussian())
     actual = fv.Probe(net, "gaussian").fisher(x).to_dense(order=name)
-    assert_matches(actual, order.reorder(F, [(2, 3, True), 4, (2, 2, True)], name))
+    assert_matches(actual, order.reorder(F, [(2, 3, True), (2, 1, True), (2, 2, True)], name))
 
 
 @orders
