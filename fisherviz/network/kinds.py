@@ -169,6 +169,13 @@ class Scale(Kind):
         """Gradients as they are."""
         return self._by_feature(module, g, 2)
 
+    def with_bias(self, module: Any, x: Tensor) -> Tensor:
+        """What is scaled, and ones: with its positions last in memory, over which all products sum."""
+        scaled = self.unfold(module, x)  # (N, T, features, 1), or (N, T, 1)
+        whole = scaled.new_ones(len(x), *scaled.shape[2:-1], 2, scaled.shape[1])
+        whole.select(-2, 0).copy_(scaled.squeeze(-1).movedim(1, -1))
+        return whole.movedim(-1, 1)
+
     def _by_feature(self, module: Any, x: Tensor, leading: int) -> Tensor:
         """(..., T, features, 1) from (..., features, pixels) or (..., tokens, features); (..., T, 1) of one feature."""
         features, before = self.units(module), x.shape[:leading]
