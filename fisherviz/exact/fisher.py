@@ -219,7 +219,7 @@ class Fisher(Products):
             ValueError: the data has no targets, or the damping is negative.
         """
         damping = damping_number(damping)
-        joint = self.with_scores() if self._kept.captures is None or self._kept.joint is not None else None
+        joint = self.with_scores() if self._kept.held is None or self._kept.joint is not None else None
         if joint is None or damping == 0 or self.space.size <= self.columns:
             return self.solve(self.gradient(), damping)
         self._plan_gram()

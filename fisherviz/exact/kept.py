@@ -7,11 +7,32 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture
+from fisherviz.capture.captures import AnyCapture, Batch, concatenate
 from fisherviz.network.layers import Layer
 from fisherviz.operators.factorise import DampedCholesky
 from fisherviz.statistics import Statistic
 from fisherviz.statistics.examples import Woodbury
+
+
+@dataclass
+class Held:
+    """Captures of all examples, batch by batch until somebody reads them as one: that copies them all.
+
+    Args:
+        batches: of the data.
+        ragged: whether they differ in their numbers of positions, so that passes must not read them as one batch.
+    """
+
+    batches: list[Batch]
+    ragged: bool
+
+    def whole(self) -> dict[str, AnyCapture]:
+        """One capture for each layer."""
+        if len(self.batches) > 1:
+            names = self.batches[0].captures
+            made = {name: concatenate([batch.captures[name] for batch in self.batches]) for name in names}
+            self.batches = [Batch(made, sum(batch.examples for batch in self.batches))]
+        return self.batches[0].captures
 
 
 @dataclass
@@ -20,8 +41,8 @@ class Kept:
 
     layers: tuple[Layer, ...]
     statistics: dict[Hashable, tuple[Statistic, int]] = field(default_factory=dict)
-    captures: dict[str, AnyCapture] | None = None
-    ragged: bool = False
+    held: Held | None = None
+    """Captures of all examples, where they fit."""
     joint: dict[str, AnyCapture] | None = None
     """Captures with the scores of the data's labels as the last vector."""
     gradient: Tensor | None = None

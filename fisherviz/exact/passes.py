@@ -15,12 +15,12 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, concatenate, concatenated_bytes, ragged
+from fisherviz.capture.captures import AnyCapture, Batch, concatenated_bytes, ragged
 from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import PathChanged, Structure
 from fisherviz.capture.take import VectorSource, loss_gradient, take
-from fisherviz.exact.kept import Kept
+from fisherviz.exact.kept import Held, Kept
 from fisherviz.network import guest
 from fisherviz.network.batches import Batches
 from fisherviz.network.layers import LayerInfo
@@ -150,17 +150,19 @@ class Passes:
         """
         self.check_unchanged()
         kept = self._kept
-        if kept.captures is not None and self.keeps_captures:
-            begin()(Batch(kept.captures, self.examples))
+        if kept.held is not None and self.keeps_captures:
+            consume = begin()
+            for batch in kept.held.batches:
+                consume(batch)
             return
         found = self._over(self.vectors if gradients else NoVectors(), begin, keep=gradients)
         if found is not None:
-            self._kept.captures, self._kept.ragged = found
+            self._kept.held = found
 
     def _over(
         self, vectors: VectorSource, begin: Callable[[], Consumer], *, keep: bool, labels: bool = False
-    ) -> tuple[dict[str, AnyCapture], bool] | None:
-        """Hand all batches to a consumer; the captures of all examples, and whether they are ragged, where they fit.
+    ) -> Held | None:
+        """Hand all batches to a consumer; the captures of all examples, where they fit.
 
         The one place that starts again: where a layer turns out to have no structure, what was summed is worth nothing.
         """
@@ -170,9 +172,7 @@ class Passes:
             except PathChanged as changed:
                 self.network.settle(changed.structure)
 
-    def _once(
-        self, vectors: VectorSource, consume: Consumer, keep: bool, labels: bool
-    ) -> tuple[dict[str, AnyCapture], bool] | None:
+    def _once(self, vectors: VectorSource, consume: Consumer, keep: bool, labels: bool) -> Held | None:
         held: list[Batch] | None = [] if keep else None
         size, limit, first = 0, keep_limit(self.network.device), 0
         looked, began, consumed = self.structure.looked, self._clock(), 0.0
@@ -199,8 +199,7 @@ class Passes:
         made = {name: [batch.captures[name] for batch in held] for name in self.space.names}
         if sum(concatenated_bytes(captures) for captures in made.values()) > limit:
             return None  # batches of different lengths, padded to the longest
-        uneven = any(ragged(captures) for captures in made.values())
-        return {name: concatenate(captures) for name, captures in made.items()}, uneven
+        return Held(held, any(ragged(captures) for captures in made.values()))
 
     def look(self) -> None:
         """Make sure that the network has been seen running: the layers' paths and positions are known."""
@@ -224,7 +223,7 @@ class Passes:
     @property
     def keeps_captures(self) -> bool:
         """Whether further passes read the captures of an earlier one, and the network runs no more."""
-        return self._kept.captures is not None and not self._kept.ragged
+        return self._kept.held is not None and not self._kept.held.ragged
 
     def pass_seconds(self, gradients: bool) -> float:
         """Seconds of one pass of captures, beside what is made of them; the best so far, or one made for this.
@@ -293,17 +292,16 @@ class Passes:
         Raises:
             MemoryError: they do not fit in a quarter of the free memory.
         """
-        if self._kept.captures is None:
+        if self._kept.held is None:
             self._pass(lambda: lambda batch: None)
         else:
             self.check_unchanged()
-        captures = self._kept.captures
-        if captures is None:
+        if self._kept.held is None:
             raise MemoryError(
                 f"the inputs and pseudo-gradients of {self.examples:,} examples exceed the "
                 f"{human(keep_limit(self.network.device))} meant for them; use fewer examples, or kind='mc'."
             )
-        return captures
+        return self._kept.held.whole()
 
     def in_example_space(self) -> Examples:
         """The Fisher as F = s U Uᵀ."""
@@ -312,8 +310,8 @@ class Passes:
     @property
     def columns(self) -> int:
         """Number K N of columns of U, F = s U Uᵀ; taken from kept captures."""
-        captures = self._kept.captures
-        capture = next(iter((self.example_space() if captures is None else captures).values()))
+        held = self._kept.held
+        capture = next(iter((self.example_space() if held is None else held.whole()).values()))
         return capture.vectors * capture.examples
 
     # ---- the data's gradient ---------------------------------------------------------------------------------------
@@ -364,8 +362,9 @@ class Passes:
             if found is None:
                 return None
             kept = self._kept
-            kept.joint, kept.ragged = found
-            kept.captures = {name: c.select_vectors(0, c.vectors - 1) for name, c in kept.joint.items()}
+            kept.joint = found.whole()
+            own = {name: c.select_vectors(0, c.vectors - 1) for name, c in kept.joint.items()}
+            kept.held = Held([Batch(own, self.examples)], found.ragged)
         assert kept.joint is not None
         return Examples(list(kept.joint.values()), self.scale)
 

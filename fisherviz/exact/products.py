@@ -54,7 +54,7 @@ class Products(Passes):
         """F v, (P, k)."""
         if (whole := self._held()) is not None:
             return whole @ v
-        if self._kept.captures is None and self._forward_mode():
+        if self._kept.held is None and self._forward_mode():
             columns = [self._network_product(column) for column in v.unbind(1)]
             if all(column is not None for column in columns):
                 return torch.stack([column for column in columns if column is not None], 1)
@@ -113,7 +113,7 @@ class Products(Passes):
             for x in (u, v)
         )
         assert first is not None
-        if self._kept.captures is None and self._forward_mode() and self._verified_everywhere():
+        if self._kept.held is None and self._forward_mode() and self._verified_everywhere():
             return self._forward_form(first, second)
         examples = self.in_example_space()
         left = examples.project(self.space.split(first.unsqueeze(1)))

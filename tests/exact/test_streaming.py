@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherviz as fv
+from fisherviz.capture.captures import concatenate
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
 
@@ -185,3 +186,19 @@ def test_a_shared_statistic_that_somebody_changed_is_computed_anew():
     assert fv.approximate(fisher, "kfac").matrix.operators[0].A is factor  # shared, not copied
     factor.zero_()
     assert_matches(fv.approximate(fisher, "kfac").to_dense(), reference, 1e-12)
+
+
+def test_captures_of_batches_are_copied_once_and_only_where_they_are_read_as_one(monkeypatch):
+    net, x, _ = setting()
+    F = exact.fisher(net, x, laws.Categorical())
+    fisher = fv.Probe(net, "categorical").fisher([x[:3], x[3:]])
+    together = []
+    monkeypatch.setattr(
+        "fisherviz.exact.kept.concatenate", lambda captures: (together.append(1), concatenate(captures))[1]
+    )
+    assert_matches(fisher.diagonal(), np.diag(F))
+    assert_matches(fisher.to_dense(), F)  # a second pass reads the captures batch after batch
+    assert not together
+    for _ in range(2):
+        fv.approximate(fisher, "nearest-kronecker")
+        assert len(together) == 2  # one for each layer

@@ -145,7 +145,7 @@ def test_captures_that_would_not_fit_padded_are_not_kept(monkeypatch):
     monkeypatch.setattr("fisherviz.exact.passes.keep_limit", lambda device: 20_000)
     fisher = fv.Probe(net, "categorical").fisher(batches)
     assert_matches(fisher.diagonal(), F.diagonal())
-    assert fisher._kept.captures is None
+    assert fisher._kept.held is None
     assert_matches(fisher.to_dense(), F)
 
 
