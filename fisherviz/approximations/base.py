@@ -214,7 +214,7 @@ class Approximation(LayeredMatrix, ABC):
         if generic := [layer.name for layer in layers if not layer.structured and not self._handles(layer)]:
             out.append(f"no structure for layers {', '.join(map(repr, generic))}; the exact diagonal is taken there.")
         if self.takes_factors and (scales := [layer.name for layer in layers if layer.own_inputs]):
-            out.append(f"layers {', '.join(map(repr, scales))} scale single features: {_SAID[self.per_feature]}.")
+            out.append(f"single features are scaled by {', '.join(map(repr, scales))}: {_SAID[self.per_feature]}.")
         if self.needs_chain and not fisher.structure.is_chain:
             pairs = ", ".join(f"{a!r}-{b!r}" for a, b in fisher.structure.neighbours) or "none"
             out.append(
