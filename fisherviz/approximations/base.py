@@ -34,11 +34,6 @@ EXACTLY: dict[PerFeature, tuple[Callable[[str], Statistic], Callable[..., Operat
     "diagonal": (Diagonal, DiagonalOperator),
 }
 """Parts of a layer's exact block: their statistic, by the layer's name, and their operator."""
-_SAID: dict[PerFeature, str] = {
-    "units": "the exact 2 x 2 block of each is taken there",
-    "block": "the exact block is taken there",
-    "diagonal": "the exact diagonal is taken there",
-}
 Couplings = Mapping[tuple[int, int], Values]
 """The means of the pairs of layers that are coupled, by their positions (row, col)."""
 
@@ -214,7 +209,10 @@ class Approximation(LayeredMatrix, ABC):
         if generic := [layer.name for layer in layers if not layer.structured and not self._handles(layer)]:
             out.append(f"no structure for layers {', '.join(map(repr, generic))}; the exact diagonal is taken there.")
         if self.takes_factors and (scales := [layer.name for layer in layers if layer.own_inputs]):
-            out.append(f"single features are scaled by {', '.join(map(repr, scales))}: {_SAID[self.per_feature]}.")
+            part = "2 x 2 block of each" if self.per_feature == "units" else self.per_feature
+            out.append(
+                f"single features are scaled by {', '.join(map(repr, scales))}: the exact {part} is taken there."
+            )
         if self.needs_chain and not fisher.structure.is_chain:
             pairs = ", ".join(f"{a!r}-{b!r}" for a, b in fisher.structure.neighbours) or "none"
             out.append(

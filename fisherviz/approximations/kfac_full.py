@@ -49,14 +49,14 @@ class KFACFull(Approximation):
                 raise NotImplementedError(
                     f"{self.name} has no cross factors for the grouped convolution {layer.name!r}; use 'kfac'."
                 )
-        structured = [layer.name for layer in layers if layer.factors]
-        equal = len({positions.get(name, 1) for name in structured}) <= 1
+        factored = [layer.name for layer in layers if layer.factors]
+        equal = len({positions.get(name, 1) for name in factored}) <= 1
         if self.setting is None:
             self.used_setting = "expand" if equal else "reduce"
         elif self.setting == "expand" and not equal:
             raise ValueError(
                 f"{self.name} with setting='expand' needs equally many positions in all layers, got "
-                f"{ {name: positions.get(name, 1) for name in structured} }; use setting='reduce'."
+                f"{ {name: positions.get(name, 1) for name in factored} }; use setting='reduce'."
             )
 
     def statistics(self, layer: Layer) -> dict[str, Statistic]:
@@ -99,10 +99,8 @@ class KFACTridiagonal(KFACFull):
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Layers that are neighbours in execution."""
         names = [layer.name for layer in layers]
-        structured = {layer.name for layer in layers if layer.factors}
-        return [
-            (names.index(row), names.index(col)) for row, col in adjacent if row in structured and col in structured
-        ]
+        factored = {layer.name for layer in layers if layer.factors}
+        return [(names.index(row), names.index(col)) for row, col in adjacent if row in factored and col in factored]
 
     def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̂ over the chain of layers; layers without structure keep their own operator."""

@@ -77,11 +77,8 @@ def cumulants(
         layer = fisher.space.layers[i]
         capture = captures[layer.name]
         if not isinstance(capture, Capture) or not capture.factored:
-            why = (
-                layer.note
-                or "it scales single features" * layer.own_inputs
-                or "it shares weights over positions or has groups"
-            )
+            shared = "it shares weights over positions or has groups"
+            why = layer.note or ("it scales single features" if layer.own_inputs else shared)
             raise NotImplementedError(
                 f"the cumulant bound is for one input vector per example; layer {layer.name!r} has none: {why}."
             )

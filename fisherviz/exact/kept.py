@@ -26,6 +26,12 @@ class Held:
     batches: list[Batch]
     ragged: bool
 
+    @property
+    def columns(self) -> int:
+        """Examples times backpropagated vectors, of the batch that has most of these."""
+        vectors = max(next(iter(batch.captures.values())).vectors for batch in self.batches)
+        return vectors * sum(batch.examples for batch in self.batches)
+
     def whole(self) -> dict[str, AnyCapture]:
         """One capture for each layer."""
         if len(self.batches) > 1:

@@ -310,9 +310,10 @@ class Passes:
     @property
     def columns(self) -> int:
         """Number K N of columns of U, F = s U Uᵀ; taken from kept captures."""
-        held = self._kept.held
-        capture = next(iter((self.example_space() if held is None else held.whole()).values()))
-        return capture.vectors * capture.examples
+        if self._kept.held is None:
+            self.example_space()
+        assert self._kept.held is not None
+        return self._kept.held.columns
 
     # ---- the data's gradient ---------------------------------------------------------------------------------------
 

@@ -213,7 +213,7 @@ def layer_normalised(module: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def rms_normalised(module: nn.RMSNorm, x: Tensor) -> Tensor:
-    """By the mean square of the last dimensions, in the input's precision as the module does."""
+    """By the mean square of the last dimensions; half precisions take float32's eps, as in torch."""
     return nn.functional.rms_norm(x, module.normalized_shape, eps=module.eps)
 
 

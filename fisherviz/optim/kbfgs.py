@@ -246,6 +246,8 @@ class KBFGS(NaturalGradient):
             model, likelihood, "identity", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, decay=decay, kind="empirical", loss_scale=loss_scale, output=output,
         )  # fmt: skip
+        plain = [layer.name for layer in self.layers if layer.own_inputs]
+        self.network.settle(self.network.structure.without(dict.fromkeys(plain, "it has no Kronecker factors")))
         if data is not None and not self.layers:
             raise ValueError(
                 "data is there for the first A of the preconditioned layers, and every parameter is frozen or in a "
@@ -261,9 +263,9 @@ class KBFGS(NaturalGradient):
     def _settle(self, generic: list[Layer]) -> list[Layer]:
         assert self._watcher is not None
         self._watcher.generic_diagonal = False
-        if plain := [layer.name for layer in self.layers if not layer.factors]:
-            say_once(f"layers {', '.join(map(repr, plain))} have no factors and are left plain by K-BFGS.")
-        return [layer for layer in self.layers if layer.factors]
+        if generic:
+            say_once(f"layers {', '.join(repr(g.name) for g in generic)} have no factors and are left plain by K-BFGS.")
+        return [layer for layer in self.layers if layer.structured]
 
     @timing.part("statistics")
     def _collect(self, made: Pass) -> None:

@@ -97,20 +97,19 @@ def test_methods_of_factors_take_the_exact_block_of_each_feature(name, method):
     assert_matches(fv.approximate(fisher, "cw-ngd").to_dense(), expected)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_foof_takes_the_moments_of_each_feature(name):
-    """From what the module itself returns: its output is scale times input plus shift, whatever it normalises by."""
-    net, x = made(name)
-    module, where = net[0], features(net[0])
+def columns(module, x):
+    """What each trained entry multiplies, (N, T, P), from what the module itself returns, whatever it normalises by."""
     with torch.no_grad():
-        multiplied = x.clamp(max=0) if isinstance(module, nn.PReLU) else bare(module, x)
-    count, last = module.weight.numel(), isinstance(module, nn.LayerNorm | nn.RMSNorm)
-    rows = multiplied.reshape(5, -1, count) if last else multiplied.reshape(5, count, -1).mT
-    rows = rows.flatten(0, 1)
+        rows = spread(module, x.clamp(max=0) if isinstance(module, nn.PReLU) else bare(module, x))
     both = {"weight": rows, "bias": torch.ones_like(rows)}
-    columns = torch.cat([both[key] for key, p in module.named_parameters() if p.requires_grad], 1).numpy()
-    expected = columns.T @ columns / 5 * (where[:, None] == where)
-    assert_matches(fv.approximate(fv.Probe(net, "gaussian").fisher(x), "foof").to_dense(), expected)
+    return torch.cat([both[key] for key, p in module.named_parameters() if p.requires_grad], 2)
+
+
+def spread(module, t):
+    """(N, T, features)."""
+    count = module.weight.numel()
+    last = isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    return t.reshape(len(t), -1, count) if last else t.reshape(len(t), count, -1).mT
 
 
 def bare(module, x):
@@ -127,6 +126,14 @@ def bare(module, x):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_foof_takes_the_moments_of_each_feature(name):
+    net, x = made(name)
+    rows, where = columns(net[0], x).flatten(0, 1).numpy(), features(net[0])
+    expected = rows.T @ rows / len(x) * (where[:, None] == where)
+    assert_matches(fv.approximate(fv.Probe(net, "gaussian").fisher(x), "foof").to_dense(), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_in_float32(name):
     net, x = made(name)
     F = exact.fisher(net, x, laws.Gaussian())
@@ -136,43 +143,52 @@ def test_in_float32(name):
 
 
 @pytest.mark.parametrize("optimizer", ["kfac", "layer", "cw-ngd", "foof"])
-@pytest.mark.parametrize("name", ["batch norm of vectors", "batch norm of images", "layer norm of tokens", "RMS norm"])
+@pytest.mark.parametrize("name", KINDS)
 def test_a_training_step_divides_by_the_block_of_each_feature(name, optimizer):
     """BatchNorm by the batch's own moments: each example's gradient is that at the layer's output."""
     net, x = made(name)
     net.train()
-    module, where = net[0], features(net[0])
-    y, damping = torch.randn(5, 2, dtype=torch.float64), 0.3
+    module, where, n = net[0], features(net[0]), len(x)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    y, damping = torch.randn(n, 2, dtype=torch.float64), 0.3
 
-    kept = {}
-    handle = module.register_forward_hook(lambda m, args, out: (out.retain_grad(), kept.update(out=out))[0])
-    z = net(x)
-    (0.5 * (z - y).square().sum()).backward()
-    handle.remove()
-    count, last = module.weight.numel(), isinstance(module, nn.LayerNorm | nn.RMSNorm)
-    spread = (lambda t: t.reshape(5, -1, count)) if last else (lambda t: t.reshape(5, count, -1).mT)
-    with torch.no_grad():
-        inputs = spread(bare(module, x))
-    g = spread(kept["out"].grad)
-    both = {"weight": inputs, "bias": torch.ones_like(inputs)}
-    names = [key for key, _ in module.named_parameters()]
-    each = torch.cat([(g * both[key]).sum(1) for key in names], 1)
-    F = (each.T @ each / 5).numpy()
-    if optimizer == "foof":
-        rows = torch.cat([both[key] for key in names], 2).flatten(0, 1)
-        F = (rows.T @ rows / 5).numpy()
-    mask = np.ones_like(F) if optimizer == "layer" else where[:, None] == where
-    gradient = torch.cat([p.grad.reshape(-1) for p in module.parameters()]).numpy() / 5
-    expected = -np.linalg.solve(F * mask + damping * np.eye(len(F)), gradient)
+    out = module(x)
+    (g,) = torch.autograd.grad(0.5 * (net[1](out) - y).square().sum(), out)
+    a = columns(module, x)
+    scores = spread(module, g).repeat(1, 1, len(trained))
+    each = (scores * a).sum(1)
+    gradient = each.mean(0).numpy()
+    rows = a.flatten(0, 1) if optimizer == "foof" else each
+    F = (rows.T @ rows / n).numpy() * (1 if optimizer == "layer" else where[:, None] == where)
+    expected = -np.linalg.solve(F + damping * np.eye(len(F)), gradient)
 
-    net.zero_grad()
-    before = torch.cat([p.detach().reshape(-1).clone() for p in module.parameters()])
+    before = torch.cat([p.detach().reshape(-1).clone() for p in trained])
     options = {"lr": 1.0, "damping": damping, "momentum": 0.0, "kind": "empirical", "decay": 0.0}
     preconditioned = fv.optim.NaturalGradient(net, "gaussian", optimizer, **options)
-    (0.5 * (net(x) - y).square().sum() / 5).backward()
+    (0.5 * (net(x) - y).square().sum() / n).backward()
     preconditioned.step()
-    after = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    after = torch.cat([p.detach().reshape(-1) for p in trained])
     assert_matches(after - before, expected, 1e-8)
+
+
+def test_k_bfgs_leaves_them_plain_and_records_nothing_there():
+    torch.manual_seed(0)
+    net = nets.randomised(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2))).train()
+    optimizer = fv.optim.KBFGS(net, "gaussian", lr=0.1, momentum=0.0)
+    x, y, start = torch.randn(6, 4).double(), torch.randn(6, 2).double(), net[1].weight.detach().clone()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 0.5 * (net(x) - y).square().sum(1).mean()
+        loss.backward()
+        return loss
+
+    with pytest.warns(UserWarning, match="'1' have no factors and are left plain by K-BFGS"):
+        closure()
+    gradient = net[1].weight.grad.clone()
+    assert not net[1]._forward_hooks
+    optimizer.step(closure)
+    assert_matches(net[1].weight, start - 0.1 * gradient)
 
 
 def test_a_residual_network_is_compared_by_every_method():
