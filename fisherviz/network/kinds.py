@@ -8,13 +8,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 _UNFOLD_ENTRIES = 2**20
 """Entries of patches that are unfolded at once, about."""
+
+
+class Stored(NamedTuple):
+    """A weight whose entries do not lie in memory as in W̄ (rows, columns).
+
+    Attributes:
+        shape: the weight's, or a finer one.
+        axes: the order of its axes that makes them lie so.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
 
 
 class Kind(ABC):
@@ -24,6 +36,10 @@ class Kind(ABC):
     """What the kind is called; "" for the module's class."""
     own_inputs = False
     """Whether every unit has an input of its own: such a layer has unit blocks, but no Kronecker factors."""
+
+    def stored(self, module: Any) -> Stored | None:
+        """How the weight's entries lie in memory; None: row by row, as in W̄."""
+        return None
 
     @abstractmethod
     def units(self, module: Any) -> int:
@@ -80,6 +96,22 @@ class Linear(Kind):
     def outputs(self, module: nn.Linear, g: Tensor) -> Tensor:
         """Gradients as they are."""
         return g.reshape(*g.shape[:2], math.prod(g.shape[2:-1]), g.shape[-1])
+
+
+class TransposedLinear(Linear):
+    """A matrix on the last dimension, kept as (d_in, d_out): GPT-2's Conv1D."""
+
+    def units(self, module: Any) -> int:
+        """Output features."""
+        return module.weight.shape[1]
+
+    def fan_in(self, module: Any) -> int:
+        """Input features."""
+        return module.weight.shape[0]
+
+    def stored(self, module: Any) -> Stored:
+        """Column by column."""
+        return Stored(tuple(module.weight.shape), (1, 0))
 
 
 class Convolution(Kind):
@@ -222,7 +254,7 @@ def negative_part(module: nn.PReLU, x: Tensor) -> Tensor:
     return x.clamp(max=0)
 
 
-KINDS: dict[Callable[..., Any], Kind] = {
+KINDS: dict[Callable[..., Any] | str, Kind] = {
     nn.modules.batchnorm._BatchNorm.forward: Scale(batch_normalised),
     nn.modules.instancenorm._InstanceNorm.forward: Scale(instance_normalised),
     nn.GroupNorm.forward: Scale(group_normalised),
@@ -230,16 +262,18 @@ KINDS: dict[Callable[..., Any], Kind] = {
     nn.RMSNorm.forward: Scale(rms_normalised, last=True),
     nn.PReLU.forward: Scale(negative_part),
     nn.Linear.forward: Linear(),
+    "transformers.pytorch_utils.Conv1D.forward": TransposedLinear(),
     nn.Conv1d.forward: Convolution("conv1d"),
     nn.Conv2d.forward: Convolution("conv2d"),
     nn.Conv3d.forward: Convolution("conv3d"),
 }
-"""By the forward that computes it: a subclass with a forward of its own is another function."""
+"""By the forward that computes it (of other libraries by its name): a subclass with its own is another function."""
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None where it has no structure that is known."""
-    return KINDS.get(type(module).forward)
+    forward = type(module).forward
+    return KINDS.get(forward) or KINDS.get(f"{forward.__module__}.{forward.__qualname__}")
 
 
 def fast_patches(module: nn.Module, x: Tensor) -> Tensor | None:
