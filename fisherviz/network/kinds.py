@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,8 +34,16 @@ class Kind(ABC):
 
     name = ""
     """What the kind is called; "" for the module's class."""
+    weight, bias = "weight", "bias"
+    """What its modules call them."""
+    unseen = "its forward did not run, but its parameters act"
+    """Why a layer of the kind may act without having been seen."""
     own_inputs = False
     """Whether every unit has an input of its own: such a layer has unit blocks, but no Kronecker factors."""
+
+    def refusal(self, module: Any) -> str:
+        """Why a module of the kind has no structure; "" where it has."""
+        return ""
 
     def stored(self, module: Any) -> Stored | None:
         """How the weight's entries lie in memory; None: row by row, as in W̄."""
@@ -52,6 +60,10 @@ class Kind(ABC):
     def fan_in(self, module: Any) -> int:
         """Inputs of one output unit, without the bias."""
         return math.prod(module.weight.shape[1:])
+
+    def called(self, shape: torch.Size) -> Kind:
+        """The kind in a call whose output has this shape."""
+        return self
 
     @abstractmethod
     def unfold(self, module: Any, x: Tensor) -> Tensor:
@@ -114,6 +126,28 @@ class TransposedLinear(Linear):
         return Stored(tuple(module.weight.shape), (1, 0))
 
 
+class InProjection(Linear):
+    """Queries, keys and values of self-attention as one matrix on its input: what nn.MultiheadAttention itself owns."""
+
+    name = ""
+    weight, bias = "in_proj_weight", "in_proj_bias"
+    unseen = "its queries, keys and values do not come from one tensor"
+
+    def refusal(self, module: Any) -> str:
+        """Matrices for queries, keys and values apart, and keys and values of its own."""
+        if module.in_proj_weight is None:
+            return "its queries, keys and values have matrices of their own, of different widths"
+        return "" if module.bias_k is None else "it adds keys and values of its own (add_bias_kv=True)"
+
+    def units(self, module: Any) -> int:
+        """Entries of a query, a key and a value."""
+        return 3 * module.embed_dim
+
+    def fan_in(self, module: Any) -> int:
+        """Input features."""
+        return module.embed_dim
+
+
 class Convolution(Kind):
     """Filters on patches of one to three dimensions; pixels of the output are positions.
 
@@ -152,7 +186,8 @@ class Convolution(Kind):
 
     def with_bias(self, module: Any, x: Tensor) -> Tensor:
         """Patches with the bias coordinate, some examples at a time: large temporaries cost by their fresh pages."""
-        step = max(1, _UNFOLD_ENTRIES // max(1, x[:1].numel() * math.prod(module.kernel_size)))
+        entries = self.positions(module, x) * self.groups(module) * self.fan_in(module)
+        step = max(1, _UNFOLD_ENTRIES // max(1, entries))
         columns: Tensor | None = None
         for start in range(0, max(1, len(x)), step):
             part = self.unfold(module, x[start : start + step])
@@ -162,6 +197,50 @@ class Convolution(Kind):
             columns[start : start + step, ..., :-1] = part
         assert columns is not None
         return columns
+
+
+class TransposedConvolution(Convolution):
+    """The transpose of a convolution: every pixel of the output sees those pixels of the input that it came from.
+
+    Args:
+        name: of the kind.
+        size: pixels of the output by dimension; a call may choose among several that go with its input.
+    """
+
+    def __init__(self, name: str, size: Sequence[int] = ()) -> None:
+        super().__init__(name)
+        self.size = size
+
+    def called(self, shape: torch.Size) -> TransposedConvolution:
+        """With the output's size."""
+        return TransposedConvolution(self.name, shape[2:])
+
+    def stored(self, module: Any) -> Stored:
+        """Input channels before output channels, within each group."""
+        inside, outside = module.in_channels // module.groups, module.out_channels // module.groups
+        return Stored((module.groups, inside, outside, math.prod(module.kernel_size)), (0, 2, 1, 3))
+
+    def fan_in(self, module: Any) -> int:
+        """Channels of a group times pixels of the kernel."""
+        return module.in_channels // module.groups * math.prod(module.kernel_size)
+
+    def unfold(self, module: Any, x: Tensor) -> Tensor:
+        """Pixel (t + padding - dilation k) / stride of the input for output t and kernel k, where there is one."""
+        dims = len(self.size)
+        for d, pixels in enumerate(self.size):
+            t, k = torch.arange(pixels, device=x.device), torch.arange(module.kernel_size[d], device=x.device)
+            came = t.unsqueeze(1) + module.padding[d] - module.dilation[d] * k
+            source, last = came // module.stride[d], x.shape[2 + 2 * d]
+            there = (came % module.stride[d] == 0) & (source >= 0) & (source < last)
+            x = nn.functional.pad(x, [0, 0] * (x.dim() - 3 - 2 * d) + [0, 1])  # the zero
+            x = x.index_select(2 + 2 * d, torch.where(there, source, last).flatten())
+            x = x.unflatten(2 + 2 * d, came.shape)
+        x = x.permute(0, *range(2, 2 + 2 * dims, 2), 1, *range(3, 3 + 2 * dims, 2)).flatten(1, dims)
+        return x.unflatten(2, (module.groups, -1)).flatten(3) if module.groups > 1 else x.flatten(2)
+
+    def positions(self, module: Any, x: Tensor) -> int:
+        """Pixels of the output."""
+        return math.prod(self.size)
 
 
 class Scale(Kind):
@@ -262,10 +341,14 @@ KINDS: dict[Callable[..., Any] | str, Kind] = {
     nn.RMSNorm.forward: Scale(rms_normalised, last=True),
     nn.PReLU.forward: Scale(negative_part),
     nn.Linear.forward: Linear(),
+    nn.MultiheadAttention.forward: InProjection(),
     "transformers.pytorch_utils.Conv1D.forward": TransposedLinear(),
     nn.Conv1d.forward: Convolution("conv1d"),
     nn.Conv2d.forward: Convolution("conv2d"),
     nn.Conv3d.forward: Convolution("conv3d"),
+    nn.ConvTranspose1d.forward: TransposedConvolution("convtranspose1d"),
+    nn.ConvTranspose2d.forward: TransposedConvolution("convtranspose2d"),
+    nn.ConvTranspose3d.forward: TransposedConvolution("convtranspose3d"),
 }
 """By the forward that computes it (of other libraries by its name): a subclass with its own is another function."""
 

@@ -382,7 +382,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def _inputs(calls: Sequence[Call]) -> Tensor:
-    a = [calls[0].layer.inputs(at_least_float32(call.x)) for call in calls]
+    a = [calls[0].layer.inputs(at_least_float32(call.x), call.shape) for call in calls]
     return torch.cat(a, 1) if len(a) > 1 else a[0]
 
 
