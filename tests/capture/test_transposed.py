@@ -1,4 +1,4 @@
-"""Transposed convolutions: every option against the layer itself and brute force, every method against a convolution."""
+"""Transposed convolutions: every option against the layer and brute force, every method against a convolution."""
 
 import itertools
 import math
