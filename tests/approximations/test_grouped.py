@@ -114,7 +114,9 @@ def test_a_mobile_network_is_compared_by_every_method(dense, monkeypatch):
     x, y = torch.randn(6, 1, 7, 7, dtype=torch.float64), torch.randint(2, (6,))
     fisher = fv.Probe(net, "categorical").fisher((x, y))
     found = fv.compare(fisher, progress=False)
-    frame = found.frame[(found.frame.metric == "relative_frobenius") & (found.frame.row == "all")].set_index("method").value
+    frame = (
+        found.frame[(found.frame.metric == "relative_frobenius") & (found.frame.row == "all")].set_index("method").value
+    )
     F = fisher.to_dense()
     for method in fv.approximations:
         error = torch.linalg.norm(fv.approximate(fisher, method).to_dense() - F) / torch.linalg.norm(F)
