@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fisherviz.network.kinds import Kind, Stored, kind_of
+from fisherviz.network.kinds import Embedding, Kind, Stored, kind_of
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,20 @@ class Layer:
         return self.structured and self._kind.own_inputs
 
     @property
+    def one_hot(self) -> bool:
+        """Whether its inputs are one-hot (embeddings): `inputs` gives their positions, and A is diagonal."""
+        return self.structured and self._kind.one_hot
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """What a `one_hot` layer multiplies the columns of W̄ by that it reads, (N, T)."""
+        kind = self._kind
+        assert isinstance(kind, Embedding)
+        return kind.weights(self.module, tokens)
+
+    @property
     def factors(self) -> bool:
-        """Whether the layer has Kronecker factors."""
-        return self.structured and not self._kind.own_inputs
+        """Whether the layer has Kronecker factors that can be coupled with other layers'."""
+        return self.structured and not self._kind.own_inputs and not self._kind.one_hot
 
     @property
     def fan_in(self) -> int:
@@ -170,7 +181,7 @@ class Layer:
         return found
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Inputs with the bias coordinate: (N, T, da), or (N, T, groups, da) for grouped convolutions."""
+        """Inputs with the bias coordinate: (N, T, da), (N, T, groups, da) of grouped convolutions, or tokens (N, T)."""
         if not self.has_weight:
             return self._kind.ones(self.module, x)
         return (self._kind.with_bias if self.has_bias else self._kind.unfold)(self.module, x)
@@ -207,6 +218,8 @@ def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Paramet
     found, note = kind_of(module), ""
     if found is None:
         note = f"{type(module).__name__} has no Kronecker structure"
+    elif refusal := found.refusal(module):
+        note = refusal
     elif shared:
         note = "a parameter is shared with another module"
     elif not _owns_plain_parameters(module, parameters):
