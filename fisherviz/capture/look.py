@@ -316,6 +316,7 @@ def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: 
     inputs, outputs = 1, 1 + sum(layer.size for layer in generic)
     for made in calls.values():
         layer = made[0].layer
-        inputs += sum(call.shape[1:].numel() for call in made) // layer.d_out * layer.groups * layer.da
+        each = [call.shape[1:].numel() // layer.d_out * layer.groups * layer.da for call in made]
+        inputs += sum(2 * call.x[:1].numel() for call in made) if layer.one_hot else sum(each)
         outputs += sum(call.shape[1:].numel() for call in made)
     return item * inputs, item * outputs

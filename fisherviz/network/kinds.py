@@ -1,91 +1,19 @@
-"""The kinds of layers with structure: how each kind's inputs and output gradients become rows of its matrix W̄.
+"""The kinds of layers with structure, each with the modules that are of it.
 
-A layer of weight sharing acts at T positions: s_t = W̄ ā_t. A new kind is a class here and a line in `KINDS`.
+A new kind is a class, here or in a file beside, and a line in `KINDS`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_UNFOLD_ENTRIES = 2**20
-"""Entries of patches that are unfolded at once, about."""
-
-
-class Stored(NamedTuple):
-    """A weight whose entries do not lie in memory as in W̄ (rows, columns).
-
-    Attributes:
-        shape: the weight's, or a finer one.
-        axes: the order of its axes that makes them lie so.
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-
-
-class Kind(ABC):
-    """What a class of modules has in common; its weight is (d_out, ...), its bias (d_out,)."""
-
-    name = ""
-    """What the kind is called; "" for the module's class."""
-    weight, bias = "weight", "bias"
-    """What its modules call them."""
-    unseen = "its forward did not run, but its parameters act"
-    """Why a layer of the kind may act without having been seen."""
-    own_inputs = False
-    """Whether every unit has an input of its own: such a layer has unit blocks, but no Kronecker factors."""
-
-    def refusal(self, module: Any) -> str:
-        """Why a module of the kind has no structure; "" where it has."""
-        return ""
-
-    def stored(self, module: Any) -> Stored | None:
-        """How the weight's entries lie in memory; None: row by row, as in W̄."""
-        return None
-
-    @abstractmethod
-    def units(self, module: Any) -> int:
-        """Output units or channels d_out."""
-
-    def groups(self, module: Any) -> int:
-        """Groups of units that see inputs of their own."""
-        return 1
-
-    def fan_in(self, module: Any) -> int:
-        """Inputs of one output unit, without the bias."""
-        return math.prod(module.weight.shape[1:])
-
-    def called(self, shape: torch.Size) -> Kind:
-        """The kind in a call whose output has this shape."""
-        return self
-
-    @abstractmethod
-    def unfold(self, module: Any, x: Tensor) -> Tensor:
-        """What the weight multiplies: (N, T, fan_in), or (N, T, groups, fan_in)."""
-
-    @abstractmethod
-    def positions(self, module: Any, x: Tensor) -> int:
-        """Positions T that share the weight."""
-
-    @abstractmethod
-    def outputs(self, module: Any, g: Tensor) -> Tensor:
-        """Gradients (K, N, ...) at the module's output as (K, N, T, dg), or (K, N, T, groups, dg)."""
-
-    def ones(self, module: Any, x: Tensor) -> Tensor:
-        """The bias coordinate alone, for a frozen weight."""
-        groups = (self.groups(module),) if self.groups(module) > 1 else ()
-        return x.new_ones(len(x), self.positions(module, x), *groups, 1)
-
-    def with_bias(self, module: Any, x: Tensor) -> Tensor:
-        """What W̄ multiplies: `unfold` with the bias coordinate appended."""
-        columns = self.unfold(module, x)
-        return torch.cat([columns, columns.new_ones(*columns.shape[:-1], 1)], -1)
+from fisherviz.network.base import Kind, Stored
+from fisherviz.network.convolutions import Convolution, TransposedConvolution
 
 
 class Linear(Kind):
@@ -148,101 +76,6 @@ class InProjection(Linear):
         return module.embed_dim
 
 
-class Convolution(Kind):
-    """Filters on patches of one to three dimensions; pixels of the output are positions.
-
-    Args:
-        name: of the kind.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def units(self, module: Any) -> int:
-        """Output channels."""
-        return module.out_channels
-
-    def groups(self, module: Any) -> int:
-        """The module's."""
-        return module.groups
-
-    def unfold(self, module: Any, x: Tensor) -> Tensor:
-        """Patches."""
-        if module.groups == 1 and (fast := fast_patches(module, x)) is not None:
-            return fast
-        columns = convolution_patches(module, x)  # (N, T, C, kernel)
-        if module.groups > 1:
-            columns = columns.unflatten(2, (module.groups, -1))
-        return columns.flatten(-2)
-
-    def positions(self, module: Any, x: Tensor) -> int:
-        """Pixels of the output."""
-        return convolution_patches(module, x[:1, :1]).shape[1]
-
-    def outputs(self, module: Any, g: Tensor) -> Tensor:
-        """Channels last."""
-        g = g.flatten(3).transpose(2, 3)
-        return g.unflatten(3, (module.groups, -1)) if module.groups > 1 else g
-
-    def with_bias(self, module: Any, x: Tensor) -> Tensor:
-        """Patches with the bias coordinate, some examples at a time: large temporaries cost by their fresh pages."""
-        entries = self.positions(module, x) * self.groups(module) * self.fan_in(module)
-        step = max(1, _UNFOLD_ENTRIES // max(1, entries))
-        columns: Tensor | None = None
-        for start in range(0, max(1, len(x)), step):
-            part = self.unfold(module, x[start : start + step])
-            if columns is None:
-                columns = part.new_empty(len(x), *part.shape[1:-1], part.shape[-1] + 1)
-                columns[..., -1] = 1
-            columns[start : start + step, ..., :-1] = part
-        assert columns is not None
-        return columns
-
-
-class TransposedConvolution(Convolution):
-    """The transpose of a convolution: every pixel of the output sees those pixels of the input that it came from.
-
-    Args:
-        name: of the kind.
-        size: pixels of the output by dimension; a call may choose among several that go with its input.
-    """
-
-    def __init__(self, name: str, size: Sequence[int] = ()) -> None:
-        super().__init__(name)
-        self.size = size
-
-    def called(self, shape: torch.Size) -> TransposedConvolution:
-        """With the output's size."""
-        return TransposedConvolution(self.name, shape[2:])
-
-    def stored(self, module: Any) -> Stored:
-        """Input channels before output channels, within each group."""
-        inside, outside = module.in_channels // module.groups, module.out_channels // module.groups
-        return Stored((module.groups, inside, outside, math.prod(module.kernel_size)), (0, 2, 1, 3))
-
-    def fan_in(self, module: Any) -> int:
-        """Channels of a group times pixels of the kernel."""
-        return module.in_channels // module.groups * math.prod(module.kernel_size)
-
-    def unfold(self, module: Any, x: Tensor) -> Tensor:
-        """Pixel (t + padding - dilation k) / stride of the input for output t and kernel k, where there is one."""
-        dims = len(self.size)
-        for d, pixels in enumerate(self.size):
-            t, k = torch.arange(pixels, device=x.device), torch.arange(module.kernel_size[d], device=x.device)
-            came = t.unsqueeze(1) + module.padding[d] - module.dilation[d] * k
-            source, last = came // module.stride[d], x.shape[2 + 2 * d]
-            there = (came % module.stride[d] == 0) & (source >= 0) & (source < last)
-            x = nn.functional.pad(x, [0, 0] * (x.dim() - 3 - 2 * d) + [0, 1])  # the zero
-            x = x.index_select(2 + 2 * d, torch.where(there, source, last).flatten())
-            x = x.unflatten(2 + 2 * d, came.shape)
-        x = x.permute(0, *range(2, 2 + 2 * dims, 2), 1, *range(3, 3 + 2 * dims, 2)).flatten(1, dims)
-        return x.unflatten(2, (module.groups, -1)).flatten(3) if module.groups > 1 else x.flatten(2)
-
-    def positions(self, module: Any, x: Tensor) -> int:
-        """Pixels of the output."""
-        return math.prod(self.size)
-
-
 class Scale(Kind):
     """A scale, and a shift, for each feature: what normalisation does once it has normalised, and PReLU below zero.
 
@@ -298,6 +131,61 @@ class Scale(Kind):
         return x.unsqueeze(-1) if features > 1 else x
 
 
+class Embedding(Kind):
+    """Rows of a table by their positions: a matrix (d, V) on one-hot inputs."""
+
+    name = "embedding"
+    one_hot = True
+
+    def refusal(self, module: nn.Embedding) -> str:
+        """Tables that a forward changes, or whose gradients depend on the other examples."""
+        if module.max_norm is not None:
+            return "max_norm changes its weight in the forward"
+        return "scale_grad_by_freq weights its gradients by the batch" if module.scale_grad_by_freq else ""
+
+    def units(self, module: nn.Embedding) -> int:
+        """Width of a row."""
+        return module.embedding_dim
+
+    def fan_in(self, module: nn.Embedding) -> int:
+        """Rows of the table."""
+        return module.num_embeddings
+
+    def stored(self, module: nn.Embedding) -> Stored:
+        """The table is the transpose."""
+        return Stored((module.num_embeddings, module.embedding_dim), (1, 0))
+
+    def unfold(self, module: nn.Embedding, x: Tensor) -> Tensor:
+        """Rows that are read."""
+        return x.reshape(len(x), -1).long()
+
+    def weights(self, module: Any, tokens: Tensor) -> Tensor:
+        """What they are multiplied by, (N, T): 0 for padding, which has no gradient."""
+        read = torch.ones_like(tokens) if module.padding_idx is None else tokens != module.padding_idx
+        return read.to(module.weight.dtype)
+
+    def positions(self, module: nn.Embedding, x: Tensor) -> int:
+        """Tokens."""
+        return math.prod(x.shape[1:])
+
+    def outputs(self, module: nn.Embedding, g: Tensor) -> Tensor:
+        """Gradients as they are."""
+        return g.reshape(*g.shape[:2], math.prod(g.shape[2:-1]), g.shape[-1])
+
+
+class EmbeddingBag(Embedding):
+    """Sums or means of a table's rows: all of an example's rows have its one output gradient."""
+
+    def refusal(self, module: Any) -> str:
+        """Maxima are no sums."""
+        return "a maximum over rows is no sum" if module.mode == "max" else super().refusal(module)
+
+    def weights(self, module: Any, tokens: Tensor) -> Tensor:
+        """Ones, or one over the number of rows."""
+        read = super().weights(module, tokens)
+        return read / read.sum(1, keepdim=True).clamp(min=1) if module.mode == "mean" else read
+
+
 def batch_normalised(module: Any, x: Tensor) -> Tensor:
     """By the running moments, or by the batch's own where the module takes these."""
     if module.training or module.running_mean is None:
@@ -340,6 +228,8 @@ KINDS: dict[Callable[..., Any] | str, Kind] = {
     nn.LayerNorm.forward: Scale(layer_normalised, last=True),
     nn.RMSNorm.forward: Scale(rms_normalised, last=True),
     nn.PReLU.forward: Scale(negative_part),
+    nn.Embedding.forward: Embedding(),
+    nn.EmbeddingBag.forward: EmbeddingBag(),
     nn.Linear.forward: Linear(),
     nn.MultiheadAttention.forward: InProjection(),
     "transformers.pytorch_utils.Conv1D.forward": TransposedLinear(),
@@ -357,35 +247,3 @@ def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None where it has no structure that is known."""
     forward = type(module).forward
     return KINDS.get(forward) or KINDS.get(f"{forward.__module__}.{forward.__qualname__}")
-
-
-def fast_patches(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Patches (N, T, C kernel) of a two-dimensional convolution with padding by zeros, by torch's own unfolding."""
-    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return None
-    columns = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
-    return columns.transpose(1, 2)
-
-
-def convolution_patches(module: nn.Module, x: Tensor) -> Tensor:
-    """Patches (N, T, C, kernel) that a convolution multiplies its filters with, padding included."""
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    dims = len(module.kernel_size)
-    pad: list[int] = []
-    for d in reversed(range(dims)):
-        if module.padding == "same":
-            total = module.dilation[d] * (module.kernel_size[d] - 1)
-            pad += [total // 2, total - total // 2]
-        elif module.padding == "valid":
-            pad += [0, 0]
-        else:
-            pad += [int(module.padding[d])] * 2
-    if any(pad):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = nn.functional.pad(x, pad, mode=mode)
-    for d in range(dims):
-        span = module.dilation[d] * (module.kernel_size[d] - 1) + 1
-        x = x.unfold(2 + d, span, module.stride[d])[..., :: module.dilation[d]]
-    # (N, C, out..., kernel...) -> (N, T, C, kernel)
-    x = x.flatten(2 + dims)
-    return x.movedim(1, -2).flatten(1, dims)

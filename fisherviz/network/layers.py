@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fisherviz.network.kinds import Kind, Stored, kind_of
+from fisherviz.network.base import Kind, Stored
+from fisherviz.network.kinds import Embedding, kind_of
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,20 @@ class Layer:
         return self.structured and self._kind.own_inputs
 
     @property
+    def one_hot(self) -> bool:
+        """Whether its inputs are one-hot (embeddings): `inputs` gives their positions, and A is diagonal."""
+        return self.structured and self._kind.one_hot
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """What a `one_hot` layer multiplies the columns of W̄ by that it reads, (N, T)."""
+        kind = self._kind
+        assert isinstance(kind, Embedding)
+        return kind.weights(self.module, tokens)
+
+    @property
     def factors(self) -> bool:
-        """Whether the layer has Kronecker factors."""
-        return self.structured and not self._kind.own_inputs
+        """Whether the layer has Kronecker factors that can be coupled with other layers'."""
+        return self.structured and not self._kind.own_inputs and not self._kind.one_hot
 
     @property
     def unseen(self) -> str:
@@ -175,7 +187,7 @@ class Layer:
         return found
 
     def inputs(self, x: Tensor, outputs: torch.Size) -> Tensor:
-        """Inputs with the bias coordinate: (N, T, da), or (N, T, groups, da) for grouped convolutions.
+        """Inputs with the bias coordinate: (N, T, da), (N, T, groups, da) of grouped convolutions, or tokens (N, T).
 
         Args:
             x: what the module was given.
