@@ -19,10 +19,10 @@ class Inside(TorchFunctionMode):
 
     Args:
         layers: by their weights.
-        show: called with a layer, its input (N, T, d_in) and its output (N, T, d_out), which is part of the graph.
+        show: called with a layer, its input and output, (T, N, d) or (T N, d), and the number N of examples.
     """
 
-    def __init__(self, layers: Mapping[Tensor, Layer], show: Callable[[Layer, Tensor, Tensor], None]) -> None:
+    def __init__(self, layers: Mapping[Tensor, Layer], show: Callable[[Layer, Tensor, Tensor, int], None]) -> None:
         super().__init__()
         self.layers, self.show = layers, show
         self._attend = eager(_attend)  # compiled code would not have the other functions
@@ -39,11 +39,9 @@ def _attend(layers: Mapping[Tensor, Layer], show: Callable[..., None], args: Any
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         z = F.linear(x, weight, bias)
-        if weight not in layers:
-            return z
-        by_example = _by_example(z, examples)
-        show(layers[weight], _by_example(x, examples), by_example)
-        return by_example.transpose(0, 1).reshape(z.shape)
+        if weight in layers:
+            show(layers[weight], x, z, examples)
+        return z
 
     attend = _rebound(
         F.multi_head_attention_forward,
@@ -53,11 +51,6 @@ def _attend(layers: Mapping[Tensor, Layer], show: Callable[..., None], args: Any
         has_torch_function=lambda tensors: False,
     )
     return attend(*args, **kwargs)
-
-
-def _by_example(x: Tensor, examples: int) -> Tensor:
-    """(N, T, d) from (T, N, d) or (T N, d)."""
-    return x.reshape(-1, examples, x.shape[-1]).transpose(0, 1)
 
 
 def _rebound(function: Any, **names: Callable[..., Any]) -> Callable[..., Any]:

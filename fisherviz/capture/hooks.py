@@ -34,6 +34,8 @@ class Call:
     shape: torch.Size
     source: Node | None = None
     """Where the input stands in the graph; None for data."""
+    examples: int = 0
+    """N where examples came second, as inside attention: x and shape have them first, gradients at the edge do not."""
 
     @property
     def intact(self) -> bool:
@@ -44,6 +46,15 @@ class Call:
     def inputs(self) -> Tensor:
         """What the layer's matrix multiplies."""
         return self.layer.inputs(self.x, self.shape)
+
+    def by_example(self, g: Tensor, leading: int) -> Tensor:
+        """A gradient at the edge with examples first, behind so many dimensions of vectors."""
+        return by_example(g, self.examples, leading) if self.examples else g
+
+
+def by_example(x: Tensor, examples: int, leading: int = 0) -> Tensor:
+    """(..., N, T, d) from (..., T, N, d) or (..., T N, d)."""
+    return x.reshape(*x.shape[:leading], -1, examples, x.shape[-1]).transpose(-3, -2)
 
 
 def no_hook(module: nn.Module, *rest: Any) -> None:
@@ -159,13 +170,22 @@ class Recorder:
         weights = {module: module.in_proj_weight, module.out_proj: module.out_proj.weight}
         return {weights[layer.module]: layer for layer in self.layers if layer.structured and layer.module in weights}
 
-    def note(self, layer: Layer, x: Tensor, output: Tensor) -> None:
-        """Note a layer's input and where its output stands in the graph."""
+    def note(self, layer: Layer, x: Tensor, output: Tensor, examples: int = 0) -> None:
+        """Note a layer's input and where its output stands in the graph.
+
+        Args:
+            layer: the layer.
+            x: its input.
+            output: its output.
+            examples: N where both are (T, N, d) or (T N, d); 0: examples come first.
+        """
         if not self.active or not output.requires_grad:
             return
-        source = x.grad_fn
+        source, edge = x.grad_fn, get_gradient_edge(output)
         x = x.detach().clone() if layer.name in self.cloned else x.detach()
-        self.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
+        if examples:
+            x, output = by_example(x, examples), by_example(output.detach(), examples)
+        self.calls.append(Call(layer, x, x._version, edge, output.shape, source, examples))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""

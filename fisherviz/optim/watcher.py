@@ -338,7 +338,11 @@ class Watcher:
             raise RuntimeError(
                 f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
             )
-        heard = [ear.gradient.unsqueeze(0) for ear in made.ears.get(name, []) if ear.gradient is not None]
+        heard = [
+            call.by_example(ear.gradient, 0).unsqueeze(0)
+            for call, ear in zip(calls, made.ears.get(name, []), strict=False)
+            if ear.gradient is not None
+        ]
         exact = len(heard) == len(calls)
         capture = (
             self._capture(calls, vectors, heard if exact else None, made.examples)

@@ -12,11 +12,11 @@ from tests.oracles.checks import assert_matches
 pytestmark = pytest.mark.filterwarnings("ignore:.*grouped")
 
 
-def network(groups=2, *, same=True):
-    """Five convolutions, the third in groups; all with equally many positions if `same`."""
+def network(groups=2, padding=1, behind=0):
+    """Five convolutions, the third in groups; with these paddings all have equally many positions."""
     return nets.conv_net(
-        nn.Conv1d(1, 2, 3, padding=1), nn.Conv1d(2, 4, 1),
-        nn.Conv1d(4, 4, 3, padding=1 if same else 0, groups=groups), nn.Conv1d(4, 2, 1), nn.Conv1d(2, 2, 1),
+        nn.Conv1d(1, 2, 3, padding=1), nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 3, padding=padding, groups=groups),
+        nn.Conv1d(4, 2, 1, padding=behind), nn.Conv1d(2, 2, 1),
     )  # fmt: skip
 
 
@@ -25,21 +25,18 @@ def some(pairs, parts):
     return {(i, j): pairs[a, b] for i, a in enumerate(parts) for j, b in enumerate(parts)}
 
 
-def expected(method, A, G, groups, assembled=None):
+def expected(method, A, G, groups, assembled=kronecker.tridiagonal):
     """From the factors of all parts: before the groups, the groups, and behind them."""
     before, behind = [0, 1], [2 + groups, 3 + groups]
-    alone = [(some(A, [part]), some(G, [part])) for part in range(2, 2 + groups)]
     if method == "kfac-tridiagonal":
-        build = assembled or kronecker.tridiagonal
-        chains = [(some(A, before), some(G, before)), *alone, (some(A, behind), some(G, behind))]
-        return kronecker.block_diagonal([build(*chain) for chain in chains])
-    dense = kronecker.full(A, G)
-    sizes = [len(A[i, i]) * len(G[i, i]) for i in range(4 + groups)]
-    edges = np.cumsum([0, *sizes])
-    for part in range(2, 2 + groups):
-        here, own = slice(edges[part], edges[part + 1]), dense[edges[part] : edges[part + 1]].copy()
-        dense[here], dense[:, here] = 0, 0
-        dense[here, here] = own[:, here]
+        chains = [before, *([part] for part in range(2, 2 + groups)), behind]
+        return kronecker.block_diagonal([assembled(some(A, chain), some(G, chain)) for chain in chains])
+    coupled = kronecker.full(some(A, before + behind), some(G, before + behind))
+    edge = sum(len(A[i, i]) * len(G[i, i]) for i in before)
+    alone = [np.kron(G[i, i], A[i, i]) for i in range(2, 2 + groups)]
+    dense = kronecker.block_diagonal([coupled[:edge, :edge], *alone, coupled[edge:, edge:]])
+    dense[:edge, edge - len(coupled) :] = coupled[:edge, edge:]
+    dense[edge - len(coupled) :, :edge] = coupled[edge:, :edge]
     return dense
 
 
@@ -56,12 +53,12 @@ def test_groups_stand_alone_and_the_rest_is_coupled(method, groups):
     assert_matches(found @ v, found.to_dense() @ v)
 
 
+@pytest.mark.parametrize(("behind", "setting"), [(0, "reduce"), (1, "expand")])
 @pytest.mark.parametrize("method", ["kfac-full", "kfac-tridiagonal"])
-def test_groups_expand_where_the_coupled_layers_reduce(method):
-    """The positions of a layer that is not coupled decide nothing, and those of the others nothing about it."""
-    net, x, law = network(same=False), torch.randn(8, 1, 5, dtype=torch.float64), laws.Gaussian()
+def test_positions_of_groups_and_of_coupled_layers_decide_nothing_for_one_another(method, behind, setting):
+    net, x, law = network(padding=0, behind=behind), torch.randn(8, 1, 5, dtype=torch.float64), laws.Gaussian()
     moments = trace.moments(net, x, law)
-    (A, G), (alone_A, alone_G) = kronecker.factors(moments, "reduce"), kronecker.factors(moments, "expand")
+    (A, G), (alone_A, alone_G) = kronecker.factors(moments, setting), kronecker.factors(moments, "expand")
     for part in (2, 3):
         A[part, part], G[part, part] = alone_A[part, part], alone_G[part, part]
     found = fv.approximate(fv.Probe(net, "gaussian").fisher(x), method)

@@ -267,8 +267,17 @@ class Twice(nn.Module):
 
     def forward(self, x):
         for _ in range(2):
-            x = x + self.attention(x.transpose(0, 1), *[x.transpose(0, 1)] * 2)[0].transpose(0, 1)
+            x = x + self.attention(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1)
         return x.mean(1)
+
+
+class InPlace(Twice):
+    """A residual added in place to what attention gives."""
+
+    def forward(self, x):
+        z = self.attention(*[x.transpose(0, 1)] * 3)[0]
+        z += x.transpose(0, 1)
+        return z.relu_().mean(0)
 
 
 class Checkpointed(Attending):
@@ -290,7 +299,8 @@ LARGER = {
     "tokens first": (lambda: nn.Sequential(
         Transposed(), nn.TransformerEncoderLayer(E, 2, 4), Transposed(), nets.MeanTokens()), 4),
     "encoder and decoder": (Translating, 1),
-    "called twice": (Twice, 1),
+    "called twice": (Twice, 0),
+    "in place": (InPlace, 0),
     "checkpoint": (Checkpointed, 0),
     "default device": (WithDevice, 0),
 }  # fmt: skip
