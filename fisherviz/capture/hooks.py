@@ -167,8 +167,9 @@ class Recorder:
 
     def inside(self, module: Any) -> dict[Tensor, Layer]:
         """Structured layers inside attention, by their weights."""
-        weights = {module: module.in_proj_weight, module.out_proj: module.out_proj.weight}
-        return {weights[layer.module]: layer for layer in self.layers if layer.structured and layer.module in weights}
+        keys = {module: "in_proj_weight", module.out_proj: "weight"}
+        found = [layer for layer in self.layers if layer.structured and layer.module in keys]
+        return {getattr(layer.module, keys[layer.module]): layer for layer in found}
 
     def note(self, layer: Layer, x: Tensor, output: Tensor, examples: int = 0) -> None:
         """Note a layer's input and where its output stands in the graph.
