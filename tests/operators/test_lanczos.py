@@ -164,7 +164,7 @@ def test_a_leading_eigenvector_also_after_starting_again(kept, monkeypatch):
     start = torch.randn(60, generator=generator, dtype=torch.float64)
     found = leading_eigenvector(lambda v: M @ v, start, 1e-10)
     assert float((found @ top).abs()) == pytest.approx(1, abs=1e-12)
-    with pytest.raises(RuntimeError, match="did not find the leading eigenvector to 1.0e-10 in 3 products"):
+    with pytest.raises(RuntimeError, match=r"did not find the leading eigenvector to 1\.0e-10 in 3 products"):
         leading_eigenvector(lambda v: M @ v, start, 1e-10, 3)
 
 
