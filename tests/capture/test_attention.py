@@ -365,20 +365,3 @@ def test_copies_and_pickles_of_a_watched_model_are_free():
     opt.step()
     del opt
     assert hooks(net) == 0
-
-
-@pytest.mark.slow
-def test_steps_of_a_compiled_model_are_those_of_the_model():
-    weights = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        net, x = nets.randomised(Attending(batch_first=True)).train(), tokens()
-        opt = fv.optim.KFAC(net, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1)
-        run = torch.compile(net, backend="aot_eager") if compiled else net
-        for _ in range(2):
-            opt.zero_grad()
-            nn.functional.cross_entropy(run(x), torch.arange(4) % 2).backward()
-            opt.step()
-        assert all(layer.structured for layer in opt.layers)
-        weights.append(torch.cat([p.detach().reshape(-1) for p in net.parameters()]))
-    assert_matches(weights[1], weights[0], 1e-12)

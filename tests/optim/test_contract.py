@@ -409,7 +409,7 @@ def test_attention_to_other_tokens_takes_the_generic_path_and_says_why():
     model = Net().double()
     opt = kfac(model)
     x, y = torch.randn(6, 3, 4, dtype=torch.float64), torch.randint(3, (6,))
-    with pytest.warns(UserWarning, match=r"'attention' has no structure.*do not come from one tensor"):
+    with pytest.warns(UserWarning, match="'attention': its queries, keys and values do not come from one tensor"):
         loss_backward(opt, model, x, y)
     opt.step()
 
