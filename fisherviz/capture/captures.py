@@ -20,10 +20,12 @@ class Capture:
     Attributes:
         a: inputs with the 1 appended, (N, T, da) or (N, T, groups, da).
         g: pseudo-gradients of K backpropagated vectors, (K, N, T, dg) or (K, N, T, groups, dg).
+        counted: positions (N, T) that averages are taken over, where some are left out, at which g is zero; None: all.
     """
 
     a: Tensor
     g: Tensor
+    counted: Tensor | None = None
 
     @property
     def examples(self) -> int:
@@ -103,15 +105,19 @@ class Capture:
 
     def select_vectors(self, start: int, stop: int) -> Capture:
         """Vectors start..stop."""
-        return Capture(self.a, self.g[start:stop])
+        return Capture(self.a, self.g[start:stop], self.counted)
 
     def to(self, dtype: torch.dtype) -> Capture:
         """In another precision."""
-        return Capture(self.a.to(dtype), self.g.to(dtype))
+        return Capture(self.a.to(dtype), self.g.to(dtype), self.counted)
 
     def select(self, start: int, stop: int) -> Capture:
         """Examples start..stop."""
-        return Capture(self.a[start:stop], self.g[:, start:stop])
+        return Capture(self.a[start:stop], self.g[:, start:stop], _rows(self.counted, slice(start, stop)))
+
+    def take(self, rows: Tensor) -> Capture:
+        """Examples by their positions (R,)."""
+        return Capture(self.a[rows], self.g[:, rows], _rows(self.counted, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +181,10 @@ class GenericCapture:
         """Examples start..stop."""
         return GenericCapture(self.gradients[:, start:stop])
 
+    def take(self, rows: Tensor) -> GenericCapture:
+        """Examples by their positions (R,)."""
+        return GenericCapture(self.gradients[:, rows])
+
 
 AnyCapture = Capture | GenericCapture
 
@@ -193,7 +203,11 @@ def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
         return GenericCapture(torch.cat([_padded(c.gradients, 0, vectors) for c in captures], 1))
     positions = max(c.positions for c in structured)
     a = torch.cat([_padded(c.a, 1, positions) for c in structured])
-    return Capture(a, torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in structured], 1))
+    g = torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in structured], 1)
+    if all(c.counted is None for c in structured):
+        return Capture(a, g)
+    counted = [c.a.new_ones(c.a.shape[:2], dtype=torch.bool) if c.counted is None else c.counted for c in structured]
+    return Capture(a, g, torch.cat([_padded(part, 1, positions) for part in counted]))
 
 
 def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
@@ -209,6 +223,10 @@ def _positions(capture: AnyCapture) -> int:
 def ragged(captures: Sequence[AnyCapture]) -> bool:
     """Whether captures of the same layer differ in their numbers of positions, or in kind."""
     return len({c.positions if isinstance(c, Capture) else -1 for c in captures}) > 1
+
+
+def _rows(t: Tensor | None, rows: slice | Tensor) -> Tensor | None:
+    return None if t is None else t[rows]
 
 
 def _padded(t: Tensor, axis: int, size: int) -> Tensor:

@@ -28,8 +28,8 @@ class InputFactor(RowsStatistic):
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Inputs, 1/T for "expand"."""
         capture = _structured(capture, self)
-        a = capture.a.mean(1, keepdim=True) if self.setting == "reduce" else capture.a
-        return _by_group(a, capture.grouped), 1 / capture.positions if self.setting == "expand" else 1.0
+        a, weight = _inputs(capture, self.setting)
+        return _by_group(a, capture.grouped), weight
 
 
 class OutputFactor(RowsStatistic):
@@ -60,7 +60,8 @@ class _CrossFactor(Statistic):
         row, col = (_structured(c, self) for c in captures)
         if self.setting != "reduce":
             _check_aligned(row, col, self)
-        (x, weight), (y, _) = self.rows(row), self.rows(col)
+        (x, weight), (y, other) = self.rows(row), self.rows(col)
+        weight = weight if weight == other else (weight * other) ** 0.5
         return (x.flatten(0, -2).T @ y.flatten(0, -2)).mul_(weight)
 
 
@@ -71,7 +72,7 @@ class CrossInputFactor(_CrossFactor):
 
     def rows(self, capture: Capture) -> tuple[Tensor, float]:
         """Inputs."""
-        return (capture.a.mean(1), 1.0) if self.setting == "reduce" else (capture.a, 1 / capture.positions)
+        return _inputs(capture, self.setting)
 
 
 class CrossOutputFactor(_CrossFactor):
@@ -155,6 +156,22 @@ def _structured(capture: AnyCapture, statistic: Statistic) -> Capture:
             f"{type(statistic).__name__} needs; use its exact block or diagonal."
         )
     return capture
+
+
+def _inputs(capture: Capture, setting: Setting | None) -> tuple[Tensor, float]:
+    """Inputs (N, T, ...) or (N, 1, ...) and the number that their products are multiplied by; T is an example's own."""
+    a = capture.a
+    if capture.counted is None:
+        return (
+            (a.mean(1, keepdim=True), 1.0)
+            if setting == "reduce"
+            else (a, 1 / a.shape[1] if setting == "expand" else 1.0)
+        )
+    there = capture.counted.to(a.dtype)
+    share = there / there.sum(1, keepdim=True).clamp(min=1)
+    weights = {"expand": share.sqrt(), "reduce": share}.get(str(setting), there)
+    a = a * weights.view(*weights.shape, *[1] * (a.dim() - 2))
+    return (a.sum(1, keepdim=True) if setting == "reduce" else a), 1.0
 
 
 def _check_aligned(row: Capture, col: Capture, statistic: Statistic) -> None:

@@ -1,0 +1,37 @@
+"""Which positions of a layer count where outputs are left out: all but those that only such outputs depend on.
+
+A padded token under an attention mask, or the last one of a causal model, acts on its own output alone; a prompt acts
+on what is counted. Told by evidence: two vectors are backpropagated, at the outputs that count and at the others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fisherviz.capture.captures import Capture
+from fisherviz.capture.look import noise
+from fisherviz.network.likelihoods import Likelihood
+
+SOUNDS = 2
+"""Vectors that tell."""
+
+
+def sounds(likelihood: Likelihood, z: Tensor, counted: Tensor) -> Tensor:
+    """Noise at the outputs that count, and at the others, (2, N, ...).
+
+    Args:
+        likelihood: of the outputs.
+        z: (N, ...).
+        counted: its positions that count, (N, ...).
+    """
+    u = noise(z[:1], 0).expand_as(z)
+    return torch.stack([likelihood.only(u, counted), likelihood.only(u, ~counted)])
+
+
+def heard(capture: Capture) -> Capture:
+    """A capture whose last vectors are the sounds, without them, and with the positions that count."""
+    k = capture.vectors - SOUNDS
+    here, elsewhere = (capture.g[k:] != 0).flatten(3).any(3)
+    counted = here | ~elsewhere
+    return Capture(capture.a, capture.g[:k], None if bool(counted.all()) else counted)
