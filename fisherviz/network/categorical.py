@@ -164,11 +164,12 @@ class Categorical(Likelihood):
         """
         if (z.dim() == 2 and counted is None) or not bool(gradient.any()):
             return None
+        gradient = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
         labels = gradient.argmin(self.class_axis)
-        scores = self.score(z, labels if counted is None else labels.masked_fill(~counted, _LEFT_OUT)).double()
-        gradient = gradient.double()
+        scores = self.score(z.to(gradient), labels if counted is None else labels.masked_fill(~counted, _LEFT_OUT))
         c = float((gradient * scores).sum() / scores.square().sum())
-        if not c > 0 or float((gradient - c * scores).norm()) > _TOLERANCE.get(z.dtype, 0.1) * float(gradient.norm()):
+        size = float(torch.linalg.vector_norm(gradient))
+        if not float(torch.linalg.vector_norm(gradient - c * scores)) <= _TOLERANCE.get(z.dtype, 0.1) * size:
             raise ValueError(
                 "the loss's gradient at the model's output is no multiple of the categorical scores (class weights, "
                 "label smoothing, a further term), so that its scale over positions cannot be told; train on the plain "
@@ -209,9 +210,8 @@ class Categorical(Likelihood):
 
 def _cancels(gradient: Tensor, axis: int) -> bool:
     """Whether a gradient sums to zero along an axis, as that of a softmax does along its classes."""
-    size = float(gradient.abs().sum(dtype=torch.float64))
-    gap = float(gradient.sum(axis, dtype=torch.float64).abs().sum())
-    return gap <= _TOLERANCE.get(gradient.dtype, 0.1) * size
+    gap = float(torch.linalg.vector_norm(gradient.sum(axis, dtype=torch.float64), 1))
+    return gap <= _TOLERANCE.get(gradient.dtype, 0.1) * float(torch.linalg.vector_norm(gradient, 1))
 
 
 def _softmax_factor(p: Tensor, start: int, stop: int) -> Tensor:

@@ -345,7 +345,12 @@ class Moments:
 def pack(values: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors and captures as plain containers of tensors."""
     captures = (Capture, GenericCapture)
-    return {key: dict(vars(value)) if isinstance(value, captures) else value.clone() for key, value in values.items()}
+    return {
+        key: {name: t for name, t in vars(value).items() if t is not None}
+        if isinstance(value, captures)
+        else value.clone()
+        for key, value in values.items()
+    }
 
 
 def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

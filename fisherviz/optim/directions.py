@@ -22,9 +22,10 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import Damping, as_damping
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.gradients import Moves, gradient_matrix, rows_explain, split_matrix, split_rows
+from fisherviz.optim.passes import Pass, Source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
 from fisherviz.optim.processes import distributed
-from fisherviz.optim.watcher import Pass, Source, Watcher
+from fisherviz.optim.watcher import Watcher
 from fisherviz.support import timing
 
 Group = dict[str, Any]
