@@ -1,7 +1,7 @@
-"""Which positions of a layer count where outputs are left out: all but those that only such outputs depend on.
+"""Which positions of a layer count where outputs are left out: all but those on which only such outputs depend.
 
 A padded token under an attention mask, or the last one of a causal model, acts on its own output alone; a prompt acts
-on what is counted. Told by evidence: two vectors are backpropagated, at the outputs that count and at the others.
+on what counts. Told by evidence: two vectors are backpropagated, at the outputs that count and at the others.
 """
 
 from __future__ import annotations
@@ -29,9 +29,16 @@ def sounds(likelihood: Likelihood, z: Tensor, counted: Tensor) -> Tensor:
     return torch.stack([likelihood.only(u, counted), likelihood.only(u, ~counted)])
 
 
-def heard(capture: Capture) -> Capture:
-    """A capture whose last vectors are the sounds, without them, and with the positions that count."""
+def heard(capture: Capture, counted: Tensor) -> Capture:
+    """A capture whose last vectors are the sounds, without them, and with the positions that count.
+
+    Args:
+        capture: of a layer.
+        counted: positions of the output that count, (N, ...).
+    """
     k = capture.vectors - SOUNDS
     here, elsewhere = (capture.g[k:] != 0).flatten(3).any(3)
-    counted = here | ~elsewhere
-    return Capture(capture.a, capture.g[:k], None if bool(counted.all()) else counted)
+    # where the layer has the output's positions, one whose own output counts does, though nothing may depend on it
+    own = counted.flatten(1) if counted.dim() > 1 else counted.unsqueeze(1)
+    counts = here | (own if own.shape == here.shape else ~elsewhere)
+    return Capture(capture.a, capture.g[:k], None if bool(counts.all()) else counts)

@@ -138,7 +138,7 @@ def shown(
     """
     u = v if counted is None else torch.cat([v, sounds(network.likelihood, z.detach(), counted)])
     made = {name: capture_calls(calls[name], gradients) for name, gradients in backpropagate(z, calls, u).items()}
-    found: dict[str, AnyCapture] = {name: c if counted is None else heard(c) for name, c in made.items()}
+    found: dict[str, AnyCapture] = {name: c if counted is None else heard(c, counted) for name, c in made.items()}
     layers = network.structure.generic
     if generic and layers and len(v):
         found |= generic_captures(network, layers, inputs, v)

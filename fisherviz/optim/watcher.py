@@ -315,7 +315,7 @@ class Watcher:
         else:
             shown = Capture(a, at_least_float32(capture_outputs(calls, vectors)))
         if vectors is not None and made.counted is not None:
-            shown = heard(shown)
+            shown = heard(shown, made.counted)
         if not self.wanted.scores:
             return shown
         if scores is None:
