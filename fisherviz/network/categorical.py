@@ -149,6 +149,8 @@ class Categorical(Likelihood):
         Raises:
             ValueError: it is that of a softmax along the other axis.
         """
+        if z.dim() < 2:
+            return None
         if z.dim() > 2 and not _cancels(gradient, self.class_axis) and _cancels(gradient, self._other.class_axis):
             self._refuse_axis("the loss's gradient says", z)
         found = (gradient != 0).any(self.class_axis)

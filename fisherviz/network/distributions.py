@@ -99,7 +99,7 @@ class Likelihood(ABC):
 
 
 class Bernoulli(Likelihood):
-    """Independent Bernoulli outputs with logits z (N, D); targets in [0, 1] of the same shape."""
+    """Independent Bernoulli outputs with logits z (N, D); targets in [0, 1] of the same shape, none left out."""
 
     name = "bernoulli"
 
@@ -142,7 +142,7 @@ class Bernoulli(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """Gaussian around z (N, D) with a fixed variance; the loss is ‖y - z‖² / (2 variance)."""
+    """Gaussian around z (N, D) with a fixed variance; the loss is ‖y - z‖² / (2 variance), no target left out."""
 
     name = "gaussian"
 

@@ -213,7 +213,8 @@ class KBFGS(NaturalGradient):
         pair_decay: of the pairs.
         powell: first threshold of the double damping.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
-            mean. A GradScaler, which multiplies by a scale of its own, is refused.
+            mean, but for a categorical likelihood whose outputs have positions, or some of them left out, what the
+            loss's own gradient tells. A GradScaler, which multiplies by a scale of its own, is refused.
         output: picks the output tensor from what the model returns.
 
     Raises:

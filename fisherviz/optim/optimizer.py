@@ -34,6 +34,10 @@ from fisherviz.support import choices
 class NaturalGradient(Watching):
     """Preconditions the gradient with a damped approximation of the Fisher.
 
+    Outputs that the loss leaves out, told by its gradient, are in no statistic: padding under `ignore_index`, say. The
+    Fisher is the mean over examples of sums over their positions, whatever the loss is a mean over; the quadratic model
+    of `rescale` takes the loss's own scale.
+
     Args:
         model: the model that is trained; its forwards in training mode are watched.
         likelihood: as for `fv.Probe`; the criterion is its mean nll over the batch unless `loss_scale` says otherwise.
@@ -57,8 +61,9 @@ class NaturalGradient(Watching):
         T1: as for `KFAC`, like T2, tau1, tau2, omega1 and omega2.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll, for kind
             "empirical", whose scores are read from that backward; None: 1 for an nn loss with reduction="sum",
-            otherwise 1/N. A loss multiplied by s by hand, its gradients divided again before the step, has c = s/N; a
-            GradScaler, whose s changes, is refused.
+            otherwise 1/N, but for a categorical likelihood whose outputs have positions, or some of them left out, what
+            the loss's own gradient tells. A loss multiplied by s by hand, its gradients divided again before the step,
+            has c = s/N; a GradScaler, whose s changes, is refused.
         **options: of the approximation, such as setting="reduce".
 
     Raises:
