@@ -113,11 +113,15 @@ class Pass:
         return whole * (self.scale * len(counted_examples(whole)))
 
     def leave_out(self) -> None:
-        """Leave out the examples of which no position counts, once no other backward can reach one."""
+        """Leave out the examples of which no position counts, once no other backward can reach one.
+
+        Where that are all, the captures keep one, of zeros: other processes may wait for their sums.
+        """
         if self.counted is not None:
             rows = counted_examples(self.counted)
             if len(rows) < self.examples:
-                self.captures = {name: capture.take(rows) for name, capture in self.captures.items()}
+                kept = rows if len(rows) else rows.new_zeros(1)
+                self.captures = {name: capture.take(kept) for name, capture in self.captures.items()}
                 self.examples = len(rows)
 
     def drop(self, names: Collection[str]) -> None:

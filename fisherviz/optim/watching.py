@@ -121,7 +121,7 @@ class Watching(torch.optim.Optimizer):
         """Add a pass to the fresh sums, once no other backward can change what it showed."""
         made.retained = False
         made.leave_out()
-        if self.moments is not None and self._captures and (made.examples or distributed()):  # others may have some
+        if self.moments is not None and self._captures and (made.examples or distributed()):
             self.moments.collect(made.captures, made.examples)
 
     def _drop(self, names: Collection[str]) -> None:
