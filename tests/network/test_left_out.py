@@ -231,6 +231,34 @@ def test_no_approximation_sees_padding(name, method, options):
         assert_matches(found[1].solve(v, 0.1), found[0].solve(v, 0.1), 1e-6)
 
 
+@pytest.mark.parametrize("method", ["kfac", "ekfac", "foof"])
+def test_captures_that_are_kept_know_what_counts(method):
+    """Of batches of which only some leave anything out, read as one."""
+    net, _, (x, y) = ragged_and_padded("attention", (5, 5, 4, 2))
+    whole, batches = (fv.Probe(net, "categorical").fisher(d) for d in ((x, y), [(x[:2], y[:2]), (x[2:], y[2:])]))
+    batches.norm()
+    assert_matches(fv.approximate(batches, method).to_dense(), fv.approximate(whole, method).to_dense())
+
+
+class Pooled(nn.Module):
+    """Half as many outputs as inputs: each reads two positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.head = nn.Linear(2, 3), nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.read(x)).unflatten(1, (-1, 2)).mean(2))
+
+
+def test_positions_of_layers_that_have_others_than_the_output():
+    net, x = nets.randomised(Pooled()), torch.randn(3, 6, 2).double()
+    y = torch.tensor([[1, 0, -100], [2, -100, -100], [3, 1, 0]])
+    A = fv.approximate(fv.Probe(net, "categorical").fisher(x, y), "kfac").operator(0, 0).A
+    a = torch.cat([x, torch.ones(3, 6, 1).double()], 2)
+    assert_matches(A, sum(part[: 2 * t].T @ part[: 2 * t] / (2 * t) for part, t in zip(a, (2, 1, 3), strict=True)) / 3)
+
+
 def test_a_prompt_acts_on_what_counts():
     """The inputs of a position whose own output is left out are in the average of a layer before the attention."""
     net = nets.randomised(Attention())

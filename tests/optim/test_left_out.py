@@ -261,7 +261,7 @@ def test_hessian_free_solves_with_the_curvature_of_the_loss(monkeypatch, loss, m
 def test_a_share_of_the_batch_is_one_of_examples_that_count():
     torch.manual_seed(0)
     x, y, _ = tokens(n=8)
-    y[1:] = -100  # one example is left: every subset is that one
+    y[:3], y[4:] = -100, -100  # one example is left: every subset is that one
     model = network()
     whole, part = (
         train(
@@ -310,6 +310,23 @@ def test_two_backwards_through_one_forward_count_what_both_reach(preset, first):
         opt.step(closure)
         found.append(flat(model))
     assert_matches(torch.stack(found), whole, 1e-7)
+
+
+@pytest.mark.parametrize("graph", ["two forwards", "one forward"])
+def test_outputs_that_two_losses_reach_count_once_in_a_pass(graph):
+    """Their gradients add up, and the Fisher is that of the outputs that either reaches."""
+    model, (x, y, _) = network(), tokens()
+    parts = [F.pad(y[:, :3], (0, 1), value=-100), F.pad(y[:, 1:], (1, 0), value=-100)]
+    expected, before = oracle(model, x, y, "exact"), flat(model)
+    opt = optim.NaturalGradient(model, "categorical", "exact", lr=1.0, damping=LAMBDA)
+    z = model(x)
+    if graph == "two forwards":  # two passes of as many examples, each with its own outputs
+        expected = sum(oracle(model, x, part, "exact") for part in parts) / 2
+    for part in parts:
+        Categorical().nll(model(x) if graph == "two forwards" else z, part).mean().backward(retain_graph=True)
+    g = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+    opt.step()
+    assert_matches(flat(model) - before, -torch.linalg.solve(expected + LAMBDA * torch.eye(len(g)).double(), g))
 
 
 def test_a_confident_network_does_not_lose_its_examples():
