@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fisherviz.capture.tokens import TokenCapture, some
+
 
 @dataclass(frozen=True, eq=False)
 class Capture:
@@ -113,11 +115,11 @@ class Capture:
 
     def select(self, start: int, stop: int) -> Capture:
         """Examples start..stop."""
-        return Capture(self.a[start:stop], self.g[:, start:stop], _rows(self.counted, slice(start, stop)))
+        return Capture(self.a[start:stop], self.g[:, start:stop], some(self.counted, slice(start, stop)))
 
     def take(self, rows: Tensor) -> Capture:
         """Examples by their positions (R,)."""
-        return Capture(self.a[rows], self.g[:, rows], _rows(self.counted, rows))
+        return Capture(self.a[rows], self.g[:, rows], some(self.counted, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +188,7 @@ class GenericCapture:
         return GenericCapture(self.gradients[:, rows])
 
 
-AnyCapture = Capture | GenericCapture
+AnyCapture = Capture | GenericCapture | TokenCapture
 
 
 def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
@@ -198,16 +200,22 @@ def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
     if len(captures) == 1:
         return captures[0]
     vectors = max(c.vectors for c in captures)
-    structured = [c for c in captures if isinstance(c, Capture)]
-    if len(structured) < len(captures):
+    positions = max(_positions(c) for c in captures)
+    if any(isinstance(c, GenericCapture) for c in captures):
         return GenericCapture(torch.cat([_padded(c.gradients, 0, vectors) for c in captures], 1))
-    positions = max(c.positions for c in structured)
-    a = torch.cat([_padded(c.a, 1, positions) for c in structured])
-    g = torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in structured], 1)
-    if all(c.counted is None for c in structured):
-        return Capture(a, g)
-    counted = [c.a.new_ones(c.a.shape[:2], dtype=torch.bool) if c.counted is None else c.counted for c in structured]
-    return Capture(a, g, torch.cat([_padded(part, 1, positions) for part in counted]))
+    structured = [c for c in captures if isinstance(c, Capture)]
+    read = [c for c in captures if isinstance(c, TokenCapture)]
+    shown: Sequence[Capture | TokenCapture] = structured or read
+    g = torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in shown], 1)
+    counted = None
+    if any(c.counted is not None for c in shown):
+        every = [c.g.new_ones(c.g.shape[1:3], dtype=torch.bool) if c.counted is None else c.counted for c in shown]
+        counted = torch.cat([_padded(part, 1, positions) for part in every])
+    if structured:
+        return Capture(torch.cat([_padded(c.a, 1, positions) for c in structured]), g, counted)
+    tokens = torch.cat([_padded(c.tokens, 1, positions) for c in read])
+    weights = torch.cat([_padded(c.weights, 1, positions) for c in read])
+    return TokenCapture(tokens, weights, g, read[0].vocabulary, counted)
 
 
 def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
@@ -217,16 +225,12 @@ def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
 
 
 def _positions(capture: AnyCapture) -> int:
-    return capture.positions if isinstance(capture, Capture) else 1
+    return 1 if isinstance(capture, GenericCapture) else capture.positions
 
 
 def ragged(captures: Sequence[AnyCapture]) -> bool:
     """Whether captures of the same layer differ in their numbers of positions, or in kind."""
-    return len({c.positions if isinstance(c, Capture) else -1 for c in captures}) > 1
-
-
-def _rows(t: Tensor | None, rows: slice | Tensor) -> Tensor | None:
-    return None if t is None else t[rows]
+    return len({-1 if isinstance(c, GenericCapture) else c.positions for c in captures}) > 1
 
 
 def _padded(t: Tensor, axis: int, size: int) -> Tensor:

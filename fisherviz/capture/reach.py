@@ -6,11 +6,14 @@ on what counts. Told by evidence: two vectors are backpropagated, at the outputs
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import Capture
 from fisherviz.capture.look import noise
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.likelihoods import Likelihood
 
 SOUNDS = 2
@@ -29,7 +32,7 @@ def sounds(likelihood: Likelihood, z: Tensor, counted: Tensor) -> Tensor:
     return torch.stack([likelihood.only(u, counted), likelihood.only(u, ~counted)])
 
 
-def heard(capture: Capture, counted: Tensor) -> Capture:
+def heard(capture: Capture | TokenCapture, counted: Tensor) -> Capture | TokenCapture:
     """A capture whose last vectors are the sounds, without them, and with the positions that count.
 
     Args:
@@ -41,4 +44,4 @@ def heard(capture: Capture, counted: Tensor) -> Capture:
     # where the layer has the output's positions, one whose own output counts does, though nothing may depend on it
     own = counted.flatten(1) if counted.dim() > 1 else counted.unsqueeze(1)
     counts = here | (own if own.shape == here.shape else ~elsewhere)
-    return Capture(capture.a, capture.g[:k], None if bool(counts.all()) else counts)
+    return replace(capture, g=capture.g[:k], counted=None if bool(counts.all()) else counts)

@@ -6,12 +6,13 @@ The watcher makes passes and fills them; directions and step rules read them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
 from fisherviz.capture.hooks import Call
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.batches import Arguments, counted_examples
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
@@ -137,8 +138,8 @@ class Pass:
 
 def added(one: AnyCapture | None, other: AnyCapture) -> AnyCapture:
     """The capture of two backwards through one forward: their gradients add up."""
-    if isinstance(one, Capture) and isinstance(other, Capture):
-        return Capture(other.a, one.g + other.g, other.counted)
+    if isinstance(one, Capture | TokenCapture) and isinstance(other, Capture | TokenCapture):
+        return replace(other, g=one.g + other.g)
     if isinstance(one, GenericCapture) and isinstance(other, GenericCapture):
         return GenericCapture(one.gradients + other.gradients)
     return other

@@ -16,8 +16,9 @@ the loss ignores, or the last token of a shifted loss, is in no Fisher.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.capture.hooks import Call, Recorder
+from fisherviz.capture.hooks import Call, Recorder, beside, capture_calls
 from fisherviz.capture.look import refuse_reentrant
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
@@ -299,44 +300,31 @@ class Watcher:
         if self.wanted.captures and capture is not None:
             fresh[name] = capture
         half = any(x.dtype in (torch.float16, torch.bfloat16) for x in [*(call.x for call in calls), *scores])
-        if self.wanted.local and exact and scores and not half and layer.groups == 1:
-            a = capture.a if capture is not None else _inputs(calls)
-            g = capture_outputs(calls, scores)[0]
+        if self.wanted.local and exact and scores and not half and layer.groups == 1 and not layer.one_hot:
+            a = capture.a if isinstance(capture, Capture) else beside([layer.inputs(call.x) for call in calls], 1)
+            g = beside([layer.output_gradients(gradient) for gradient in scores], 2)[0]
             made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))
         else:
             made.local.pop(name, None)
 
     def _capture(
         self, made: Pass, calls: list[Call], vectors: list[Tensor] | None, scores: list[Tensor] | None
-    ) -> Capture | None:
-        a = _inputs(calls)
-        if vectors is None:
-            shown = Capture(a, a.new_empty(0, *a.shape[:-1], calls[0].layer.d_out // calls[0].layer.groups))
-        else:
-            shown = Capture(a, at_least_float32(capture_outputs(calls, vectors)))
-        if vectors is not None and made.counted is not None:
-            shown = heard(shown, made.counted)
-        if not self.wanted.scores:
-            return shown
-        if scores is None:
-            return None
-        return Capture(a, at_least_float32(capture_outputs(calls, scores)) / made.scale, shown.counted)
+    ) -> AnyCapture | None:
+        calls = [replace(call, x=at_least_float32(call.x)) for call in calls]
+        like = next(iter(calls[0].layer.parameters.values()))
+        # no vectors: inputs alone are wanted
+        told = [at_least_float32(v) for v in vectors or [like.new_empty(0, *call.shape) for call in calls]]
+        if self.wanted.scores:
+            if scores is None:
+                return None
+            told = [torch.cat([at_least_float32(s) / made.scale, v]) for s, v in zip(scores, told, strict=True)]
+        capture = capture_calls(calls, told)
+        return capture if vectors is None or made.counted is None else heard(capture, made.counted)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precisions as float32; statistics are never kept in less."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _inputs(calls: Sequence[Call]) -> Tensor:
-    a = [calls[0].layer.inputs(at_least_float32(call.x)) for call in calls]
-    return torch.cat(a, 1) if len(a) > 1 else a[0]
-
-
-def capture_outputs(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Tensor:
-    """Gradients (K, N, ...) at several calls' outputs as (K, N, T, dg)."""
-    g = [calls[0].layer.output_gradients(gradient) for gradient in gradients]
-    return torch.cat(g, 2) if len(g) > 1 else g[0]
 
 
 def _detach(handles: list[Any], recorder: Recorder) -> None:

@@ -31,6 +31,17 @@ class Attention(nn.Module):
         return self.head(torch.tanh(x + weights @ self.value(x)))
 
 
+class Reader(nn.Module):
+    """The same of an embedding of what is read as one of nine tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.attention = nn.Embedding(9, 3), Attention()
+
+    def forward(self, x):
+        return self.attention(self.embedding((4 + 2 * x[..., 0]).long().clamp(0, 8)))
+
+
 class Second(nn.Module):
     """The classes on the second axis."""
 
@@ -41,6 +52,7 @@ class Second(nn.Module):
 NETS = {
     "linear": lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, CLASSES)),
     "attention": Attention,
+    "reader": Reader,
 }
 PRESETS = {
     "exact": lambda m: optim.NaturalGradient(m, "categorical", "exact", lr=0.5, damping=LAMBDA, decay=0.5),
