@@ -16,11 +16,11 @@ from fisherviz.capture.look import noise
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.likelihoods import Likelihood
 
-SOUNDS = 2
-"""Vectors that tell."""
+INDICATORS = 2
+"""Vectors that tell positions apart."""
 
 
-def sounds(likelihood: Likelihood, z: Tensor, counted: Tensor) -> Tensor:
+def indicators(likelihood: Likelihood, z: Tensor, counted: Tensor) -> Tensor:
     """Noise at the outputs that count, and at the others, (2, N, ...).
 
     Args:
@@ -32,14 +32,14 @@ def sounds(likelihood: Likelihood, z: Tensor, counted: Tensor) -> Tensor:
     return torch.stack([likelihood.only(u, counted), likelihood.only(u, ~counted)])
 
 
-def heard(capture: Capture | TokenCapture, counted: Tensor) -> Capture | TokenCapture:
-    """A capture whose last vectors are the sounds, without them, and with the positions that count.
+def marked(capture: Capture | TokenCapture, counted: Tensor) -> Capture | TokenCapture:
+    """A capture whose last vectors are the indicators, without them, and with the positions that count.
 
     Args:
         capture: of a layer.
         counted: positions of the output that count, (N, ...).
     """
-    k = capture.vectors - SOUNDS
+    k = capture.vectors - INDICATORS
     here, elsewhere = (capture.g[k:] != 0).flatten(3).any(3)
     # where the layer has the output's positions, one whose own output counts does, though nothing may depend on it
     own = counted.flatten(1) if counted.dim() > 1 else counted.unsqueeze(1)

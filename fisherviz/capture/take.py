@@ -14,7 +14,7 @@ from fisherviz.capture.hooks import Call, capture_calls
 from fisherviz.capture.look import ACTS, PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
-from fisherviz.capture.reach import heard, sounds
+from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.structure import PathChanged
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.batches import Inputs, count_examples, move, select
@@ -137,9 +137,9 @@ def shown(
         counted: positions (N, ...) of the output that count; None: all.
         generic: whether layers without structure are wanted.
     """
-    u = v if counted is None else torch.cat([v, sounds(network.likelihood, z.detach(), counted)])
+    u = v if counted is None else torch.cat([v, indicators(network.likelihood, z.detach(), counted)])
     made = {name: capture_calls(calls[name], gradients) for name, gradients in backpropagate(z, calls, u).items()}
-    found: dict[str, AnyCapture] = {name: c if counted is None else heard(c, counted) for name, c in made.items()}
+    found: dict[str, AnyCapture] = {name: c if counted is None else marked(c, counted) for name, c in made.items()}
     layers = network.structure.generic
     if generic and layers and len(v):
         found |= generic_captures(network, layers, inputs, v)

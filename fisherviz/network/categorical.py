@@ -159,7 +159,7 @@ class Categorical(Likelihood):
         return None if bool(found.all()) else found
 
     def loss_scale(self, z: Tensor, gradient: Tensor, counted: Tensor | None) -> float | None:
-        """C by least squares, for outputs with positions or examples that are left out: c (p - onehot) is the gradient.
+        """Scale c by least squares where outputs have positions or some are left out: c (p - onehot) is the gradient.
 
         Raises:
             ValueError: no c makes it so.

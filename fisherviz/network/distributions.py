@@ -91,7 +91,7 @@ class Likelihood(ABC):
         return None
 
     def loss_scale(self, z: Tensor, gradient: Tensor, counted: Tensor | None) -> float | None:
-        """C of a loss c Σ nll with this gradient at z where means differ; None: there is but the mean over examples."""
+        """Scale c of a loss c Σ nll with this gradient at z where means can differ; None: the mean over examples."""
         return None
 
     def __repr__(self) -> str:

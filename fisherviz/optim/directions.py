@@ -71,8 +71,8 @@ class Step:
 
     @property
     def inputs(self) -> list[Arguments]:
-        """Arguments of the passes' forwards, where they are kept."""
-        return [made.inputs for made in self.passes if made.inputs is not None]
+        """Arguments of the passes' forwards of which anything counts, where they are kept."""
+        return [made.inputs for made in self.passes if made.inputs is not None and made.examples]
 
     @cached_property
     def group_of(self) -> dict[nn.Parameter, Group]:

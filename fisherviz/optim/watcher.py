@@ -30,7 +30,7 @@ from fisherviz.capture.hooks import Call, Recorder, beside, capture_calls
 from fisherviz.capture.look import refuse_reentrant
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
-from fisherviz.capture.reach import heard, sounds
+from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.take import shown
 from fisherviz.network.batches import Arguments, arguments, move
 from fisherviz.network.guest import as_guest, visiting
@@ -212,7 +212,7 @@ class Watcher:
             v = self._vectors(made, z.detach(), gradient.detach(), positions) if shows and self._needs_vectors else None
             told = [v] if v is not None and self.wanted.structured and not self.wanted.scores else []
             if shows and self.wanted.captures and made.counted is not None:
-                told.append(sounds(self.network.likelihood, z.detach(), made.counted))
+                told.append(indicators(self.network.likelihood, z.detach(), made.counted))
             if told:
                 with self.looking_away():
                     vectors = backpropagate(z, made.calls, torch.cat(told), keep=True)
@@ -319,7 +319,7 @@ class Watcher:
                 return None
             told = [torch.cat([at_least_float32(s) / made.scale, v]) for s, v in zip(scores, told, strict=True)]
         capture = capture_calls(calls, told)
-        return capture if vectors is None or made.counted is None else heard(capture, made.counted)
+        return capture if vectors is None or made.counted is None else marked(capture, made.counted)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
