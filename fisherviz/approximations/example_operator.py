@@ -71,16 +71,20 @@ class ExampleSpace(Symmetric):
         """The dense inverse, where it fits."""
         return Dense(self.to_dense()).inverse()
 
-    @cached_property
-    def _woodbury(self) -> Woodbury:
-        return Woodbury(self.examples, self.shift)
+    def log_determinant(self) -> float:
+        """By Sylvester's identity, from the Gram matrix."""
+        return self._damped.log_determinant
 
     def _solve(self, v: Tensor) -> Tensor:
+        return self._damped.solve([v])[0]
+
+    @cached_property
+    def _damped(self) -> Woodbury:
         if self.shift <= 0:
             why = "it is solved in example space, where its rank is at most the number of gradients"
             advised = 1e-6 * float(self.diagonal().max())
             raise SingularMatrixError("the exact layer block", self.shape[0], 0.0, advised, why)
-        return self._woodbury.solve([v])[0]
+        return Woodbury(self.examples, self.shift)
 
 
 class ExampleUnits(Symmetric):
@@ -141,6 +145,10 @@ class ExampleUnits(Symmetric):
         """The inverse of all blocks, formed; MemoryError where they do not fit."""
         require_dense(self.shape[0], self.a.shape[1], "the inverse of all unit blocks")
         return UnitBlocks(self.blocks(0, self.weights.shape[1])).inverse()
+
+    def log_determinant(self) -> float:
+        """Sum of the blocks'."""
+        return sum(UnitBlocks(part).log_determinant() for part in self._parts())
 
     def _solve(self, v: Tensor) -> Tensor:
         units = v.reshape(self.weights.shape[1], self.a.shape[1], v.shape[1])

@@ -184,12 +184,13 @@ def metric(name: str) -> Metric:
     return METRICS.get(name) or MONITORED.get(name) or Metric(name, words, words, "", "", "none")
 
 
-def show(name: str, value: float) -> str:
+def show(name: str, value: float, error: float = 0.0) -> str:
     """A value as people read it: three significant digits, bytes and seconds with their unit.
 
     Args:
         name: of the metric.
         value: the number.
+        error: its standard error, said where it is not 0.
 
     Returns:
         Short text, for tables and the terminal.
@@ -198,15 +199,15 @@ def show(name: str, value: float) -> str:
         return show_bytes(value)
     if name == "seconds":
         return f"{value:.3g} s" if value >= 0.1 else f"{1000 * value:.3g} ms"
-    return show_number(value)
+    return show_number(value) + (f" ± {show_number(error, 2)}" if error else "")
 
 
-def show_number(value: float) -> str:
-    """Three significant digits, without an exponent where that stays short."""
+def show_number(value: float, digits: int = 3) -> str:
+    """Three significant digits, or another number, without an exponent where that stays short."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "∞" if value > 0 else "−∞"
     if 1e-3 <= abs(value) < 1e5:
-        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.{digits}g}".rstrip(".")
         return text.replace("-", "−")
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
