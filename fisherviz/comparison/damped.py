@@ -11,6 +11,7 @@ from functools import cached_property
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.lanczos import cg
 from fisherviz.statistics.examples import Examples, Woodbury
@@ -81,5 +82,7 @@ class DampedFisher:
 
 def _multiply_adds(capture: AnyCapture) -> int:
     """Of the products of a layer's gradients with a vector."""
+    if isinstance(capture, TokenCapture):
+        return capture.g.numel()
     per_example = capture.positions if isinstance(capture, Capture) and not capture.grouped else capture.vectors
     return per_example * capture.examples * capture.size

@@ -16,7 +16,17 @@ from torch import Tensor
 from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.comparison.damped import DampedFisher
 from fisherviz.comparison.measures import Estimate
-from fisherviz.operators import Dense, Diagonal, DirectSum, Identity, Kronecker, KroneckerEigen, Operator, UnitBlocks
+from fisherviz.operators import (
+    Dense,
+    Diagonal,
+    DiagonalKronecker,
+    DirectSum,
+    Identity,
+    Kronecker,
+    KroneckerEigen,
+    Operator,
+    UnitBlocks,
+)
 from fisherviz.operators.factorise import eigh
 from fisherviz.operators.lanczos import log_quadratures
 from fisherviz.statistics.products import GRADIENT_ENTRIES
@@ -24,7 +34,7 @@ from fisherviz.support.memory import require
 
 SEED = 0
 """Of the probes' private generator."""
-_CLOSED = (Dense, Diagonal, Identity, Kronecker, KroneckerEigen, UnitBlocks)
+_CLOSED = (Dense, Diagonal, DiagonalKronecker, Identity, Kronecker, KroneckerEigen, UnitBlocks)
 """Operators whose inverse has a structure of its own."""
 
 
