@@ -199,7 +199,13 @@ def show(name: str, value: float, error: float = 0.0) -> str:
         return show_bytes(value)
     if name == "seconds":
         return f"{value:.3g} s" if value >= 0.1 else f"{1000 * value:.3g} ms"
-    return show_number(value) + (f" ± {show_number(error, 2)}" if error else "")
+    if not error:
+        return show_number(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{show_number(value)} ± {show_number(error, 2)}"
+    exponent = math.floor(math.log10(abs(value)))
+    value, error = value / 10.0**exponent, error / 10.0**exponent
+    return f"({show_number(value)} ± {show_number(error, 2)})·10{superscript(exponent)}"
 
 
 def show_number(value: float, digits: int = 3) -> str:
