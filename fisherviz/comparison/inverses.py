@@ -6,6 +6,7 @@ eigenvectors; otherwise from probes, whose images under A all approximations sha
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -62,8 +63,9 @@ class Inverses:
         return self.probes.inverse_error(own) if found is None else found
 
     def _kl(self, own: LayeredMatrix) -> Estimate:
-        if self.exact is not None and own.whole.direct:
-            return self.exact.divergence(own)
+        if self.exact is not None:
+            with contextlib.suppress(NotImplementedError):  # no determinant
+                return self.exact.divergence(own)
         return self.probes.divergence(own)
 
     @property
@@ -118,10 +120,10 @@ class Eigenvectors:
 
     def divergence(self, own: LayeredMatrix) -> Estimate:
         """KL(N(0, A) ‖ N(0, B)); see `Probes.divergence`."""
-        strength, size = self.damped.strength, self.space.size
+        strength, size, theirs = self.damped.strength, self.space.size, own.whole.log_determinant()
         trace = own.norm("trace") / strength + float((self.gaps * self._forms(own.__matmul__)).sum())
         exact = size * math.log(strength) + float((self.values / strength).log1p().sum())
-        return Estimate(max(0.0, 0.5 * (trace - size + exact - own.whole.log_determinant())))
+        return Estimate(max(0.0, 0.5 * (trace - size + exact - theirs)))
 
 
 class Probes:
@@ -144,7 +146,8 @@ class Probes:
             MemoryError: the vectors do not fit.
         """
         size = 4 * self._size * self.count * torch.empty((), dtype=self._precision).element_size()
-        require(size, self.signs.device, f"{self.count} probes of {self._size:,} parameters", "leave out their metrics")
+        device = self.damped.fisher.network.device
+        require(size, device, f"{self.count} probes of {self._size:,} parameters", "leave out their metrics")
         if "inverse_frobenius" in names:
             assert self.images is not None
         if "kl" in names:
@@ -161,7 +164,7 @@ class Probes:
     @cached_property
     def signs(self) -> Tensor:
         """Random signs, (P, m)."""
-        return self._normal(self._size, torch.Generator().manual_seed(self.seed)).sign()
+        return self._normal(self._size, torch.Generator().manual_seed(2 * self.seed)).sign()
 
     @cached_property
     def images(self) -> Tensor:
@@ -171,12 +174,13 @@ class Probes:
     @cached_property
     def samples(self) -> tuple[Tensor, Tensor]:
         """Samples x of N(0, A) and (F + λI) x, each (P, m): the latter is √λ y + √s U w for normal y and w."""
-        generator, fisher = torch.Generator().manual_seed(self.seed + 1), self.damped.fisher
+        generator, fisher = torch.Generator().manual_seed(2 * self.seed + 1), self.damped.fisher
         examples = fisher.in_example_space()
         sources = self._normal(self._size, generator).mul_(self.damped.strength**0.5)
         drawn = self._normal(examples.columns, generator).mul_(examples.scale**0.5)
         sources += torch.cat([fisher.space.join(examples.combine(part)) for part in self._split(drawn)], 1)
-        return torch.cat([self.damped.solve(part) for part in self._split(sources)], 1), sources
+        found = torch.cat([self.damped.solve(part) for part in self._split(sources)], 1)
+        return found, sources if self.damped.direct else self.damped @ found  # without what a residual leaves
 
     def inverse_error(self, own: LayeredMatrix) -> Estimate:
         """‖A - B‖ / ‖A‖ by Hutchinson's estimator of both squares, E ‖(A - B) z‖² for random signs z.
@@ -201,7 +205,7 @@ class Probes:
         """KL(N(0, A) ‖ N(0, B)) = (tr B⁻¹A - P + log det(F + λI) - log det B⁻¹) / 2.
 
         tr B⁻¹A - P is the mean of xᵀ (B⁻¹ - F - λI) x over samples x of N(0, A): the closer F̂, the smaller its
-        variance. A determinant without a factorisation is a stochastic Lanczos quadrature.
+        variance. What has no determinant takes a stochastic Lanczos quadrature.
 
         Args:
             own: F̂ with its damping.
@@ -212,7 +216,10 @@ class Probes:
                 for x, source in zip(*map(self._split, self.samples), strict=True)
             ]
         )
-        theirs = own.whole.log_determinant() if own.whole.direct else self._logarithms(own.__matmul__)
+        try:
+            theirs: float | Tensor = own.whole.log_determinant()
+        except NotImplementedError:
+            theirs = self._logarithms(own.__matmul__)
         found = _mean(0.5 * (forms + self._log_determinant - theirs))
         return Estimate(max(0.0, found.value), found.error)
 

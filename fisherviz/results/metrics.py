@@ -76,7 +76,8 @@ _METRICS = (
     Metric("inverse_frobenius", "relative error of the damped inverse", "inverse, Frobenius",
            "‖(F + λI)⁻¹ − (F̂ + λI)⁻¹‖_F / ‖(F + λI)⁻¹‖_F",
            "What an optimizer applies is the inverse, so this is closer to its quality than the error of F̂. "
-           "With factored damping each approximation takes its own damped inverse.",
+           "With factored damping each approximation takes its own damped inverse. "
+           "± is one standard error, where random probes estimated it.",
            "zero", needs="damping", brief=True),
     Metric("direction_cosine", "cosine of the natural gradients", "step, cosine",
            "cos((F̂ + λI)⁻¹∇h, (F + λI)⁻¹∇h)",
@@ -95,7 +96,8 @@ _METRICS = (
            "The same with the best multiple of the approximate step (K-FAC, section 6.4).", "one", needs="direction"),
     Metric("kl", "divergence of the posteriors", "KL, nats",
            "KL(N(0, (F + λI)⁻¹) ‖ N(0, (F̂ + λI)⁻¹))",
-           "How different the two Gaussian (Laplace) posteriors with these precisions are.",
+           "How different the two Gaussian (Laplace) posteriors with these precisions are. "
+           "± is one standard error, where random probes estimated it.",
            "zero", "nats", needs="damping"),
     Metric("off_unit_share", "share of ‖F‖² off the unit blocks", "off-unit share",
            "1 − Σ_units ‖F_unit‖² / ‖F‖²",

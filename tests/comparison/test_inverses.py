@@ -283,3 +283,12 @@ def test_estimates_say_how_they_were_made_and_exact_numbers_too(never_formed, mo
     assert list(summary.columns).index("kl_stderr") == list(summary.columns).index("kl") + 1
     assert summary.loc["kfac", "kl_stderr"] == found.whole("kl", "stderr")["kfac"] > 0
     assert "relative_frobenius_stderr" not in summary
+
+
+def test_a_monitor_records_standard_errors(never_formed, monkeypatch):
+    monkeypatch.setattr("fisherviz.comparison.structured._EIGENVECTORS", {True: 0, False: 0})
+    net, x = nets.mlp(3, 4, 2), nets.vectors(9, 3)
+    found = fv.Monitor(fv.Probe(net, "categorical"), "kfac", data=x, damping=0.05, metrics=["kl", "bytes"]).measure(0)
+    values = found[found["method"] == "kfac"].set_index("metric")["value"]
+    assert values["kl_stderr"] > 0
+    assert "bytes_stderr" not in values
