@@ -1,7 +1,8 @@
 """The nearest Kronecker products: the best rank-r Σ A_k ⊗ G_k of each exact block in Frobenius norm.
 
 Van Loan & Pitsianis: the truncated SVD of the rearranged block R. Its products Rᵀ and R are Σ ∇ X ∇ᵀ and Σ ∇ᵀ Y ∇ over
-per-example gradients, so that block power iteration never forms the block. Rank 1 is the floor under KFAC's error.
+per-example gradients, so that Lanczos, or block power iteration, never forms the block. Rank 1 is the floor under
+KFAC's error.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, KroneckerSum, Operator
 from fisherviz.operators.factorise import eigh, symmetric
+from fisherviz.operators.lanczos import leading_eigenvector
 from fisherviz.statistics import Statistic
 from fisherviz.statistics.products import GRADIENT_ENTRIES, working
 from fisherviz.support.choices import count
@@ -76,24 +78,48 @@ def nearest_factors(
     is positive semidefinite.
 
     Raises:
-        RuntimeError: block power iteration has not converged.
+        RuntimeError: the iteration has not converged.
     """
     capture = capture.to(working(capture.g))
     tolerance = 50 * torch.finfo(capture.g.dtype).eps if tolerance is None else tolerance
     # R commutes with transposition: its singular vectors are found among the symmetric and among the antisymmetric
     # matrices, also where singular values coincide. It maps semidefinite to semidefinite, hence (Perron) a leading
     # one is symmetric; for a single position everything antisymmetric is mapped to zero.
+    if rank == 1:
+        return _semidefinite(capture, _first(capture, tolerance))
     found = [_leading(capture, rank, tolerance, 1)]
-    if rank > 1 and isinstance(capture, Capture) and not capture.factored:
+    if isinstance(capture, Capture) and not capture.factored:
         found.append(_leading(capture, rank, tolerance, -1))
     left, s, right = (torch.cat(parts) for parts in zip(*found, strict=True))
     best = s.argsort(descending=True, stable=True)[:rank]
     left, root, right = left[best], s[best].sqrt().reshape(-1, 1, 1), right[best]
-    if len(best) == 1:
-        return _semidefinite(capture, right)
     sign = torch.sign(torch.einsum("kii->k", right))
     sign = torch.where(sign == 0, torch.ones_like(sign), sign).reshape(-1, 1, 1)
     return left * _like(sign * root, left), right * sign * root
+
+
+def _first(capture: Capture | TokenCapture, tolerance: float) -> Tensor:
+    """The leading right singular vector of R, (1, dg, dg), by Lanczos on the smaller of RᵀR and RRᵀ."""
+    dg = capture.g.shape[-1]
+    da = capture.a.shape[-1] if isinstance(capture, Capture) else None
+
+    def forward(y: Tensor) -> Tensor:
+        return _pack(to_inputs(capture, _unpack(y.unsqueeze(0), dg, 1)), 1)[0]
+
+    def backward(x: Tensor) -> Tensor:
+        return _pack(to_outputs(capture, _unpack(x.unsqueeze(0), da, 1)), 1)[0]
+
+    start = _pack(torch.eye(dg, dtype=capture.g.dtype, device=capture.g.device).unsqueeze(0), 1)[0]
+    first = forward(start)  # KFAC's own A
+    residual = 20 * tolerance  # a thousand roundings of the products
+    try:
+        if len(first) < len(start):
+            y = backward(leading_eigenvector(lambda x: forward(backward(x)), first, residual, _ITERATIONS))
+        else:
+            y = leading_eigenvector(lambda y: backward(forward(y)), start, residual, _ITERATIONS)
+    except RuntimeError as error:
+        raise RuntimeError(f"the nearest Kronecker product did not converge; raise tolerance=: {error}") from error
+    return _unpack(y.unsqueeze(0), dg, 1)
 
 
 def _leading(
@@ -157,6 +183,11 @@ def _like(scales: Tensor, x: Tensor) -> Tensor:
     return scales.reshape(-1, *(1 for _ in x.shape[1:]))
 
 
+def _weights(diagonal: Tensor, like: Tensor) -> Tensor:
+    """√2 off the diagonal, in the very precision."""
+    return (2 - diagonal.to(like)).sqrt()
+
+
 def _pack(matrices: Tensor, parity: int) -> Tensor:
     """Orthonormal coordinates (r, d(d ± 1)/2) of the matrices' (anti)symmetric parts."""
     if matrices.dim() == 2:  # diagonals
@@ -164,7 +195,7 @@ def _pack(matrices: Tensor, parity: int) -> Tensor:
     d = matrices.shape[-1]
     i, j = torch.triu_indices(d, d, (1 - parity) // 2, device=matrices.device)
     part = (matrices + parity * matrices.mT) / 2
-    return part[:, i, j] * torch.where(i == j, 1.0, 2**0.5).to(matrices.dtype)
+    return part[:, i, j] * _weights(i == j, matrices)
 
 
 def _unpack(rows: Tensor, d: int | None, parity: int) -> Tensor:
@@ -173,7 +204,7 @@ def _unpack(rows: Tensor, d: int | None, parity: int) -> Tensor:
         return rows
     i, j = torch.triu_indices(d, d, (1 - parity) // 2, device=rows.device)
     upper = rows.new_zeros(len(rows), d, d)
-    upper[:, i, j] = rows / torch.where(i == j, 2.0, 2**0.5).to(rows.dtype)
+    upper[:, i, j] = rows / (_weights(i == j, rows) * (1 + (i == j).to(rows)))
     return upper + parity * upper.mT
 
 
@@ -188,6 +219,9 @@ def to_inputs(capture: Capture | TokenCapture, Y: Tensor) -> Tensor:
         a, g = capture.a[:, 0], capture.g[:, :, 0]
         weights = torch.stack([((g @ y) * g).sum((0, 2)) for y in Y])
         return torch.stack([(a * w.unsqueeze(1)).T @ a for w in weights]) / n
+    if _by_positions(capture):
+        a, g = capture.a, capture.g.permute(1, 0, 2, 3)  # (N, K, T, dg)
+        return torch.stack([a.flatten(0, 1).T @ ((g @ y @ g.mT).sum(1) @ a).flatten(0, 1) for y in Y]) / n
     return _through_gradients(capture, Y, transpose=True) / n
 
 
@@ -202,7 +236,16 @@ def to_outputs(capture: Capture | TokenCapture, X: Tensor) -> Tensor:
         a, g = capture.a[:, 0], capture.g[:, :, 0]
         weights = torch.stack([((a @ x) * a).sum(1) for x in X])
         return torch.stack([(g * w.unsqueeze(1)).flatten(0, 1).T @ g.flatten(0, 1) for w in weights]) / n
+    if _by_positions(capture):
+        a, g = capture.a, capture.g
+        return torch.stack([g.flatten(0, 2).T @ ((a @ x @ a.mT) @ g).flatten(0, 2) for x in X]) / n
     return _through_gradients(capture, X, transpose=False) / n
+
+
+def _by_positions(capture: Capture) -> bool:
+    """Whether products over pairs of an example's positions cost less than those with its gradient (dg, da)."""
+    k, t, da, dg = capture.vectors, capture.positions, capture.a.shape[-1], capture.g.shape[-1]
+    return t * (k * (t + dg) * dg + (t + da) * da) < k * da * dg * (da + dg)
 
 
 def _through_gradients(capture: Capture, matrices: Tensor, transpose: bool) -> Tensor:

@@ -155,7 +155,7 @@ def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
 def gram_tiles(captures: Sequence[AnyCapture]) -> Iterator[list[Tensor]]:
     """Row strips of every layer's Gram matrix, small enough to be held together."""
     n, k = captures[0].examples, captures[0].vectors
-    step = max(1, _TILE_ENTRIES // (k * k * n))
+    step = max(1, _TILE_ENTRIES // (k * k * n * max(1, len(captures) // 4)))
     for start in range(0, n, step):
         yield [example_gram(capture, start, min(start + step, n)) for capture in captures]
 
@@ -167,6 +167,16 @@ def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
     total = 0.0
     for tiles in gram_tiles([row] if row is col else [row, col]):
         total += float((tiles[0] * tiles[-1]).sum(dtype=torch.float64))
+    return total
+
+
+def block_square_norms(captures: Sequence[AnyCapture]) -> dict[tuple[int, int], float]:
+    """`block_square_norm` of all pairs (i, j), i <= j, each layer's Gram matrix computed once."""
+    pairs = [(i, j) for i in range(len(captures)) for j in range(i, len(captures))]
+    total = dict.fromkeys(pairs, 0.0)
+    for tiles in gram_tiles(captures):
+        for i, j in pairs:
+            total[i, j] += float((tiles[i] * tiles[j]).sum(dtype=torch.float64))
     return total
 
 
