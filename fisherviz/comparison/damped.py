@@ -40,8 +40,7 @@ class DampedFisher:
         products: int = 10_000,
     ) -> None:
         self.fisher, self.strength, self.part, self.tol, self.products = fisher, strength, part, tol, products
-        self.size = min(fisher.shape[0], fisher.columns)
-        self.direct = self.size <= factorised
+        self.direct = min(fisher.shape[0], fisher.columns) <= factorised
         """Whether solves are factorisations, with a determinant."""
 
     @cached_property
@@ -74,13 +73,13 @@ class DampedFisher:
     def _precondition(self, v: Tensor) -> Tensor:
         return self.fisher.space.join(self._of_a_part.solve(self.fisher.space.split(v)))
 
-    @property
-    def multiply_adds(self) -> int:
-        """Of one product of F with a vector from captures."""
-        return 2 * sum(map(_multiply_adds, self.fisher.example_space().values()))
+
+def multiply_adds(fisher: Fisher) -> int:
+    """Of one product of F with a vector from captures."""
+    return 2 * sum(map(_of_gradients, fisher.example_space().values()))
 
 
-def _multiply_adds(capture: AnyCapture) -> int:
+def _of_gradients(capture: AnyCapture) -> int:
     """Of the products of a layer's gradients with a vector."""
     if isinstance(capture, TokenCapture):
         return capture.g.numel()

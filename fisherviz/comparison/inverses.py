@@ -37,6 +37,8 @@ SEED = 0
 """Of the probes' private generator."""
 _CLOSED = (Dense, Diagonal, DiagonalKronecker, Identity, Kronecker, KroneckerEigen, UnitBlocks)
 """Operators whose inverse has a structure of its own."""
+_OF_F = {"inverse_frobenius": ("images",), "kl": ("samples", "_log_determinant")}
+"""What of `Probes` a metric reads that concerns F alone."""
 
 
 class Inverses:
@@ -148,17 +150,14 @@ class Probes:
         size = 4 * self._size * self.count * torch.empty((), dtype=self._precision).element_size()
         device = self.damped.fisher.network.device
         require(size, device, f"{self.count} probes of {self._size:,} parameters", "leave out their metrics")
-        if "inverse_frobenius" in names:
-            assert self.images is not None
-        if "kl" in names:
-            assert self.samples is not None
-            assert self._log_determinant is not None
+        for attribute in (attribute for name in names for attribute in _OF_F[name]):
+            getattr(self, attribute)
 
     def _split(self, vectors: Tensor) -> Iterator[Tensor]:
         yield from vectors.split(max(1, GRADIENT_ENTRIES // (4 * self._size)), 1)
 
     def _normal(self, rows: int, generator: torch.Generator) -> Tensor:
-        drawn = torch.randn(rows, self.count, generator=generator)
+        drawn = torch.randn(rows, self.count, generator=generator, dtype=torch.float32)
         return drawn.to(device=self.damped.fisher.network.device, dtype=self._precision)
 
     @cached_property

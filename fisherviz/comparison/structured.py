@@ -17,7 +17,7 @@ from torch import Tensor
 from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.approximations.matrices import LayeredMatrix
-from fisherviz.comparison.damped import DampedFisher
+from fisherviz.comparison.damped import DampedFisher, multiply_adds
 from fisherviz.comparison.inner import inner_with_exact
 from fisherviz.comparison.inverses import Inverses
 from fisherviz.comparison.measures import Cost, Pair, Question, Step, measured
@@ -33,6 +33,8 @@ _BUDGET = 2e10
 """Multiply-adds with F that a metric may take for one approximation, unless it was asked for by name."""
 _PRODUCTS = 1000
 """Products of Lanczos, at most; fewer than a hundredth of them are not worth a start."""
+_ITERATIONS = 10_000
+"""Of conjugate gradients, at most; all approximations share what they give."""
 _SPECTRAL_TOLERANCE = 1e-4
 _PROBES = 32
 """Of inverses and divergences, at most; a quarter of them still has a standard error."""
@@ -55,9 +57,10 @@ class StructuredComparison:
                 f"{', '.join(left_out)} are left out: they need the dense "
                 f"{self.space.size:,} x {self.space.size:,} matrix; ask for them with metrics=."
             )
-        self.damped = DampedFisher(fisher, question.strength)
-        self.affordable = int(_BUDGET / self.damped.multiply_adds)
+        self.affordable = int(_BUDGET / multiply_adds(fisher))
         """Products with F for one approximation."""
+        shared = _ITERATIONS if question.explicit else min(_ITERATIONS, 10 * self.affordable)
+        self.damped = DampedFisher(fisher, question.strength, products=shared)
         self.largest = self._largest() if "relative_spectral" in wanted else 0.0
         self.step = self._exact_step() if wanted & needing("direction") else None
         self.inverses = self._inverses(sorted(wanted & needing("damping")))
@@ -91,12 +94,11 @@ class StructuredComparison:
             return None
         if damped.direct:
             return self.fisher.solve(gradient, damped.strength)
-        if not self.question.explicit:
-            damped.products = 10 * self.affordable  # all approximations share it
         try:
             step = damped.solve(gradient)
         except RuntimeError as error:  # conjugate gradients have not converged
-            self._costly("directions are", str(error).removesuffix("."))
+            asked = "" if self.question.explicit else " Ask for them with metrics=, or use fewer examples."
+            self.notes.append(f"directions are left out: {error}{asked}")
             return None
         self.notes.append(
             "directions: the exact natural gradient comes from conjugate gradients, with a residual of "

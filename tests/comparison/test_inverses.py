@@ -292,3 +292,15 @@ def test_a_monitor_records_standard_errors(never_formed, monkeypatch):
     values = found[found["method"] == "kfac"].set_index("metric")["value"]
     assert values["kl_stderr"] > 0
     assert "bytes_stderr" not in values
+
+
+def test_conjugate_gradients_beyond_the_budget_leave_directions_out_with_a_sentence(never_formed, monkeypatch):
+    monkeypatch.setattr("fisherviz.comparison.structured._BUDGET", 0)
+    iterated = partial(DampedFisher, factorised=0, part=1)
+    monkeypatch.setattr("fisherviz.comparison.structured.DampedFisher", iterated)
+    found = compared(damping=0.05)
+    assert "direction_cosine" not in found.metrics
+    (note,) = (note for note in found.notes if note.startswith("directions are left out"))
+    assert "did not converge" in note
+    assert note.endswith("Ask for them with metrics=, or use fewer examples.")
+    assert "direction_cosine" in compared(damping=0.05, metrics="direction_cosine").metrics
