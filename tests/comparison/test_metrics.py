@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from fisherviz.approximations.kfac_full import KFACFull
 from tests.oracles import exact, laws, nets, order, trace
 from tests.oracles.checks import FLOAT64
 
@@ -219,32 +220,30 @@ SHARING = {
 }
 
 
-WITHOUT_CROSS_FACTORS = [m for m in METHODS if m not in ("kfac-full", "kfac-tridiagonal")]
-
-
+@pytest.mark.filterwarnings("ignore:.*grouped")
 @pytest.mark.parametrize("build", SHARING.values(), ids=SHARING.keys())
 @pytest.mark.parametrize("parameters", [0, 3000], ids=["never formed", "dense"])
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 def test_errors_of_layers_that_share_weights(monkeypatch, build, parameters, kind):
     monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", parameters)
     net, x = build()
-    methods = METHODS if getattr(net[0], "groups", 1) == 1 else WITHOUT_CROSS_FACTORS
     metrics = ["relative_frobenius", "frobenius_cosine"]
-    setting = Setting(net, x, "bernoulli", kind=kind, methods=methods, metrics=metrics)
-    for method in methods:
+    setting = Setting(net, x, "bernoulli", kind=kind, methods=METHODS, metrics=metrics)
+    for method in METHODS:
         expected = relative_measures(setting.F, setting.dense(method))
         for metric in ("relative_frobenius", "frobenius_cosine"):
             assert setting.value(method, metric) == close(expected[metric], 1e-6)
 
 
-def test_a_method_that_refuses_a_layer_is_left_out_with_a_note_unless_it_was_asked_for():
-    net, x = SHARING["groups"]()
-    fisher = fv.Probe(net, "bernoulli").fisher(x)
-    comparison = fv.compare(fisher, metrics="relative_frobenius")
-    assert set(comparison.frame["method"]) == set(WITHOUT_CROSS_FACTORS)
-    assert any("kfac-full" in note and "group" in note for note in comparison.meta["notes"])
-    with pytest.raises(NotImplementedError, match=r"group.*'0'"):
-        fv.compare(fisher, "kfac-full", metrics="relative_frobenius")
+def test_a_method_that_refuses_a_network_is_left_out_with_a_note_unless_it_was_asked_for_alone():
+    net = nets.conv_net(nn.Conv1d(1, 2, 2), nn.Conv1d(2, 2, 2))
+    fisher = fv.Probe(net, "bernoulli").fisher(torch.randn(4, 1, 4, dtype=torch.float64))
+    refusing = KFACFull(setting="expand")
+    comparison = fv.compare(fisher, {"kfac": "kfac", "expanded": refusing}, metrics="relative_frobenius")
+    assert set(comparison.frame["method"]) == {"kfac"}
+    assert any("expanded" in note and "equally many positions" in note for note in comparison.meta["notes"])
+    with pytest.raises(ValueError, match="equally many positions"):
+        fv.compare(fisher, refusing, metrics="relative_frobenius")
 
 
 def test_a_given_gradient_is_used_flat_or_by_name():
@@ -291,3 +290,27 @@ def test_a_wrong_request_is_refused(call, word):
     fisher = fv.Probe(nets.mlp(3, 4, 2), "gaussian").fisher(nets.vectors(5, 3))
     with pytest.raises((ValueError, TypeError), match=word):
         call(fisher)
+
+
+@pytest.mark.filterwarnings("ignore:.*single features", "ignore:.*chain")
+@pytest.mark.parametrize("pieces", [2**26, 500])
+def test_errors_without_matrices_are_those_with_them(pieces, monkeypatch):
+    """Few examples and wide patches, so that factors have small ranges; all blocks of all methods in one sweep."""
+    torch.manual_seed(0)
+    net = nets.randomised(
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv2d(4, 4, 2), nn.PReLU(4), nets.MeanPixels(),
+            nn.Linear(4, 3),
+        )
+    )  # fmt: skip
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    fisher = fv.Probe(net, "categorical").fisher(x)
+    names = ["relative_frobenius", "frobenius_cosine"]
+    dense = fv.compare(fisher, metrics=names, progress=False).frame
+    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("fisherviz.comparison.inner.GRADIENT_ENTRIES", pieces)
+    free = fv.compare(fisher, metrics=names, progress=False).frame
+    keys = ["method", "row", "col", "metric"]
+    both = dense.merge(free, on=keys, suffixes=("", "_free"))
+    assert len(both) >= len(free) > 100
+    np.testing.assert_allclose(both["value_free"], both["value"], rtol=1e-9, atol=3e-7)
