@@ -22,7 +22,7 @@ from fisherviz.optim.gradients import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
 from fisherviz.optim.processes import summed
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
-from fisherviz.optim.rules import ModelRule, descend, trust
+from fisherviz.optim.rules import ModelRule, descend
 
 NO_CLOSURE = (
     "the loss is evaluated again to adjust λ: call step(closure) with a closure that zeroes the gradients, "
@@ -84,7 +84,10 @@ class QuadraticModel(ModelRule[Preconditioned]):
             delta = self._best(
                 step, directions, gradient, [choose(batch, options.tau2, step.generator) for batch in batches]
             )
+        if options.adapt and step.k == 1:
+            self.say_idle(delta, self.last["quadratic"], self.omega1 ** (1 / options.T1))
         lr = self.lr(step)
+        lr *= self.region.within(lr**2 * self.last["quadratic"])
         before = self._objective(step.loss, step) if step.loss is not None else 0.0
         self.update = {p: lr * d for p, d in delta.items()}
         for p, d in self.update.items():
@@ -148,17 +151,15 @@ class QuadraticModel(ModelRule[Preconditioned]):
         after = self._objective(step.evaluate(), step)
         change = lr * self.last["linear"] + 0.5 * lr**2 * self.last["quadratic"]
         self.last["rho"] = rho = (after - before) / change if change < 0 else 0.0
-        if trust(rho) > 0:
-            self.lam *= self.omega1
-        elif trust(rho) < 0:
-            self.lam /= self.omega1
+        self.adjust(rho, self.lam * self.omega1, self.lam / self.omega1)
 
     # ---- saving ----------------------------------------------------------------------------------------------------
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """λ, γ, δ₀."""
         update = {names[p]: d.clone() for p, d in self.update.items()}
-        return {"adaptive": {"lam": self.lam, "gamma": self.gamma, "last": dict(self.last), "update": update}}
+        own = {"lam": self.lam, "gamma": self.gamma, "last": dict(self.last), "update": update}
+        return super().state_dict(names) | {"adaptive": own}
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state_dict` gave."""

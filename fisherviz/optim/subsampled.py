@@ -6,6 +6,7 @@ default, independent of the gradient's; everything comes from inputs and pseudo-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypedDict, Unpack
@@ -187,6 +188,7 @@ class SubsampledKeywords(TypedDict, total=False):
     """Rare options of `SubsampledNaturalGradient`."""
 
     samples: int
+    kl_clip: float
 
 
 class SubsampledNaturalGradient(NaturalGradient):
@@ -207,6 +209,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         T: steps between mini-batches for the Fisher.
         kind: "mc" or "exact".
         samples: labels per example for kind "mc".
+        kl_clip: κ, as for `NaturalGradient`; of the damped Fisher that the mini-batch gives.
         output: picks the output tensor from what the model returns.
 
     Raises:
@@ -215,6 +218,7 @@ class SubsampledNaturalGradient(NaturalGradient):
     """
 
     Options: ClassVar[type] = SubsampledKeywords
+    PAPER: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "damping": 1e-2, "momentum": 0.0, "kl_clip": math.inf}
 
     def __init__(
         self,
@@ -224,9 +228,9 @@ class SubsampledNaturalGradient(NaturalGradient):
         structure: str = "full",
         fisher_data: Any = None,
         params: Iterable[Any] | None = None,
-        lr: float = 1e-2,
-        damping: float | Damping = 1e-2,
-        momentum: float = 0.0,
+        lr: float = 0.1,
+        damping: float | Damping = 1.0,
+        momentum: float = 0.9,
         weight_decay: float = 0.0,
         T: int = 1,
         kind: str = "mc",
