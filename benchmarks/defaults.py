@@ -6,7 +6,11 @@ steps. Writes benchmarks/defaults.json and the third part of benchmarks/README.m
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks import table
+from benchmarks.running import HERE, machine
 from fisherviz import datasets, optim
 from fisherviz.network.likelihoods import resolve
 from fisherviz.training.data import Batches, Pair, Position
@@ -55,7 +61,7 @@ class Problem:
 def mlp(*widths: int) -> nn.Module:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -131,27 +137,39 @@ PROBLEMS = {
 """Name to problem."""
 
 
-def natural(method: str, **options: Any) -> Make:
+def natural(method: str) -> Make:
     """NaturalGradient with a method."""
-    return lambda model, likelihood: optim.NaturalGradient(model, likelihood, method, **options)
+    return lambda model, likelihood: optim.NaturalGradient(model, likelihood, method)
 
 
-OPTIMIZERS: dict[str, Make] = {
-    "Adam": lambda model, _: torch.optim.Adam(model.parameters()),
-    "SGD": lambda model, _: torch.optim.SGD(model.parameters()),
-    "KFAC": optim.KFAC,
-    "KFAC tridiagonal": lambda m, l: optim.KFAC(m, l, inverse="block-tridiagonal"),
-    "KFAC plain": lambda m, l: optim.KFAC(m, l, rescale=False, adapt=False),
-    "EKFAC": optim.EKFAC,
-    "FOOF": optim.FOOF,
-    "CWNGD": optim.CWNGD,
-    "TENGraD": optim.TENGraD,
-    "Subsampled": optim.SubsampledNaturalGradient,
-    "Subsampled layers": lambda m, l: optim.SubsampledNaturalGradient(m, l, structure="layer"),
-    "KBFGS": optim.KBFGS,
-    "HessianFree": optim.HessianFree,
+def preset(cls: type[optim.NaturalGradient], **options: Any) -> tuple[Make, Make]:
+    """A preset with its defaults, and with its paper's values."""
+    return (
+        lambda model, likelihood: cls(model, likelihood, **options),
+        lambda model, likelihood: cls.paper(model, likelihood, **options),
+    )
+
+
+OPTIMIZERS: dict[str, tuple[Make, Make | None]] = {
+    "Adam": (lambda model, _: torch.optim.Adam(model.parameters()), None),
+    "SGD": (lambda model, _: torch.optim.SGD(model.parameters()), None),
+    "KFAC": preset(optim.KFAC),
+    "KFAC, tridiagonal": preset(optim.KFAC, inverse="block-tridiagonal"),
+    "KFAC, plain": preset(optim.KFAC, rescale=False, adapt=False),
+    "EKFAC": preset(optim.EKFAC),
+    "FOOF": preset(optim.FOOF),
+    "CWNGD": preset(optim.CWNGD),
+    "TENGraD": preset(optim.TENGraD),
+    "Subsampled": preset(optim.SubsampledNaturalGradient),
+    "Subsampled, layers": preset(optim.SubsampledNaturalGradient, structure="layer"),
+    "KBFGS": preset(optim.KBFGS),
+    "HessianFree": preset(optim.HessianFree),
+    "NaturalGradient, diagonal": (natural("diagonal"), None),
+    "NaturalGradient, kfac": (natural("kfac"), None),
+    "NaturalGradient, ekfac": (natural("ekfac"), None),
+    "NaturalGradient, foof": (natural("foof"), None),
 }
-"""Name to what makes it."""
+"""Name to what makes it with its defaults, and with its paper's values where it has such."""
 
 
 def train(problem: Problem, make: Make, seed: int) -> dict[str, Any]:
@@ -163,33 +181,70 @@ def train(problem: Problem, make: Make, seed: int) -> dict[str, Any]:
         seed: of weights and batches.
 
     Returns:
-        "loss" and "accuracy" or "squared_error" over the training examples after the last step, "first" (the loss
-        before the first), "most" (the largest mini-batch loss on the way) and "why", where it broke off.
+        "loss" and "accuracy" or "squared_error" over the training examples after the last step, None and "why" where it
+        broke off.
     """
     torch.manual_seed(seed)
     model, likelihood = problem.build(), resolve(problem.likelihood)
     batches, position = Batches(*problem.data, problem.batch, seed=seed), Position()
-    found: dict[str, Any] = {"first": evaluate(model, likelihood, problem.data)["loss"], "most": 0.0}
     opt = make(model, problem.likelihood)
     k = 0
     try:
         while position.epoch < EPOCHS:
             k += 1
             x, y, position = batches.take(position, k)
-            losses: list[float] = []
 
-            def closure(x: Tensor = x, y: Tensor = y, losses: list[float] = losses) -> Tensor:
+            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
                 opt.zero_grad()
                 loss = likelihood.nll(model(x), y).mean()
-                losses.append(float(loss))
                 loss.backward()
                 return loss
 
-            opt.step(closure)
-            found["most"] = max(found["most"], losses[0])
+            opt.step(closure)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
-        return found | {"loss": math.inf, "why": f"step {k}: {error}"}
-    found |= evaluate(model, likelihood, problem.data)
-    if not math.isfinite(found["loss"]):
-        found |= {"loss": math.inf, "why": "the loss is not finite"}
-    return found
+        return {"loss": None, "why": f"step {k}: {error}"}
+    found = evaluate(model, likelihood, problem.data)
+    return found if math.isfinite(found["loss"]) else {"loss": None, "why": f"the loss is {found['loss']}"}
+
+
+def measure(problem: Problem, make: Make) -> dict[str, Any]:
+    """All seeds' runs: "losses", the mean "score", and "why" the first broke off."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runs = [train(problem, make, seed) for seed in SEEDS]
+    found: dict[str, Any] = {"losses": [run["loss"] for run in runs]}
+    if why := [run["why"] for run in runs if "why" in run]:
+        return found | {"why": why[0]}
+    score = next(key for key in runs[0] if key != "loss")
+    return found | {score: sum(run[score] for run in runs) / len(runs)}
+
+
+def main() -> None:
+    """Train, print each row, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="PROBLEM", help=", ".join(PROBLEMS))
+    arguments = parser.parse_args()
+    if unknown := sorted(set(arguments.names) - set(PROBLEMS)):
+        parser.error(f"no problem is called {', '.join(unknown)}; they are {', '.join(PROBLEMS)}")
+    torch.set_num_threads(1)
+    path = HERE / "defaults.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
+    for name in arguments.names or PROBLEMS:
+        problem = PROBLEMS[name]
+        if problem.files is not None and datasets.where(problem.files) is None:
+            print(f"{name}: {problem.files} is not at hand; set FISHERVIZ_DATA")
+            continue
+        row: dict[str, Any] = {"title": problem.title, "optimizers": {}}
+        for optimizer, makes in OPTIMIZERS.items():
+            made = [None if make is None else measure(problem, make) for make in makes]
+            row["optimizers"][optimizer] = dict(zip(("defaults", "paper"), made, strict=True))
+            print(f"{name:14} {optimizer:26} {made}", flush=True)
+        results["rows"][name] = row
+        results["rows"] = {known: results["rows"][known] for known in PROBLEMS if known in results["rows"]}
+        results["machine"] = machine()
+        table.write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        table.write_readme(HERE)
+
+
+if __name__ == "__main__":
+    main()

@@ -123,7 +123,7 @@ class KFAC(NaturalGradient):
             "lr": lr, "damping": damping, "momentum": momentum, "kl_clip": options.pop("kl_clip", None),
             "min_damping": options.pop("min_damping", None),
         }  # fmt: skip
-        trained: dict[str, Any] = filled(given, MODEL if rescale else DIRECTION)
+        trained: dict[str, Any] = filled(given, MODEL if rescale else DIRECTION | {"damping": 0.1})
         super().__init__(
             model, likelihood, METHODS[inverse], params=params,
             weight_decay=(1e-5 if rescale else 0.0) if weight_decay is None else weight_decay,

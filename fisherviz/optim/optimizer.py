@@ -39,7 +39,7 @@ class NaturalGradient(Watching):
         likelihood: as for `fv.Probe`; the criterion is its mean nll over the batch unless `loss_scale` says otherwise.
         method: "exact" (dense, small networks), any name in `fv.approximations`, or an `Approximation`.
         params: torch parameter groups, None for all; a group with approximation="none" is left to plain SGD.
-        lr: learning rate; None: 0.1, with damping 0.1, momentum 0.9 and kl_clip 1e-3 where they are not given; with
+        lr: learning rate; None: 0.1, with damping 1, momentum 0.9 and kl_clip 1e-3 where they are not given; with
             `rescale` 1, and 1, 1, 0.1 and min_damping 1.
         damping: λ, added to the matrix, or a `Tikhonov` or `FactoredTikhonov`; a group may have its own.
         momentum: of the preconditioned gradient; None: 0 where lr is given.

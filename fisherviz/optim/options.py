@@ -22,8 +22,9 @@ OWN: dict[str, type[Approximation]] = {"exact": ExactFisher}
 """Methods that only optimizers have."""
 
 
-DIRECTION = {"lr": 0.1, "damping": 0.1, "momentum": 0.9, "kl_clip": 1e-3, "min_damping": 0.0}
-"""What trains, for steps along directions: lr, momentum and κ as in kfac-pytorch."""
+DIRECTION = {"lr": 0.1, "damping": 1.0, "momentum": 0.9, "kl_clip": 1e-3, "min_damping": 0.0}
+"""What trains, for steps along directions: lr, momentum and κ as in kfac-pytorch; where F does not reach, lr/λ is SGD's
+usual 0.1. Factors averaged over steps take λ = 0.1."""
 MODEL = {"lr": 1.0, "damping": 1.0, "momentum": 1.0, "kl_clip": 0.1, "min_damping": 1.0}
 """What trains, for steps of the quadratic model, which is that of one mini-batch and of low rank: λ stays at 1 or more,
 as wherever F is that of one mini-batch. κ is 1e-3/(1 − 0.9)², what momentum makes of the κ of `DIRECTION` at most."""

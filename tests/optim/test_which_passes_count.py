@@ -500,7 +500,7 @@ def test_a_batch_with_nan_whose_gradient_is_in_the_step_raises(preset):
 # ---- losses and outputs --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [optim.TENGraD, optim.CWNGD, optim.KBFGS])
+@pytest.mark.parametrize("make", [optim.TENGraD.paper, optim.CWNGD.paper, optim.KBFGS])
 def test_a_summed_loss_has_the_scale_one(make):
     """The sum's gradient is N times the mean's, the Fisher is the same: so is the step of a linear rule."""
     moves = []
