@@ -16,8 +16,8 @@ for plain SGD. `T` is the number of steps between factorisations; the signatures
 
 Defaults are for training by mini-batches: steps along directions take lr 0.1, momentum 0.9 and the norm constraint κ =
 1e-3 (`kl_clip`) of the public K-FAC optimizers; λ is 0.1 where factors are averaged over steps and 1 where F is that of
-one mini-batch, which is of low rank. Steps of the quadratic model (complete KFAC, HessianFree) take κ = 0.1 and a λ of 1
-or more (`min_damping`). `FOOF.paper(model, likelihood, ...)`, and so every preset, has the paper's values instead.
+one mini-batch, which is of low rank. Steps of the quadratic model (complete KFAC, HessianFree) take κ = 0.1 and a λ of
+1 or more (`min_damping`). `FOOF.paper(model, likelihood, ...)`, and so every preset, has the paper's values instead.
 
 A pass of the model counts if its gradient is in the step. Gradients that were dropped (`zero_grad()`, `p.grad = None`)
 take their pass with them, and what leaves none in `.grad` (a saliency map, a GAN's generator behind a frozen

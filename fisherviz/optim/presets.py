@@ -19,7 +19,7 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping
 from fisherviz.optim.exact import BatchUnits
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import require_known
+from fisherviz.optim.options import DIRECTION, require_known
 from fisherviz.support import choices
 
 ModelLikelihood = str | Likelihood | nn.Module
@@ -175,6 +175,7 @@ class EKFAC(NaturalGradient):
         **options: Unpack[EKFACKeywords],
     ) -> None:
         require_known(type(self), options)
+        options.setdefault("kl_clip", DIRECTION["kl_clip"])
         choices.one_of("kind", kind, KINDS)
         super().__init__(
             model, likelihood, "ekfac", params=params, lr=lr, damping=damping, momentum=momentum,

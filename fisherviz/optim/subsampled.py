@@ -24,7 +24,7 @@ from fisherviz.optim.averages import pack, unpack
 from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, gradient_matrix, layer_gradients, matrix_of, split_matrix, split_rows
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import require_known
+from fisherviz.optim.options import DIRECTION, require_known
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.rules import Momentum, StepRule
 from fisherviz.statistics.examples import Examples, Woodbury
@@ -238,6 +238,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         **options: Unpack[SubsampledKeywords],
     ) -> None:
         require_known(type(self), options)
+        options.setdefault("kl_clip", DIRECTION["kl_clip"])
         choices.one_of("structure", structure, STRUCTURES)
         choices.one_of("kind", kind, KINDS)
         if kind == "empirical":

@@ -129,7 +129,7 @@ def test_a_run_from_before_there_were_defaults_goes_on_with_the_paper_s(tmp_path
     old = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert old.pop("defaults") == "paper"
     path.write_text(yaml.safe_dump(old), encoding="utf-8")
-    with pytest.raises(ValueError, match="holds a run with defaults='paper', not 'training'.*give the same options"):
+    with pytest.raises(ValueError, match=r"holds a run with defaults='paper', not 'training'.*give the same options"):
         small(tmp_path, epochs=3, **fields)
     run = small(tmp_path, defaults="paper", epochs=3, **fields)
     assert run.summary["final"] == reference.summary["final"]
