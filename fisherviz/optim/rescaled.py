@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.network.layers import Layer
+from fisherviz.operators import SingularMatrixError
 from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Group, Preconditioned, Step
@@ -111,8 +112,9 @@ class QuadraticModel(ModelRule[Preconditioned]):
             rules = dict.fromkeys(
                 (layer.name for layer in step.moments.space.layers), FactoredTikhonov(gamma) if gamma else None
             )
-            made = directions.damped(step, rules)
-            proposal = {p: -dense(d) for p, d in directions.solve(step, made).items() if p in gradient}
+            with self._floor_told():
+                made = directions.damped(step, rules)
+                proposal = {p: -dense(d) for p, d in directions.solve(step, made).items() if p in gradient}
             tried = [proposal, previous] if previous else [proposal]
             tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
             quadratic, linear = self._model(forms, gradient, tried, tangents)
@@ -126,6 +128,19 @@ class QuadraticModel(ModelRule[Preconditioned]):
         _, self.gamma, self.last, delta, rules, made = best
         directions.keep(rules, made)
         return delta
+
+    @contextmanager
+    def _floor_told(self) -> Iterator[None]:
+        """Say how a damping that a factorisation asks for is had where λ is adapted."""
+        try:
+            yield
+        except SingularMatrixError as error:
+            if not self.options.adapt:
+                raise
+            raise RuntimeError(
+                f"{error} Here λ = {self.lam:g} and γ = {self.gamma:g} are adapted: pass a larger min_damping, below "
+                f"which λ never falls (now {self.region.min_damping:g})."
+            ) from error
 
     def _model(
         self, forms: FisherForms, gradient: Tensors, directions: Sequence[Tensors], tangents: Sequence[Any]

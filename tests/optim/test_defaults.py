@@ -147,6 +147,13 @@ def test_a_lambda_that_cannot_act_for_a_hundred_steps_is_said_once(make, said):
     assert not said or "pass a smaller damping" in sentences[0]
 
 
+def test_the_advice_for_a_singular_factor_can_be_followed_where_lambda_is_adapted():
+    model, (x, y) = net(), data(4)
+    opt = optim.KFAC.paper(model, "categorical", damping=0.0, weight_decay=0.0)
+    with pytest.raises(RuntimeError, match=r"layer '0'.*damping of at least.* are adapted: pass a larger min_damping"):
+        opt.step(closure_of(opt, model, x, y))
+
+
 # ---- the papers' values --------------------------------------------------------------------------------------------
 
 
