@@ -45,7 +45,8 @@ class LayerWise(Approximation):
         """F_ii."""
         if not self.wants_capture(layer):
             return Dense(values["block"])
-        capture = working(values["capture"])
+        capture = values["capture"]
+        capture = capture.to(working(capture.tensors[0]))
         if layer.size <= min(capture.vectors * capture.examples, MOST_DENSE_PARAMETERS):
             return Dense(block(capture, capture) / capture.examples)  # smaller than its Gram matrix
         return ExampleSpace(Examples([capture], 1.0 / capture.examples))

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from fisherviz.approximations.base import Approximation, Couplings, PerFeature, Values, check_per_feature
-from fisherviz.approximations.kronecker import check_kfac_setting
+from fisherviz.approximations.kronecker import check_kfac_setting, product
 from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal, full_matrix
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
@@ -68,7 +68,7 @@ class KFACFull(Approximation):
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """A ⊗ G."""
-        return Kronecker(values["A"], values["G"])
+        return product(values["A"], values["G"])
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Every pair of layers with factors."""

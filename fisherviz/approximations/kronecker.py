@@ -12,9 +12,14 @@ from torch import Tensor
 
 from fisherviz.approximations.base import Approximation, PerFeature, Values, check_per_feature
 from fisherviz.network.layers import Layer
-from fisherviz.operators import DirectSum, Kronecker, KroneckerEigen, Operator, UnitBlocks
+from fisherviz.operators import Diagonal, DiagonalKronecker, DirectSum, Kronecker, KroneckerEigen, Operator, UnitBlocks
 from fisherviz.operators.factorise import eigh
 from fisherviz.statistics import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
+
+
+def product(A: Tensor, G: Tensor) -> Operator:
+    """A ⊗ G: of one pair of factors, of one for each group, or with the diagonal (d,) of A alone."""
+    return DiagonalKronecker(A, G) if A.dim() == 1 else per_group(Kronecker, A, G)
 
 
 def per_group(build: Callable[..., Operator], *factors: Tensor) -> Operator:
@@ -35,7 +40,8 @@ class KFAC(Approximation):
     """Block-diagonal Kronecker factors A ⊗ G, one pair per layer.
 
     Args:
-        setting: "expand" (weight-sharing positions as examples) or "reduce" (averaged first).
+        setting: "expand" (weight-sharing positions as examples) or "reduce" (averaged first); embeddings are always
+            expanded, so that their A is diagonal.
         per_feature: what stands for layers that scale single features (normalisation, PReLU), which have no factors:
             their exact 2 x 2 "units", the exact "block" of the whole layer, or its "diagonal".
     """
@@ -54,7 +60,7 @@ class KFAC(Approximation):
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """A ⊗ G."""
-        return per_group(Kronecker, values["A"], values["G"])
+        return product(values["A"], values["G"])
 
 
 class EKFAC(KFAC):
@@ -67,18 +73,20 @@ class EKFAC(KFAC):
 
     def __init__(self, setting: Setting = "expand", per_feature: PerFeature = "units") -> None:
         super().__init__(setting, per_feature)
-        self.bases: dict[str, tuple[Tensor, Tensor]] = {}
+        self.bases: dict[str, tuple[Tensor | None, Tensor]] = {}
         """Eigenvectors (Q_A, Q_G) of each layer's factors, set by `refine`."""
 
     def refine(self, layer: Layer, values: Values) -> dict[str, Statistic]:
         """The second moment in the eigenbasis: a second pass."""
-        qa, qg = (eigh(values[key], f"the {key} factor")[1] for key in ("A", "G"))
+        qg = eigh(values["G"], "the G factor")[1]
+        qa = None if layer.one_hot else eigh(values["A"], "the A factor")[1]
         self.bases[layer.name] = (qa, qg)
         return {"S": EigenMoment(layer.name, qa, qg)}
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """Q diag(S) Qᵀ with Q = Q_G ⊗ Q_A."""
-        return per_group(KroneckerEigen, *self.bases[layer.name], values["S"])
+        qa, qg = self.bases[layer.name]
+        return KroneckerEigen(None, qg, values["S"]) if qa is None else per_group(KroneckerEigen, qa, qg, values["S"])
 
 
 class FOOF(Approximation):
@@ -96,5 +104,7 @@ class FOOF(Approximation):
         A = values["A"]
         if layer.own_inputs and A.dim() == 3:
             return UnitBlocks(A)
+        if layer.one_hot:
+            return Diagonal(A.repeat(layer.d_out))
         dg = layer.d_out // layer.groups
         return per_group(lambda factor: Kronecker.over_units(factor, dg), A)

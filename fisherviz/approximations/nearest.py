@@ -1,7 +1,8 @@
 """The nearest Kronecker products: the best rank-r Σ A_k ⊗ G_k of each exact block in Frobenius norm.
 
 Van Loan & Pitsianis: the truncated SVD of the rearranged block R. Its products Rᵀ and R are Σ ∇ X ∇ᵀ and Σ ∇ᵀ Y ∇ over
-per-example gradients, so that block power iteration never forms the block. Rank 1 is the floor under KFAC's error.
+per-example gradients, so that Lanczos, or block power iteration, never forms the block. Rank 1 is the floor under
+KFAC's error.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations.base import Approximation, PerFeature, Values, check_per_feature
-from fisherviz.approximations.kronecker import per_group
-from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.approximations.kronecker import product
+from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
-from fisherviz.operators import DirectSum, Kronecker, KroneckerSum, Operator
+from fisherviz.operators import DirectSum, KroneckerSum, Operator
 from fisherviz.operators.factorise import eigh, symmetric
+from fisherviz.operators.lanczos import leading_eigenvector
 from fisherviz.statistics import Statistic
 from fisherviz.statistics.products import GRADIENT_ENTRIES, working
 from fisherviz.support.choices import count
@@ -51,59 +54,91 @@ class NearestKronecker(Approximation):
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """Σ_k A_k ⊗ G_k."""
         capture: AnyCapture = values["capture"]
-        assert isinstance(capture, Capture)
-        if capture.grouped:
+        assert not isinstance(capture, GenericCapture)
+        if isinstance(capture, Capture) and capture.grouped:
             parts = [Capture(capture.a[:, :, h], capture.g[:, :, :, h]) for h in range(layer.groups)]
             return DirectSum([self._nearest(part) for part in parts])
         return self._nearest(capture)
 
-    def _nearest(self, capture: Capture) -> Operator:
+    def _nearest(self, capture: Capture | TokenCapture) -> Operator:
         A, G = nearest_factors(capture, self.rank, self.tolerance)
         if self.rank == 1:
-            return per_group(Kronecker, A[0], G[0])
+            return product(A[0], G[0])
         return KroneckerSum(list(zip(A, G, strict=True)))
 
 
-def nearest_factors(capture: Capture, rank: int, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
+def nearest_factors(
+    capture: Capture | TokenCapture, rank: int, tolerance: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Leading singular triples of R as factors A (r, da, da) and G (r, dg, dg) of the mean block.
+
+    Of embeddings the nearest with a diagonal A, whose diagonals (r, V) are returned: those of R's rows alone.
 
     Each pair is symmetric, or (only for rank > 1, with weight sharing) antisymmetric on both sides; a single pair
     is positive semidefinite.
 
     Raises:
-        RuntimeError: block power iteration has not converged.
+        RuntimeError: the iteration has not converged.
     """
-    capture = working(capture)
-    tolerance = 50 * torch.finfo(capture.a.dtype).eps if tolerance is None else tolerance
+    capture = capture.to(working(capture.g))
+    tolerance = 50 * torch.finfo(capture.g.dtype).eps if tolerance is None else tolerance
     # R commutes with transposition: its singular vectors are found among the symmetric and among the antisymmetric
     # matrices, also where singular values coincide. It maps semidefinite to semidefinite, hence (Perron) a leading
     # one is symmetric; for a single position everything antisymmetric is mapped to zero.
+    if rank == 1:
+        return _semidefinite(capture, _first(capture, tolerance))
     found = [_leading(capture, rank, tolerance, 1)]
-    if rank > 1 and not capture.factored:
+    if isinstance(capture, Capture) and not capture.factored:
         found.append(_leading(capture, rank, tolerance, -1))
     left, s, right = (torch.cat(parts) for parts in zip(*found, strict=True))
     best = s.argsort(descending=True, stable=True)[:rank]
     left, root, right = left[best], s[best].sqrt().reshape(-1, 1, 1), right[best]
-    if len(best) == 1:
-        return _semidefinite(capture, right)
     sign = torch.sign(torch.einsum("kii->k", right))
     sign = torch.where(sign == 0, torch.ones_like(sign), sign).reshape(-1, 1, 1)
-    return left * sign * root, right * sign * root
+    return left * _like(sign * root, left), right * sign * root
 
 
-def _leading(capture: Capture, rank: int, tolerance: float, parity: int) -> tuple[Tensor, Tensor, Tensor]:
+def _first(capture: Capture | TokenCapture, tolerance: float) -> Tensor:
+    """The leading right singular vector of R, (1, dg, dg), by Lanczos on the smaller of RᵀR and RRᵀ."""
+    dg = capture.g.shape[-1]
+    da = capture.a.shape[-1] if isinstance(capture, Capture) else None
+
+    def forward(y: Tensor) -> Tensor:
+        return _pack(to_inputs(capture, _unpack(y.unsqueeze(0), dg, 1)), 1)[0]
+
+    def backward(x: Tensor) -> Tensor:
+        return _pack(to_outputs(capture, _unpack(x.unsqueeze(0), da, 1)), 1)[0]
+
+    start = _pack(torch.eye(dg, dtype=capture.g.dtype, device=capture.g.device).unsqueeze(0), 1)[0]
+    first = forward(start)  # KFAC's own A
+    residual = 20 * tolerance  # a thousand roundings of the products
+    try:
+        if len(first) < len(start):
+            y = backward(leading_eigenvector(lambda x: forward(backward(x)), first, residual, _ITERATIONS))
+        else:
+            y = leading_eigenvector(lambda y: backward(forward(y)), start, residual, _ITERATIONS)
+    except RuntimeError as error:
+        raise RuntimeError(f"the nearest Kronecker product did not converge; raise tolerance=: {error}") from error
+    return _unpack(y.unsqueeze(0), dg, 1)
+
+
+def _leading(
+    capture: Capture | TokenCapture, rank: int, tolerance: float, parity: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """At most `rank` leading singular triples of R among matrices with Mᵀ = parity · M."""
-    da, dg = capture.a.shape[-1], capture.g.shape[-1]
-    most = min(d * (d + parity) // 2 for d in (da, dg))
+    dg = capture.g.shape[-1]
+    da = capture.a.shape[-1] if isinstance(capture, Capture) else None  # None: A is diagonal
+    inputs = capture.size // dg if da is None else da * (da + parity) // 2
+    most = min(inputs, dg * (dg + parity) // 2)
     width = min(rank + 4, most)
     rank = min(rank, most)
-    dtype, device = capture.a.dtype, capture.a.device
+    dtype, device = capture.g.dtype, capture.g.device
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(width, dg, dg, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
     if parity == 1:
         start[0] = torch.eye(dg, dtype=dtype, device=device)  # KFAC's own direction: A = R vec(I)
     if width == 0:
-        return start.new_zeros(0, da, da), start.new_zeros(0), start
+        return start.new_zeros(0, *([inputs] if da is None else [da, da])), start.new_zeros(0), start
     Y = _orthonormal(_pack(start, parity))
     captured = 0.0
     for _ in range(_ITERATIONS):
@@ -125,7 +160,7 @@ def _leading(capture: Capture, rank: int, tolerance: float, parity: int) -> tupl
     return left, s[:rank].to(dtype), _unpack(Vh[:rank].to(dtype), dg, parity)
 
 
-def _semidefinite(capture: Capture, right: Tensor) -> tuple[Tensor, Tensor]:
+def _semidefinite(capture: Capture | TokenCapture, right: Tensor) -> tuple[Tensor, Tensor]:
     """The leading pair with both factors positive semidefinite, from a symmetric right vector (1, dg, dg).
 
     |Y| (of its eigenvalues) loses nothing against Y, since R keeps semidefinite matrices so; two more half-steps,
@@ -133,49 +168,84 @@ def _semidefinite(capture: Capture, right: Tensor) -> tuple[Tensor, Tensor]:
     """
     values, vectors = eigh(right, "the output factor", torch.float64)
     Y = (vectors * values.abs().unsqueeze(-2) @ vectors.mT).to(right.dtype)
-    X = symmetric(to_inputs(capture, Y))
-    size = torch.linalg.matrix_norm(X, keepdim=True)
+    X = to_inputs(capture, Y)
+    X = symmetric(X) if X.dim() == 3 else X
+    size = torch.linalg.vector_norm(X, dim=tuple(range(1, X.dim())), keepdim=True)
     X = X / torch.where(size > 0, size, torch.ones_like(size))
     Y = symmetric(to_outputs(capture, X))
     size = torch.linalg.matrix_norm(Y, keepdim=True)
     root = size.sqrt()
-    return X * root, Y / torch.where(root > 0, root, torch.ones_like(root))
+    return X * _like(root, X), Y / torch.where(root > 0, root, torch.ones_like(root))
+
+
+def _like(scales: Tensor, x: Tensor) -> Tensor:
+    """One number for each of x (r, ...), in a shape that multiplies it."""
+    return scales.reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+def _weights(diagonal: Tensor, like: Tensor) -> Tensor:
+    """√2 off the diagonal, in the very precision."""
+    return (2 - diagonal.to(like)).sqrt()
 
 
 def _pack(matrices: Tensor, parity: int) -> Tensor:
     """Orthonormal coordinates (r, d(d ± 1)/2) of the matrices' (anti)symmetric parts."""
+    if matrices.dim() == 2:  # diagonals
+        return matrices
     d = matrices.shape[-1]
     i, j = torch.triu_indices(d, d, (1 - parity) // 2, device=matrices.device)
     part = (matrices + parity * matrices.mT) / 2
-    return part[:, i, j] * torch.where(i == j, 1.0, 2**0.5).to(matrices.dtype)
+    return part[:, i, j] * _weights(i == j, matrices)
 
 
-def _unpack(rows: Tensor, d: int, parity: int) -> Tensor:
-    """The (anti)symmetric matrices (r, d, d) with these coordinates."""
+def _unpack(rows: Tensor, d: int | None, parity: int) -> Tensor:
+    """The (anti)symmetric matrices (r, d, d) with these coordinates; None: they are diagonals."""
+    if d is None:
+        return rows
     i, j = torch.triu_indices(d, d, (1 - parity) // 2, device=rows.device)
     upper = rows.new_zeros(len(rows), d, d)
-    upper[:, i, j] = rows / torch.where(i == j, 2.0, 2**0.5).to(rows.dtype)
+    upper[:, i, j] = rows / (_weights(i == j, rows) * (1 + (i == j).to(rows)))
     return upper + parity * upper.mT
 
 
-def to_inputs(capture: Capture, Y: Tensor) -> Tensor:
-    """1/N Σ_nk ∇ᵀ Y ∇ for each Y (r, dg, dg): (r, da, da)."""
+def to_inputs(capture: Capture | TokenCapture, Y: Tensor) -> Tensor:
+    """1/N Σ_nk ∇ᵀ Y ∇ for each Y (r, dg, dg): (r, da, da), or its diagonal (r, V)."""
     n = capture.examples
+    if isinstance(capture, TokenCapture):
+        found = capture.sparse
+        forms = torch.stack([((found.g @ y) * found.g).sum((0, 2)) for y in Y])
+        return forms.new_zeros(len(Y), capture.vocabulary).index_add_(1, found.token, forms) / n
     if capture.factored:
         a, g = capture.a[:, 0], capture.g[:, :, 0]
         weights = torch.stack([((g @ y) * g).sum((0, 2)) for y in Y])
         return torch.stack([(a * w.unsqueeze(1)).T @ a for w in weights]) / n
+    if _by_positions(capture):
+        a, g = capture.a, capture.g.permute(1, 0, 2, 3)  # (N, K, T, dg)
+        return torch.stack([a.flatten(0, 1).T @ ((g @ y @ g.mT).sum(1) @ a).flatten(0, 1) for y in Y]) / n
     return _through_gradients(capture, Y, transpose=True) / n
 
 
-def to_outputs(capture: Capture, X: Tensor) -> Tensor:
-    """1/N Σ_nk ∇ X ∇ᵀ for each X (r, da, da): (r, dg, dg)."""
+def to_outputs(capture: Capture | TokenCapture, X: Tensor) -> Tensor:
+    """1/N Σ_nk ∇ X ∇ᵀ for each X (r, da, da), or diagonal X (r, V): (r, dg, dg)."""
     n = capture.examples
+    if isinstance(capture, TokenCapture):
+        found = capture.sparse
+        rows = found.g.flatten(0, 1)
+        return torch.stack([(found.g * x[found.token].unsqueeze(1)).flatten(0, 1).T @ rows for x in X]) / n
     if capture.factored:
         a, g = capture.a[:, 0], capture.g[:, :, 0]
         weights = torch.stack([((a @ x) * a).sum(1) for x in X])
         return torch.stack([(g * w.unsqueeze(1)).flatten(0, 1).T @ g.flatten(0, 1) for w in weights]) / n
+    if _by_positions(capture):
+        a, g = capture.a, capture.g
+        return torch.stack([g.flatten(0, 2).T @ ((a @ x @ a.mT) @ g).flatten(0, 2) for x in X]) / n
     return _through_gradients(capture, X, transpose=False) / n
+
+
+def _by_positions(capture: Capture) -> bool:
+    """Whether products over pairs of an example's positions cost less than those with its gradient (dg, da)."""
+    k, t, da, dg = capture.vectors, capture.positions, capture.a.shape[-1], capture.g.shape[-1]
+    return t * (k * (t + dg) * dg + (t + da) * da) < k * da * dg * (da + dg)
 
 
 def _through_gradients(capture: Capture, matrices: Tensor, transpose: bool) -> Tensor:

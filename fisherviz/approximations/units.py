@@ -6,14 +6,14 @@ Sang et al. 2022, eqs. 1-7 and algorithm 1; the paper puts the bias first, here 
 from __future__ import annotations
 
 from fisherviz.approximations.base import Approximation, Values
-from fisherviz.approximations.example_operator import ExampleUnits
-from fisherviz.capture.captures import Batch, Capture
+from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.network.layers import Layer
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import Operator
 from fisherviz.operators import UnitBlocks as UnitBlocksOperator
 from fisherviz.statistics import Diagonal as DiagonalStatistic
 from fisherviz.statistics import Statistic, UnitBlocks
+from fisherviz.statistics.products import working
 from fisherviz.support.choices import flag
 
 FORMED_ENTRIES = 2**27
@@ -51,8 +51,4 @@ class CWNGD(Approximation):
         if not self.wants_capture(layer):
             return UnitBlocksOperator(values["units"])
         capture = values["capture"]
-        if isinstance(capture, Capture) and capture.factored:
-            return ExampleUnits(capture.a[:, 0], capture.g[:, :, 0].square().sum(0) / capture.examples)
-        statistic = UnitBlocks(layer.name)
-        statistic.update(Batch({layer.name: capture}, capture.examples))
-        return UnitBlocksOperator(statistic.mean)
+        return ExampleUnits(capture.to(working(capture.g)), 1 / capture.examples)

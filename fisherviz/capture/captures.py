@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fisherviz.capture.tokens import TokenCapture
+
 
 @dataclass(frozen=True, eq=False)
 class Capture:
@@ -176,7 +178,7 @@ class GenericCapture:
         return GenericCapture(self.gradients[:, start:stop])
 
 
-AnyCapture = Capture | GenericCapture
+AnyCapture = Capture | GenericCapture | TokenCapture
 
 
 def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
@@ -188,12 +190,18 @@ def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
     if len(captures) == 1:
         return captures[0]
     vectors = max(c.vectors for c in captures)
-    structured = [c for c in captures if isinstance(c, Capture)]
-    if len(structured) < len(captures):
+    positions = max(_positions(c) for c in captures)
+    if any(isinstance(c, GenericCapture) for c in captures):
         return GenericCapture(torch.cat([_padded(c.gradients, 0, vectors) for c in captures], 1))
-    positions = max(c.positions for c in structured)
-    a = torch.cat([_padded(c.a, 1, positions) for c in structured])
-    return Capture(a, torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in structured], 1))
+    structured = [c for c in captures if isinstance(c, Capture)]
+    read = [c for c in captures if isinstance(c, TokenCapture)]
+    shown: Sequence[Capture | TokenCapture] = structured or read
+    g = torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in shown], 1)
+    if structured:
+        return Capture(torch.cat([_padded(c.a, 1, positions) for c in structured]), g)
+    tokens = torch.cat([_padded(c.tokens, 1, positions) for c in read])
+    weights = torch.cat([_padded(c.weights, 1, positions) for c in read])
+    return TokenCapture(tokens, weights, g, read[0].vocabulary)
 
 
 def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
@@ -203,12 +211,12 @@ def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
 
 
 def _positions(capture: AnyCapture) -> int:
-    return capture.positions if isinstance(capture, Capture) else 1
+    return 1 if isinstance(capture, GenericCapture) else capture.positions
 
 
 def ragged(captures: Sequence[AnyCapture]) -> bool:
     """Whether captures of the same layer differ in their numbers of positions, or in kind."""
-    return len({c.positions if isinstance(c, Capture) else -1 for c in captures}) > 1
+    return len({-1 if isinstance(c, GenericCapture) else c.positions for c in captures}) > 1
 
 
 def _padded(t: Tensor, axis: int, size: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.capture.captures import Capture
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
 from fisherviz.network.layers import Layer
 
@@ -129,7 +130,7 @@ class Recorder:
         return grouped
 
 
-def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture:
+def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture | TokenCapture:
     """The capture of one layer from its calls and the gradients (K, N, ...) at their outputs.
 
     Several calls of one module are weight-sharing positions: they are put side by side along T.
@@ -137,7 +138,17 @@ def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture
     layer = calls[0].layer
     a = [layer.inputs(call.x) for call in calls]
     g = [layer.output_gradients(gradient) for gradient in gradients]
-    return Capture(torch.cat(a, 1) if len(a) > 1 else a[0], torch.cat(g, 2) if len(g) > 1 else g[0])
+    if layer.one_hot:
+        # a bag has one output gradient for all that it reads
+        g = [gradient.expand(-1, -1, tokens.shape[1], -1) for gradient, tokens in zip(g, a, strict=True)]
+        weights = beside([layer.weights(tokens) for tokens in a], 1)
+        return TokenCapture(beside(a, 1), weights, beside(g, 2), layer.fan_in)
+    return Capture(beside(a, 1), beside(g, 2))
+
+
+def beside(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """Parts as one along an axis; a single one is not copied."""
+    return torch.cat(list(parts), axis) if len(parts) > 1 else parts[0]
 
 
 def feeders(source: Node | None, calls: Sequence[Call]) -> set[str]:

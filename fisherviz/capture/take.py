@@ -15,6 +15,7 @@ from fisherviz.capture.look import ACTS, PARTLY, counts_examples, elsewhere, loo
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.structure import PathChanged
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.batches import Inputs, count_examples, move, select
 from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.layers import Layer
@@ -140,6 +141,9 @@ def _absent(layer: Layer, vectors: int, z: Tensor) -> AnyCapture:
     n, (rows, da) = len(z), layer.matrix_shape
     if not layer.structured:
         return GenericCapture(z.new_zeros(vectors, n, layer.size))
+    if layer.one_hot:
+        nothing = z.new_zeros(n, 1)
+        return TokenCapture(nothing.long(), nothing, z.new_zeros(vectors, n, 1, rows), da)
     groups = (layer.groups,) if layer.groups > 1 else ()
     return Capture(z.new_zeros(n, 1, *groups, da), z.new_zeros(vectors, n, 1, *groups, rows // layer.groups))
 

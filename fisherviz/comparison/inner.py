@@ -6,16 +6,20 @@ entries come from these and from Gram matrices. Sums run in float64.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fisherviz.approximations.example_operator import ExampleSpace, ExampleUnits
+from fisherviz.approximations.example_operator import ExampleSpace
+from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import (
     Dense,
     Diagonal,
+    DiagonalKronecker,
     Identity,
     Kronecker,
     KroneckerEigen,
@@ -56,20 +60,25 @@ def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float:
         return sum(_summed(row, col, term) for term in operator.terms)
     if isinstance(operator, Diagonal | Identity) and row is col:
         return _dot(row.square_sum(), operator.diagonal())
-    if isinstance(operator, ExampleSpace) and operator.capture is row is col:
+    if isinstance(operator, ExampleSpace) and row is col and _same(operator.capture, row):
         trace = float(row.square_sum().sum(dtype=torch.float64))
         return operator.factor * block_square_norm(row, col) + operator.shift * trace
-    if isinstance(operator, ExampleUnits) and row is col and isinstance(row, Capture) and row.factored:
-        weights = row.g[:, :, 0].square().sum(0)
-        pairs = (row.a[:, 0] @ operator.a.T).square_().mul_(weights @ operator.weights.T)
+    if isinstance(operator, ExampleUnits) and row is col and _same(operator.capture, row):
         trace = float(row.square_sum().sum(dtype=torch.float64))
-        return float(pairs.sum(dtype=torch.float64)) + operator.shift * trace
+        return operator.factor * operator.square_sum() + operator.shift * trace
+    if isinstance(row, TokenCapture) and row is col:
+        found = row.sparse
+        if isinstance(operator, DiagonalKronecker):
+            outputs = ((found.g @ operator.G) * found.g).sum((0, 2))
+            return _dot(outputs, operator.A[found.token])
+        if isinstance(operator, KroneckerEigen) and operator.QA is None:
+            return _dot(replace(row, g=row.g @ operator.QG).square_sum(), operator.S.reshape(-1))
     if isinstance(row, Capture) and isinstance(col, Capture) and row.factored and col.factored:
         if isinstance(operator, Kronecker):
             inputs = ((row.a[:, 0] @ operator.A) * col.a[:, 0]).sum(1)
             outputs = ((row.g[:, :, 0] @ operator.G) * col.g[:, :, 0]).sum((0, 2))
             return _dot(inputs, outputs)
-        if isinstance(operator, KroneckerEigen) and row is col:
+        if isinstance(operator, KroneckerEigen) and operator.QA is not None and row is col:
             turned = Capture(row.a @ operator.QA, row.g @ operator.QG)
             return _dot(turned.square_sum(), operator.S.reshape(-1))
         if isinstance(operator, UnitBlocks) and row is col:
@@ -80,6 +89,11 @@ def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float:
     if isinstance(operator, Dense) and row.size * col.size <= GRADIENT_ENTRIES:
         return _dot(block(row, col), operator.M)
     return _through_gradients(row, col, operator)
+
+
+def _same(one: AnyCapture, other: AnyCapture) -> bool:
+    """Whether two captures hold the very same tensors."""
+    return all(x is y for x, y in zip(one.tensors, other.tensors, strict=True))
 
 
 def _through_gradients(row: AnyCapture, col: AnyCapture, operator: Operator) -> float:

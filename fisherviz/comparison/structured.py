@@ -14,6 +14,7 @@ from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.comparison.inner import inner_with_exact
 from fisherviz.comparison.measures import Cost, Pair, Question, Step, measured
+from fisherviz.exact.spectra import square_norms
 from fisherviz.operators import Dense, Operator, Zero, extreme_eigenvalues
 from fisherviz.results.comparison import WHOLE, row_label
 from fisherviz.results.metrics import needing
@@ -34,8 +35,7 @@ class StructuredComparison:
         fisher, wanted, explicit, gradient = question.fisher, question.wanted, question.explicit, question.gradient
         self.notes: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
-        n = len(self.space.layers)
-        self.square = {(i, j): fisher.norm("fro", block=(i, j)) ** 2 for i in range(n) for j in range(i, n)}
+        self.square = square_norms(fisher)
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
         left_out = sorted(wanted & needing("matrix", "damping"))
         if left_out:

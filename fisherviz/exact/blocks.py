@@ -114,7 +114,11 @@ class JointBlocks:
     def _write(self, out: Tensor, kept: Tensor, i: int, j: int, scale: float, *, whole: bool) -> None:
         """Write a block as it was kept into a torch-order matrix; see `ParameterSpace.targets`."""
         row, col = self.space.layers[i], self.space.layers[j]
-        if not {i, j} <= self.factored:
+        if i == j and i in self.factored and not self.space.lies_as_matrix(i):
+            self.blocks[i, i] = kept
+            kept = self._unit_block(i, i).view(*row.matrix_shape, *col.matrix_shape).transpose(1, 2)
+            self.space.write_block(out, kept.transpose(1, 2), i, i, scale, whole=whole)
+        elif not {i, j} <= self.factored:
             self.space.write_block(out, kept.view(*row.matrix_shape, *col.matrix_shape), i, j, scale, whole=whole)
         elif i == j:
             write_half(kept, self.space.targets(out, i, i, whole), *row.matrix_shape, scale)

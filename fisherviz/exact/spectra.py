@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherviz.exact.passes import Passes
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.statistics import Diagonal
-from fisherviz.statistics.gradients import block_square_norm
+from fisherviz.statistics.gradients import block_square_norm, block_square_norms
 
 FULL = 3000
 """Spectra of matrices up to this size come from a full eigendecomposition, larger ones from Lanczos."""
@@ -35,6 +35,12 @@ def frobenius(fisher: Passes, pair: Pair) -> float:
         return examples.square_norm() ** 0.5
     row, col = (examples.captures[i] for i in pair)
     return fisher.scale * block_square_norm(row, col) ** 0.5
+
+
+def square_norms(fisher: Passes) -> dict[tuple[int, int], float]:
+    """Squared Frobenius norms of all blocks (i, j), i <= j, by layers' positions."""
+    examples = fisher.in_example_space()
+    return {pair: fisher.scale**2 * value for pair, value in block_square_norms(examples.captures).items()}
 
 
 def spectral(fisher: Passes, pair: tuple[int, int]) -> float:

@@ -8,13 +8,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 _UNFOLD_ENTRIES = 2**20
 """Entries of patches that are unfolded at once, about."""
+
+
+class Stored(NamedTuple):
+    """A weight whose entries do not lie in memory as in W̄ (rows, columns).
+
+    Attributes:
+        shape: the weight's, or a finer one.
+        axes: the order of its axes that makes them lie so.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
 
 
 class Kind(ABC):
@@ -24,6 +36,17 @@ class Kind(ABC):
     """What the kind is called; "" for the module's class."""
     own_inputs = False
     """Whether every unit has an input of its own: such a layer has unit blocks, but no Kronecker factors."""
+
+    one_hot = False
+    """Whether the inputs are one-hot: `unfold` gives their positions (N, T), never the inputs."""
+
+    def refusal(self, module: Any) -> str:
+        """Why a module of the kind has no structure; "" where it has."""
+        return ""
+
+    def stored(self, module: Any) -> Stored | None:
+        """How the weight's entries lie in memory; None: row by row, as in W̄."""
+        return None
 
     @abstractmethod
     def units(self, module: Any) -> int:
@@ -80,6 +103,22 @@ class Linear(Kind):
     def outputs(self, module: nn.Linear, g: Tensor) -> Tensor:
         """Gradients as they are."""
         return g.reshape(*g.shape[:2], math.prod(g.shape[2:-1]), g.shape[-1])
+
+
+class TransposedLinear(Linear):
+    """A matrix on the last dimension, kept as (d_in, d_out): GPT-2's Conv1D."""
+
+    def units(self, module: Any) -> int:
+        """Output features."""
+        return module.weight.shape[1]
+
+    def fan_in(self, module: Any) -> int:
+        """Input features."""
+        return module.weight.shape[0]
+
+    def stored(self, module: Any) -> Stored:
+        """Column by column."""
+        return Stored(tuple(module.weight.shape), (1, 0))
 
 
 class Convolution(Kind):
@@ -187,6 +226,61 @@ class Scale(Kind):
         return x.unsqueeze(-1) if features > 1 else x
 
 
+class Embedding(Kind):
+    """Rows of a table by their positions: a matrix (d, V) on one-hot inputs."""
+
+    name = "embedding"
+    one_hot = True
+
+    def refusal(self, module: nn.Embedding) -> str:
+        """Tables that a forward changes, or whose gradients depend on the other examples."""
+        if module.max_norm is not None:
+            return "max_norm changes its weight in the forward"
+        return "scale_grad_by_freq weights its gradients by the batch" if module.scale_grad_by_freq else ""
+
+    def units(self, module: nn.Embedding) -> int:
+        """Width of a row."""
+        return module.embedding_dim
+
+    def fan_in(self, module: nn.Embedding) -> int:
+        """Rows of the table."""
+        return module.num_embeddings
+
+    def stored(self, module: nn.Embedding) -> Stored:
+        """The table is the transpose."""
+        return Stored((module.num_embeddings, module.embedding_dim), (1, 0))
+
+    def unfold(self, module: nn.Embedding, x: Tensor) -> Tensor:
+        """Rows that are read."""
+        return x.reshape(len(x), -1).long()
+
+    def weights(self, module: Any, tokens: Tensor) -> Tensor:
+        """What they are multiplied by, (N, T): 0 for padding, which has no gradient."""
+        read = torch.ones_like(tokens) if module.padding_idx is None else tokens != module.padding_idx
+        return read.to(module.weight.dtype)
+
+    def positions(self, module: nn.Embedding, x: Tensor) -> int:
+        """Tokens."""
+        return math.prod(x.shape[1:])
+
+    def outputs(self, module: nn.Embedding, g: Tensor) -> Tensor:
+        """Gradients as they are."""
+        return g.reshape(*g.shape[:2], math.prod(g.shape[2:-1]), g.shape[-1])
+
+
+class EmbeddingBag(Embedding):
+    """Sums or means of a table's rows: all of an example's rows have its one output gradient."""
+
+    def refusal(self, module: Any) -> str:
+        """Maxima are no sums."""
+        return "a maximum over rows is no sum" if module.mode == "max" else super().refusal(module)
+
+    def weights(self, module: Any, tokens: Tensor) -> Tensor:
+        """Ones, or one over the number of rows."""
+        read = super().weights(module, tokens)
+        return read / read.sum(1, keepdim=True).clamp(min=1) if module.mode == "mean" else read
+
+
 def batch_normalised(module: Any, x: Tensor) -> Tensor:
     """By the running moments, or by the batch's own where the module takes these."""
     if module.training or module.running_mean is None:
@@ -222,24 +316,28 @@ def negative_part(module: nn.PReLU, x: Tensor) -> Tensor:
     return x.clamp(max=0)
 
 
-KINDS: dict[Callable[..., Any], Kind] = {
+KINDS: dict[Callable[..., Any] | str, Kind] = {
     nn.modules.batchnorm._BatchNorm.forward: Scale(batch_normalised),
     nn.modules.instancenorm._InstanceNorm.forward: Scale(instance_normalised),
     nn.GroupNorm.forward: Scale(group_normalised),
     nn.LayerNorm.forward: Scale(layer_normalised, last=True),
     nn.RMSNorm.forward: Scale(rms_normalised, last=True),
     nn.PReLU.forward: Scale(negative_part),
+    nn.Embedding.forward: Embedding(),
+    nn.EmbeddingBag.forward: EmbeddingBag(),
     nn.Linear.forward: Linear(),
+    "transformers.pytorch_utils.Conv1D.forward": TransposedLinear(),
     nn.Conv1d.forward: Convolution("conv1d"),
     nn.Conv2d.forward: Convolution("conv2d"),
     nn.Conv3d.forward: Convolution("conv3d"),
 }
-"""By the forward that computes it: a subclass with a forward of its own is another function."""
+"""By the forward that computes it (of other libraries by its name): a subclass with its own is another function."""
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None where it has no structure that is known."""
-    return KINDS.get(type(module).forward)
+    forward = type(module).forward
+    return KINDS.get(forward) or KINDS.get(f"{forward.__module__}.{forward.__qualname__}")
 
 
 def fast_patches(module: nn.Module, x: Tensor) -> Tensor | None:

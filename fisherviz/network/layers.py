@@ -5,13 +5,13 @@ How the layers' matrices stand in one flat vector is for `space`; which layers t
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
-from fisherviz.network.kinds import Kind, kind_of
+from fisherviz.network.kinds import Embedding, Kind, Stored, kind_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,47 @@ class LayerInfo:
     bias: bool
     path: str
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parameter as some columns of its layer's W̄.
+
+    Attributes:
+        name: as in `named_parameters()`.
+        shape: of the parameter.
+        columns: of W̄ (rows, da) that are the parameter.
+        rows: of W̄.
+        stored: how the entries lie in memory where that is not row by row.
+    """
+
+    name: str
+    shape: torch.Size
+    columns: slice
+    rows: int
+    stored: Stored | None
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Its shape as a part of W̄: rows and columns."""
+        return self.rows, self.columns.stop - self.columns.start
+
+    def as_matrix(self, entries: Tensor) -> Tensor:
+        """Its entries (numel, ...) as a part of W̄: (rows, columns, ...)."""
+        if self.stored is None:
+            return entries.unflatten(0, self.matrix)
+        shape, axes = self.stored
+        further = range(len(shape), len(shape) + entries.dim() - 1)
+        return entries.unflatten(0, shape).permute(*axes, *further).reshape(*self.matrix, *entries.shape[1:])
+
+    def as_entries(self, matrix: Tensor) -> Tensor:
+        """A part of W̄ (rows, columns, ...) as the parameter's entries (numel, ...)."""
+        if self.stored is None:
+            return matrix.flatten(0, 1)
+        shape, axes = self.stored
+        matrix = matrix.reshape(*(shape[axis] for axis in axes), *matrix.shape[2:])
+        back = sorted(range(len(axes)), key=axes.__getitem__)
+        return matrix.permute(*back, *range(len(axes), matrix.dim())).flatten(0, len(axes) - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +121,20 @@ class Layer:
         return self.structured and self._kind.own_inputs
 
     @property
+    def one_hot(self) -> bool:
+        """Whether its inputs are one-hot (embeddings): `inputs` gives their positions, and A is diagonal."""
+        return self.structured and self._kind.one_hot
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """What a `one_hot` layer multiplies the columns of W̄ by that it reads, (N, T)."""
+        kind = self._kind
+        assert isinstance(kind, Embedding)
+        return kind.weights(self.module, tokens)
+
+    @property
     def factors(self) -> bool:
-        """Whether the layer has Kronecker factors."""
-        return self.structured and not self._kind.own_inputs
+        """Whether the layer has Kronecker factors that can be coupled with other layers'."""
+        return self.structured and not self._kind.own_inputs and not self._kind.one_hot
 
     @property
     def fan_in(self) -> int:
@@ -129,7 +181,7 @@ class Layer:
         return found
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Inputs with the bias coordinate: (N, T, da), or (N, T, groups, da) for grouped convolutions."""
+        """Inputs with the bias coordinate: (N, T, da), (N, T, groups, da) of grouped convolutions, or tokens (N, T)."""
         if not self.has_weight:
             return self._kind.ones(self.module, x)
         return (self._kind.with_bias if self.has_bias else self._kind.unfold)(self.module, x)
@@ -139,13 +191,16 @@ class Layer:
         return self._kind.outputs(self.module, g)
 
     @property
-    def columns(self) -> dict[str, slice]:
-        """Columns of W̄ that each parameter takes, by name; generic layers are one row, parameter after parameter."""
-        if self.structured:
-            parts = {"weight": slice(0, self.fan_in), "bias": slice(self.fan_in, self.da)}
-            return {name: parts[self.roles[name]] for name in self.parameters}
-        ends = list(itertools.accumulate(p.numel() for p in self.parameters.values()))
-        return {name: slice(end - p.numel(), end) for end, (name, p) in zip(ends, self.parameters.items(), strict=True)}
+    def parts(self) -> tuple[Part, ...]:
+        """The parameters from left to right in W̄; generic layers are one row, parameter after parameter."""
+        found, end, rows = [], 0, self.matrix_shape[0]
+        roles = self.roles if self.structured else {}
+        for name in sorted(self.parameters, key=lambda name: roles.get(name) == "bias"):
+            p, start = self.parameters[name], end
+            end += p.numel() // rows
+            stored = self._kind.stored(self.module) if roles.get(name) == "weight" else None
+            found.append(Part(name, p.shape, slice(start, end), rows, stored))
+        return tuple(found)
 
 
 def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Parameter], shared: bool) -> Layer:
@@ -163,6 +218,8 @@ def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Paramet
     found, note = kind_of(module), ""
     if found is None:
         note = f"{type(module).__name__} has no Kronecker structure"
+    elif refusal := found.refusal(module):
+        note = refusal
     elif shared:
         note = "a parameter is shared with another module"
     elif not _owns_plain_parameters(module, parameters):

@@ -7,7 +7,7 @@ vectors in unit or input order take layer after layer. Every operator is in unit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fisherviz.network.layers import Layer, LayerInfo
+from fisherviz.network.layers import Layer, LayerInfo, Part
 from fisherviz.support.choices import one_of
 
 Order = Literal["torch", "unit", "input"]
@@ -23,26 +23,18 @@ ORDERS: tuple[Order, ...] = ("torch", "unit", "input")
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(Part):
     """Where one probed parameter stands.
 
     Attributes:
-        name: as in `named_parameters()`.
         layer: position of its layer.
         start: of its entries in the flat vector.
         inner: of its entries among those of its layer alone, in torch order.
-        shape: of the parameter.
-        columns: of the layer's W̄ (rows, da) that are the parameter.
-        rows: of W̄.
     """
 
-    name: str
     layer: int
     start: int
     inner: int
-    shape: torch.Size
-    columns: slice
-    rows: int
 
     @property
     def flat(self) -> slice:
@@ -53,11 +45,6 @@ class Place:
     def own(self) -> slice:
         """Its entries among those of its layer alone."""
         return slice(self.inner, self.inner + self.shape.numel())
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Its shape as a part of W̄: rows and columns."""
-        return self.rows, self.columns.stop - self.columns.start
 
 
 class ParameterSpace:
@@ -83,18 +70,17 @@ class ParameterSpace:
 
     def _placed(self, names: Sequence[str] | None) -> tuple[Place, ...]:
         owners = {name: i for i, layer in enumerate(self.layers) for name in layer.parameters}
-        columns = [layer.columns for layer in self.layers]
+        parts = [{part.name: part for part in layer.parts} for layer in self.layers]
         places: list[Place] = []
         start, inner = 0, [0] * len(self.layers)
         for name in owners if names is None else names:
             if name not in owners:
                 continue
             i = owners[name]
-            layer = self.layers[i]
-            shape = layer.parameters[name].shape
-            places.append(Place(name, i, start, inner[i], shape, columns[i][name], layer.matrix_shape[0]))
-            start += shape.numel()
-            inner[i] += shape.numel()
+            part = parts[i][name]
+            places.append(Place(**vars(part), layer=i, start=start, inner=inner[i]))
+            start += part.shape.numel()
+            inner[i] += part.shape.numel()
         return tuple(places)
 
     def over(self, layers: Sequence[Layer]) -> ParameterSpace:
@@ -142,16 +128,13 @@ class ParameterSpace:
         """A layer's unit-order vector (P_i, ...) from its parameters' entries by name, (numel, ...) each."""
         mine = sorted(self._of[i], key=lambda place: place.columns.start)
         if len(mine) == 1:
-            return parts[mine[0].name]
-        return torch.cat([parts[place.name].unflatten(0, place.matrix) for place in mine], 1).flatten(0, 1)
+            return mine[0].as_matrix(parts[mine[0].name]).flatten(0, 1)
+        return torch.cat([place.as_matrix(parts[place.name]) for place in mine], 1).flatten(0, 1)
 
     def scatter(self, i: int, v: Tensor) -> dict[str, Tensor]:
         """The entries (numel, ...) of a layer's parameters by name from its unit-order vector (P_i, ...)."""
-        mine = self._of[i]
-        if len(mine) == 1:
-            return {mine[0].name: v}
         matrix = v.unflatten(0, self.layers[i].matrix_shape)
-        return {place.name: matrix[:, place.columns].flatten(0, 1) for place in mine}
+        return {place.name: place.as_entries(matrix[:, place.columns]) for place in self._of[i]}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Flat torch-order vector from a dictionary name -> tensor like `named_parameters()`."""
@@ -187,7 +170,7 @@ class ParameterSpace:
         matrix = unit.view(layer.matrix_shape)
         if order == "input":
             return matrix.T.reshape(-1) if layer.structured else unit
-        return torch.cat([matrix[:, place.columns].reshape(-1) for place in self._of[i]])
+        return torch.cat([place.as_entries(matrix[:, place.columns]) for place in self._of[i]])
 
     def where(self, i: int) -> slice | Tensor:
         """A layer's entries in the flat vector, a slice where its parameters are neighbours there."""
@@ -242,23 +225,36 @@ class ParameterSpace:
 
         Args:
             out: the whole matrix (P, P), or the block between two layers (P_row, P_col).
-            row: position of the layer whose parameters are the matrix's rows.
+            row: position of the layer whose parameters are the matrix's rows; all lie in memory as in W̄.
             col: likewise its columns.
             whole: whether `out` is the whole matrix.
         """
         found = []
-        for p in self._of[row]:
-            for q in self._of[col]:
-                part = out[p.flat, q.flat] if whole else out[p.own, q.own]
-                found.append((part.unflatten(1, q.matrix).unflatten(0, p.matrix), p.columns, q.columns))
+        for p, q, part in self._parts(out, row, col, whole):
+            found.append((part.unflatten(1, q.matrix).unflatten(0, p.matrix), p.columns, q.columns))
         return found
 
     def write_block(
         self, out: Tensor, quarters: Tensor, row: int, col: int, scale: float = 1.0, *, whole: bool
     ) -> None:
         """Write a block (dg, da, dg', da') between two layers, times `scale`, into a matrix; see `targets`."""
-        for target, columns, others in self.targets(out, row, col, whole):
-            torch.mul(quarters[:, columns, :, others], scale, out=target)
+        if self.lies_as_matrix(row) and self.lies_as_matrix(col):
+            for target, columns, others in self.targets(out, row, col, whole):
+                torch.mul(quarters[:, columns, :, others], scale, out=target)
+            return
+        for p, q, part in self._parts(out, row, col, whole):
+            entries = p.as_entries(quarters[:, p.columns, :, q.columns])  # (numel, rows', columns')
+            part.copy_(q.as_entries(entries.movedim(0, -1)).mT).mul_(scale)
+
+    def lies_as_matrix(self, i: int) -> bool:
+        """Whether the entries of a layer's parameters lie in memory as in W̄."""
+        return all(place.stored is None for place in self._of[i])
+
+    def _parts(self, out: Tensor, row: int, col: int, whole: bool) -> Iterator[tuple[Place, Place, Tensor]]:
+        """The part of a torch-order matrix between any two parameters of two layers."""
+        for p in self._of[row]:
+            for q in self._of[col]:
+                yield p, q, out[p.flat, q.flat] if whole else out[p.own, q.own]
 
 
 def _taken(matrix: Tensor, index: Tensor) -> Tensor:

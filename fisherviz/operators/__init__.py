@@ -7,6 +7,7 @@ class can join without changes here. Nothing in this package knows of networks o
 from fisherviz.operators.base import Operator
 from fisherviz.operators.block_matrix import BlockMatrix
 from fisherviz.operators.dense import Dense, UnitBlocks
+from fisherviz.operators.diagonal_kronecker import DiagonalKronecker
 from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.factorise import SingularMatrixError
 from fisherviz.operators.inner import inner
@@ -24,6 +25,7 @@ __all__ = [
     "BlockTridiagonal",
     "Dense",
     "Diagonal",
+    "DiagonalKronecker",
     "DirectSum",
     "Identity",
     "Inverse",

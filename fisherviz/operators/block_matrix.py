@@ -109,9 +109,12 @@ class BlockMatrix(Symmetric):
         return Inverse(self, self.sizes, lambda: self._dense.inverse().M)
 
     def _solve(self, v: Tensor) -> Tensor:
+        own = DirectSum([self.blocks[i, i] for i in range(len(self.sizes))])
         if all(i == j or isinstance(op, Zero) for (i, j), op in self.blocks.items()):
-            return DirectSum([self.blocks[i, i] for i in range(len(self.sizes))]).solve(v)
-        return self._dense.solve(v) if self.shape[0] <= DENSE_SOLVE else cg(self.__matmul__, v)
+            return own.solve(v)
+        if self.shape[0] <= DENSE_SOLVE:
+            return self._dense.solve(v)
+        return cg(self.__matmul__, v, preconditioner=own.solve)
 
 
 def dense_from_blocks(count: int, block: Callable[[int, int], Operator]) -> Tensor:

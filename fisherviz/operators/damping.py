@@ -88,14 +88,13 @@ class FactoredTikhonov:
         """Balance between the factors: the ratio of their mean eigenvalues, square-rooted.
 
         Args:
-            A: (d_a, d_a) input factor.
+            A: (d_a, d_a) input factor, or its diagonal (d_a,).
             G: (d_g, d_g) output factor.
 
         Returns:
             π = √((tr A / d_a) / (tr G / d_g)); 1 for a dead layer, whose A or G has no trace.
         """
-        mean_a = float(A.diagonal().double().mean())
-        mean_g = float(G.diagonal().double().mean())
+        mean_a, mean_g = (float(_diagonal(M).double().mean()) for M in (A, G))
         if not (mean_a > 0 and mean_g > 0):
             return 1.0
         return math.sqrt(mean_a) / math.sqrt(mean_g)
@@ -104,7 +103,7 @@ class FactoredTikhonov:
         """Return the damped factors A + πγI and G + (γ/π)I.
 
         Args:
-            A: (d_a, d_a) input factor.
+            A: (d_a, d_a) input factor, or its diagonal (d_a,) where it has no other entries.
             G: (d_g, d_g) output factor.
 
         Returns:
@@ -114,10 +113,10 @@ class FactoredTikhonov:
             ValueError: when a factor is not square.
         """
         for name, M in (("A", A), ("G", G)):
-            if M.ndim != 2 or M.shape[0] != M.shape[1]:
+            if M.ndim != 1 and (M.ndim != 2 or M.shape[0] != M.shape[1]):
                 raise ValueError(f"factored damping needs square factors, {name} has shape {tuple(M.shape)}.")
         pi = self.pi(A, G)
-        return plus_identity(A, pi * self.gamma), plus_identity(G, self.gamma / pi)
+        return _shifted(A, pi * self.gamma), _shifted(G, self.gamma / pi)
 
     def applied_to(self, operator: Operator) -> Operator:
         """Damp the factors of the Kronecker product, or of each one that the operator consists of.
@@ -168,6 +167,14 @@ def damp(operator: Operator, damping: Damping | None) -> Operator:
     if isinstance(damping, FactoredTikhonov):
         return operator.each(lambda block: block.damped(damping if block.factored else damping.tikhonov))
     return operator.damped(damping)
+
+
+def _diagonal(M: Tensor) -> Tensor:
+    return M if M.ndim == 1 else M.diagonal()
+
+
+def _shifted(M: Tensor, value: float) -> Tensor:
+    return M + value if M.ndim == 1 else plus_identity(M, value)
 
 
 def _non_negative(value: object, name: str) -> float:

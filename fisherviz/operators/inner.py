@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fisherviz.operators.base import Operator
 from fisherviz.operators.dense import Dense, UnitBlocks
+from fisherviz.operators.diagonal_kronecker import DiagonalKronecker
 from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.factorise import require_dense
 from fisherviz.operators.kronecker import Kronecker, KroneckerEigen
@@ -156,22 +157,47 @@ def _eigen_eigen(x: KroneckerEigen, y: KroneckerEigen) -> float:
     if x.S.shape != y.S.shape:
         return _dense(x, y)
     overlap_g = (x.QG.double().mT @ y.QG.double()).square()
+    if x.QA is None and y.QA is None:
+        return _sum(x.S.double(), overlap_g @ y.S.double())
+    if x.QA is None or y.QA is None:
+        return _dense(x, y)
     overlap_a = (x.QA.double().mT @ y.QA.double()).square()
     return _sum(x.S.double(), overlap_g @ y.S.double() @ overlap_a.mT)
 
 
 @rule(KroneckerEigen, Kronecker)
 def _eigen_kronecker(x: KroneckerEigen, y: Kronecker) -> float:
-    if x.QA.shape != y.A.shape:
+    if x.QA is None or x.QA.shape != y.A.shape:
         return _dense(x, y)
     in_basis_g = _rayleigh(x.QG.double(), y.G.double())
     in_basis_a = _rayleigh(x.QA.double(), y.A.double())
     return float(in_basis_g @ x.S.double() @ in_basis_a)
 
 
+@rule(DiagonalKronecker, DiagonalKronecker)
+def _diagonal_diagonal(x: DiagonalKronecker, y: DiagonalKronecker) -> float:
+    if x.A.shape != y.A.shape:
+        return _dense(x, y)
+    return _sum(x.A.double(), y.A.double()) * _sum(x.G.double(), y.G.double())
+
+
+@rule(KroneckerEigen, DiagonalKronecker)
+def _eigen_diagonal(x: KroneckerEigen, y: DiagonalKronecker) -> float:
+    if x.QA is not None or x.S.shape != (len(y.G), len(y.A)):
+        return _dense(x, y)
+    return float(_rayleigh(x.QG.double(), y.G.double()) @ x.S.double() @ y.A.double())
+
+
+@rule(Dense, DiagonalKronecker)
+def _dense_diagonal(x: Dense, y: DiagonalKronecker) -> float:
+    d_g, d_a = len(y.G), len(y.A)
+    own = x.M.view(d_g, d_a, d_g, d_a).diagonal(dim1=1, dim2=3)  # (d_g, d_g, d_a)
+    return _sum((own @ y.A).double(), y.G.double())
+
+
 @rule(KroneckerEigen, UnitBlocks)
 def _eigen_units(x: KroneckerEigen, y: UnitBlocks) -> float:
-    if y.B.shape[1:] != x.QA.shape:
+    if x.QA is None or y.B.shape[1:] != x.QA.shape:
         return _dense(x, y)
     # Unit o's diagonal block of x is QA diag(w_o) QAᵀ with w = QG² S.
     weights = x.QG.double().square() @ x.S.double()

@@ -220,22 +220,26 @@ class KroneckerEigen(Symmetric):
     """Q diag(vec S) Qᵀ with the orthogonal Q = Q_G ⊗ Q_A (George et al. 2018).
 
     Args:
-        QA: (d_a, d_a) orthogonal, eigenvectors of A in columns.
+        QA: (d_a, d_a) orthogonal, eigenvectors of A in columns; None: the identity, of a diagonal A.
         QG: (d_g, d_g) orthogonal, eigenvectors of G in columns.
         S: (d_g, d_a) eigenvalues.
     """
 
-    def __init__(self, QA: Tensor, QG: Tensor, S: Tensor) -> None:
+    def __init__(self, QA: Tensor | None, QG: Tensor, S: Tensor) -> None:
         """Keep the bases and the eigenvalues."""
-        if QA.shape != (S.shape[-1],) * 2 or QG.shape != (S.shape[0],) * 2 or S.ndim != 2:
+        inputs = (S.shape[-1],) * 2 if QA is None else tuple(QA.shape)
+        if inputs != (S.shape[-1],) * 2 or QG.shape != (S.shape[0],) * 2 or S.ndim != 2:
             raise ValueError(
-                f"KroneckerEigen takes QA (d_a, d_a), QG (d_g, d_g) and S (d_g, d_a), not {tuple(QA.shape)}, "
+                f"KroneckerEigen takes QA (d_a, d_a), QG (d_g, d_g) and S (d_g, d_a), not {inputs}, "
                 f"{tuple(QG.shape)} and {tuple(S.shape)}."
             )
         self.QA, self.QG, self.S = QA, QG, S
-        self.shape, self.tensors = (S.numel(), S.numel()), (S, QA, QG)
+        self.shape, self.tensors = (S.numel(), S.numel()), (S, QG, *([] if QA is None else [QA]))
 
     def _apply(self, S: Tensor, v: Tensor) -> Tensor:
+        if self.QA is None:
+            V = v.mT.reshape(v.shape[1], *S.shape)
+            return (self.QG @ (S * (self.QG.mT @ V))).reshape(v.shape[1], -1).mT
         return act(self.QA, self.QG, S.reshape(-1, 1) * act(self.QA.mT, self.QG.mT, v))
 
     def _matmul(self, v: Tensor) -> Tensor:
@@ -243,12 +247,14 @@ class KroneckerEigen(Symmetric):
 
     def to_dense(self) -> Tensor:
         """Return Q diag(S) Qᵀ."""
-        Q = kron(self.QG, self.QA)
+        QA = torch.eye(self.S.shape[1], dtype=self.dtype, device=self.device) if self.QA is None else self.QA
+        Q = kron(self.QG, QA)
         return symmetric((Q * self.S.reshape(-1)) @ Q.mT)
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal."""
-        return (self.QG.square() @ self.S @ self.QA.square().mT).reshape(-1)
+        S = self.S if self.QA is None else self.S @ self.QA.square().mT
+        return (self.QG.square() @ S).reshape(-1)
 
     def scale(self, factor: float) -> KroneckerEigen:
         """Multiply by a number."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
 from fisherviz.operators.dense import Dense
+from fisherviz.operators.diagonal_kronecker import DiagonalKronecker
 from fisherviz.operators.factorise import DENSE_LIMIT, require_dense
 from fisherviz.operators.kronecker import Kronecker
 from fisherviz.operators.lanczos import cg, spectral_norm
@@ -30,7 +31,7 @@ class KroneckerSum(Operator):
         """Keep one `Kronecker` per pair."""
         if not factors:
             raise ValueError("KroneckerSum needs at least one pair of factors.")
-        self.terms = tuple(Kronecker(A, G) for A, G in factors)
+        self.terms = tuple((DiagonalKronecker if A.ndim == 1 else Kronecker)(A, G) for A, G in factors)
         if len({(term.A.shape, term.G.shape, term.dtype, term.device) for term in self.terms}) > 1:
             raise ValueError("KroneckerSum takes pairs of one shape, dtype and device.")
         self.shape = self.terms[0].shape
@@ -39,7 +40,7 @@ class KroneckerSum(Operator):
     @property
     def T(self) -> KroneckerSum:
         """The transpose."""
-        return KroneckerSum([(term.A.mT, term.G.mT) for term in self.terms])
+        return KroneckerSum([(term.T.A, term.T.G) for term in self.terms])
 
     def _matmul(self, v: Tensor) -> Tensor:
         return torch.stack([term @ v for term in self.terms]).sum(0)
@@ -59,9 +60,11 @@ class KroneckerSum(Operator):
     def shifted(self, value: float) -> KroneckerSum:
         """Add a multiple of the identity, as one more term."""
         A, G = self.terms[0].A, self.terms[0].G
-        if A.shape[0] != A.shape[1] or G.shape[0] != G.shape[1]:
+        if len(set(A.shape)) > 1 or len(set(G.shape)) > 1:
             raise ValueError(f"damping needs square factors, these are {tuple(A.shape)} and {tuple(G.shape)}.")
-        eye_a, eye_g = (torch.eye(len(M), dtype=M.dtype, device=M.device) for M in (A, G))
+        eye_a, eye_g = (
+            torch.ones_like(M) if M.ndim == 1 else torch.eye(len(M), dtype=M.dtype, device=M.device) for M in (A, G)
+        )
         return KroneckerSum([*((term.A, term.G) for term in self.terms), (eye_a, value * eye_g)])
 
     def _norm(self, order: NormOrder) -> float:

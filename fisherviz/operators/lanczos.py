@@ -16,6 +16,8 @@ from fisherviz.operators.factorise import eigenvalues, eigh
 
 Product = Callable[[Tensor], Tensor]
 Which = Literal["largest", "smallest", "magnitude"]
+_SINGLE = 40
+"""Vectors kept by `leading_eigenvector` before it starts again."""
 
 
 def extreme_eigenvalues(
@@ -99,6 +101,46 @@ def extreme_eigenvalues(
         f"Lanczos did not converge: {k} eigenvalue(s) of a {size} x {size} matrix have relative residual "
         f"{residual:.1e} after {maxiter} products, above {tol:.1e}; raise maxiter or tol."
     )
+
+
+def leading_eigenvector(matvec: Product, start: Tensor, tol: float, maxiter: int = 500) -> Tensor:
+    """Find a leading eigenvector of a symmetric positive semidefinite matrix near a start that it is not orthogonal to.
+
+    Args:
+        matvec: maps (size,) to (size,).
+        start: (size,).
+        tol: residual norm relative to the eigenvalue.
+        maxiter: products before giving up.
+
+    Returns:
+        (size,), of norm one; the start where the matrix maps it to zero.
+
+    Raises:
+        RuntimeError: when not converged after `maxiter` products.
+        ValueError: when products are not finite.
+    """
+    q = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
+    basis: list[Tensor] = []
+    projected = torch.zeros(0, 0, dtype=torch.float64)
+    for _ in range(maxiter):
+        basis.append(q)
+        Q = torch.stack(basis, 1)
+        w = _finite(matvec(q))
+        h = Q.mT @ w
+        projected = torch.nn.functional.pad(projected, (0, 1, 0, 1))
+        projected[:, -1] = projected[-1, :] = h.double().cpu()
+        w = w - Q @ h
+        w = w - Q @ (Q.mT @ w)
+        size = float(w.norm())
+        values, vectors = eigh(projected, "the projected matrix")
+        ritz = vectors[:, -1].to(start)
+        if size * abs(float(vectors[-1, -1])) <= tol * float(values[-1]) or size == 0 or len(basis) == len(start):
+            return Q @ ritz
+        if len(basis) == _SINGLE:  # start again from the best vector so far
+            basis, projected, q = [], projected.new_zeros(0, 0), Q @ ritz
+        else:
+            q = w / size
+    raise RuntimeError(f"Lanczos did not find the leading eigenvector to {tol:.1e} in {maxiter} products.")
 
 
 def spectral_norm(

@@ -9,6 +9,7 @@ run a layer adds zeros to what is the layer's, from the first step on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fisherviz.approximations import Approximation
 from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, concatenate
 from fisherviz.capture.network import Network
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
@@ -344,8 +346,10 @@ class Moments:
 
 def pack(values: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors and captures as plain containers of tensors."""
-    captures = (Capture, GenericCapture)
-    return {key: dict(vars(value)) if isinstance(value, captures) else value.clone() for key, value in values.items()}
+    return {
+        key: value.clone() if isinstance(value, Tensor) else {f.name: getattr(value, f.name) for f in fields(value)}
+        for key, value in values.items()
+    }
 
 
 def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -355,8 +359,9 @@ def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         if isinstance(value, Tensor):
             out[key] = value.to(device, copy=True)
         else:
-            tensors = {name: t.to(device) for name, t in value.items()}
-            out[key] = Capture(**tensors) if "a" in tensors else GenericCapture(**tensors)
+            parts: dict[str, Any] = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in value.items()}
+            kind: Any = Capture if "a" in parts else TokenCapture if "tokens" in parts else GenericCapture
+            out[key] = kind(**parts)
     return out
 
 

@@ -94,13 +94,16 @@ def split_rows(
     Returns:
         One direction per parameter, written down where a parameter's layout or type asks for it.
     """
-    parameters = ordered_parameters(layer)
-    columns = right.split([p.numel() // layer.d_out for p in parameters], 1)
     out: Moves = {}
-    for p, part in zip(parameters, columns, strict=True):
-        made = LowRank(left, part, p.shape, (bases or {}).get(p), weight)
-        fits = p.dtype == right.dtype and p.is_contiguous()
-        out[p] = made if fits else made.dense().to(p.dtype)
+    for part in layer.parts:
+        p, columns = layer.parameters[part.name], right[:, part.columns]
+        base = (bases or {}).get(p)
+        if part.stored is None:
+            made = LowRank(left, columns, p.shape, base, weight)
+            out[p] = made if p.dtype == right.dtype and p.is_contiguous() else made.dense().to(p.dtype)
+        else:
+            product = part.as_entries(left.mT @ columns).view(p.shape)
+            out[p] = (product if base is None else product.add_(base, alpha=weight)).to(p.dtype)
     return out
 
 
@@ -129,27 +132,20 @@ def layer_gradients(layer: Layer, weight_decay: Mapping[nn.Parameter, float]) ->
 
 def matrix_of(layer: Layer, tensors: Mapping[nn.Parameter, Tensor]) -> Tensor:
     """Tensors of a layer's parameters as one (d_out, da) matrix with the bias last; missing ones are zero."""
-    rows = layer.d_out if layer.structured else 1
-    parts = [
-        at_least_float32(tensors[p] if p in tensors else torch.zeros_like(p)).reshape(rows, -1)
-        for p in ordered_parameters(layer)
-    ]
+    parts = []
+    for part in layer.parts:
+        p = layer.parameters[part.name]
+        parts.append(part.as_matrix(at_least_float32(tensors[p] if p in tensors else torch.zeros_like(p)).reshape(-1)))
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def split_matrix(layer: Layer, direction: Tensor) -> dict[nn.Parameter, Tensor]:
     """The parameters' shares of a direction (d_out, da) or (P,) in unit order."""
-    parameters = ordered_parameters(layer)
-    rows = layer.d_out if layer.structured else 1
-    matrix = direction.reshape(rows, -1)
-    pieces = matrix.split([p.numel() // rows for p in parameters], 1)
-    return {p: piece.reshape(p.shape).to(p.dtype) for p, piece in zip(parameters, pieces, strict=True)}
-
-
-def ordered_parameters(layer: Layer) -> list[nn.Parameter]:
-    """The parameters from left to right in W̄, whatever the order of registration."""
-    columns = layer.columns
-    return [layer.parameters[name] for name in sorted(columns, key=lambda name: columns[name].start)]
+    matrix, out = direction.reshape(layer.matrix_shape), {}
+    for part in layer.parts:
+        p = layer.parameters[part.name]
+        out[p] = part.as_entries(matrix[:, part.columns]).reshape(p.shape).to(p.dtype)
+    return out
 
 
 def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> bool:
@@ -159,16 +155,17 @@ def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> boo
     survive, and entry by entry on a few units, where a small penalty on all weights shows.
     """
     gradients = []
-    for p in ordered_parameters(layer):
+    for part in layer.parts:
+        p = layer.parameters[part.name]
         if p.grad is None or p._backward_hooks or p._post_accumulate_grad_hooks:
             return False
-        gradients.append(at_least_float32(p.grad).reshape(layer.d_out, -1))
+        gradients.append(part.as_matrix(at_least_float32(p.grad).reshape(-1)))
     rounding = exact * torch.finfo(a.dtype).eps
     signs = _signs(a.shape[1], a.dtype, a.device)
     parts = signs.split([gradient.shape[1] for gradient in gradients])
     gap = torch.mv(g.mT, torch.mv(a, signs))
-    for gradient, part in zip(gradients, parts, strict=True):
-        gap.addmv_(gradient, part, alpha=-1)
+    for gradient, signed in zip(gradients, parts, strict=True):
+        gap.addmv_(gradient, signed, alpha=-1)
     inputs, outputs = a.abs(), g.abs()
     if not bool((gap.abs_() <= rounding * torch.mv(outputs.mT, inputs.sum(1))).all()):
         return False

@@ -21,7 +21,7 @@ from fisherviz.network.likelihoods import Likelihood
 from fisherviz.operators.damping import as_damping
 from fisherviz.operators.factorise import cholesky, plus_identity
 from fisherviz.optim.directions import Directions, Step
-from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, ordered_parameters, split_matrix
+from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.processes import distributed
@@ -98,7 +98,7 @@ class QuasiNewton(Directions):
         """Mean input, mean pre-activation W̄ ā and mean score."""
         capture = self._capture(step, layer)
         a = capture.a[:, 0].mean(0)
-        W = torch.cat([p.detach().reshape(layer.d_out, -1) for p in ordered_parameters(layer)], 1).to(a.dtype)
+        W = matrix_of(layer, {p: p.detach() for p in layer.parameters.values()}).to(a.dtype)
         if layer.da > W.shape[1]:
             raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
         return a, W @ a, capture.g[0, :, 0].mean(0)

@@ -13,9 +13,9 @@ returned count as long as no backward leaves any in `.grad`: they are taken to b
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
-from fisherviz.capture.hooks import Call, Recorder
+from fisherviz.capture.hooks import Call, Recorder, beside, capture_calls
 from fisherviz.capture.look import refuse_reentrant
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.take import shown
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.batches import Arguments
 from fisherviz.network.guest import as_guest, visiting
 from fisherviz.network.layers import Layer
@@ -347,30 +348,32 @@ class Watcher:
         if self.wanted.captures and capture is not None:
             fresh[name] = capture
         half = any(x.dtype in (torch.float16, torch.bfloat16) for x in [*(call.x for call in calls), *heard])
-        if self.wanted.local and exact and heard and not half and layer.groups == 1:
-            a = capture.a if capture is not None else _inputs(calls)
-            g = capture_outputs(calls, heard)[0]
+        if self.wanted.local and exact and heard and not half and layer.groups == 1 and not layer.one_hot:
+            a = capture.a if isinstance(capture, Capture) else beside([layer.inputs(call.x) for call in calls], 1)
+            g = beside([layer.output_gradients(gradient) for gradient in heard], 2)[0]
             made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))
         else:
             made.local.pop(name, None)
 
     def _capture(
         self, calls: list[Call], vectors: list[Tensor] | None, heard: list[Tensor] | None, n: int
-    ) -> Capture | None:
-        a = _inputs(calls)
+    ) -> AnyCapture | None:
         if self.wanted.scores:
             if heard is None:
                 return None
-            return Capture(a, at_least_float32(capture_outputs(calls, heard)) / self._scale(n))
-        if vectors is None:
-            return Capture(a, a.new_empty(0, *a.shape[:-1], calls[0].layer.d_out // calls[0].layer.groups))
-        return Capture(a, at_least_float32(capture_outputs(calls, vectors)))
+            vectors = [at_least_float32(gradient) / self._scale(n) for gradient in heard]
+        elif vectors is None:  # inputs alone are wanted
+            vectors = [next(iter(call.layer.parameters.values())).new_empty(0, *call.shape) for call in calls]
+        calls = [replace(call, x=at_least_float32(call.x)) for call in calls]
+        return capture_calls(calls, [at_least_float32(gradient) for gradient in vectors])
 
 
 def added(one: AnyCapture | None, other: AnyCapture) -> AnyCapture:
     """The capture of two backwards through one forward: their gradients add up."""
     if isinstance(one, Capture) and isinstance(other, Capture):
         return Capture(other.a, one.g + other.g)
+    if isinstance(one, TokenCapture) and isinstance(other, TokenCapture):
+        return replace(other, g=one.g + other.g)
     if isinstance(one, GenericCapture) and isinstance(other, GenericCapture):
         return GenericCapture(one.gradients + other.gradients)
     return other
@@ -379,17 +382,6 @@ def added(one: AnyCapture | None, other: AnyCapture) -> AnyCapture:
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precisions as float32; statistics are never kept in less."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _inputs(calls: Sequence[Call]) -> Tensor:
-    a = [calls[0].layer.inputs(at_least_float32(call.x)) for call in calls]
-    return torch.cat(a, 1) if len(a) > 1 else a[0]
-
-
-def capture_outputs(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Tensor:
-    """Gradients (K, N, ...) at several calls' outputs as (K, N, T, dg)."""
-    g = [calls[0].layer.output_gradients(gradient) for gradient in gradients]
-    return torch.cat(g, 2) if len(g) > 1 else g[0]
 
 
 def _detach(handles: list[Any], recorder: Recorder) -> None:

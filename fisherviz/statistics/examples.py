@@ -67,7 +67,7 @@ class Examples:
         """U w for one column w (K N,), flat in torch order (P,), each parameter written where it stands."""
         out = w.new_empty(space.size)
         for i, capture in enumerate(self.captures):
-            if isinstance(capture, Capture) and capture.factored:
+            if isinstance(capture, Capture) and capture.factored and space.lies_as_matrix(i):
                 combined = (capture.g[:, :, 0] * w.view(capture.vectors, -1, 1)).sum(0)
                 for place in space.of(i):
                     torch.mm(combined.T, capture.a[:, 0, place.columns], out=out[place.flat].view(place.matrix))

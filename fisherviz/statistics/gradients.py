@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.statistics.products import GRADIENT_ENTRIES, gram
+from fisherviz.capture.tokens import TokenCapture
+from fisherviz.statistics.products import GRADIENT_ENTRIES, ROW_ENTRIES, gram
 
 _TILE_ENTRIES = 2**24
 
@@ -29,6 +30,8 @@ def columns_product(capture: AnyCapture, w: Tensor) -> Tensor:
             mixed = mixed.reshape(len(a), dg, -1).permute(2, 1, 0).flatten(0, 1)
             out[columns] = (mixed @ a).reshape(-1, capture.size)
         return out.T
+    if isinstance(capture, TokenCapture):
+        return _tokens_columns(capture, w)
     total = w.new_zeros(capture.size, w.shape[2])
     for start, stop in _pieces(capture):
         total += capture.select(start, stop).gradients.flatten(0, 1).T @ w[:, start:stop].flatten(0, 1)
@@ -47,8 +50,38 @@ def rows_product(capture: AnyCapture, v: Tensor) -> Tensor:
             images = (a @ matrices).reshape(n, t * dg, -1)
             found[:, :, columns] = torch.bmm(g, images).transpose(0, 1)
         return found.reshape(-1, r)
+    if isinstance(capture, TokenCapture):
+        return _tokens_rows(capture, v)
     parts = [capture.select(*piece).gradients @ v for piece in _pieces(capture)]
     return torch.cat(parts, 1).reshape(-1, r)
+
+
+def _tokens_columns(capture: TokenCapture, w: Tensor) -> Tensor:
+    """Σ_nk w_nk ∇_nk for w (K, N, r), by the columns of W̄ that are read: (P, r)."""
+    found, (_, _, r) = capture.sparse, w.shape
+    d, out = found.g.shape[-1], w.new_zeros(capture.vocabulary, capture.g.shape[-1], r)
+    for rows in _rows(len(found.token), d * r):
+        mixed = torch.bmm(found.g[:, rows].permute(1, 2, 0), w[:, found.example[rows]].transpose(0, 1))  # (R, d, r)
+        out.index_add_(0, found.token[rows], mixed)
+    return out.transpose(0, 1).reshape(-1, r)
+
+
+def _tokens_rows(capture: TokenCapture, v: Tensor) -> Tensor:
+    """∇_nkᵀ v for v (P, r), by the columns of W̄ that are read: (K N, r)."""
+    found, (k, n, r) = capture.sparse, (capture.vectors, capture.examples, v.shape[1])
+    d, out = found.g.shape[-1], v.new_zeros(n, k, r)
+    table = v.reshape(d, capture.vocabulary, r)
+    for rows in _rows(len(found.token), d * r):
+        read = table[:, found.token[rows]].transpose(0, 1)  # (R, d, r)
+        out.index_add_(0, found.example[rows], torch.bmm(found.g[:, rows].transpose(0, 1), read))
+    return out.transpose(0, 1).reshape(-1, r)
+
+
+def _rows(count: int, entries: int) -> Iterator[slice]:
+    """Slices of `count` rows of so many entries each that fit."""
+    step = max(1, ROW_ENTRIES // max(1, entries))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Tensor:
@@ -67,6 +100,8 @@ def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Te
         return outputs.reshape(k, stop - start, k, n).mul_(inputs.unsqueeze(1)).reshape(k * (stop - start), k * n)
     if isinstance(row, Capture) and not row.grouped and _pairwise_is_cheaper(row):
         return _pairwise_gram(row, start, stop)
+    if isinstance(row, TokenCapture):
+        return _tokens_gram(row, start, stop)
     if whole and row.vectors * row.examples * row.size <= GRADIENT_ENTRIES:
         return gram(row.gradients.flatten(0, 1).T)
     k = row.vectors
@@ -78,6 +113,19 @@ def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Te
         ]  # (K, e - s, K (high - low))
         out.append(torch.cat(strips, 1).reshape(k * (stop - start), k, high - low))
     return torch.cat(out, 2).reshape(k * (stop - start), -1)
+
+
+def _tokens_gram(row: TokenCapture, start: int, stop: int) -> Tensor:
+    """The same by columns of W̄ that are read, some at a time."""
+    k, n = row.vectors, row.examples
+    out = row.g.new_zeros(k * (stop - start), k * n)
+    for part in row.slices(ROW_ENTRIES):
+        every, some = part.flatten(0, 1).flatten(1), part[:, start:stop].flatten(0, 1).flatten(1)
+        if stop - start == n:
+            gram(every.T, out)
+        else:
+            out.addmm_(some, every.T)
+    return out
 
 
 def _pairwise_is_cheaper(row: Capture) -> bool:
@@ -107,7 +155,7 @@ def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
 def gram_tiles(captures: Sequence[AnyCapture]) -> Iterator[list[Tensor]]:
     """Row strips of every layer's Gram matrix, small enough to be held together."""
     n, k = captures[0].examples, captures[0].vectors
-    step = max(1, _TILE_ENTRIES // (k * k * n))
+    step = max(1, _TILE_ENTRIES // (k * k * n * max(1, len(captures) // 4)))
     for start in range(0, n, step):
         yield [example_gram(capture, start, min(start + step, n)) for capture in captures]
 
@@ -119,6 +167,16 @@ def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
     total = 0.0
     for tiles in gram_tiles([row] if row is col else [row, col]):
         total += float((tiles[0] * tiles[-1]).sum(dtype=torch.float64))
+    return total
+
+
+def block_square_norms(captures: Sequence[AnyCapture]) -> dict[tuple[int, int], float]:
+    """`block_square_norm` of all pairs (i, j), i <= j, each layer's Gram matrix computed once."""
+    pairs = [(i, j) for i in range(len(captures)) for j in range(i, len(captures))]
+    total = dict.fromkeys(pairs, 0.0)
+    for tiles in gram_tiles(captures):
+        for i, j in pairs:
+            total[i, j] += float((tiles[i] * tiles[j]).sum(dtype=torch.float64))
     return total
 
 
@@ -166,6 +224,10 @@ def gram_and_cross(capture: AnyCapture, k: int) -> tuple[Tensor, Tensor]:
         mine, its = row.g[:, :, 0].flatten(0, 1), other.g[:, :, 0].flatten(0, 1)
         return _times(gram(mine.T), inputs), _times(mine @ its.T, inputs)
     n, parts = other.examples, []
+    if isinstance(capture, TokenCapture):
+        pairs = example_gram(capture).view(capture.vectors, n, capture.vectors, n)
+        own = pairs[:k].flatten(0, 1)
+        return own[:, :k].reshape(k * n, -1), own[:, k:].reshape(k * n, -1)
     for low, high in _pieces(other):
         right = other.select(low, high).gradients.flatten(0, 1).T
         parts.append(rows_product(row, right).unflatten(1, (other.vectors, high - low)))

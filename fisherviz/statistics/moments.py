@@ -7,23 +7,32 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.base import RowsStatistic, Setting, Statistic
 from fisherviz.statistics.products import block, gram, weighted_moments, working
 
 
 class InputFactor(RowsStatistic):
-    """Second moment of a layer's inputs, (da, da), or (groups, da, da).
+    """Second moment of a layer's inputs, (da, da), or (groups, da, da); of one-hot inputs its diagonal (da,).
 
     Settings: "expand" averages over positions, 1/T Σ_t ā_t ā_tᵀ; "reduce" takes the outer product of mean_t ā_t;
-    "sum" adds over positions (FOOF).
+    "sum" adds over positions (FOOF). One-hot inputs are expanded where others are reduced.
     """
 
     needs_gradients = False
+
+    def contribution(self, *captures: AnyCapture) -> Tensor:
+        """Sum over the batch."""
+        (capture,) = captures
+        if isinstance(capture, TokenCapture):
+            return capture.counts() / (1 if self.setting == "sum" else capture.positions)
+        return super().contribution(capture)
 
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Inputs, 1/T for "expand"."""
@@ -35,11 +44,14 @@ class InputFactor(RowsStatistic):
 class OutputFactor(RowsStatistic):
     """Second moment of a layer's pseudo-gradients, (dg, dg), or (groups, dg, dg).
 
-    Settings: "expand" adds outer products over positions, Σ_t g_t g_tᵀ; "reduce" takes that of Σ_t g_t.
+    Settings: "expand" adds outer products over positions, Σ_t g_t g_tᵀ; "reduce" takes that of Σ_t g_t. Those behind
+    one-hot inputs are expanded in either case, where something is read.
     """
 
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Pseudo-gradients of all vectors."""
+        if isinstance(capture, TokenCapture):
+            return capture.g[:, capture.weights != 0].flatten(0, 1), 1.0
         capture = _structured(capture, self)
         g = capture.g.sum(2, keepdim=True) if self.setting == "reduce" else capture.g
         return _by_group(g, capture.grouped), 1.0
@@ -87,9 +99,12 @@ class UnitBlocks(Statistic):
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
-        capture = _structured(captures[0], self)
+        capture = captures[0]
+        if isinstance(capture, TokenCapture):
+            return gram(capture.gradients.unflatten(2, (-1, capture.vocabulary)).flatten(0, 1).transpose(0, 1))
+        capture = _structured(capture, self)
         if capture.factored:
-            capture = working(capture)
+            capture = capture.to(working(capture.g))
             return weighted_moments(capture.a[:, 0], capture.g[:, :, 0].square().sum(0))
         da = capture.a.shape[-1]
         units = capture.gradients.unflatten(2, (-1, da)).flatten(0, 1).transpose(0, 1)  # (d_out, K N, da)
@@ -113,9 +128,15 @@ class Block(Statistic):
 
 
 class EigenMoment(Statistic):
-    """Second moment of the gradient in a Kronecker eigenbasis, (dg, da), or (groups, dg, da) (EKFAC)."""
+    """Second moment of the gradient in a Kronecker eigenbasis, (dg, da), or (groups, dg, da) (EKFAC).
 
-    def __init__(self, layer: str, qa: Tensor, qg: Tensor) -> None:
+    Args:
+        layer: its name.
+        qa: eigenvectors of A; None: the identity, for one-hot inputs.
+        qg: eigenvectors of G.
+    """
+
+    def __init__(self, layer: str, qa: Tensor | None, qg: Tensor) -> None:
         super().__init__(layer)
         self.qa, self.qg = qa, qg
 
@@ -126,18 +147,23 @@ class EigenMoment(Statistic):
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
-        capture = _structured(captures[0], self)
+        capture = captures[0]
+        if isinstance(capture, TokenCapture):
+            turned = replace(capture.to(self.qg.dtype), g=capture.g.to(self.qg.dtype) @ self.qg)
+            return turned.square_sum().view(-1, capture.vocabulary)
+        assert self.qa is not None
+        capture = _structured(capture, self)
         capture = Capture(capture.a.to(self.qa.dtype), capture.g.to(self.qg.dtype))
         if capture.grouped:
             a = torch.einsum("nthi,hij->nthj", capture.a, self.qa)
-            turned = Capture(a, torch.einsum("knthi,hij->knthj", capture.g, self.qg))
+            shown = Capture(a, torch.einsum("knthi,hij->knthj", capture.g, self.qg))
         else:
-            turned = Capture(capture.a @ self.qa, capture.g @ self.qg)
-        if turned.factored:
-            weights = turned.g[:, :, 0].square().sum(0)
-            return weights.T @ turned.a[:, 0].square()
+            shown = Capture(capture.a @ self.qa, capture.g @ self.qg)
+        if shown.factored:
+            weights = shown.g[:, :, 0].square().sum(0)
+            return weights.T @ shown.a[:, 0].square()
         shape = (*self.qg.shape[:-1], self.qa.shape[-1])
-        return turned.gradients.square().sum((0, 1)).reshape(shape)
+        return shown.gradients.square().sum((0, 1)).reshape(shape)
 
 
 class GradientSum(Statistic):

@@ -6,15 +6,11 @@ computed on one side of their diagonal. Results are sums over examples and vecto
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
+from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.operators.factorise import MIRRORED, symmetric
-
-C = TypeVar("C", Capture, GenericCapture)
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
@@ -54,10 +50,9 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
     return symmetric(out)
 
 
-def working(capture: C) -> C:
-    """A capture in at least float32, which sums over examples are taken in."""
-    dtype = torch.promote_types(capture.tensors[0].dtype, torch.float32)
-    return type(capture)(*(t.to(dtype) for t in capture.tensors))
+def working(x: Tensor) -> torch.dtype:
+    """At least float32, which sums over examples are taken in."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def unpack_index(d: int, device: torch.device) -> Tensor:

@@ -158,7 +158,7 @@ def test_order_of_layers_in_the_chain_is_that_of_execution():
 def test_a_network_without_structured_layers_has_no_chain():
     """Every layer takes its exact diagonal, and nothing is coupled."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Tanh()).double()
+    net = nn.Sequential(nn.EmbeddingBag(4, 3, mode="max"), nn.Tanh()).double()
     fisher = fv.Probe(net, "categorical").fisher(torch.randint(4, (9, 1)))
     with pytest.warns(UserWarning, match="exact diagonal"):
         approximation = fv.approximate(fisher, "kfac-tridiagonal")

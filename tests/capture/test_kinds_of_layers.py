@@ -130,7 +130,7 @@ def test_units_of_shared_weights(name):
 
 
 def test_units_of_a_layer_without_units_are_refused():
-    net, x = nets.randomised(nn.Sequential(nn.Embedding(3, 2), nn.Flatten())), torch.randint(3, (4, 1))
+    net, x = nets.randomised(nn.Sequential(nn.EmbeddingBag(3, 2, mode="max"))), torch.randint(3, (4, 1))
     with pytest.raises(NotImplementedError, match="layer '0' has no inputs and pseudo-gradients"):
         fv.Probe(net, "gaussian").fisher(x).units("0")
 

@@ -32,7 +32,7 @@ def test_dense_fisher_of_convolutions_in_every_order(name, options):
 
 @orders
 def test_layers_without_a_matrix_keep_torch_order(name):
-    net = nets.randomised(nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.Linear(2, 2)))
+    net = nets.randomised(nn.Sequential(nn.EmbeddingBag(3, 2, mode="max"), nn.Linear(2, 2)))
     x = torch.randint(3, (4, 1))
     F = exact.fisher(net, x, laws.Gaussian())
     actual = fv.Probe(net, "gaussian").fisher(x).to_dense(order=name)

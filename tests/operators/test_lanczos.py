@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fisherviz.operators import cg, extreme_eigenvalues, spectral_norm
+from fisherviz.operators.lanczos import leading_eigenvector
 
 F64 = torch.float64
 
@@ -152,3 +153,21 @@ def test_cg_says_why_it_stops():
 def test_bad_input_gets_one_sentence(action, message):
     with pytest.raises(ValueError, match=message):
         action()
+
+
+@pytest.mark.parametrize("kept", [40, 4])
+def test_a_leading_eigenvector_also_after_starting_again(kept, monkeypatch):
+    monkeypatch.setattr("fisherviz.operators.lanczos._SINGLE", kept)
+    generator = torch.Generator().manual_seed(0)
+    M = symmetric(torch.linspace(0, 1, 60).square())
+    top = torch.linalg.eigh(M)[1][:, -1]
+    start = torch.randn(60, generator=generator, dtype=torch.float64)
+    found = leading_eigenvector(lambda v: M @ v, start, 1e-10)
+    assert float((found @ top).abs()) == pytest.approx(1, abs=1e-12)
+    with pytest.raises(RuntimeError, match=r"did not find the leading eigenvector to 1\.0e-10 in 3 products"):
+        leading_eigenvector(lambda v: M @ v, start, 1e-10, 3)
+
+
+def test_the_leading_eigenvector_of_zero_is_the_start():
+    start = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert torch.allclose(leading_eigenvector(torch.zeros_like, start, 1e-10), start / 5)

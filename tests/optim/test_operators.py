@@ -1,13 +1,16 @@
 """What the optimizers' speed rests on: products of low rank, A ⊗ I without I, trusted Cholesky factors, Woodbury."""
 
+import sys
+
 import pytest
 import torch
 
 from fisherviz import optim
+from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.capture.captures import Capture
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import Kronecker, SingularMatrixError, inner
 from fisherviz.operators.factorise import solve_rows, trusted_cholesky
-from fisherviz.optim.exact import UnitExamples
 from tests.oracles.steps import assert_same, data, eye, loss_backward, matrices, moved, net
 
 
@@ -67,17 +70,42 @@ def test_low_rank_products_are_the_dense_ones(rows):
             assert torch.allclose((left.T @ right).reshape(-1), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("T", [1, 3])
-def test_unit_blocks_in_example_space_are_the_blocks(T):
-    a, g = torch.randn(2, T, 6, dtype=torch.float64), torch.randn(2, 2, T, 3, dtype=torch.float64)
-    op = UnitExamples(Capture(a, g), 0.5).scale(2.0).shifted(1e-6)
-    dense = op.to_dense()
-    v = torch.randn(18, 2, dtype=torch.float64)
+def normal(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+SHOWN = {  # captures of two examples and two vectors, with more and fewer rows than fan-in
+    "one position": lambda wide: Capture(normal(2, 1, 6 if wide else 1), normal(2, 2, 1, 4)),
+    "positions": lambda wide: Capture(normal(2, 3, 6 if wide else 2), normal(2, 2, 3, 4)),
+    "groups": lambda wide: Capture(normal(2, 3, 2, 6 if wide else 2), normal(2, 2, 3, 2, 2)),
+    "tokens": lambda wide: TokenCapture(
+        torch.tensor([[0, 1, 1], [1, 2, 0]]), torch.ones(2, 3).double(), normal(2, 2, 3, 4), 6 if wide else 3
+    ),
+}
+
+
+@pytest.mark.parametrize("entries", [2**26, 1, 40])
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("name", SHOWN)
+def test_unit_blocks_in_example_space_are_the_blocks(name, wide, entries, monkeypatch):
+    monkeypatch.setattr(sys.modules[ExampleUnits.__module__], "_ENTRIES", entries)
+    torch.manual_seed(0)
+    capture = SHOWN[name](wide)
+    op = ExampleUnits(capture, 0.5).scale(2.0).shifted(1e-3)
+    rows = capture.gradients.flatten(0, 1).unflatten(1, (4, -1))  # (K N, units, da)
+    blocks = torch.einsum("roi,roj->oij", rows, rows)
+    dense = torch.block_diag(*blocks) + 1e-3 * torch.eye(capture.size)
+    v = normal(len(dense), 2)
+    assert torch.allclose(op.to_dense(), dense)
     assert torch.allclose(op @ v, dense @ v, atol=1e-10)
     assert torch.allclose(op.solve(v), torch.linalg.solve(dense, v), rtol=1e-6)
     assert torch.allclose(op.diagonal(), dense.diagonal())
-    with pytest.raises(SingularMatrixError):
-        UnitExamples(Capture(a, g), 1.0).solve(v)
+    assert op.norm("fro") == pytest.approx(float(dense.norm()))
+    assert op.norm("trace") == pytest.approx(float(dense.trace()))
+    assert op.norm("spectral") == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]))
+    if wide:
+        with pytest.raises(SingularMatrixError):
+            ExampleUnits(capture, 1.0).solve(v)
 
 
 def test_woodbury_keeps_its_digits_in_float32_at_small_damping():

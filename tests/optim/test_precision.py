@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fisherviz import optim
+from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.capture.captures import Capture
-from fisherviz.optim.exact import UnitExamples
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -76,7 +76,7 @@ def test_a_solve_in_float32_loses_at_most_a_hundredth(damping):
     a[..., 10:] = a[..., :10]  # singular without damping
     capture = Capture(a, torch.randn(1, 60, 1, 4, generator=generator))
     v = torch.randn(80, generator=generator)
-    found = UnitExamples(capture, 1.0, damping).solve(v)
+    found = ExampleUnits(capture, 1.0, damping).solve(v)
     rows = capture.g[0, :, 0].double().T.unsqueeze(2) * capture.a[:, 0].double()
     B = rows.mT @ rows + damping * torch.eye(20, dtype=torch.float64)
     expected = torch.linalg.solve(B, v.double().reshape(4, 20)).reshape(-1)
