@@ -6,9 +6,16 @@ from typing import Any
 
 from benchmarks.markdown import provenance, table
 
-REMARKS = (
+KBFGS = (
     "K-BFGS is defined for layers without weight sharing alone; convolutions and transformers give it a group with "
     "approximation='none' for those."
+)
+
+LONGER = (
+    "Rates are constant: they are for the first epochs, and where data are noisy and batches small a schedule has to "
+    "follow, as with SGD. After 40 epochs of the house prices (seed 0) Adam's 0.045 is below KFAC's 0.070, plain "
+    "KFAC's 0.075, EKFAC's 0.047, FOOF's 0.067, CWNGD's 0.057 and TENGraD's 0.052; after 40 epochs of the digits its "
+    "0.10 is above all of theirs (0.0002 to 0.017)."
 )
 
 
@@ -24,26 +31,29 @@ def part(results: dict[str, Any]) -> list[str]:
         "Training loss (mean nll per example, evaluation mode) after three epochs, batch 100: mean of seeds 0, 1 and 2 "
         "of weights and batches, the worst of them in brackets. Every optimizer has its own defaults, and no option is "
         "chosen for a problem or a seed. Bold: worse than Adam's defaults, in the mean or at worst. "
-        f"{REMARKS}",
+        f"{KBFGS}",
         table(head, [[name, *(_cell(row, name, "defaults") for row in rows.values())] for name in names]),
+        LONGER,
         "The same with the papers' values (`.paper`, `--defaults paper`), which are those of other networks, batch "
         "sizes and lengths of training, or starts of a search:",
         table(
             head,
             [
                 [name, *(_cell(row, name, "paper") for row in rows.values())]
-                for name, made in names.items()
-                if made["paper"] is not None
+                for name in names
+                if any("paper" in row["optimizers"][name] for row in rows.values())
             ],
         ),
     ]
 
 
 def _cell(row: dict[str, Any], name: str, which: str) -> str:
-    losses, adam = row["optimizers"][name][which]["losses"], row["optimizers"]["Adam"]["defaults"]["losses"]
+    found, adam = row["optimizers"][name].get(which), row["optimizers"]["Adam"]["defaults"]["losses"]
+    if found is None:
+        return "not measured"
+    losses = found["losses"]
     if None in losses:
-        undefined = "is not defined" in row["optimizers"][name][which]["why"]
-        return "–" if undefined else "**breaks off**"
+        return "–" if "is not defined" in found["why"] else "**breaks off**"
     mean, worst = sum(losses) / len(losses), max(losses)
     text = f"{mean:.3g} ({worst:.3g})"
     return f"**{text}**" if name != "SGD" and (mean > sum(adam) / len(adam) or worst > max(adam)) else text
