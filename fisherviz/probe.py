@@ -180,7 +180,7 @@ class Probe:
     def fisher(
         self,
         data: Any,
-        targets: Tensor | None = None,
+        targets: Tensor | str | None = None,
         *,
         kind: str = "exact",
         samples: int = 1,
@@ -190,8 +190,11 @@ class Probe:
         """The Fisher information matrix of the probed parameters over data.
 
         Args:
-            data: a tensor of inputs (N, ...), a tuple (inputs, targets), or a re-iterable of batches.
-            targets: targets (N, ...) when `data` is inputs alone.
+            data: a tensor of inputs (N, ...), a tuple (inputs, targets), or a re-iterable of batches; inputs may be a
+                mapping, of the model's keyword arguments.
+            targets: targets (N, ...) when `data` is inputs alone, or the entry of each batch's mapping that holds them
+                ("labels") and that the model then is not given. Every kind leaves out the positions at which they are
+                the likelihood's `ignore_index`, and no others: an attention mask is the model's affair.
             kind: "exact" (expectation over the model's labels, analytic), "mc" (labels sampled from the model) or
                 "empirical" (the data's labels).
             samples: sampled labels per example, for kind "mc".

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisherviz.capture.tokens import TokenCapture
+from fisherviz.capture.tokens import TokenCapture, some
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +22,12 @@ class Capture:
     Attributes:
         a: inputs with the 1 appended, (N, T, da) or (N, T, groups, da).
         g: pseudo-gradients of K backpropagated vectors, (K, N, T, dg) or (K, N, T, groups, dg).
+        counted: positions (N, T) that averages are taken over, where some are left out, at which g is zero; None: all.
     """
 
     a: Tensor
     g: Tensor
+    counted: Tensor | None = None
 
     @property
     def examples(self) -> int:
@@ -105,15 +107,19 @@ class Capture:
 
     def select_vectors(self, start: int, stop: int) -> Capture:
         """Vectors start..stop."""
-        return Capture(self.a, self.g[start:stop])
+        return Capture(self.a, self.g[start:stop], self.counted)
 
     def to(self, dtype: torch.dtype) -> Capture:
         """In another precision."""
-        return Capture(self.a.to(dtype), self.g.to(dtype))
+        return Capture(self.a.to(dtype), self.g.to(dtype), self.counted)
 
     def select(self, start: int, stop: int) -> Capture:
         """Examples start..stop."""
-        return Capture(self.a[start:stop], self.g[:, start:stop])
+        return Capture(self.a[start:stop], self.g[:, start:stop], some(self.counted, slice(start, stop)))
+
+    def take(self, rows: Tensor) -> Capture:
+        """Examples by their positions (R,)."""
+        return Capture(self.a[rows], self.g[:, rows], some(self.counted, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +183,10 @@ class GenericCapture:
         """Examples start..stop."""
         return GenericCapture(self.gradients[:, start:stop])
 
+    def take(self, rows: Tensor) -> GenericCapture:
+        """Examples by their positions (R,)."""
+        return GenericCapture(self.gradients[:, rows])
+
 
 AnyCapture = Capture | GenericCapture | TokenCapture
 
@@ -197,11 +207,15 @@ def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
     read = [c for c in captures if isinstance(c, TokenCapture)]
     shown: Sequence[Capture | TokenCapture] = structured or read
     g = torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in shown], 1)
+    counted = None
+    if any(c.counted is not None for c in shown):
+        every = [c.g.new_ones(c.g.shape[1:3], dtype=torch.bool) if c.counted is None else c.counted for c in shown]
+        counted = torch.cat([_padded(part, 1, positions) for part in every])
     if structured:
-        return Capture(torch.cat([_padded(c.a, 1, positions) for c in structured]), g)
+        return Capture(torch.cat([_padded(c.a, 1, positions) for c in structured]), g, counted)
     tokens = torch.cat([_padded(c.tokens, 1, positions) for c in read])
     weights = torch.cat([_padded(c.weights, 1, positions) for c in read])
-    return TokenCapture(tokens, weights, g, read[0].vocabulary)
+    return TokenCapture(tokens, weights, g, read[0].vocabulary, counted)
 
 
 def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:

@@ -14,11 +14,13 @@ from fisherviz.capture.hooks import Call, capture_calls
 from fisherviz.capture.look import ACTS, PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
+from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.structure import PathChanged
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.batches import Inputs, count_examples, move, select
 from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.layers import Layer
+from fisherviz.network.vectors import checked_counts
 
 LOOKS = 4
 """Batches that are looked at for evidence: a fault may show in later ones alone."""
@@ -107,7 +109,7 @@ def _captured(network: Network, inputs: Inputs, targets: Tensor | None, vectors:
     _check_paths(network, z, calls)
     network.check_finite(z, calls, first)
     v = vectors(z.detach(), targets, first)
-    captures = shown(network, inputs, z, calls, v)
+    captures = shown(network, inputs, z, calls, v, checked_counts(network.likelihood, z, targets))
     for layer in network.layers:
         if layer.name not in captures:
             captures[layer.name] = _absent(layer, len(v), z).to(network.precision)
@@ -115,7 +117,14 @@ def _captured(network: Network, inputs: Inputs, targets: Tensor | None, vectors:
 
 
 def shown(
-    network: Network, inputs: Inputs, z: Tensor, calls: Mapping[str, Sequence[Call]], v: Tensor, *, generic: bool = True
+    network: Network,
+    inputs: Inputs,
+    z: Tensor,
+    calls: Mapping[str, Sequence[Call]],
+    v: Tensor,
+    counted: Tensor | None = None,
+    *,
+    generic: bool = True,
 ) -> dict[str, AnyCapture]:
     """What a forward pass shows of the layers that it ran, and of those without structure.
 
@@ -124,12 +133,13 @@ def shown(
         inputs: the batch's inputs.
         z: the output with its graph, (N, ...).
         calls: of the structured layers.
-        v: vectors to backpropagate, (K, N, ...).
+        v: vectors to backpropagate, (K, N, ...), zero at positions that do not count.
+        counted: positions (N, ...) of the output that count; None: all.
         generic: whether layers without structure are wanted.
     """
-    found: dict[str, AnyCapture] = {
-        name: capture_calls(calls[name], gradients) for name, gradients in backpropagate(z, calls, v).items()
-    }
+    u = v if counted is None else torch.cat([v, indicators(network.likelihood, z.detach(), counted)])
+    made = {name: capture_calls(calls[name], gradients) for name, gradients in backpropagate(z, calls, u).items()}
+    found: dict[str, AnyCapture] = {name: c if counted is None else marked(c, counted) for name, c in made.items()}
     layers = network.structure.generic
     if generic and layers and len(v):
         found |= generic_captures(network, layers, inputs, v)

@@ -7,7 +7,7 @@ Shapes: tokens x and weights w (N, T), g (K, N, T, d); W̄ (d, V) is the table's
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -38,12 +38,14 @@ class TokenCapture:
         weights: what they are multiplied by, (N, T); 0 where nothing is read (padding).
         g: pseudo-gradients of K backpropagated vectors, (K, N, T, d).
         vocabulary: number V of columns.
+        counted: positions (N, T) that averages are taken over, where some are left out, at which g is zero; None: all.
     """
 
     tokens: Tensor
     weights: Tensor
     g: Tensor
     vocabulary: int
+    counted: Tensor | None = None
 
     @property
     def examples(self) -> int:
@@ -137,19 +139,32 @@ class TokenCapture:
         """Rows (R, d) added up in W̄, in unit order."""
         return rows.new_zeros(self.vocabulary, rows.shape[1]).index_add_(0, token, rows).T.reshape(-1)
 
-    def counts(self) -> Tensor:
-        """Σ_nt w_nt², the diagonal of the second moment of the inputs, (V,)."""
-        out = self.weights.new_zeros(self.vocabulary)
-        return out.index_add_(0, self.tokens.reshape(-1), self.weights.square().reshape(-1))
+    def counts(self, shares: Tensor | None = None) -> Tensor:
+        """Σ_nt s_nt w_nt², the diagonal of the second moment of the inputs, (V,); s (N, T) is 1 where it is None."""
+        squares = self.weights.square() if shares is None else self.weights.square() * shares
+        return self.weights.new_zeros(self.vocabulary).index_add_(0, self.tokens.reshape(-1), squares.reshape(-1))
 
     def select_vectors(self, start: int, stop: int) -> TokenCapture:
         """Vectors start..stop."""
-        return TokenCapture(self.tokens, self.weights, self.g[start:stop], self.vocabulary)
+        return replace(self, g=self.g[start:stop])
 
     def to(self, dtype: torch.dtype) -> TokenCapture:
         """In another precision."""
-        return TokenCapture(self.tokens, self.weights.to(dtype), self.g.to(dtype), self.vocabulary)
+        return replace(self, weights=self.weights.to(dtype), g=self.g.to(dtype))
 
     def select(self, start: int, stop: int) -> TokenCapture:
         """Examples start..stop."""
-        return TokenCapture(self.tokens[start:stop], self.weights[start:stop], self.g[:, start:stop], self.vocabulary)
+        return self._at(slice(start, stop))
+
+    def take(self, rows: Tensor) -> TokenCapture:
+        """Examples by their positions (R,)."""
+        return self._at(rows)
+
+    def _at(self, rows: slice | Tensor) -> TokenCapture:
+        counted = some(self.counted, rows)
+        return replace(self, tokens=self.tokens[rows], weights=self.weights[rows], g=self.g[:, rows], counted=counted)
+
+
+def some(t: Tensor | None, rows: slice | Tensor) -> Tensor | None:
+    """Some rows of a tensor, where there is one."""
+    return None if t is None else t[rows]

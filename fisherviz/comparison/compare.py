@@ -87,6 +87,7 @@ def compare(
     measured = kind(Question(fisher, rule, strength, slope, wanted, metrics is not None))
     errors, said = _fit(fisher, chosen)
     rows: list[tuple[str, str, str, str, float]] = []
+    measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
     bar = progress_bar(chosen.items(), "comparing", "method", progress)
     for label, fitted in bar:
         bar.set_postfix_str(label, refresh=False)  # a refresh would not wait for the moment

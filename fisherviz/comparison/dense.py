@@ -5,6 +5,8 @@ Also gathers the arrays that pictures need: heatmaps reduced to a few hundred ce
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -68,6 +70,9 @@ class DenseComparison:
             if layer.structured:
                 edges += [start + k * layer.da for k in range(1, layer.d_out)]
         return np.array(edges, dtype=np.float64)
+
+    def prepare(self, fitted: Mapping[str, Approximation]) -> None:
+        """Nothing: the matrices are there."""
 
     def rows(self, label: str, approximation: Approximation, cost: Cost) -> list[Row]:
         """All rows (row, col, metric, value) of a fitted approximation."""

@@ -6,12 +6,14 @@ entries come from these and from Gram matrices. Sums run in float64.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fisherviz.approximations import FAILURES
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.capture.captures import AnyCapture, Capture
@@ -26,8 +28,8 @@ from fisherviz.operators import (
     KroneckerSum,
     Operator,
     UnitBlocks,
-    Zero,
 )
+from fisherviz.operators.factorise import eigh
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block
 
@@ -35,29 +37,145 @@ if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
 
 
-def inner_with_exact(fisher: Fisher, i: int, j: int, operator: Operator) -> float:
-    """⟨F_ij, M⟩ for an operator M between the layers at two positions.
+Place = tuple[int, int]
+"""Positions of a row and a column layer."""
+
+
+def inner_with_exact(
+    fisher: Fisher, matrices: Mapping[str, Mapping[Place, Operator]]
+) -> dict[str, dict[Place, float] | Exception]:
+    """⟨F_ij, M_ij⟩ for blocks of several matrices.
+
+    What has no closed form is summed over per-example gradients, which are formed once for all matrices and blocks.
 
     Args:
         fisher: the exact Fisher.
-        i: row layer.
-        j: column layer.
-        operator: M, (P_i, P_j) in unit order.
+        matrices: by label, the blocks between layers i and j, (P_i, P_j) in unit order.
 
     Returns:
-        The inner product.
+        By label, the inner products, or what ended a matrix's.
     """
-    if isinstance(operator, Zero):
-        return 0.0
-    captures = fisher.example_space()
-    row, col = (captures[fisher.space.names[k]] for k in (i, j))
-    return fisher.scale * _summed(row, col, operator)
+    captures = list(fisher.example_space().values())
+    found: dict[str, dict[Place, float] | Exception] = {}
+    left: list[_Sum] = []
+    for label, blocks in matrices.items():
+        try:
+            mine, rest = _closed(captures, blocks)
+        except FAILURES as error:
+            found[label] = error
+        else:
+            found[label] = mine
+            left += [_Sum(label, place, *parts) for place, parts in rest.items()]
+    for part in _pieces(captures, {k for each in left for k in each.place}):
+        for each in left:
+            sums = found[each.label]
+            if isinstance(sums, Exception):
+                continue
+            try:
+                sums[each.place] = sums.get(each.place, 0.0) + part.product(each)
+            except FAILURES as error:
+                found[each.label] = error
+    return {
+        label: sums if isinstance(sums, Exception) else {place: fisher.scale * x for place, x in sums.items()}
+        for label, sums in found.items()
+    }
 
 
-def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float:
-    """Σ_nk vec ∇ᵢᵀ M vec ∇ⱼ."""
+@dataclass(frozen=True)
+class _Sum:
+    """Σ_nk ∇ᵢᵀ M ∇ⱼ that is to be summed over gradients, some examples at a time.
+
+    Attributes:
+        label: of the matrix.
+        place: i and j.
+        operator: M, on the gradients times the bases.
+        bases: (da, r) for both sides; None: as they are.
+    """
+
+    label: str
+    place: Place
+    operator: Operator
+    bases: tuple[Tensor, Tensor] | None = None
+
+
+def _closed(
+    captures: Sequence[AnyCapture], blocks: Mapping[Place, Operator]
+) -> tuple[dict[Place, float], dict[Place, tuple[Operator, tuple[Tensor, Tensor] | None]]]:
+    """Sums that have a closed form, and what is left."""
+    done: dict[Place, float] = {}
+    left: dict[Place, tuple[Operator, tuple[Tensor, Tensor] | None]] = {}
+    ranges: dict[int, Tensor | None] = {}
+    for (i, j), operator in blocks.items():
+        if (value := _summed(captures[i], captures[j], operator)) is not None:
+            done[i, j] = value
+        elif i != j and isinstance(operator, Kronecker):
+            for k in {i, j} - set(ranges):
+                ranges[k] = _range(blocks.get((k, k)))
+            left[i, j] = _narrowed(operator, ranges[i], ranges[j])
+        else:
+            left[i, j] = operator, None
+    return done, left
+
+
+def _range(own: Operator | None) -> Tensor | None:
+    """A basis (da, r) of what a layer's A does not map to zero: of few examples' inputs, far fewer than da."""
+    if not isinstance(own, Kronecker):
+        return None
+    values, vectors = eigh(own.A, "the A factor")
+    return vectors[:, values > 10 * torch.finfo(values.dtype).eps * len(values) * values[-1]]
+
+
+def _narrowed(
+    operator: Kronecker, row: Tensor | None, col: Tensor | None
+) -> tuple[Operator, tuple[Tensor, Tensor] | None]:
+    """The same product with its A in the layers' ranges, where that loses nothing and saves much."""
+    A = operator.A
+    if row is None or col is None or 4 * (row.shape[1] + col.shape[1]) > 3 * sum(A.shape):
+        return operator, None
+    inner = row.mT @ A @ col
+    lost = torch.linalg.matrix_norm(A - row @ inner @ col.mT)
+    if lost > 1e2 * torch.finfo(A.dtype).eps * torch.linalg.matrix_norm(A):
+        return operator, None
+    return Kronecker(inner, operator.G), (row, col)
+
+
+class _Gradients:
+    """Per-example gradients of some layers for some examples, and these times bases of the layers' inputs."""
+
+    def __init__(self, rows: Mapping[int, Tensor]) -> None:
+        self.rows = rows
+        self._turned: dict[tuple[int, int], Tensor] = {}
+
+    def product(self, each: _Sum) -> float:
+        """The sum over these examples."""
+        (i, j), bases = each.place, each.bases
+        left = self.rows[i] if bases is None else self._in(i, bases[0])
+        right = self.rows[j] if bases is None else self._in(j, bases[1])
+        return _dot(left, (each.operator @ right.T).T)
+
+    def _in(self, k: int, basis: Tensor) -> Tensor:
+        key = (k, id(basis))
+        if key not in self._turned:
+            rows = self.rows[k]
+            self._turned[key] = (rows.view(len(rows), -1, len(basis)) @ basis).flatten(1)
+        return self._turned[key]
+
+
+def _pieces(captures: Sequence[AnyCapture], layers: Collection[int]) -> Iterator[_Gradients]:
+    """The gradients of some layers, as many examples at a time as fit."""
+    if not layers:
+        return
+    size = captures[0].vectors * sum(captures[k].size for k in layers)
+    step = max(1, GRADIENT_ENTRIES // (2 * size))
+    for start in range(0, captures[0].examples, step):
+        yield _Gradients({k: captures[k].select(start, start + step).gradients.flatten(0, 1) for k in layers})
+
+
+def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float | None:
+    """Σ_nk vec ∇ᵢᵀ M vec ∇ⱼ where it has a closed form."""
     if isinstance(operator, KroneckerSum):
-        return sum(_summed(row, col, term) for term in operator.terms)
+        terms = [_summed(row, col, term) for term in operator.terms]
+        return None if None in terms else sum(term for term in terms if term is not None)
     if isinstance(operator, Diagonal | Identity) and row is col:
         return _dot(row.square_sum(), operator.diagonal())
     if isinstance(operator, ExampleSpace) and row is col and _same(operator.capture, row):
@@ -88,22 +206,12 @@ def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float:
             return _dot(weights, forms)
     if isinstance(operator, Dense) and row.size * col.size <= GRADIENT_ENTRIES:
         return _dot(block(row, col), operator.M)
-    return _through_gradients(row, col, operator)
+    return None
 
 
 def _same(one: AnyCapture, other: AnyCapture) -> bool:
     """Whether two captures hold the very same tensors."""
     return all(x is y for x, y in zip(one.tensors, other.tensors, strict=True))
-
-
-def _through_gradients(row: AnyCapture, col: AnyCapture, operator: Operator) -> float:
-    total = 0.0
-    step = max(1, GRADIENT_ENTRIES // (4 * row.vectors * (row.size + col.size)))
-    for start in range(0, row.examples, step):
-        left = row.select(start, start + step).gradients.flatten(0, 1)
-        right = left if row is col else col.select(start, start + step).gradients.flatten(0, 1)
-        total += _dot(left, (operator @ right.T).T)
-    return total
 
 
 def _dot(x: Tensor, y: Tensor) -> float:

@@ -6,6 +6,8 @@ materialising"). Nuclear and max norms, inverses and divergences are left out an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ class StructuredComparison:
         fisher, wanted, explicit, gradient = question.fisher, question.wanted, question.explicit, question.gradient
         self.notes: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
+        self.inner: dict[str, dict[tuple[int, int], float] | Exception] = {}
         self.square = square_norms(fisher)
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
         left_out = sorted(wanted & needing("matrix", "damping"))
@@ -71,14 +74,25 @@ class StructuredComparison:
             self.notes.append(f"relative_spectral is left out: {error}")
             return 0.0
 
+    def prepare(self, fitted: Mapping[str, Approximation]) -> None:
+        """What all matrices share one sweep over the gradients for."""
+        blocks: dict[str, dict[tuple[int, int], Operator]] = {label: {} for label in fitted}
+        for label, approximation in fitted.items():
+            for place in self.square:
+                if not self._is_known(place, operator := approximation.operator(*place)):
+                    blocks[label][place] = operator
+        self.inner = inner_with_exact(self.fisher, blocks)
+
     def rows(self, label: str, approximation: Approximation, cost: Cost) -> list[Row]:
         """All rows (row, col, metric, value) of a fitted approximation."""
         names = [row_label(name) for name in self.space.names]
         show_pairs = len(self.space.layers) ** 2 <= _MAX_PAIRS
         out: list[Row] = []
         sums = np.zeros(3)
+        if isinstance(inner := self.inner[label], Exception):
+            raise inner
         for (i, j), square in self.square.items():
-            found = self._sums(i, j, approximation.operator(i, j))
+            found = self._sums((i, j), approximation.operator(i, j), inner.get((i, j), 0.0))
             sums += (1 if i == j else 2) * np.array(found)
             if i == j or show_pairs:
                 pair = _pair(square, *found)
@@ -97,20 +111,26 @@ class StructuredComparison:
     def _measured(self, pair: Pair) -> list[tuple[str, float]]:
         return list(measured(pair, self.question.wanted - needing("matrix", "damping")).items())
 
-    def _sums(self, i: int, j: int, operator: Operator) -> tuple[float, float, float]:
+    def _is_known(self, place: tuple[int, int], operator: Operator) -> bool:
+        """Whether a block's sums need no gradients: zero, the exact block itself, or compared entry by entry."""
+        i, j = place
+        small = self.space.sizes[i] * self.space.sizes[j] <= GRADIENT_ENTRIES
+        exactly = isinstance(operator, ExampleSpace) and operator.shift == 0
+        return isinstance(operator, Zero) or exactly or (isinstance(operator, Dense) and small)
+
+    def _sums(self, place: tuple[int, int], operator: Operator, inner: float) -> tuple[float, float, float]:
         """‖F_ij - M‖², ⟨F_ij, M⟩ and ‖M‖²."""
-        square = self.square[i, j]
+        square = self.square[place]
         if isinstance(operator, Zero):
             return square, 0.0, 0.0
-        if isinstance(operator, ExampleSpace) and operator.shift == 0:
-            return 0.0, square, square  # the exact block itself
-        if isinstance(operator, Dense) and self.space.sizes[i] * self.space.sizes[j] <= GRADIENT_ENTRIES:
-            exact = self.fisher.unit_block(i, j).double()
-            other = operator.M.double()
-            gap = float((exact - other).square().sum())
-            return gap, float((exact * other).sum()), float(other.square().sum())
-        inner, own = inner_with_exact(self.fisher, i, j, operator), operator.norm("fro") ** 2
-        return max(0.0, square - 2 * inner + own), inner, own
+        if not self._is_known(place, operator):
+            own = operator.norm("fro") ** 2
+            return max(0.0, square - 2 * inner + own), inner, own
+        if not isinstance(operator, Dense):
+            return 0.0, square, square
+        exact, other = self.fisher.unit_block(*place).double(), operator.M.double()
+        gap = float((exact - other).square().sum())
+        return gap, float((exact * other).sum()), float(other.square().sum())
 
     def _spectral(self, approximation: Approximation) -> float:
         probe = self.fisher.probe

@@ -51,7 +51,7 @@ class Passes:
         self,
         probe: View,
         data: Any,
-        targets: Tensor | None = None,
+        targets: Tensor | str | None = None,
         *,
         kind: str = "exact",
         samples: int = 1,
@@ -67,7 +67,7 @@ class Passes:
         if samples != 1 and kind in ("exact", "empirical"):
             raise ValueError(f"samples={samples!r} belongs to kind='mc'; kind={kind!r} draws no labels.")
         self.vectors = make_vectors(self.network.likelihood, kind, samples, generator, self.network.device)
-        self.data = Batches(data, targets)
+        self.data = Batches(data, targets, counted=self.network.likelihood.counted)
         if kind == "empirical" and self.data.certainly_without_targets:
             raise ValueError(
                 "kind='empirical' needs the data's labels; pass targets=, a tuple (inputs, targets) or batches of them."
@@ -103,7 +103,7 @@ class Passes:
 
     @property
     def examples(self) -> int:
-        """Number N of examples; counting them may take a pass."""
+        """Number N of examples, but those of which targets leave out every position; counting may take a pass."""
         if self._examples is None:
             self._pass(lambda: lambda batch: None, gradients=False)
         assert self._examples is not None

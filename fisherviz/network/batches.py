@@ -19,13 +19,32 @@ from fisherviz.network.guest import digest, fingerprint_of, undisturbing
 
 Inputs = Any
 """A tensor, a tuple or list of positional or a dictionary of keyword arguments, or `Arguments`."""
+LABELS = "labels"
+"""The entry of a dictionary that Hugging Face's collators make of the targets."""
 
 
 class Arguments(NamedTuple):
-    """What a model is called with, as a hook sees it."""
+    """What a model is called with, as a hook sees it, and what its outputs weigh in the Fisher.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        weight: of each position of the output (N, ...), 0 where it is left out; None: 1.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    weight: Tensor | None = None
+
+    @property
+    def examples(self) -> Tensor | None:
+        """Positions (N',) of the examples that count; None: all."""
+        return None if self.weight is None else counted_examples(self.weight)
+
+
+def counted_examples(counted: Tensor) -> Tensor:
+    """Positions (N',) of the examples with a position that counts, of (N, ...)."""
+    return (counted.flatten(1) if counted.dim() > 1 else counted.unsqueeze(1)).any(1).nonzero()[:, 0]
 
 
 def arguments(inputs: Inputs) -> Arguments:
@@ -47,14 +66,23 @@ class Batches:
 
     Args:
         data: inputs (a tensor or dictionary), a tuple (inputs, targets), or a list or DataLoader of such batches.
-        targets: targets of all examples, when `data` is inputs alone.
+        targets: targets of all examples, when `data` is inputs alone; or the entry of each batch's dictionary that
+            holds them, which the model then is not given.
         repeats: whether every pass must show the same examples; False for a stream of mini-batches, which may shuffle.
+        counted: tells which positions (N, ...) of targets count, None for all: examples without any are left out.
 
     Raises:
         TypeError: the data is a one-shot iterator, a Dataset, or nothing that can be iterated.
     """
 
-    def __init__(self, data: Any, targets: Tensor | None = None, *, repeats: bool = True) -> None:
+    def __init__(
+        self,
+        data: Any,
+        targets: Tensor | str | None = None,
+        *,
+        repeats: bool = True,
+        counted: Callable[[Tensor], Tensor | None] = lambda targets: None,
+    ) -> None:
         if isinstance(data, Iterator):
             raise TypeError(
                 f"the data is a one-shot iterator ({type(data).__name__}), and several passes see the same examples; "
@@ -68,33 +96,45 @@ class Batches:
         if isinstance(data, list) and _is_split_batch(data):
             data = tuple(data)
         whole = isinstance(data, Tensor | tuple | Mapping)
-        if targets is not None and not (whole and not _is_pair(data)):
+        self._entry = targets if isinstance(targets, str) else None
+        if targets is not None and self._entry is None and not (whole and not _is_pair(data)):
             raise TypeError(
-                "targets= goes with a tensor of inputs; batches carry their own targets as tuples (inputs, targets)."
+                "targets= goes with a tensor of inputs; batches carry their own targets as tuples (inputs, targets), "
+                "or as an entry of their dictionaries, targets='labels'."
             )
         if not whole and not isinstance(data, Iterable):
             raise TypeError(f"data must be a tensor, a tuple (inputs, targets) or batches, got {type(data).__name__}.")
         if isinstance(data, Sequence) and len(data) == 0:
             raise ValueError("the data set is empty; pass at least one example.")
-        self._source: Iterable[Any] = [(data, targets) if targets is not None else data] if whole else data
-        self._repeats = repeats
+        with_targets = targets is not None and self._entry is None
+        self._source: Iterable[Any] = [(data, targets) if with_targets else data] if whole else data
+        self._repeats, self._counted = repeats, counted
         self._seen: list[str] | None = None
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor | None]]:
         """Yield (inputs, targets) batches; RuntimeError if they differ from the first pass's, unless none repeats."""
         seen: list[str] = []
-        sides = _SideInputs()
+        sides, empty = _SideInputs(), True
         plain = isinstance(self._source, list | tuple) or not self._repeats
         for batch in self._source if plain else undisturbing(self._source):
-            inputs, targets = split_batch(batch)
+            inputs, targets = split_batch(batch, self._entry)
             sides.check(inputs)
             mark = _mark(inputs, targets) if self._repeats else ""
             if self._seen is not None and (len(seen) >= len(self._seen) or self._seen[len(seen)] != mark):
                 self._complain()
             seen.append(mark)
+            if targets is not None and (counted := self._counted(targets)) is not None:
+                rows = counted_examples(counted)
+                if not len(rows):
+                    continue
+                if len(rows) < len(targets):
+                    inputs, targets = take_rows(inputs, rows), targets[rows]
+            empty = False
             yield inputs, targets
         if not seen:
             raise ValueError("the data set is empty; pass at least one example.")
+        if empty:
+            raise ValueError("the targets leave out every position of the data; pass some that count.")
         if not self._repeats:
             return
         if self._seen is not None and len(seen) != len(self._seen):
@@ -104,8 +144,8 @@ class Batches:
     @property
     def certainly_without_targets(self) -> bool:
         """Whether it is known without iterating that no batch has targets."""
-        source = self._source
-        return isinstance(source, list) and bool(source) and all(split_batch(batch)[1] is None for batch in source)
+        source = self._source if isinstance(self._source, list) else ()
+        return bool(source) and all(split_batch(batch, self._entry)[1] is None for batch in source)
 
     @property
     def fingerprint(self) -> str:
@@ -166,20 +206,46 @@ def _is_split_batch(data: list[Any]) -> bool:
     return False
 
 
-def split_batch(batch: Any) -> tuple[Inputs, Tensor | None]:
-    """A batch's inputs and targets; a pair is (inputs, targets), anything else inputs alone."""
+def split_batch(batch: Any, entry: str | None = None) -> tuple[Inputs, Tensor | None]:
+    """A batch's inputs and targets.
+
+    Args:
+        batch: a pair (inputs, targets), or inputs alone; any mapping is a dictionary.
+        entry: the entry of the inputs' dictionary that holds the targets; it is taken out.
+    """
+    inputs, targets = batch, None
     if _is_pair(batch):
         inputs, targets = batch
-        if targets is not None:
-            targets = _as_targets(targets)
     elif isinstance(batch, tuple | list) and len(batch) == 1:
-        inputs, targets = batch[0], None
-    else:
-        inputs, targets = batch, None
+        inputs = batch[0]
+    if isinstance(inputs, Mapping):
+        inputs = dict(inputs)  # also Hugging Face's BatchEncoding, a mapping that is no dict
+    if entry is not None:
+        inputs, targets = _without(inputs, targets, entry)
+    elif targets is None and isinstance(inputs, dict) and LABELS in inputs:
+        raise ValueError(
+            f"a batch's dictionary has an entry {LABELS!r}: pass targets={LABELS!r} to have the targets there and not "
+            "give them to the model (for a causal model shifted as its loss shifts them, so that those of position t "
+            "are the token at t + 1), or pairs (inputs, targets)."
+        )
+    if targets is not None:
+        targets = _as_targets(targets)
     n = count_examples(inputs)
     if targets is not None and len(targets) != n:
         raise ValueError(f"a batch has {n} inputs but {len(targets)} targets; their first dimensions must agree.")
     return inputs, targets
+
+
+def _without(inputs: Inputs, targets: Any, entry: str) -> tuple[Inputs, Any]:
+    """The inputs' dictionary without one entry, and that entry."""
+    if targets is not None or not isinstance(inputs, dict) or entry not in inputs:
+        there = f"has the entries {', '.join(map(repr, inputs))}" if isinstance(inputs, dict) else "is none"
+        there = "has other targets in a pair" if targets is not None else there
+        raise ValueError(
+            f"targets={entry!r} names an entry of each batch's dictionary, and a batch {there}; name another, or leave "
+            "targets= out."
+        )
+    return {name: value for name, value in inputs.items() if name != entry}, inputs[entry]
 
 
 def _as_targets(targets: Any) -> Tensor:

@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from fisherviz.network.distributions import Bernoulli, Categorical, Gaussian, Likelihood
+from fisherviz.network.categorical import Categorical
+from fisherviz.network.distributions import Bernoulli, Gaussian, Likelihood
 from fisherviz.support.choices import one_of
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "resolve"]
@@ -43,12 +44,12 @@ class _MeanBinaryCrossEntropy(Bernoulli):
 class _MeanCrossEntropy(Categorical):
     """`nn.CrossEntropyLoss(reduction="mean")`: a negative log-likelihood where there are no further positions."""
 
-    def __init__(self) -> None:
-        super().__init__(class_axis=1)
+    def __init__(self, ignore_index: int) -> None:
+        super().__init__(1, ignore_index)
 
     def describe(self) -> str:
         """Name of the distribution; where the classes are matters only with positions, which are refused."""
-        return "Categorical()"
+        return self._other.describe()
 
     def check_output(self, z: Tensor) -> None:
         """Refuse positions after the class dimension: their mean is no negative log-likelihood."""
@@ -57,7 +58,8 @@ class _MeanCrossEntropy(Categorical):
             raise ValueError(
                 f"CrossEntropyLoss(reduction='mean') averages over the {math.prod(z.shape[2:])} positions of an "
                 "example, and the mean of log-likelihoods is the log-likelihood of no distribution; pass the sum: "
-                "fv.Categorical() for classes on the last axis, fv.Categorical(class_axis=1) for the second."
+                f"fv.{self.describe()} for classes on the last axis, "
+                f"fv.{Categorical(1, self.ignore_index).describe()} for the second."
             )
 
 
@@ -77,7 +79,7 @@ def resolve(likelihood: str | Likelihood | nn.Module) -> Likelihood:
         The likelihood.
 
     Raises:
-        ValueError: the name is unknown or the loss is weighted, smoothed or masked.
+        ValueError: the name is unknown or the loss is weighted or smoothed.
         TypeError: the loss is not on the list.
     """
     if isinstance(likelihood, Likelihood):
@@ -87,8 +89,8 @@ def resolve(likelihood: str | Likelihood | nn.Module) -> Likelihood:
     if type(likelihood) is nn.CrossEntropyLoss:
         _refuse(likelihood.weight is not None, "class weights", "fv.Categorical()")
         _refuse(likelihood.label_smoothing != 0, "label smoothing", "fv.Categorical()")
-        _refuse(likelihood.ignore_index != -100, "ignore_index", "fv.Categorical() and drop those examples")
-        return _MeanCrossEntropy() if likelihood.reduction == "mean" else Categorical(class_axis=1)
+        left_out = likelihood.ignore_index
+        return _MeanCrossEntropy(left_out) if likelihood.reduction == "mean" else Categorical(1, left_out)
     if type(likelihood) is nn.BCEWithLogitsLoss:
         _refuse(likelihood.weight is not None, "weights", "fv.Bernoulli()")
         _refuse(likelihood.pos_weight is not None, "pos_weight", "fv.Bernoulli()")

@@ -23,6 +23,19 @@ class Vectors:
         """Announce a batch that may come in pieces, by the position of its first example; nothing to do for most."""
 
 
+def checked_counts(likelihood: Likelihood, z: Tensor, targets: Tensor | None) -> Tensor | None:
+    """The positions (N, ...) of an output that count, where the data's targets leave some out; None: all.
+
+    Raises:
+        ValueError: the targets show that z is read along a wrong axis, or leave out positions that it does not have.
+    """
+    likelihood.check_axis(z, targets)
+    counted = None if targets is None else likelihood.counted(targets)
+    if targets is not None and counted is not None:
+        likelihood.check_targets(z, targets)
+    return counted
+
+
 class ExactVectors(Vectors):
     """Columns of the output Fisher's factor S: the expectation over the model's labels, analytic."""
 
@@ -35,13 +48,13 @@ class ExactVectors(Vectors):
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Columns of S, (K, N, ...)."""
-        self.likelihood.check_axis(z, targets)
-        return self.likelihood.vectors(z)
+        counted = checked_counts(self.likelihood, z, targets)
+        return self.likelihood.only(self.likelihood.vectors(z), counted)
 
     def product(self, z: Tensor, t: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """F_R(z) t in closed form."""
-        self.likelihood.check_axis(z, targets)
-        return self.likelihood.product(z, t)
+        counted = checked_counts(self.likelihood, z, targets)
+        return self.likelihood.only(self.likelihood.product(z, t), counted)
 
 
 class SampledVectors(Vectors):
@@ -96,9 +109,9 @@ class SampledVectors(Vectors):
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Scores (samples, N, ...) over √samples."""
-        self.likelihood.check_axis(z, targets)
+        counted = checked_counts(self.likelihood, z, targets)
         scores = [self.likelihood.score(z, y) for y in self.labels(z, first)]
-        return torch.stack(scores) / self.samples**0.5
+        return self.likelihood.only(torch.stack(scores) / self.samples**0.5, counted)
 
     def product(self, z: Tensor, t: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Σ_k s_k (s_kᵀ t)."""

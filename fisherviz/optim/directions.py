@@ -22,9 +22,10 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import Damping, as_damping
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.gradients import Moves, gradient_matrix, rows_explain, split_matrix, split_rows
+from fisherviz.optim.passes import Pass, Source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
 from fisherviz.optim.processes import distributed
-from fisherviz.optim.watcher import Pass, Source, Watcher
+from fisherviz.optim.watcher import Watcher
 from fisherviz.support import timing
 
 Group = dict[str, Any]
@@ -70,8 +71,8 @@ class Step:
 
     @property
     def inputs(self) -> list[Arguments]:
-        """Arguments of the passes' forwards, where they are kept."""
-        return [made.inputs for made in self.passes if made.inputs is not None]
+        """Arguments of the passes' forwards of which anything counts, where they are kept."""
+        return [made.inputs for made in self.passes if made.inputs is not None and made.examples]
 
     @cached_property
     def group_of(self) -> dict[nn.Parameter, Group]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.capture.captures import Capture, concatenate
-from fisherviz.network.batches import Batches, arguments, move
+from fisherviz.network.batches import Batches
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.operators.damping import as_damping
@@ -24,10 +24,10 @@ from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
+from fisherviz.optim.passes import Pass
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.rules import StepRule, descend
 from fisherviz.optim.selection import say_once
-from fisherviz.optim.watcher import Pass
 from fisherviz.support import choices, timing
 
 SKIP = 1e-4
@@ -149,9 +149,8 @@ class QuasiNewton(Directions):
         assert self.first is not None
         totals: dict[str, Tensor] = {}
         count = 0
-        device = step.generator.device
-        for batch, _ in self.first:
-            inputs = move(arguments(batch), device)
+        for batch, targets in self.first:
+            inputs = step.watcher.weighed(batch, targets)
             captures, n = step.watcher.captures_of(inputs, lambda z: torch.zeros_like(z).unsqueeze(0))
             count += n
             for layer in step.active:
@@ -214,7 +213,8 @@ class KBFGS(NaturalGradient):
         pair_decay: of the pairs.
         powell: first threshold of the double damping.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
-            mean. A GradScaler, which multiplies by a scale of its own, is refused.
+            mean, but for a categorical likelihood whose outputs have positions, or some of them left out, what the
+            loss's own gradient tells. A GradScaler, which multiplies by a scale of its own, is refused.
         output: picks the output tensor from what the model returns.
 
     Raises:
@@ -269,6 +269,8 @@ class KBFGS(NaturalGradient):
 
     @timing.part("statistics")
     def _collect(self, made: Pass) -> None:
+        if not made.retained:
+            made.leave_out()
         kept = made.captures
         super()._collect(made)
         made.captures = kept

@@ -23,16 +23,20 @@ from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Directions, Preconditioned, Step
 from fisherviz.optim.exact import ExactFisher
 from fisherviz.optim.options import DIRECTION, GIVEN, MODEL, NaturalGradientOptions, filled, split_options
+from fisherviz.optim.passes import Wanted
 from fisherviz.optim.rescaled import QuadraticModel
 from fisherviz.optim.rules import ModelRule, Momentum, StepRule, TrustRegion, descend
 from fisherviz.optim.selection import unwrap
-from fisherviz.optim.watcher import Wanted
 from fisherviz.optim.watching import Watching
 from fisherviz.support import choices
 
 
 class NaturalGradient(Watching):
     """Preconditions the gradient with a damped approximation of the Fisher.
+
+    Outputs that the loss leaves out, told by its gradient, are in no statistic: padding under `ignore_index`, say. The
+    Fisher is the mean over examples of sums over their positions, whatever the loss is a mean over; the quadratic model
+    of `rescale` takes the loss's own scale.
 
     Args:
         model: the model that is trained; its forwards in training mode are watched.
@@ -62,8 +66,9 @@ class NaturalGradient(Watching):
         T1: as for `KFAC`, like T2, tau1, tau2, omega1 and omega2.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll, for kind
             "empirical", whose scores are read from that backward; None: 1 for an nn loss with reduction="sum",
-            otherwise 1/N. A loss multiplied by s by hand, its gradients divided again before the step, has c = s/N; a
-            GradScaler, whose s changes, is refused.
+            otherwise 1/N, but for a categorical likelihood whose outputs have positions, or some of them left out, what
+            the loss's own gradient tells. A loss multiplied by s by hand, its gradients divided again before the step,
+            has c = s/N; a GradScaler, whose s changes, is refused.
         **options: of the approximation, such as setting="reduce".
 
     Raises:
@@ -206,6 +211,7 @@ class NaturalGradient(Watching):
             scores=self.kind == "empirical",
             structured=labels,
             loss_scale=loss_scale,
+            curvature=isinstance(self.rule, ModelRule),
             local=self._hears(),
             inputs=self._needs_inputs,
             captures=self.directions.captures and self.rule.captures,
@@ -254,14 +260,21 @@ class NaturalGradient(Watching):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Torch's protocol: a GradScaler announces itself before `step` to optimizers that say True here."""
-        return bool(self._needs_closure) or (self._watcher is not None and self._watcher.wanted.scores)
+        told = self._reads_scores or any(not made.guessed for made in self._passes)
+        return bool(self._needs_closure) or told
+
+    @property
+    def _reads_scores(self) -> bool:
+        return self._watcher is not None and self._watcher.wanted.scores
 
     def _refuse_scaler(self) -> None:
         if not hasattr(self, "found_inf"):
             return
         del self.found_inf, self.grad_scale  # torch leaves them there when `step` raises
         self._forget()
-        raise RuntimeError(settings.SCALED_CLOSURE if self._needs_closure else settings.SCALED)
+        if self._needs_closure:
+            raise RuntimeError(settings.SCALED_CLOSURE)
+        raise RuntimeError(settings.SCALED if self._reads_scores else settings.SCALED_POSITIONS)
 
     def _advance(self, loss: Any, closure: Callable[[], Any] | None) -> None:
         if self._watcher is None or self.moments is None:

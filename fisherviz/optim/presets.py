@@ -36,7 +36,7 @@ class FOOF(NaturalGradient):
 
     Args:
         model: the model.
-        likelihood: as for `fv.Probe`; FOOF itself does not use it.
+        likelihood: as for `fv.Probe`; FOOF takes from it only which outputs the loss leaves out.
         params: parameter groups, None for all.
         lr: learning rate.
         damping: λ.
@@ -92,7 +92,9 @@ class CWNGD(NaturalGradient):
         weight_decay: ℓ₂ coefficient.
         T: steps between factorisations.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
-            mean. A GradScaler, which multiplies by a scale of its own, is refused for kind "empirical".
+            mean, but for a categorical likelihood whose outputs have positions, or some of them left out, what the
+            loss's own gradient tells. A GradScaler, which multiplies by a scale of its own, is refused
+            for kind "empirical".
         kl_clip: κ, as for `NaturalGradient`; of the mean Fisher.
         kind: "empirical" (the paper), "mc" or "exact".
         output: picks the output tensor from what the model returns.
@@ -198,7 +200,9 @@ class TENGraD(NaturalGradient):
         T: steps between factorisations; the block is that of the last such step's batch.
         kind: "mc" (the authors' code) or "empirical" (Shrestha, equation 37).
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
-            mean. A GradScaler, which multiplies by a scale of its own, is refused for kind "empirical".
+            mean, but for a categorical likelihood whose outputs have positions, or some of them left out, what the
+            loss's own gradient tells. A GradScaler, which multiplies by a scale of its own, is refused
+            for kind "empirical".
         kl_clip: κ, as for `NaturalGradient`; of the batch's own damped Fisher.
         output: picks the output tensor from what the model returns.
     """

@@ -6,6 +6,7 @@ Martens & Grosse 2015, equation 5, sections 6.4 and 7, appendix C: J δ for a fe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -33,21 +34,31 @@ def choose(inputs: Arguments, share: float, generator: torch.Generator) -> Argum
         generator: where the choice comes from.
 
     Returns:
-        Arguments with the chosen examples.
+        Arguments with the chosen examples, all of which count.
     """
-    n = count_examples(inputs)
     if share >= 1:
         return inputs
-    return take_rows(
-        inputs, torch.randperm(n, generator=generator, device=generator.device)[: max(1, round(share * n))]
-    )
+    n = examples_of(inputs)
+    chosen = torch.randperm(n, generator=generator, device=generator.device)[: max(1, round(share * n))]
+    rows = inputs.examples
+    return take_rows(inputs, chosen if rows is None else rows[chosen.to(rows.device)])
+
+
+def examples_of(inputs: Arguments) -> int:
+    """Number of examples that count."""
+    rows = inputs.examples
+    return count_examples(inputs) if rows is None else len(rows)
 
 
 class Image(NamedTuple):
-    """What a direction d comes to on one batch: J d beside the output z, or Uᵀ d in example space, where z is None."""
+    """What a direction d comes to on one batch: J d beside the output z, or Uᵀ d in example space, where z is None.
+
+    `weight` is that of the output's positions.
+    """
 
     z: Tensor | None
     t: Tensor
+    weight: Tensor | None = None
 
 
 class FisherForms:
@@ -66,7 +77,7 @@ class FisherForms:
     def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Arguments]) -> None:
         self.watcher, self.network, self.likelihood = watcher, watcher.network, likelihood
         self.batches = [Arguments(*batch) for batch in batches]
-        self.examples = sum(count_examples(batch) for batch in self.batches)
+        self.examples = sum(examples_of(batch) for batch in self.batches)
         if hidden := [layer.name for layer in watcher.layers if layer.note == REENTRANT]:
             raise NotImplementedError(
                 f"layer {hidden[0]!r} runs inside checkpoint(use_reentrant=True), through which no forward-mode "
@@ -122,7 +133,10 @@ class FisherForms:
             return [Image(None, space.project(self._pieces(direction, there))) for there, space in self._spaces]
         with self.watcher.looking_away():
             made = [tangent(self.network, batch, self._named(direction)) for batch in self.batches]
-        return [Image(at_least_float32(z), at_least_float32(t)) for z, t in made]
+        return [
+            Image(at_least_float32(z), at_least_float32(t), batch.weight)
+            for (z, t), batch in zip(made, self.batches, strict=True)
+        ]
 
     def product(self, direction: Direction) -> dict[nn.Parameter, Tensor]:
         """F · direction: forward mode, the output Fisher, and one reverse pass."""
@@ -132,7 +146,7 @@ class FisherForms:
         total = {p: torch.zeros_like(d) for p, d in direction.items()}
         for batch in self.batches:
             with self.watcher.looking_away():
-                made = product(self.network, batch, named, self._output)
+                made = product(self.network, batch, named, partial(self._output, batch.weight))
             if not made.agrees:
                 self._leave_forward_mode()
                 return self._example_product(direction)
@@ -140,8 +154,9 @@ class FisherForms:
                 total[own[name]].add_(part, alpha=1 / self.examples)
         return total
 
-    def _output(self, z: Tensor, t: Tensor) -> Tensor:
-        return self.likelihood.product(at_least_float32(z), at_least_float32(t)).to(z.dtype)
+    def _output(self, weight: Tensor | None, z: Tensor, t: Tensor) -> Tensor:
+        u = self.likelihood.product(at_least_float32(z), at_least_float32(t))
+        return self.likelihood.only(u, weight).to(z.dtype)
 
     def _example_product(self, direction: Direction) -> dict[nn.Parameter, Tensor]:
         assert self._spaces is not None
@@ -158,7 +173,7 @@ class FisherForms:
         """uᵀFv from the two directions' images, in float64, over the examples of all processes."""
         total = 0.0
         for one, other in zip(u, v, strict=True):
-            t = other.t if one.z is None else self.likelihood.product(one.z, other.t)
+            t = other.t if one.z is None else self._output(one.weight, one.z, other.t)
             total += float((one.t.double() * t.double()).sum())
         total, examples = summed([total, self.examples], u[0].t.device)
         return total / examples

@@ -29,6 +29,10 @@ SCALED = (
     "kind 'empirical' reads its scores from the backward of the loss, which torch.amp.GradScaler has multiplied by a "
     "scale of its own; use bfloat16 autocast, which needs no scaler, or kind='mc' where the optimizer has it."
 )
+SCALED_POSITIONS = (
+    "the quadratic model reads from the backward of the loss what it is a mean over, and torch.amp.GradScaler has "
+    "multiplied it by a scale of its own; use bfloat16 autocast, which needs no scaler, or rescale=False."
+)
 SCALED_CLOSURE = (
     "torch.amp.GradScaler cannot be used with an optimizer that evaluates a closure; use bfloat16 autocast, which "
     "needs no scaler."

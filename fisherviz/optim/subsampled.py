@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.network.batches import Arguments, Batches, arguments, move
+from fisherviz.network.batches import Arguments, Batches, move
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import KINDS
@@ -52,7 +52,6 @@ class SubsampledFisher(Directions):
         self._batches: Iterator[Any] | None = None
         self._drawn = 0
         self._previous: list[Arguments] = []
-        self.device = torch.device("cpu")
         self.fisher: dict[str, AnyCapture] = {}
         self._factors: dict[tuple[Any, ...], list[tuple[list[Layer], Woodbury]]] = {}
 
@@ -66,9 +65,9 @@ class SubsampledFisher(Directions):
         inputs = step.inputs
         if not inputs:
             return {}
-        self.device = step.moments.device
         if step.due:
-            batches = [self._draw()] if self._data is not None else inputs if self._same else self._previous or inputs
+            own = inputs if self._same else self._previous or inputs
+            batches = own if self._data is None else [step.watcher.weighed(*self._draw())]
             self.estimate(step, batches)
         if any(layer.name not in self.fisher for layer in step.active):
             self.estimate(step, inputs)  # the Fisher's mini-batch did not run a layer that the gradient's did
@@ -81,7 +80,8 @@ class SubsampledFisher(Directions):
             )
         return self.woodbury(step)
 
-    def _draw(self) -> Arguments:
+    def _draw(self) -> tuple[Any, Tensor | None]:
+        """The next batch of the data, inputs and targets."""
         assert self._data is not None
         for _ in range(2):
             if self._batches is None:
@@ -89,7 +89,7 @@ class SubsampledFisher(Directions):
             found = next(self._batches, None)
             if found is not None:
                 self._drawn += 1
-                return move(arguments(found[0]), self.device)
+                return found
             self._batches = None
         raise ValueError("fisher_data has no batches.")
 
@@ -169,15 +169,16 @@ class SubsampledFisher(Directions):
             "structure": self.structure,
             "fisher": pack(self.fisher),
             "drawn": self._drawn,
-            "previous": [[list(args), dict(kwargs)] for args, kwargs in self._previous],
+            "previous": [[list(given.args), dict(given.kwargs), given.weight] for given in self._previous],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state_dict` gave."""
         device = next((p.device for p in parameters.values()), torch.device("cpu"))
-        self.device = device
         self.fisher, self._factors = unpack(state["fisher"], device), {}
-        self._previous = [move(Arguments(tuple(args), dict(kwargs)), device) for args, kwargs in state["previous"]]
+        self._previous = [
+            move(Arguments(tuple(args), dict(kwargs), *weight), device) for args, kwargs, *weight in state["previous"]
+        ]
         self._batches, self._drawn = None, 0
         if self._data is not None:
             for _ in range(state["drawn"]):

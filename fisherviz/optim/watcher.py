@@ -8,6 +8,9 @@ the layers (`autograd.grad` of an input, another loss through frozen weights, an
 and costs nothing. One whose gradients are gone (None, or zeros) when the next backward begins is forgotten with them.
 Two backwards through one forward are one pass whose scores add up as `.grad` does. Gradients that `autograd.grad`
 returned count as long as no backward leaves any in `.grad`: they are taken to be assigned by hand.
+
+Which positions of an output count: those that the loss's gradient reaches (`Likelihood.reached`), so that padding that
+the loss ignores, or the last token of a shifted loss, is in no Fisher.
 """
 
 from __future__ import annotations
@@ -15,94 +18,28 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fisherviz.capture.backward import backpropagate
-from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
+from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.capture.hooks import Call, Recorder, beside, capture_calls
 from fisherviz.capture.look import refuse_reentrant
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
+from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.take import shown
-from fisherviz.capture.tokens import TokenCapture
-from fisherviz.network.batches import Arguments
+from fisherviz.network.batches import Arguments, arguments, move
 from fisherviz.network.guest import as_guest, visiting
 from fisherviz.network.layers import Layer
 from fisherviz.network.vectors import not_finite
-from fisherviz.optim.evidence import Gradients, State, destination, keeps_graph, same, state_of
+from fisherviz.optim.evidence import Gradients, State, destination, keeps_graph
 from fisherviz.optim.hooks import Ear, ModelHook, OutputHook, exchanged, weakly
+from fisherviz.optim.passes import Pass, Source, Wanted, added
 from fisherviz.support import timing
-
-Source = Callable[[Tensor], Tensor]
-"""From an output (N, ...) to the vectors (K, N, ...) that are backpropagated from it."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a pass has to show.
-
-    Attributes:
-        source: gives the vectors to backpropagate; None: no backward pass of our own.
-        scores: whether the vectors are the scores of the user's own backward (kind "empirical").
-        structured: whether layers with structure need vectors too; False: inputs alone.
-        loss_scale: c where the loss is c times the sum of the examples' nll; None: 1/N, the mean.
-        local: whether the user's gradients at the layers' outputs are kept, for products of low rank.
-        inputs: whether the model's inputs are kept until the step.
-        captures: whether captures are made at all.
-    """
-
-    source: Source | None = None
-    scores: bool = False
-    structured: bool = True
-    loss_scale: float | None = None
-    local: bool = False
-    inputs: bool = False
-    captures: bool = True
-
-
-@dataclass(eq=False)
-class Pass:
-    """One forward of the attached model in training mode, and what its backward showed.
-
-    Attributes:
-        examples: number N of examples.
-        inputs: arguments of the forward, where wanted.
-        ran: names of the structured layers that the forward ran.
-        layers: names of those that the pass counts for.
-        captures: of the layers that it counts for, complete once the user's backward has ended.
-        retained: whether the graph is there for another backward, which may add to the captures.
-        local: rows a (R, da) and g (R, dg) with a gradient gᵀ a, by layer name, of the last backward.
-        bad: examples whose output is NaN or infinite; with any, nothing else is kept, and the step says so.
-        gradients: `.grad` of each parameter and its version when the backward ended, if it began without one.
-    """
-
-    examples: int
-    inputs: Arguments | None
-    output: Tensor | None
-    calls: dict[str, list[Call]]
-    ears: dict[str, list[Ear]]
-    ran: frozenset[str] = frozenset()
-    layers: set[str] = field(default_factory=set)
-    shown: dict[str, AnyCapture] | None = None
-    captures: dict[str, AnyCapture] = field(default_factory=dict)
-    retained: bool = False
-    local: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    gradients: dict[nn.Parameter, tuple[Tensor, int]] = field(default_factory=dict)
-    bad: int = 0
-
-    def drop(self, names: Collection[str]) -> None:
-        """Count no longer for these layers."""
-        self.layers.difference_update(names)
-        self.captures = {name: capture for name, capture in self.captures.items() if name not in names}
-
-    def rows_behind(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
-        """The layer's rows, if `.grad` still is what this pass's backward left, untouched (version counter)."""
-        untouched = all(p in self.gradients and same(self.gradients[p], state_of(p)) for p in layer.parameters.values())
-        return self.local.get(layer.name) if untouched else None
 
 
 class Watcher:
@@ -163,14 +100,28 @@ class Watcher:
         """Captures by layer name, and the number of examples, of a pass of our own that never counts as training.
 
         Args:
-            inputs: arguments of the model, which stays in its present mode.
+            inputs: arguments of the model, which stays in its present mode, with the weights of its output.
             source: the vectors to backpropagate.
             generic: whether layers without structure are wanted; None: as the user's passes show them.
         """
         generic = self.generic_diagonal if generic is None else generic
+        weight, rows, counted = inputs.weight, inputs.examples, None
+        inputs = inputs._replace(weight=None)
         with self.looking_away(), as_guest(self.model):
             z, calls = self.network.record(inputs)
-            return shown(self.network, inputs, z, calls, source(z.detach()), generic=generic), len(z)
+            v = source(z.detach())
+            if weight is not None:
+                v = self.network.likelihood.only(v, weight.to(v.dtype).sqrt())
+                counted = None if bool((weight > 0).all()) else weight > 0
+            captures = shown(self.network, inputs, z, calls, v, counted, generic=generic)
+        if rows is None or len(rows) == len(z):
+            return captures, len(z)
+        return {name: capture.take(rows) for name, capture in captures.items()}, len(rows)
+
+    def weighed(self, inputs: Any, targets: Tensor | None) -> Arguments:
+        """A batch of data as arguments of the model, with weights of 0 where its targets leave positions out."""
+        counted = None if targets is None else self.network.likelihood.counted(targets)
+        return move(arguments(inputs)._replace(weight=counted), self.network.device)
 
     # ---- the user's forward ------------------------------------------------------------------------------------------
 
@@ -249,16 +200,22 @@ class Watcher:
         made.retained = retained
         fresh: dict[str, AnyCapture] = {}
         vectors: dict[str, list[Tensor]] = {}
-        if made.shown is None or self.wanted.scores:
+        shows = False
+        if made.shown is None or self.wanted.scores or made.counted is not None:
             made.bad = not_finite(z.detach())
             if made.shown is None and not made.bad:
                 self.describe(made)
                 structured = {layer.name for layer in self.layers if layer.structured}
                 made.calls = {name: calls for name, calls in made.calls.items() if name in structured}
-            v = self._vectors(z.detach(), gradient.detach()) if self._needs_vectors and not made.bad else None
-            if v is not None and self.wanted.structured and not self.wanted.scores:
+            if not made.bad:
+                shows, positions = made.reach(self.network.likelihood, self.wanted, z.detach(), gradient.detach())
+            v = self._vectors(made, z.detach(), gradient.detach(), positions) if shows and self._needs_vectors else None
+            told = [v] if v is not None and self.wanted.structured and not self.wanted.scores else []
+            if shows and self.wanted.captures and made.counted is not None:
+                told.append(indicators(self.network.likelihood, z.detach(), made.counted))
+            if told:
                 with self.looking_away():
-                    vectors = backpropagate(z, made.calls, v, keep=True)
+                    vectors = backpropagate(z, made.calls, torch.cat(told), keep=True)
             if v is not None and self.generic_diagonal:
                 fresh = self.generic_captures(made, v)
         for ears in made.ears.values():
@@ -266,7 +223,7 @@ class Watcher:
                 ear.open()
         before = self.gradients.states()
         torch.autograd.Variable._execution_engine.queue_callback(
-            lambda: self._finish(made, way, before, fresh, vectors)
+            lambda: self._finish(made, way, before, fresh, vectors, shows)
         )
 
     @property
@@ -274,15 +231,12 @@ class Watcher:
         generic = self.generic_diagonal and bool(self.network.structure.generic)
         return self.wanted.captures and (self.wanted.structured or generic)
 
-    def _vectors(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+    def _vectors(self, made: Pass, z: Tensor, gradient: Tensor, positions: Tensor | None) -> Tensor | None:
         if self.wanted.scores:
-            return (gradient / self._scale(len(z))).unsqueeze(0)
+            return (gradient / made.scale).unsqueeze(0)
         if self.wanted.source is None:
             return None
-        return self.wanted.source(z)
-
-    def _scale(self, n: int) -> float:
-        return 1 / n if self.wanted.loss_scale is None else self.wanted.loss_scale
+        return self.network.likelihood.only(self.wanted.source(z), positions)
 
     def generic_captures(self, made: Pass, v: Tensor) -> dict[str, AnyCapture]:
         """Per-example gradients of the layers without structure."""
@@ -302,11 +256,12 @@ class Watcher:
         before: dict[nn.Parameter, State],
         fresh: dict[str, AnyCapture],
         vectors: dict[str, list[Tensor]],
+        shows: bool,
     ) -> None:
         """The user's backward has ended: captures from what was recorded, for the layers that have its gradient."""
         if not made.bad:
             for name in made.calls:
-                self._show(made, name, vectors.get(name), fresh)
+                self._show(made, name, vectors.get(name), fresh, shows)
         if way == "returned":
             mine = self.gradients.returned(made.ran)
         else:
@@ -315,9 +270,8 @@ class Watcher:
                 p for layer in self.layers if layer.name in mine for p in layer.parameters.values() if before[p] is None
             ]
             made.gradients |= {p: (p.grad, p.grad._version) for p in alone if p.grad is not None}
-        if self.wanted.scores:
-            fresh = {name: added(made.captures.get(name), capture) for name, capture in fresh.items()}
-        made.shown = fresh if made.shown is None or self.wanted.scores else made.shown
+        if shows or made.shown is None:
+            made.shown = {name: added(made.captures.get(name), capture) for name, capture in fresh.items()}
         if mine:
             # a layer without any gradient takes no part in the step, and its statistics go with the others'
             counted = mine | (self.gradients.without() & (made.ran | set(made.shown)))
@@ -330,7 +284,9 @@ class Watcher:
         if mine:
             self.consume(made)
 
-    def _show(self, made: Pass, name: str, vectors: list[Tensor] | None, fresh: dict[str, AnyCapture]) -> None:
+    def _show(
+        self, made: Pass, name: str, vectors: list[Tensor] | None, fresh: dict[str, AnyCapture], shows: bool
+    ) -> None:
         """What this backward showed at one structured layer."""
         calls = made.calls[name]
         layer = calls[0].layer
@@ -338,45 +294,32 @@ class Watcher:
             raise RuntimeError(
                 f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
             )
-        heard = [ear.gradient.unsqueeze(0) for ear in made.ears.get(name, []) if ear.gradient is not None]
-        exact = len(heard) == len(calls)
-        capture = (
-            self._capture(calls, vectors, heard if exact else None, made.examples)
-            if made.shown is None or self.wanted.scores
-            else None
-        )
+        scores = [ear.gradient.unsqueeze(0) for ear in made.ears.get(name, []) if ear.gradient is not None]
+        exact = len(scores) == len(calls)
+        capture = self._capture(made, calls, vectors, scores if exact else None) if shows else None
         if self.wanted.captures and capture is not None:
             fresh[name] = capture
-        half = any(x.dtype in (torch.float16, torch.bfloat16) for x in [*(call.x for call in calls), *heard])
-        if self.wanted.local and exact and heard and not half and layer.groups == 1 and not layer.one_hot:
+        half = any(x.dtype in (torch.float16, torch.bfloat16) for x in [*(call.x for call in calls), *scores])
+        if self.wanted.local and exact and scores and not half and layer.groups == 1 and not layer.one_hot:
             a = capture.a if isinstance(capture, Capture) else beside([layer.inputs(call.x) for call in calls], 1)
-            g = beside([layer.output_gradients(gradient) for gradient in heard], 2)[0]
+            g = beside([layer.output_gradients(gradient) for gradient in scores], 2)[0]
             made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))
         else:
             made.local.pop(name, None)
 
     def _capture(
-        self, calls: list[Call], vectors: list[Tensor] | None, heard: list[Tensor] | None, n: int
+        self, made: Pass, calls: list[Call], vectors: list[Tensor] | None, scores: list[Tensor] | None
     ) -> AnyCapture | None:
-        if self.wanted.scores:
-            if heard is None:
-                return None
-            vectors = [at_least_float32(gradient) / self._scale(n) for gradient in heard]
-        elif vectors is None:  # inputs alone are wanted
-            vectors = [next(iter(call.layer.parameters.values())).new_empty(0, *call.shape) for call in calls]
         calls = [replace(call, x=at_least_float32(call.x)) for call in calls]
-        return capture_calls(calls, [at_least_float32(gradient) for gradient in vectors])
-
-
-def added(one: AnyCapture | None, other: AnyCapture) -> AnyCapture:
-    """The capture of two backwards through one forward: their gradients add up."""
-    if isinstance(one, Capture) and isinstance(other, Capture):
-        return Capture(other.a, one.g + other.g)
-    if isinstance(one, TokenCapture) and isinstance(other, TokenCapture):
-        return replace(other, g=one.g + other.g)
-    if isinstance(one, GenericCapture) and isinstance(other, GenericCapture):
-        return GenericCapture(one.gradients + other.gradients)
-    return other
+        like = next(iter(calls[0].layer.parameters.values()))
+        # no vectors: inputs alone are wanted
+        told = [at_least_float32(v) for v in vectors or [like.new_empty(0, *call.shape) for call in calls]]
+        if self.wanted.scores:
+            if scores is None:
+                return None
+            told = [torch.cat([at_least_float32(s) / made.scale, v]) for s, v in zip(scores, told, strict=True)]
+        capture = capture_calls(calls, told)
+        return capture if vectors is None or made.counted is None else marked(capture, made.counted)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import NOT_FINITE, FreshVectors
 from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
+from fisherviz.optim.passes import Pass, Wanted
 from fisherviz.optim.preconditioner import INVERT_FROM
-from fisherviz.optim.processes import summed
+from fisherviz.optim.processes import distributed, summed
 from fisherviz.optim.selection import choose_layers, refuse_thawed, say_once, settle
-from fisherviz.optim.watcher import Pass, Wanted, Watcher
+from fisherviz.optim.watcher import Watcher
 from fisherviz.support import timing
 
 
@@ -119,7 +120,8 @@ class Watching(torch.optim.Optimizer):
     def _merge(self, made: Pass) -> None:
         """Add a pass to the fresh sums, once no other backward can change what it showed."""
         made.retained = False
-        if self.moments is not None and self._captures:
+        made.leave_out()
+        if self.moments is not None and self._captures and (made.examples or distributed()):
             self.moments.collect(made.captures, made.examples)
 
     def _drop(self, names: Collection[str]) -> None:
@@ -156,7 +158,7 @@ class Watching(torch.optim.Optimizer):
         if bad:
             self._forget()
             raise ValueError(NOT_FINITE.format(self.k + 1, int(bad), int(examples)))
-        if len(self._passes) > 1 and self._guesses_scale:
+        if len(self._passes) > 1 and self._guesses_scale and any(made.guessed for made in self._passes):
             say_once(settings.ACCUMULATED.format(len(self._passes)))
             self._guesses_scale = False
         for made in self._passes:

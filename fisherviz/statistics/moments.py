@@ -31,14 +31,16 @@ class InputFactor(RowsStatistic):
         """Sum over the batch."""
         (capture,) = captures
         if isinstance(capture, TokenCapture):
-            return capture.counts() / (1 if self.setting == "sum" else capture.positions)
+            shares = _shares(capture, self.setting)
+            scale = 1 if self.setting == "sum" or shares is not None else capture.positions
+            return capture.counts(shares) / scale
         return super().contribution(capture)
 
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Inputs, 1/T for "expand"."""
         capture = _structured(capture, self)
-        a = capture.a.mean(1, keepdim=True) if self.setting == "reduce" else capture.a
-        return _by_group(a, capture.grouped), 1 / capture.positions if self.setting == "expand" else 1.0
+        a, weight = _inputs(capture, self.setting)
+        return _by_group(a, capture.grouped), weight
 
 
 class OutputFactor(RowsStatistic):
@@ -72,7 +74,8 @@ class _CrossFactor(Statistic):
         row, col = (_structured(c, self) for c in captures)
         if self.setting != "reduce":
             _check_aligned(row, col, self)
-        (x, weight), (y, _) = self.rows(row), self.rows(col)
+        (x, weight), (y, other) = self.rows(row), self.rows(col)
+        weight = weight if weight == other else (weight * other) ** 0.5
         return (x.flatten(0, -2).T @ y.flatten(0, -2)).mul_(weight)
 
 
@@ -83,7 +86,7 @@ class CrossInputFactor(_CrossFactor):
 
     def rows(self, capture: Capture) -> tuple[Tensor, float]:
         """Inputs."""
-        return (capture.a.mean(1), 1.0) if self.setting == "reduce" else (capture.a, 1 / capture.positions)
+        return _inputs(capture, self.setting)
 
 
 class CrossOutputFactor(_CrossFactor):
@@ -181,6 +184,24 @@ def _structured(capture: AnyCapture, statistic: Statistic) -> Capture:
             f"{type(statistic).__name__} needs; use its exact block or diagonal."
         )
     return capture
+
+
+def _inputs(capture: Capture, setting: Setting | None) -> tuple[Tensor, float]:
+    """Inputs (N, T, ...) or (N, 1, ...) and the number that their products are multiplied by; T is an example's own."""
+    a, shares = capture.a, _shares(capture, setting)
+    if shares is None:
+        weight = 1 / capture.positions if setting == "expand" else 1.0
+        return a.mean(1, keepdim=True) if setting == "reduce" else a, weight
+    a = a * (shares if setting == "reduce" else shares.sqrt()).view(*shares.shape, *[1] * (a.dim() - 2))
+    return a.sum(1, keepdim=True) if setting == "reduce" else a, 1.0
+
+
+def _shares(capture: Capture | TokenCapture, setting: Setting | None) -> Tensor | None:
+    """What each position (N, T) is of the average over those of its example that count, or 1 in a sum; None: all do."""
+    if capture.counted is None:
+        return None
+    there = capture.counted.to(capture.g.dtype)
+    return there if setting == "sum" else there / there.sum(1, keepdim=True).clamp(min=1)
 
 
 def _check_aligned(row: Capture, col: Capture, statistic: Statistic) -> None:

@@ -289,3 +289,27 @@ def test_a_wrong_request_is_refused(call, word):
     fisher = fv.Probe(nets.mlp(3, 4, 2), "gaussian").fisher(nets.vectors(5, 3))
     with pytest.raises((ValueError, TypeError), match=word):
         call(fisher)
+
+
+@pytest.mark.filterwarnings("ignore:.*single features", "ignore:.*chain")
+@pytest.mark.parametrize("pieces", [2**26, 500])
+def test_errors_without_matrices_are_those_with_them(pieces, monkeypatch):
+    """Few examples and wide patches, so that factors have small ranges; all blocks of all methods in one sweep."""
+    torch.manual_seed(0)
+    net = nets.randomised(
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv2d(4, 4, 2), nn.PReLU(4), nets.MeanPixels(),
+            nn.Linear(4, 3),
+        )
+    )  # fmt: skip
+    x = torch.randn(4, 2, 5, 5, dtype=torch.float64)
+    fisher = fv.Probe(net, "categorical").fisher(x)
+    names = ["relative_frobenius", "frobenius_cosine"]
+    dense = fv.compare(fisher, metrics=names, progress=False).frame
+    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("fisherviz.comparison.inner.GRADIENT_ENTRIES", pieces)
+    free = fv.compare(fisher, metrics=names, progress=False).frame
+    keys = ["method", "row", "col", "metric"]
+    both = dense.merge(free, on=keys, suffixes=("", "_free"))
+    assert len(both) >= len(free) > 100
+    np.testing.assert_allclose(both["value_free"], both["value"], rtol=1e-9, atol=3e-7)

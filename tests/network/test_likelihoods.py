@@ -118,10 +118,44 @@ def test_samples_come_from_the_given_generator_alone(likelihood, law):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("y", [[0, 1, 3], [0, -1, 2], [0, -100, 2]])
+@pytest.mark.parametrize("y", [[0, 1, 3], [0, -1, 2], [-100, -100, 255]])
 def test_categorical_refuses_labels_out_of_range(y):
-    with pytest.raises(ValueError, match="range"):
+    with pytest.raises(ValueError, match=r"range.*ignore_index"):
         fv.Categorical().nll(nets.vectors(3, 3), torch.tensor(y))
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("ignore_index", [-100, -1, 0, 255])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_labels_that_are_left_out_add_nothing(axis, ignore_index, dtype):
+    z = nets.vectors(4, 15).reshape(4, 5, 3).to(dtype).movedim(-1, axis).requires_grad_()
+    y = torch.randint(1, 3, (4, 5)).masked_fill(torch.rand(4, 5) < 0.4, ignore_index)
+    y[2] = ignore_index
+    likelihood = fv.Categorical(axis, ignore_index)
+    loss = likelihood.nll(z, y)
+    expected = nn.functional.cross_entropy(z.movedim(axis, 1), y, reduction="none", ignore_index=ignore_index).sum(1)
+    assert torch.equal(loss, expected)
+    (gradient,) = torch.autograd.grad(loss.sum(), z)
+    score = likelihood.score(z.detach(), likelihood.check_targets(z, y))
+    assert_matches(score, gradient, 1e-12 if dtype == torch.float64 else 1e-5)
+    assert (score.movedim(axis, -1)[y == ignore_index] == 0).all()
+
+
+def test_losses_with_an_ignore_index():
+    net, x, y = nets.mlp(2, 3), nets.vectors(5, 2), torch.tensor([0, 2, 1, 2, 0])
+    left = y != 0
+    for reduction in ("mean", "sum"):
+        probe = fv.Probe(net, nn.CrossEntropyLoss(ignore_index=0, reduction=reduction))
+        assert "ignore_index=0" in repr(probe)
+        expected = fv.Probe(net, "categorical").fisher(x[left], y[left])
+        assert_matches(probe.fisher(x, y).to_dense(), expected.to_dense())
+        assert_matches(probe.fisher(x, y, kind="empirical").gradient(), expected.gradient())
+
+
+@pytest.mark.parametrize("value", [None, 0.5, True, "pad"])
+def test_an_ignore_index_is_a_label(value):
+    with pytest.raises(TypeError, match="ignore_index must be a whole number"):
+        fv.Categorical(ignore_index=value)
 
 
 def test_categorical_refuses_floating_labels():
@@ -148,7 +182,6 @@ def test_gaussian_refuses_a_variance_that_is_not_positive(variance):
 REFUSED = {
     "class weights": (nn.CrossEntropyLoss(weight=torch.ones(3)), "weight"),
     "label smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1), "smoothing"),
-    "ignore_index": (nn.CrossEntropyLoss(ignore_index=0), "ignore_index"),
     "binary weights": (nn.BCEWithLogitsLoss(weight=torch.ones(3)), "weight"),
     "pos_weight": (nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)), "pos_weight"),
 }
@@ -259,9 +292,23 @@ def test_images_of_logits_are_not_read_along_their_width():
         fv.Probe(net, "categorical").fisher(x, y).diagonal()
 
 
-def test_the_mean_over_positions_is_refused_with_both_axes(sequences):
-    with pytest.raises(ValueError, match=r"fv\.Categorical\(\) for .*fv\.Categorical\(class_axis=1\) for"):
-        fv.Probe(Rows().double(), nn.CrossEntropyLoss()).fisher(*sequences).to_dense()
+@pytest.mark.parametrize(("loss", "given"), [(nn.CrossEntropyLoss(), ""), (nn.CrossEntropyLoss(ignore_index=2), "2")])
+def test_the_mean_over_positions_is_refused_with_both_axes(sequences, loss, given):
+    last, second = (rf"ignore_index={given}", rf"class_axis=1, ignore_index={given}") if given else ("", "class_axis=1")
+    with pytest.raises(ValueError, match=rf"fv\.Categorical\({last}\) for .*fv\.Categorical\({second}\) for"):
+        fv.Probe(Rows().double(), loss).fisher(*sequences).to_dense()
+
+
+@pytest.mark.parametrize(("second", "axis"), [(False, -1), (True, 1)])
+def test_the_advice_of_a_mean_over_positions_leads_to_the_fisher(sequences, second, axis):
+    """Whichever of the two forms is tried first, the targets tell where the classes are."""
+    net, (x, y) = Rows(second).double(), sequences
+    right, wrong = fv.Categorical(axis, 2), fv.Categorical(-axis, 2)
+    with pytest.raises(ValueError, match=rf"pass fv\.{right!r}".replace("(", r"\(").replace(")", r"\)")):
+        fv.Probe(net, wrong).fisher(x, y).to_dense()
+    F = fv.Probe(net, right).fisher(x, y).to_dense()
+    twin = fv.Probe(net, fv.Categorical(axis)).fisher(x, y.masked_fill(y == 2, -100)).to_dense()
+    assert torch.equal(F, twin)
 
 
 # Complex numbers

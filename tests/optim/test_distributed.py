@@ -80,6 +80,20 @@ def train_on_uneven_parts(name, inner, model, parts, rank):
     return found
 
 
+def train_where_one_half_counts(name, inner, model, part, processes):
+    """Weights after each step on labels that leave out the second half of the batch."""
+    opt = MAKE[name](inner)
+    found = []
+    for k in range(3):
+        x, y = data(N, seed=k)
+        y[N // 2 :] = -100
+        opt.zero_grad()
+        (F.cross_entropy(model(x[part]), y[part], reduction="sum") * processes / (N // 2)).backward()
+        opt.step()
+        found.append(matrices(inner))
+    return found
+
+
 def error_of_a_batch_with_nan(name, rank):
     """What a process says of a batch in which the other's half, or its own, has an example with NaN."""
     inner = net()
@@ -116,6 +130,10 @@ def worker(rank, folder):
     for name in SUMMED:
         inner = net()
         found[name] = train_on_uneven_parts(name, inner, DistributedDataParallel(inner), UNEVEN, rank)
+    for name in ("foof", "kfac"):
+        inner = net()
+        model = DistributedDataParallel(inner)
+        found["half", name] = train_where_one_half_counts(name, inner, model, half(rank), 2)
     found["nan"] = {name: error_of_a_batch_with_nan(name, rank) for name in ("foof", "adaptive, sampled")}
     torch.save(found, f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
@@ -164,6 +182,16 @@ def test_a_summed_fisher_is_the_sum_over_all_processes_however_unevenly_they_sha
     model = net()
     alone = train_on_uneven_parts(name, model, model, (slice(None),), 0)
     for W, first, second in zip(alone, ranks[0][name], ranks[1][name], strict=True):
+        assert_same(first, W, 1e-9)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["foof", "kfac"])
+def test_a_process_of_whose_examples_nothing_counts_takes_the_others_step(ranks, name):
+    model = net()
+    alone = train_where_one_half_counts(name, model, model, slice(None), 1)
+    for W, first, second in zip(alone, ranks[0]["half", name], ranks[1]["half", name], strict=True):
         assert_same(first, W, 1e-9)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fisherviz import optim
 from fisherviz.optim.gradients import LowRank
-from fisherviz.optim.watcher import Pass
+from fisherviz.optim.passes import Pass
 
 
 def small():
