@@ -214,7 +214,8 @@ class Approximation(LayeredMatrix, ABC):
                 f"single features are scaled by {', '.join(map(repr, scales))}: the exact {part} is taken there."
             )
         if self.needs_chain and not fisher.structure.is_chain:
-            pairs = ", ".join(f"{a!r}-{b!r}" for a, b in fisher.structure.neighbours) or "none"
+            coupled = self.pairs(layers, fisher.structure.neighbours)
+            pairs = ", ".join(f"{layers[i].name!r}-{layers[j].name!r}" for i, j in coupled) or "none"
             out.append(
                 f"the network is no chain of layers; coupled are those that are neighbours in execution: {pairs}."
             )

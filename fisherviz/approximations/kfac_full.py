@@ -1,12 +1,14 @@
 """KFAC across layers: F̃ with a Kronecker product for every pair, and F̂ with a block-tridiagonal inverse.
 
 Martens & Grosse 2015, sections 3 and 4.3, appendix B. All factors come from the same examples with the same weights.
+Grouped convolutions stand alone, with the block that KFAC gives them.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fisherviz.approximations.base import Approximation, Couplings, PerFeature, Values, check_per_feature
 from fisherviz.approximations.kronecker import check_kfac_setting, product
@@ -22,6 +24,14 @@ from fisherviz.statistics import (
     Setting,
     Statistic,
 )
+
+if TYPE_CHECKING:
+    from fisherviz.exact.fisher import Fisher
+
+
+def has_cross_factors(layer: Layer) -> bool:
+    """Whether a layer can be coupled with others; grouped convolutions, one pair of factors per group, break chains."""
+    return layer.factors and layer.groups == 1
 
 
 class KFACFull(Approximation):
@@ -43,36 +53,29 @@ class KFACFull(Approximation):
         self.used_setting: Setting = self.setting or "expand"
 
     def prepare(self, layers: Sequence[Layer], positions: Mapping[str, int]) -> None:
-        """Choose one setting for the whole matrix; refuse grouped convolutions, which have no cross factors."""
-        for layer in layers:
-            if layer.factors and layer.groups > 1:
-                raise NotImplementedError(
-                    f"{self.name} has no cross factors for the grouped convolution {layer.name!r}; use 'kfac'."
-                )
-        factored = [layer.name for layer in layers if layer.factors]
-        equal = len({positions.get(name, 1) for name in factored}) <= 1
+        """Choose one setting for all layers that are coupled."""
+        coupled = [layer.name for layer in layers if has_cross_factors(layer)]
+        equal = len({positions.get(name, 1) for name in coupled}) <= 1
         if self.setting is None:
             self.used_setting = "expand" if equal else "reduce"
         elif self.setting == "expand" and not equal:
             raise ValueError(
-                f"{self.name} with setting='expand' needs equally many positions in all layers, got "
-                f"{ {name: positions.get(name, 1) for name in factored} }; use setting='reduce'."
+                f"{self.name} with setting='expand' needs equally many positions in all coupled layers, got "
+                f"{ {name: positions.get(name, 1) for name in coupled} }; use setting='reduce'."
             )
 
     def statistics(self, layer: Layer) -> dict[str, Statistic]:
-        """A and G."""
-        return {
-            "A": InputFactor(layer.name, self.used_setting),
-            "G": OutputFactor(layer.name, self.used_setting),
-        }
+        """A and G, of each group."""
+        setting = self.used_setting if has_cross_factors(layer) else self.setting or "expand"
+        return {"A": InputFactor(layer.name, setting), "G": OutputFactor(layer.name, setting)}
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
-        """A ⊗ G."""
+        """A ⊗ G, of each group."""
         return product(values["A"], values["G"])
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
-        """Every pair of layers with factors."""
-        return list(itertools.combinations([i for i, layer in enumerate(layers) if layer.factors], 2))
+        """Every pair of layers with cross factors."""
+        return list(itertools.combinations([i for i, layer in enumerate(layers) if has_cross_factors(layer)], 2))
 
     def pair_statistics(self, row: Layer, col: Layer) -> dict[str, Statistic]:
         """Cross factors."""
@@ -80,6 +83,12 @@ class KFACFull(Approximation):
             "A": CrossInputFactor(row.name, col.name, self.used_setting),
             "G": CrossOutputFactor(row.name, col.name, self.used_setting),
         }
+
+    def remarks(self, fisher: Fisher) -> list[str]:
+        """Grouped convolutions stand alone."""
+        alone = [layer.name for layer in fisher.space.layers if layer.factors and not has_cross_factors(layer)]
+        said = f"grouped convolutions have no cross factors: {', '.join(map(repr, alone))} take kfac's block alone."
+        return [*super().remarks(fisher), *([said] if alone else [])]
 
     def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̃ over all pairs."""
@@ -98,9 +107,8 @@ class KFACTridiagonal(KFACFull):
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Layers that are neighbours in execution."""
-        names = [layer.name for layer in layers]
-        factored = {layer.name for layer in layers if layer.factors}
-        return [(names.index(row), names.index(col)) for row, col in adjacent if row in factored and col in factored]
+        coupled = {layer.name: i for i, layer in enumerate(layers) if has_cross_factors(layer)}
+        return [(coupled[row], coupled[col]) for row, col in adjacent if row in coupled and col in coupled]
 
     def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̂ over the chain of layers; layers without structure keep their own operator."""

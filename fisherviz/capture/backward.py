@@ -37,7 +37,7 @@ def backpropagate(
     flat = [call for made in calls.values() for call in made]
     if not flat or not z.requires_grad or not len(vectors):
         return {name: [z.new_zeros(len(vectors), *c.shape) for c in made] for name, made in calls.items()}
-    gradients = partial(_gradients, z, [call.edge for call in flat])
+    gradients = partial(_gradients, z, flat)
     out: Sequence[Tensor | None] | None = None
     if len(vectors) > 1 and max(call.shape.numel() for call in flat) <= BATCHED_ENTRIES:
         # an operation without a batching rule: one vector at a time gives the same numbers
@@ -57,10 +57,13 @@ def backpropagate(
     return {name: [next(filled) for _ in made] for name, made in calls.items()}
 
 
-def _gradients(z: Tensor, edges: Sequence[Any], vectors: Tensor, **options: Any) -> Sequence[Tensor | None]:
+def _gradients(z: Tensor, calls: Sequence[Call], vectors: Tensor, **options: Any) -> list[Tensor | None]:
+    """Gradients at the calls' outputs, examples first, for one vector (N, ...) or several (K, N, ...)."""
     try:
-        return torch.autograd.grad(z, edges, vectors, allow_unused=True, **options)
+        found = torch.autograd.grad(z, [call.edge for call in calls], vectors, allow_unused=True, **options)
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise
         raise NotImplementedError(HIDDEN) from error
+    leading = vectors.dim() - z.dim()
+    return [None if g is None else call.by_example(g, leading) for call, g in zip(calls, found, strict=True)]

@@ -6,15 +6,17 @@ gradient edges, not tensors, so that in-place activations after a layer do no ha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from fisherviz.capture.attention import Inside
 from fisherviz.capture.captures import Capture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
@@ -32,14 +34,30 @@ class Call:
     shape: torch.Size
     source: Node | None = None
     """Where the input stands in the graph; None for data."""
+    examples: int = 0
+    """N where examples came second, as inside attention: x and shape have them first, gradients at the edge do not."""
 
     @property
     def intact(self) -> bool:
         """Whether the input still holds what the layer saw."""
         return self.x._version == self.version
 
+    @property
+    def inputs(self) -> Tensor:
+        """What the layer's matrix multiplies."""
+        return self.layer.inputs(self.x, self.shape)
 
-def no_hook(module: torch.nn.Module, *rest: Any) -> None:
+    def by_example(self, g: Tensor, leading: int) -> Tensor:
+        """A gradient at the edge with examples first, behind so many dimensions of vectors."""
+        return by_example(g, self.examples, leading) if self.examples else g
+
+
+def by_example(x: Tensor, examples: int, leading: int = 0) -> Tensor:
+    """(..., N, T, d) from (..., T, N, d) or (..., T N, d)."""
+    return x.reshape(*x.shape[:leading], -1, examples, x.shape[-1]).transpose(-3, -2)
+
+
+def no_hook(module: nn.Module, *rest: Any) -> None:
     """What a hook of ours becomes in a copied or unpickled model: nothing, and gone once the module has run."""
     if torch.compiler.is_compiling():
         return
@@ -57,12 +75,16 @@ def _dropped() -> Callable[..., None]:
     return no_hook
 
 
-class RecordHook:
-    """The forward hook of one layer; a copy or a pickle of the model carries `no_hook` in its place."""
+class Hook:
+    """A hook on a module; a copy or a pickle of the model carries `no_hook` in its place.
 
-    def __init__(self, recorder: Recorder, layer: Layer) -> None:
-        self.recorder, self.layer = recorder, layer
-        self._note = eager(_note)  # a function, not a method: no cycle keeps the model alive
+    Args:
+        function: what is called; a function, not a method: no cycle keeps the model alive.
+        first: its first arguments, before those of the hook.
+    """
+
+    def __init__(self, function: Callable[..., Any], *first: Any) -> None:
+        self._call, self._first = eager(function), first
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return no_hook
@@ -70,43 +92,101 @@ class RecordHook:
     def __reduce__(self) -> tuple[Any, ...]:
         return (_dropped, ())
 
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        """Note the input and where the output stands in the graph."""
-        self._note(self.recorder, self.layer, args, kwargs, output)
+    def __call__(self, module: nn.Module, *rest: Any) -> Any:
+        """Call the function."""
+        return self._call(*self._first, module, *rest)
 
 
-def _note(recorder: Recorder, layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-    if not recorder.active or not output.requires_grad:
-        return
-    x = args[0] if args else next(iter(kwargs.values()))
-    source = x.grad_fn
-    x = x.detach().clone() if layer.name in recorder.cloned else x.detach()
-    recorder.calls.append(Call(layer, x, x._version, get_gradient_edge(output), output.shape, source))
+def _record(
+    recorder: Recorder, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+) -> None:
+    """Note what a layer was given, and where what it gave stands in the graph."""
+    recorder.note(layer, args[0] if args else next(iter(kwargs.values())), output)
+
+
+def _open(recorder: Recorder, module: nn.Module, *given: Any) -> None:
+    """Note the layers inside attention as long as it runs."""
+    if recorder.active and (layers := recorder.inside(module)):
+        inside = Inside(layers, recorder.note)
+        inside.__enter__()
+        _opened.modes[module] = inside
+
+
+def _close(module: nn.Module, *given: Any) -> None:
+    if (inside := _opened.modes.pop(module, None)) is not None:
+        inside.__exit__(None, None, None)
+
+
+class _Opened(threading.local):
+    """What each thread has opened: modes are the thread's own."""
+
+    def __init__(self) -> None:
+        self.modes: dict[nn.Module, Inside] = {}
+
+
+_opened = _Opened()
 
 
 class Recorder:
-    """Records the calls of structured layers while `active`; owns its hooks."""
+    """Records the calls of structured layers while `active`; owns its hooks.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    Args:
+        model: the model.
+        layers: its probed layers.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
+        self.attention = tuple(m for m in model.modules() if type(m).forward is nn.MultiheadAttention.forward)
+        """Modules that run others as functions."""
         self.calls: list[Call] = []
         self.active = False
         self.cloned: set[str] = set()
         """Layers whose input is overwritten later in the forward pass, and noted as a copy."""
         self._handles: dict[str, RemovableHandle] = {}
+        self._around: list[RemovableHandle] = []
+        """Of the hooks around attention."""
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy records for itself: it has no hooks on any model yet."""
-        return {**self.__dict__, "calls": [], "active": False, "_handles": {}}
+        return {**self.__dict__, "calls": [], "active": False, "_handles": {}, "_around": []}
 
     def attach(self) -> None:
-        """Put one forward hook on each structured module."""
-        if self._handles:
+        """Put one forward hook on each structured module, and two around attention that has such modules inside."""
+        if self._handles or self._around:
             return
+        around = {module: inside for module in self.attention if (inside := self.inside(module))}
+        hidden = {layer.name for inside in around.values() for layer in inside.values()}
         for layer in self.layers:
-            if layer.structured:
-                hook = RecordHook(self, layer)
+            if layer.structured and layer.name not in hidden:
+                hook = Hook(_record, self, layer)
                 self._handles[layer.name] = layer.module.register_forward_hook(hook, with_kwargs=True)
+        for module in around:
+            self._around.append(module.register_forward_pre_hook(Hook(_open, self)))
+            self._around.append(module.register_forward_hook(Hook(_close), always_call=True))
+
+    def inside(self, module: Any) -> dict[Tensor, Layer]:
+        """Structured layers inside attention, by their weights."""
+        keys = {module: "in_proj_weight", module.out_proj: "weight"}
+        found = [layer for layer in self.layers if layer.structured and layer.module in keys]
+        return {getattr(layer.module, keys[layer.module]): layer for layer in found}
+
+    def note(self, layer: Layer, x: Tensor, output: Tensor, examples: int = 0) -> None:
+        """Note a layer's input and where its output stands in the graph.
+
+        Args:
+            layer: the layer.
+            x: its input.
+            output: its output.
+            examples: N where both are (T, N, d) or (T N, d); 0: examples come first.
+        """
+        if not self.active or not output.requires_grad:
+            return
+        source, edge = x.grad_fn, get_gradient_edge(output)
+        x = x.detach().clone() if layer.name in self.cloned else x.detach()
+        if examples:
+            x, output = by_example(x, examples), by_example(output.detach(), examples)
+        self.calls.append(Call(layer, x, x._version, edge, output.shape, source, examples))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""
@@ -117,9 +197,10 @@ class Recorder:
 
     def detach(self) -> None:
         """Take every hook off and forget what was recorded."""
-        for handle in self._handles.values():
+        for handle in [*self._handles.values(), *self._around]:
             handle.remove()
         self._handles.clear()
+        self._around.clear()
         self.calls.clear()
 
     def by_layer(self) -> dict[str, list[Call]]:
@@ -136,7 +217,7 @@ def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture
     Several calls of one module are weight-sharing positions: they are put side by side along T.
     """
     layer = calls[0].layer
-    a = [layer.inputs(call.x) for call in calls]
+    a = [call.inputs for call in calls]
     g = [layer.output_gradients(gradient) for gradient in gradients]
     if layer.one_hot:
         # a bag has one output gradient for all that it reads

@@ -7,7 +7,6 @@ Outputs that differ between the batch and the single example are an error: there
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +29,6 @@ ALONE, TOGETHER, SEARCHED = 2, 32, 2048
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
 """Relative differences that rounding explains, by type; 0.1 for the half precisions."""
 NOT_EXAMPLES = "the first dimension of its input does not count examples"
-ACTS = "its forward did not run, but its parameters act"
 PARTLY = "it sees only some of the examples"
 ELSEWHERE = "its parameters also act outside its forward, or its batch is not the first dimension"
 REENTRANT = "its forward ran inside checkpoint(use_reentrant=True), where nothing sees it; pass use_reentrant=False"
@@ -110,7 +108,7 @@ class _Evidence:
             if name in self.calls and capture is None:
                 whys[name] = NOT_EXAMPLES
             elif capture is None and acts:
-                whys[name] = ACTS
+                whys[name] = layer.unseen
             elif capture is not None and not _close(capture.sum(), truth[name]):
                 whys[name] = ELSEWHERE
             elif not acts:
@@ -155,7 +153,7 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     whys = elsewhere(calls, z) | {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
     for layer in waiting:
         if any(p in acting for p in layer.parameters.values()):
-            whys[layer.name] = ACTS
+            whys[layer.name] = layer.unseen
         elif reentrant:
             whys[layer.name] = REENTRANT
     structure = network.structure.without(whys)
@@ -318,7 +316,7 @@ def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: 
     inputs, outputs = 1, 1 + sum(layer.size for layer in generic)
     for made in calls.values():
         layer = made[0].layer
-        kernel = 2 if layer.own_inputs else math.prod(getattr(layer.module, "kernel_size", (1,)))
-        inputs += sum(kernel * call.x[:1].numel() for call in made)
+        each = [call.shape[1:].numel() // layer.d_out * layer.groups * layer.da for call in made]
+        inputs += sum(2 * call.x[:1].numel() for call in made) if layer.one_hot else sum(each)
         outputs += sum(call.shape[1:].numel() for call in made)
     return item * inputs, item * outputs

@@ -44,7 +44,7 @@ class Network:
         self.model, self.likelihood, self.output = model, likelihood, output
         space = ParameterSpace(layers, [name for name, _ in model.named_parameters()])
         self.structure = Structure(tuple(layers), space)  # as the layers' classes promise, until it has run
-        self.recorder = Recorder(layers)
+        self.recorder = Recorder(model, layers)
         self.capture_bytes = CAPTURE_BYTES
         """A batch is cut so that the captures of one piece stay below this."""
         self._held = False

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fisherviz.capture.captures import AnyCapture, GenericCapture
@@ -57,11 +58,28 @@ def _batched(network: Network, parameters: Mapping[str, Tensor], inputs: Inputs,
         return vmap(lambda u: pullback(u)[0])(v)
 
     try:
-        with _without_fallback_warnings():
+        with _without_fallback_warnings(), _Recurrent():
             return vmap(one_example, in_dims=(in_dims, 1), out_dims=1, randomness="error")(inputs, vectors)
     except (RuntimeError, ValueError, NotImplementedError):
         # an operation that vmap cannot batch: one example and vector at a time, the same numbers
         return _one_at_a_time(network, parameters, inputs, vectors)
+
+
+class _Recurrent(TorchFunctionMode):
+    """States that recurrent layers begin with are of each example: torch adds to them in place, which vmap refuses."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _RECURRENT:
+            x, state, *rest = args
+            own = pytree.tree_map(lambda h: x.new_zeros(h.shape) + h if h.is_floating_point() else h, state)
+            args = (x, own, *rest)
+        return func(*args, **kwargs or {})
+
+
+_RECURRENT = {
+    torch.rnn_tanh, torch.rnn_relu, torch.gru, torch.lstm,
+    torch.rnn_tanh_cell, torch.rnn_relu_cell, torch.gru_cell, torch.lstm_cell,
+}  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture
 from fisherviz.capture.hooks import Call, capture_calls
-from fisherviz.capture.look import ACTS, PARTLY, counts_examples, elsewhere, look, look_again
+from fisherviz.capture.look import PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.reach import indicators, marked
@@ -166,7 +166,7 @@ def _check_paths(network: Network, z: Tensor, calls: Mapping[str, Sequence[Call]
             own = list(layer.parameters.values())
             found = torch.autograd.grad(z, own, torch.ones_like(z), retain_graph=True, allow_unused=True)
             if any(g is not None for g in found):
-                whys[layer.name] = ACTS
+                whys[layer.name] = layer.unseen
     if whys:
         raise PathChanged(network.structure.without(whys))
 

@@ -1,7 +1,7 @@
 """Frobenius inner products of exact blocks with structured operators, without the block (DESIGN section 6).
 
 ⟨F_ij, A ⊗ G⟩ and its like are sums over examples of products of small vectors; relative errors of layers with 10¹²
-entries come from these and from Gram matrices. Sums run in float64.
+entries come from these and from Gram matrices. Sums over pieces run in float64.
 """
 
 from __future__ import annotations
@@ -140,24 +140,35 @@ def _narrowed(
 
 
 class _Gradients:
-    """Per-example gradients of some layers for some examples, and these times bases of the layers' inputs."""
+    """Per-example gradients of some layers for R examples and vectors, and these times bases of the layers' inputs."""
 
     def __init__(self, rows: Mapping[int, Tensor]) -> None:
         self.rows = rows
+        """(R, P) by layer."""
         self._turned: dict[tuple[int, int], Tensor] = {}
 
     def product(self, each: _Sum) -> float:
         """The sum over these examples."""
-        (i, j), bases = each.place, each.bases
-        left = self.rows[i] if bases is None else self._in(i, bases[0])
-        right = self.rows[j] if bases is None else self._in(j, bases[1])
-        return _dot(left, (each.operator @ right.T).T)
+        (i, j), operator, bases = each.place, each.operator, each.bases
+        if isinstance(operator, Kronecker):  # two products of all rows together: Σ ∇ᵢ A ∇ⱼᵀ, against G
+            d_g, d_a = operator.shape[0] // len(operator.A), operator.A.shape
+            left = self._by_unit(i, d_g, None if bases is None else bases[0])
+            right = self._by_unit(j, operator.shape[1] // d_a[1], None if bases is None else bases[1])
+            right = (right.flatten(0, 1) @ operator.A.mT).view(len(right), -1)
+            return _dot(left.flatten(1) @ right.mT, operator.G)
+        if isinstance(operator, KroneckerEigen) and operator.QA is not None and i == j:
+            turned = self._by_unit(i, len(operator.QG)).flatten(0, 1) @ operator.QA
+            turned = operator.QG.mT @ turned.view(len(operator.QG), -1)
+            return _dot(turned.square_().view(len(turned), -1, len(operator.QA)).sum(1), operator.S)
+        return _dot(self.rows[i], (operator @ self.rows[j].T).T)
 
-    def _in(self, k: int, basis: Tensor) -> Tensor:
+    def _by_unit(self, k: int, units: int, basis: Tensor | None = None) -> Tensor:
+        """Gradients of each output unit, (units, R, da), or times a basis, (units, R, r)."""
         key = (k, id(basis))
         if key not in self._turned:
             rows = self.rows[k]
-            self._turned[key] = (rows.view(len(rows), -1, len(basis)) @ basis).flatten(1)
+            rows = rows.view(len(rows), units, -1).transpose(0, 1)
+            self._turned[key] = rows.contiguous() if basis is None else rows @ basis
         return self._turned[key]
 
 

@@ -1,86 +1,19 @@
-"""The kinds of layers with structure: how each kind's inputs and output gradients become rows of its matrix W̄.
+"""The kinds of layers with structure, each with the modules that are of it.
 
-A layer of weight sharing acts at T positions: s_t = W̄ ā_t. A new kind is a class here and a line in `KINDS`.
+A new kind is a class, here or in a file beside, and a line in `KINDS`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_UNFOLD_ENTRIES = 2**20
-"""Entries of patches that are unfolded at once, about."""
-
-
-class Stored(NamedTuple):
-    """A weight whose entries do not lie in memory as in W̄ (rows, columns).
-
-    Attributes:
-        shape: the weight's, or a finer one.
-        axes: the order of its axes that makes them lie so.
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-
-
-class Kind(ABC):
-    """What a class of modules has in common; its weight is (d_out, ...), its bias (d_out,)."""
-
-    name = ""
-    """What the kind is called; "" for the module's class."""
-    own_inputs = False
-    """Whether every unit has an input of its own: such a layer has unit blocks, but no Kronecker factors."""
-
-    one_hot = False
-    """Whether the inputs are one-hot: `unfold` gives their positions (N, T), never the inputs."""
-
-    def refusal(self, module: Any) -> str:
-        """Why a module of the kind has no structure; "" where it has."""
-        return ""
-
-    def stored(self, module: Any) -> Stored | None:
-        """How the weight's entries lie in memory; None: row by row, as in W̄."""
-        return None
-
-    @abstractmethod
-    def units(self, module: Any) -> int:
-        """Output units or channels d_out."""
-
-    def groups(self, module: Any) -> int:
-        """Groups of units that see inputs of their own."""
-        return 1
-
-    def fan_in(self, module: Any) -> int:
-        """Inputs of one output unit, without the bias."""
-        return math.prod(module.weight.shape[1:])
-
-    @abstractmethod
-    def unfold(self, module: Any, x: Tensor) -> Tensor:
-        """What the weight multiplies: (N, T, fan_in), or (N, T, groups, fan_in)."""
-
-    @abstractmethod
-    def positions(self, module: Any, x: Tensor) -> int:
-        """Positions T that share the weight."""
-
-    @abstractmethod
-    def outputs(self, module: Any, g: Tensor) -> Tensor:
-        """Gradients (K, N, ...) at the module's output as (K, N, T, dg), or (K, N, T, groups, dg)."""
-
-    def ones(self, module: Any, x: Tensor) -> Tensor:
-        """The bias coordinate alone, for a frozen weight."""
-        groups = (self.groups(module),) if self.groups(module) > 1 else ()
-        return x.new_ones(len(x), self.positions(module, x), *groups, 1)
-
-    def with_bias(self, module: Any, x: Tensor) -> Tensor:
-        """What W̄ multiplies: `unfold` with the bias coordinate appended."""
-        columns = self.unfold(module, x)
-        return torch.cat([columns, columns.new_ones(*columns.shape[:-1], 1)], -1)
+from fisherviz.network.base import Kind, Stored
+from fisherviz.network.convolutions import Convolution, TransposedConvolution
 
 
 class Linear(Kind):
@@ -121,54 +54,26 @@ class TransposedLinear(Linear):
         return Stored(tuple(module.weight.shape), (1, 0))
 
 
-class Convolution(Kind):
-    """Filters on patches of one to three dimensions; pixels of the output are positions.
+class InProjection(Linear):
+    """Queries, keys and values of self-attention as one matrix on its input: what nn.MultiheadAttention itself owns."""
 
-    Args:
-        name: of the kind.
-    """
+    name = ""
+    weight, bias = "in_proj_weight", "in_proj_bias"
+    unseen = "its queries, keys and values do not come from one tensor"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def refusal(self, module: Any) -> str:
+        """Matrices for queries, keys and values apart, and keys and values of its own."""
+        if module.in_proj_weight is None:
+            return "its queries, keys and values have matrices of their own, of different widths"
+        return "" if module.bias_k is None else "it adds keys and values of its own (add_bias_kv=True)"
 
     def units(self, module: Any) -> int:
-        """Output channels."""
-        return module.out_channels
+        """Entries of a query, a key and a value."""
+        return 3 * module.embed_dim
 
-    def groups(self, module: Any) -> int:
-        """The module's."""
-        return module.groups
-
-    def unfold(self, module: Any, x: Tensor) -> Tensor:
-        """Patches."""
-        if module.groups == 1 and (fast := fast_patches(module, x)) is not None:
-            return fast
-        columns = convolution_patches(module, x)  # (N, T, C, kernel)
-        if module.groups > 1:
-            columns = columns.unflatten(2, (module.groups, -1))
-        return columns.flatten(-2)
-
-    def positions(self, module: Any, x: Tensor) -> int:
-        """Pixels of the output."""
-        return convolution_patches(module, x[:1, :1]).shape[1]
-
-    def outputs(self, module: Any, g: Tensor) -> Tensor:
-        """Channels last."""
-        g = g.flatten(3).transpose(2, 3)
-        return g.unflatten(3, (module.groups, -1)) if module.groups > 1 else g
-
-    def with_bias(self, module: Any, x: Tensor) -> Tensor:
-        """Patches with the bias coordinate, some examples at a time: large temporaries cost by their fresh pages."""
-        step = max(1, _UNFOLD_ENTRIES // max(1, x[:1].numel() * math.prod(module.kernel_size)))
-        columns: Tensor | None = None
-        for start in range(0, max(1, len(x)), step):
-            part = self.unfold(module, x[start : start + step])
-            if columns is None:
-                columns = part.new_empty(len(x), *part.shape[1:-1], part.shape[-1] + 1)
-                columns[..., -1] = 1
-            columns[start : start + step, ..., :-1] = part
-        assert columns is not None
-        return columns
+    def fan_in(self, module: Any) -> int:
+        """Input features."""
+        return module.embed_dim
 
 
 class Scale(Kind):
@@ -326,10 +231,14 @@ KINDS: dict[Callable[..., Any] | str, Kind] = {
     nn.Embedding.forward: Embedding(),
     nn.EmbeddingBag.forward: EmbeddingBag(),
     nn.Linear.forward: Linear(),
+    nn.MultiheadAttention.forward: InProjection(),
     "transformers.pytorch_utils.Conv1D.forward": TransposedLinear(),
     nn.Conv1d.forward: Convolution("conv1d"),
     nn.Conv2d.forward: Convolution("conv2d"),
     nn.Conv3d.forward: Convolution("conv3d"),
+    nn.ConvTranspose1d.forward: TransposedConvolution("convtranspose1d"),
+    nn.ConvTranspose2d.forward: TransposedConvolution("convtranspose2d"),
+    nn.ConvTranspose3d.forward: TransposedConvolution("convtranspose3d"),
 }
 """By the forward that computes it (of other libraries by its name): a subclass with its own is another function."""
 
@@ -338,35 +247,3 @@ def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None where it has no structure that is known."""
     forward = type(module).forward
     return KINDS.get(forward) or KINDS.get(f"{forward.__module__}.{forward.__qualname__}")
-
-
-def fast_patches(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Patches (N, T, C kernel) of a two-dimensional convolution with padding by zeros, by torch's own unfolding."""
-    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return None
-    columns = nn.functional.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
-    return columns.transpose(1, 2)
-
-
-def convolution_patches(module: nn.Module, x: Tensor) -> Tensor:
-    """Patches (N, T, C, kernel) that a convolution multiplies its filters with, padding included."""
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    dims = len(module.kernel_size)
-    pad: list[int] = []
-    for d in reversed(range(dims)):
-        if module.padding == "same":
-            total = module.dilation[d] * (module.kernel_size[d] - 1)
-            pad += [total // 2, total - total // 2]
-        elif module.padding == "valid":
-            pad += [0, 0]
-        else:
-            pad += [int(module.padding[d])] * 2
-    if any(pad):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x = nn.functional.pad(x, pad, mode=mode)
-    for d in range(dims):
-        span = module.dilation[d] * (module.kernel_size[d] - 1) + 1
-        x = x.unfold(2 + d, span, module.stride[d])[..., :: module.dilation[d]]
-    # (N, C, out..., kernel...) -> (N, T, C, kernel)
-    x = x.flatten(2 + dims)
-    return x.movedim(1, -2).flatten(1, dims)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fisherviz.network.kinds import Embedding, Kind, Stored, kind_of
+from fisherviz.network.base import Kind, Stored
+from fisherviz.network.kinds import Embedding, kind_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Layer:
     structured: bool
     note: str = ""
     roles: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What the module calls each probed parameter, by the parameter's name: a pass may swap its tensors."""
+    """Whether each probed parameter is the module's "weight" or "bias", by its name: a pass may swap its tensors."""
 
     @property
     def size(self) -> int:
@@ -135,6 +136,11 @@ class Layer:
     def factors(self) -> bool:
         """Whether the layer has Kronecker factors that can be coupled with other layers'."""
         return self.structured and not self._kind.own_inputs and not self._kind.one_hot
+
+    @property
+    def unseen(self) -> str:
+        """Why it may act without having been seen."""
+        return self._kind.unseen
 
     @property
     def fan_in(self) -> int:
@@ -180,11 +186,17 @@ class Layer:
         assert found is not None
         return found
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """Inputs with the bias coordinate: (N, T, da), (N, T, groups, da) of grouped convolutions, or tokens (N, T)."""
+    def inputs(self, x: Tensor, outputs: torch.Size) -> Tensor:
+        """Inputs with the bias coordinate: (N, T, da), (N, T, groups, da) of grouped convolutions, or tokens (N, T).
+
+        Args:
+            x: what the module was given.
+            outputs: shape of what it gave.
+        """
+        kind = self._kind.called(outputs)
         if not self.has_weight:
-            return self._kind.ones(self.module, x)
-        return (self._kind.with_bias if self.has_bias else self._kind.unfold)(self.module, x)
+            return kind.ones(self.module, x)
+        return (kind.with_bias if self.has_bias else kind.unfold)(self.module, x)
 
     def output_gradients(self, g: Tensor) -> Tensor:
         """Gradients (K, N, ...) at the module's output as (K, N, T, dg) or (K, N, T, groups, dg)."""
@@ -222,19 +234,20 @@ def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Paramet
         note = refusal
     elif shared:
         note = "a parameter is shared with another module"
-    elif not _owns_plain_parameters(module, parameters):
+    elif not _owns_plain_parameters(module, found, parameters):
         note = "its weight or bias is reparametrised, or it owns further parameters"
     kind = (found.name if found is not None else "") or type(module).__name__.lower()
     keys = {id(p): key for key, p in module._parameters.items()}
-    roles = {own: keys[id(p)] for own, p in parameters.items()}
+    named = {} if found is None else {found.weight: "weight", found.bias: "bias"}
+    roles = {own: named.get(keys[id(p)], "") for own, p in parameters.items()}
     return Layer(name, module, dict(parameters), kind, not note, note, roles)
 
 
-def _owns_plain_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> bool:
+def _owns_plain_parameters(module: nn.Module, kind: Kind, parameters: Mapping[str, nn.Parameter]) -> bool:
     own = {key: p for key, p in module._parameters.items() if p is not None}
     return (
-        set(own) <= {"weight", "bias"}
+        set(own) <= {kind.weight, kind.bias}
         and all(any(p is q for q in own.values()) for p in parameters.values())
         and not hasattr(module, "parametrizations")
-        and isinstance(getattr(module, "weight", None), nn.Parameter)
+        and isinstance(getattr(module, kind.weight, None), nn.Parameter)
     )

@@ -13,37 +13,27 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fisherviz.capture.hooks import no_hook
+from fisherviz.capture.hooks import Hook
 from fisherviz.network.guest import eager
 from fisherviz.optim.evidence import current_backward
 
 
-class ModelHook:
-    """A hook on the root module that holds its watcher weakly; copies and pickles of the model carry `no_hook`."""
+class ModelHook(Hook):
+    """A hook on the root module that holds its watcher weakly."""
 
     def __init__(self, watcher: Any, verb: str) -> None:
-        self.watcher, self.verb = weakref.ref(watcher), verb
-        self._tell = eager(_tell)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return no_hook
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_dropped, ())
+        super().__init__(_tell, verb)
+        self.watcher = weakref.ref(watcher)
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
         """Tell the watcher, if it is there and the module is the one it watches."""
-        return self._tell(self.watcher(), self.verb, module, *rest)
+        return self._call(self.watcher(), *self._first, module, *rest)  # torch.compile takes no weak references
 
 
 def _tell(watcher: Any, verb: str, module: nn.Module, *rest: Any) -> Any:
     if watcher is None or module is not watcher.model:
         return None
     return getattr(watcher, verb)(*rest)
-
-
-def _dropped() -> Callable[..., None]:
-    return no_hook
 
 
 class OutputHook:

@@ -294,14 +294,18 @@ class Watcher:
             raise RuntimeError(
                 f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
             )
-        scores = [ear.gradient.unsqueeze(0) for ear in made.ears.get(name, []) if ear.gradient is not None]
+        scores = [
+            call.by_example(ear.gradient, 0).unsqueeze(0)
+            for call, ear in zip(calls, made.ears.get(name, []), strict=False)
+            if ear.gradient is not None
+        ]
         exact = len(scores) == len(calls)
         capture = self._capture(made, calls, vectors, scores if exact else None) if shows else None
         if self.wanted.captures and capture is not None:
             fresh[name] = capture
         half = any(x.dtype in (torch.float16, torch.bfloat16) for x in [*(call.x for call in calls), *scores])
         if self.wanted.local and exact and scores and not half and layer.groups == 1 and not layer.one_hot:
-            a = capture.a if isinstance(capture, Capture) else beside([layer.inputs(call.x) for call in calls], 1)
+            a = capture.a if isinstance(capture, Capture) else beside([call.inputs for call in calls], 1)
             g = beside([layer.output_gradients(gradient) for gradient in scores], 2)[0]
             made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))
         else:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from fisherviz.approximations.kfac_full import KFACFull
 from tests.oracles import exact, laws, nets, order, trace
 from tests.oracles.checks import FLOAT64
 
@@ -217,32 +218,30 @@ SHARING = {
 }
 
 
-WITHOUT_CROSS_FACTORS = [m for m in METHODS if m not in ("kfac-full", "kfac-tridiagonal")]
-
-
+@pytest.mark.filterwarnings("ignore:.*grouped")
 @pytest.mark.parametrize("build", SHARING.values(), ids=SHARING.keys())
 @pytest.mark.parametrize("parameters", [0, 3000], ids=["never formed", "dense"])
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 def test_errors_of_layers_that_share_weights(monkeypatch, build, parameters, kind):
     monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", parameters)
     net, x = build()
-    methods = METHODS if getattr(net[0], "groups", 1) == 1 else WITHOUT_CROSS_FACTORS
     metrics = ["relative_frobenius", "frobenius_cosine"]
-    setting = Setting(net, x, "bernoulli", kind=kind, methods=methods, metrics=metrics)
-    for method in methods:
+    setting = Setting(net, x, "bernoulli", kind=kind, methods=METHODS, metrics=metrics)
+    for method in METHODS:
         expected = relative_measures(setting.F, setting.dense(method))
         for metric in ("relative_frobenius", "frobenius_cosine"):
             assert setting.value(method, metric) == close(expected[metric], 1e-6)
 
 
-def test_a_method_that_refuses_a_layer_is_left_out_with_a_note_unless_it_was_asked_for():
-    net, x = SHARING["groups"]()
-    fisher = fv.Probe(net, "bernoulli").fisher(x)
-    comparison = fv.compare(fisher, metrics="relative_frobenius")
-    assert set(comparison.frame["method"]) == set(WITHOUT_CROSS_FACTORS)
-    assert any("kfac-full" in note and "group" in note for note in comparison.meta["notes"])
-    with pytest.raises(NotImplementedError, match=r"group.*'0'"):
-        fv.compare(fisher, "kfac-full", metrics="relative_frobenius")
+def test_a_method_that_refuses_a_network_is_left_out_with_a_note_unless_it_was_asked_for_alone():
+    net = nets.conv_net(nn.Conv1d(1, 2, 2), nn.Conv1d(2, 2, 2))
+    fisher = fv.Probe(net, "bernoulli").fisher(torch.randn(4, 1, 4, dtype=torch.float64))
+    refusing = KFACFull(setting="expand")
+    comparison = fv.compare(fisher, {"kfac": "kfac", "expanded": refusing}, metrics="relative_frobenius")
+    assert set(comparison.frame["method"]) == {"kfac"}
+    assert any("expanded" in note and "equally many positions" in note for note in comparison.meta["notes"])
+    with pytest.raises(ValueError, match="equally many positions"):
+        fv.compare(fisher, refusing, metrics="relative_frobenius")
 
 
 def test_a_given_gradient_is_used_flat_or_by_name():

@@ -51,6 +51,34 @@ def test_steps_of_a_compiled_model_are_those_of_the_model(name):
     assert_same(weights[1], weights[0], 1e-12)
 
 
+class Attending(torch.nn.Module):
+    """Attention, whose projections are functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.last = torch.nn.MultiheadAttention(4, 2, batch_first=True), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.attention(x, x, x)[0])).mean(1)
+
+
+@pytest.mark.slow
+def test_attention_has_its_structure_in_compiled_models_too():
+    weights, x, y = [], torch.randn(4, 3, 4, dtype=torch.float64), torch.arange(4) % 2
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = Attending().double()
+        opt = MAKE["plain kfac"](model)
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        for _ in range(2):
+            opt.zero_grad()
+            F.cross_entropy(run(x), y).backward()
+            opt.step()
+        assert all(layer.structured for layer in opt.layers)
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert_same(weights[1], weights[0], 1e-12)
+
+
 def test_a_whole_graph_is_refused_with_the_way_out():
     model, (x, _) = net(), data()
     _opt = MAKE["foof"](model)

@@ -398,20 +398,20 @@ def test_what_cannot_have_a_diagonal_is_left_plain_said_once(case):
     assert torch.allclose(model.norm.weight, start - 0.1 * model.norm.weight.grad, atol=1e-15)
 
 
-def test_attention_takes_the_generic_path_for_weights_used_outside_their_module():
+def test_attention_to_other_tokens_takes_the_generic_path_and_says_why():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.attention, self.last = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
 
         def forward(self, x):
-            return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))
+            return self.last(self.attention(x, x[:, 1:], x[:, 1:], need_weights=False)[0].mean(1))
 
     torch.manual_seed(0)
     model = Net().double()
     opt = kfac(model)
     x, y = torch.randn(6, 3, 4, dtype=torch.float64), torch.randint(3, (6,))
-    with pytest.warns(UserWarning, match="'attention', 'attention.out_proj'"):
+    with pytest.warns(UserWarning, match="'attention': its queries, keys and values do not come from one tensor"):
         loss_backward(opt, model, x, y)
     opt.step()
 
