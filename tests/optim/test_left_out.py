@@ -279,7 +279,9 @@ def test_a_share_of_the_batch_is_one_of_examples_that_count():
     model = network()
     whole, part = (
         train(
-            lambda m, share=share: optim.KFAC.paper(m, "categorical", kind="exact", damping=LAMBDA, tau1=share, tau2=share),
+            lambda m, share=share: optim.KFAC.paper(
+                m, "categorical", kind="exact", damping=LAMBDA, tau1=share, tau2=share
+            ),
             copy.deepcopy(model), (x, y),
         )[0]
         for share in (1.0, 1 / 8)
