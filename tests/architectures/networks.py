@@ -217,7 +217,7 @@ def of_images(N: int) -> tuple[Any, Tensor]:
 def next_tokens(N: int) -> tuple[Any, Tensor]:
     """The last token has no next one."""
     tokens, _ = texts(N, 6)
-    return tokens, torch.cat([tokens[:, 1:], torch.full((N, 1), IGNORED)], 1)
+    return tokens, torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], IGNORED)], 1)
 
 
 def hidden_tokens(N: int) -> tuple[Any, Tensor]:
