@@ -27,7 +27,7 @@ EXACT_UP_TO = 8
 """Depth up to which the exact Fisher (P × P) is taken; P = 3221 there."""
 METHODS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=LR),
-    "tengrad": lambda model: optim.TENGraD(model, "gaussian", lr=1e-4),
+    "tengrad": lambda model: optim.TENGraD.paper(model, "gaussian", lr=1e-4),
     "exact": lambda model: optim.NaturalGradient(model, "gaussian", "exact", lr=1e-4, damping=0.1),
 }
 

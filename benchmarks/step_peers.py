@@ -53,7 +53,7 @@ def our_direction(problem: Problem) -> list[Tensor]:
     """KFAC's direction of the first batch."""
     own = problem.copy()
     before = [p.detach().clone() for p in own.model.parameters()]
-    opt = optim.KFAC(
+    opt = optim.KFAC.paper(
         own.model, "categorical", rescale=False, adapt=False, lr=1.0, damping=CHECK_DAMPING, kind="empirical"
     )
     x, y = own.batches[0]

@@ -156,24 +156,24 @@ class Row:
 
 def plain_kfac(T: int, heuristic: bool = True) -> Callable[[nn.Module], Optimizer]:
     """KFAC with fixed damping."""
-    return lambda model: optim.KFAC(
+    return lambda model: optim.KFAC.paper(
         model, "categorical", T=T, rescale=False, adapt=False, lr=LR, damping=DAMPING, heuristic_damping=heuristic
     )
 
 
 def _foof(T: int) -> Callable[[nn.Module], Optimizer]:
-    return lambda model: optim.FOOF(model, "categorical", lr=LR, T=T)
+    return lambda model: optim.FOOF.paper(model, "categorical", lr=LR, T=T)
 
 
 def _subsampled(T: int) -> Callable[[nn.Module], Optimizer]:
-    return lambda model: optim.SubsampledNaturalGradient(model, "categorical", lr=1e-5, damping=1e-2, T=T)
+    return lambda model: optim.SubsampledNaturalGradient.paper(model, "categorical", lr=1e-5, damping=1e-2, T=T)
 
 
 def _headless(model: nn.Module) -> Optimizer:
     """CW-NGD of the first layer, plain SGD for the head."""
     assert isinstance(model, nn.Sequential)
     groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "approximation": "none"}]
-    return optim.CWNGD(model, "categorical", params=groups, lr=LR, damping=1e-2, kind="exact")
+    return optim.CWNGD.paper(model, "categorical", params=groups, lr=LR, damping=1e-2, kind="exact")
 
 
 _AUTHORS = "FOOF authors' code"
@@ -195,16 +195,16 @@ ROWS = {
         Row("subsampled T=100", "the same, a new mini-batch every 100 steps", _subsampled(100), 100, 2.0, rounds=5,
             earlier=f"{_AUTHORS} 2.5×"),
         Row("adaptive kfac", "complete KFAC with its paper's T₁ = 5, T₂ = T₃ = 20, τ₁ = 1/8, τ₂ = 1/4",
-            lambda m: optim.KFAC(m, "categorical"), 20, closure=True,
+            lambda m: optim.KFAC.paper(m, "categorical"), 20, closure=True,
             rounds=4),  # few: it soon fits 400 examples exactly
         Row("plain kfac T=20", "KFAC, inverses every 20 steps", plain_kfac(20), 20),
         Row("ekfac T=100", "EKFAC, eigendecompositions every 100 steps",
-            lambda m: optim.EKFAC(m, "categorical", lr=1e-4, T=100), 100, rounds=3),
-        Row("tengrad", "TENGraD, factors every step", lambda m: optim.TENGraD(m, "categorical", lr=1e-4)),
+            lambda m: optim.EKFAC.paper(m, "categorical", lr=1e-4, T=100), 100, rounds=3),
+        Row("tengrad", "TENGraD, factors every step", lambda m: optim.TENGraD.paper(m, "categorical", lr=1e-4)),
         Row("kbfgs", "K-BFGS, with its second pass",
             lambda m: optim.KBFGS(m, "categorical", lr=1e-2), closure=True),
         Row("cw-ngd", "CW-NGD of one Linear 128→64, batch 1024, empirical kind as in its paper",
-            lambda m: optim.CWNGD(m, "categorical", lr=LR, damping=1e-2), 1, 65, "ms", units),
+            lambda m: optim.CWNGD.paper(m, "categorical", lr=LR, damping=1e-2), 1, 65, "ms", units),
         Row("cw-ngd exact", "CW-NGD of W5's Linear 128→64, batch 1024, exact kind, its head left to SGD",
             _headless, 1, 65, "ms", units_with_head),
     ]

@@ -1,6 +1,6 @@
-"""The analysis' numbers as lines for the terminal, and the page of Markdown with both benchmarks' parts.
+"""The analysis' numbers as lines for the terminal, and the page of Markdown with all benchmarks' parts.
 
-Drawn from the saved results alone: each benchmark writes its own JSON file and the whole page from both files.
+Drawn from the saved results alone: each benchmark writes its own JSON file and the whole page from all files.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks import steps_table
+from benchmarks import defaults_table, steps_table
 from benchmarks.large import GOALS as LARGE
 from benchmarks.markdown import best_peer, provenance, table
 from benchmarks.workloads import WORKLOADS
+
+FILES = ("results.json", "optim.json", "defaults.json")
 
 
 def line(name: str, row: dict[str, Any]) -> str:
@@ -33,11 +35,13 @@ def line(name: str, row: dict[str, Any]) -> str:
     return text
 
 
-def page(analysis: dict[str, Any] | None, steps: dict[str, Any] | None) -> str:
+def page(analysis: dict[str, Any] | None, steps: dict[str, Any] | None, trained: dict[str, Any] | None = None) -> str:
     """The whole page, from what is there."""
     parts = [] if analysis is None else part(analysis)
     if steps is not None:
         parts += steps_table.part(steps)
+    if trained is not None:
+        parts += defaults_table.part(trained)
     return "\n\n".join(parts) + "\n"
 
 
@@ -108,7 +112,7 @@ def _large(rows: dict[str, Any]) -> str:
 def write_readme(folder: Path) -> None:
     """Write the page from the results that the folder holds."""
     results = []
-    for name in ("results.json", "optim.json"):
+    for name in FILES:
         path = folder / name
         results.append(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
     write_whole(folder / "README.md", page(*results))

@@ -87,7 +87,7 @@ def test_neither_benchmark_destroys_the_other_ones_part(tmp_path, monkeypatch):
 
 
 def test_the_page_is_what_the_saved_results_say():
-    results = [json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("results.json", "optim.json")]
+    results = [json.loads((HERE / name).read_text(encoding="utf-8")) for name in table.FILES]
     assert (HERE / "README.md").read_text(encoding="utf-8") == table.page(*results)
 
 

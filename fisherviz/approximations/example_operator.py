@@ -64,13 +64,17 @@ class ExampleSpace(Symmetric):
         """The dense inverse, where it fits."""
         return Dense(self.to_dense()).inverse()
 
-    @cached_property
-    def _woodbury(self) -> Woodbury:
-        return Woodbury(self.examples, self.shift)
+    def log_determinant(self) -> float:
+        """By Sylvester's identity, from the Gram matrix."""
+        return self._damped.log_determinant
 
     def _solve(self, v: Tensor) -> Tensor:
+        return self._damped.solve([v])[0]
+
+    @cached_property
+    def _damped(self) -> Woodbury:
         if self.shift <= 0:
             why = "it is solved in example space, where its rank is at most the number of gradients"
             advised = 1e-6 * float(self.diagonal().max())
             raise SingularMatrixError("the exact layer block", self.shape[0], 0.0, advised, why)
-        return self._woodbury.solve([v])[0]
+        return Woodbury(self.examples, self.shift)

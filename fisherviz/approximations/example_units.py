@@ -6,6 +6,7 @@ whichever are fewer; units are taken as many at a time as fit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,13 @@ from fisherviz.capture.captures import Capture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
-from fisherviz.operators.factorise import eigenvalues, plus_identity, require_dense, trusted_cholesky
+from fisherviz.operators.factorise import (
+    eigenvalues,
+    log_determinant_of,
+    plus_identity,
+    require_dense,
+    trusted_cholesky,
+)
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 from fisherviz.statistics.products import gram, weighted_moments_square_norm
 from fisherviz.support import timing
@@ -102,14 +109,31 @@ class ExampleUnits(Symmetric):
             out[units] = _back(rows, _times(rows, columns[units].double())).mul_(self.factor)
         return out.reshape(v.shape) + self.shift * v
 
+    @property
+    def _fewer_rows(self) -> bool:
+        """Whether blocks are solved for over the rows."""
+        return self.rows < self.width and self.shift > 0
+
+    def _factorised_parts(self) -> Iterator[tuple[slice, ExampleUnits]]:
+        """All units, as many at a time as fit with what is factorised of them."""
+        entries = max(self.rows**2, self._gradient_entries) if self._fewer_rows else self.width**2
+        return self._parts(entries)
+
+    def log_determinant(self) -> float:
+        """Sum of the blocks', over the rows by Sylvester's identity."""
+        parts = (part for _, part in self._factorised_parts())
+        if not self._fewer_rows:
+            return sum(part._over_width.log_determinant() for part in parts)
+        rest = (self.width - self.rows) * math.log(self.shift) + self.rows * math.log(self.factor)
+        return self.units * rest + sum(log_determinant_of(part._over_rows) for part in parts)
+
     @timing.part("inversion")
     def _solve(self, v: Tensor) -> Tensor:
-        over_rows = self.rows < self.width and self.shift > 0
         columns = v.reshape(self.units, self.width, -1)
         out = torch.empty_like(columns)
-        for units, part in self._parts(max(self.rows**2, self._gradient_entries) if over_rows else self.width**2):
+        for units, part in self._factorised_parts():
             right = columns[units]
-            if over_rows:
+            if self._fewer_rows:
                 rows, right = part._v(torch.float64), right.double()
                 w = torch.cholesky_solve(_times(rows, right), part._over_rows)
                 out[units] = ((right - _back(rows, w)) / self.shift).to(v.dtype)

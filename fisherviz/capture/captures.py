@@ -6,8 +6,9 @@ Shapes: a (N, T, da), g (K, N, T, dg); grouped convolutions a (N, T, groups, da)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -218,6 +219,25 @@ def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
     return TokenCapture(tokens, weights, g, read[0].vocabulary, counted)
 
 
+def with_later(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches with all vectors of the same examples together."""
+    starts = [i for i, batch in enumerate(batches) if not batch.later] + [len(batches)]
+    return [_together(batches[start:stop]) for start, stop in itertools.pairwise(starts)]
+
+
+def _together(parts: Sequence[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    made: dict[str, AnyCapture] = {}
+    for name, own in parts[0].captures.items():
+        every = [part.captures[name] for part in parts]
+        if isinstance(own, GenericCapture):
+            made[name] = GenericCapture(torch.cat([c.gradients for c in every if isinstance(c, GenericCapture)]))
+        else:
+            made[name] = replace(own, g=torch.cat([c.g for c in every if not isinstance(c, GenericCapture)]))
+    return Batch(made, parts[0].examples, parts[0].first)
+
+
 def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
     """Memory that one capture of them all holds at most."""
     vectors, positions = max(c.vectors for c in captures), max(_positions(c) for c in captures)
@@ -244,12 +264,18 @@ def _padded(t: Tensor, axis: int, size: int) -> Tensor:
 class Batch:
     """Captures of one batch by layer name, with its number of examples.
 
-    `first` is the position of the batch's first example in the data.
+    Attributes:
+        captures: by layer name.
+        examples: their number.
+        first: position of the batch's first example in the data.
+        later: whether the batch before had the same examples with other vectors: neither they nor their inputs count
+            again.
     """
 
     captures: dict[str, AnyCapture]
     examples: int
     first: int = 0
+    later: bool = False
 
     @property
     def bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -22,6 +22,8 @@ from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.layers import Layer
 from fisherviz.network.vectors import checked_counts
 
+TOGETHER = 8
+"""Vectors of an example that are taken together, at least, before examples are taken alone."""
 LOOKS = 4
 """Batches that are looked at for evidence: a fault may show in later ones alone."""
 
@@ -35,8 +37,8 @@ class VectorSource(Protocol):
     def count(self, z: Tensor) -> int:
         """Number K of vectors per example."""
 
-    def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
-        """The vectors (K, N, ...), scaled so that the sum of their outer products is the output Fisher."""
+    def part(self, z: Tensor, targets: Tensor | None, first: int, start: int, stop: int) -> Tensor:
+        """Some of the vectors (K, N, ...), scaled so that the sum of their outer products is the output Fisher."""
 
 
 def take(
@@ -71,11 +73,13 @@ def take(
     with lock_of(network.model), as_guest(network.model):
         _look(network, inputs, first)
         with network.hooked():
-            step = _piece(network, vectors)
+            step, most = _piece(network, vectors)
             vectors.start(first, n)
             for start in range(0, n, step):
                 part = None if targets is None else targets[start : start + step]
-                consume(_captured(network, select(inputs, start, start + step), part, vectors, first + start))
+                some = select(inputs, start, start + step)
+                for batch in _captured(network, some, part, vectors, first + start, most):
+                    consume(batch)
     return n
 
 
@@ -90,14 +94,24 @@ def _look(network: Network, inputs: Inputs, first: int) -> None:
         raise PathChanged(network.structure)
 
 
-def _piece(network: Network, vectors: VectorSource) -> int:
-    """Examples per piece, so that the captures of a piece stay below the network's limit."""
+def _piece(network: Network, vectors: VectorSource) -> tuple[int, int]:
+    """Examples and vectors per piece, so that the captures of a piece stay below the network's limit.
+
+    All vectors, as long as those of one example fit; otherwise a few, of as many examples as fit.
+    """
     z, (fixed, per_vector) = network.structure.example_output, network.structure.example_bytes
     assert z is not None
-    return max(1, network.capture_bytes // (fixed + per_vector * vectors.count(z)))
+    k, limit = vectors.count(z), network.capture_bytes
+    if fixed + per_vector * k <= limit:
+        return limit // (fixed + per_vector * k), max(1, k)
+    examples = max(1, limit // (fixed + TOGETHER * per_vector))
+    return examples, max(1, (limit // examples - fixed) // per_vector)
 
 
-def _captured(network: Network, inputs: Inputs, targets: Tensor | None, vectors: VectorSource, first: int) -> Batch:
+def _captured(
+    network: Network, inputs: Inputs, targets: Tensor | None, vectors: VectorSource, first: int, most: int
+) -> Iterator[Batch]:
+    """Captures of some examples, of at most so many vectors at a time."""
     z, calls = network.record(inputs)
     n = len(z)
     network.likelihood.check_output(z)
@@ -108,12 +122,15 @@ def _captured(network: Network, inputs: Inputs, targets: Tensor | None, vectors:
         )
     _check_paths(network, z, calls)
     network.check_finite(z, calls, first)
-    v = vectors(z.detach(), targets, first)
-    captures = shown(network, inputs, z, calls, v, checked_counts(network.likelihood, z, targets))
-    for layer in network.layers:
-        if layer.name not in captures:
-            captures[layer.name] = _absent(layer, len(v), z).to(network.precision)
-    return Batch({layer.name: captures[layer.name] for layer in network.layers}, n, first)
+    counted, k = checked_counts(network.likelihood, z, targets), vectors.count(z)
+    for start in range(0, max(1, k), most):
+        stop = min(start + most, k)
+        v = vectors.part(z.detach(), targets, first, start, stop)
+        captures = shown(network, inputs, z, calls, v, counted, keep=stop < k)
+        for layer in network.layers:
+            if layer.name not in captures:
+                captures[layer.name] = _absent(layer, len(v), z).to(network.precision)
+        yield Batch({layer.name: captures[layer.name] for layer in network.layers}, n, first, later=start > 0)
 
 
 def shown(
@@ -125,6 +142,7 @@ def shown(
     counted: Tensor | None = None,
     *,
     generic: bool = True,
+    keep: bool = False,
 ) -> dict[str, AnyCapture]:
     """What a forward pass shows of the layers that it ran, and of those without structure.
 
@@ -136,9 +154,11 @@ def shown(
         v: vectors to backpropagate, (K, N, ...), zero at positions that do not count.
         counted: positions (N, ...) of the output that count; None: all.
         generic: whether layers without structure are wanted.
+        keep: whether the graph is needed afterwards.
     """
     u = v if counted is None else torch.cat([v, indicators(network.likelihood, z.detach(), counted)])
-    made = {name: capture_calls(calls[name], gradients) for name, gradients in backpropagate(z, calls, u).items()}
+    found_at = backpropagate(z, calls, u, keep=keep)
+    made = {name: capture_calls(calls[name], gradients) for name, gradients in found_at.items()}
     found: dict[str, AnyCapture] = {name: c if counted is None else marked(c, counted) for name, c in made.items()}
     layers = network.structure.generic
     if generic and layers and len(v):

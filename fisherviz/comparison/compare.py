@@ -1,13 +1,15 @@
 """compare(): every approximation against the exact Fisher, per block and as a whole, with what each one costs.
 
-Small matrices are compared dense in float64; larger ones by exact inner products in example space, without their
-P x P arrays. The result is plain data (`results.Comparison`); what could not be measured is named in its notes.
+Small matrices are compared dense in float64; larger ones without their P x P arrays: by exact inner products in example
+space, Lanczos, and random probes whose standard errors the table holds. The result is plain data
+(`results.Comparison`); what could not be measured is named in its notes.
 """
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
+from dataclasses import astuple
 from typing import Any
 
 import pandas as pd
@@ -18,12 +20,12 @@ from fisherviz._version import __version__
 from fisherviz.approximations import FAILURES, Approximation, fit_all, resolve
 from fisherviz.approximations.registry import Method
 from fisherviz.comparison.dense import DenseComparison
-from fisherviz.comparison.measures import MEASURES, Cost, Question
+from fisherviz.comparison.measures import MEASURES, Cost, Question, as_estimate
 from fisherviz.comparison.structured import StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.results.comparison import EXACT, Comparison, row_label
+from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
 from fisherviz.results.metrics import check_metrics, needing
 from fisherviz.support.memory import require
 from fisherviz.support.progress import progress_bar
@@ -51,7 +53,7 @@ def compare(
         methods: names, `Approximation` classes or instances, or a mapping from labels to them; None: all registered.
         damping: of inverses and directions; None: a hundredth of the Fisher's mean eigenvalue, tr F / P.
             `FactoredTikhonov(γ)` damps Kronecker factors, everything else takes λ = γ².
-        metrics: names out of `results.metrics`; None: all that are exact and affordable for the matrix's size.
+        metrics: names out of `results.metrics`, whatever they cost; None: all that are affordable for this size.
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
         progress: show a progress bar where it takes longer than a moment, on a terminal or in a notebook; False: never.
 
@@ -79,14 +81,14 @@ def compare(
     slope = _gradient(fisher, gradient, wanted, notes)
     unit = fisher.seconds_per_pass()
     small = fisher.shape[0] <= DENSE_PARAMETERS
-    asked = sorted(wanted & needing("matrix", "damping")) if metrics is not None and not small else []
+    asked = sorted(wanted & needing("matrix")) if metrics is not None and not small else []
     if asked:
         size = _DENSE_COPIES * 8 * fisher.shape[0] ** 2
         require(size, fisher.network.device, f"the dense matrices for {', '.join(asked)}", "leave these metrics out")
     kind = DenseComparison if small or asked else StructuredComparison
     measured = kind(Question(fisher, rule, strength, slope, wanted, metrics is not None))
     errors, said = _fit(fisher, chosen)
-    rows: list[tuple[str, str, str, str, float]] = []
+    rows: list[tuple[str, str, str, str, float, float]] = []
     measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
     bar = progress_bar(chosen.items(), "comparing", "method", progress)
     for label, fitted in bar:
@@ -102,12 +104,12 @@ def compare(
     for i, layer in enumerate(map(row_label, fisher.space.names)):
         for name in sorted(wanted & needing("exact")):
             if (value := MEASURES[name](fisher, i)) is not None:
-                rows.append((EXACT, layer, layer, name, value))
+                rows.append((EXACT, layer, layer, name, *astuple(as_estimate(value))))
     notes += [f"{label} is left out: {error}" for label, error in errors.items()]
     notes += [*said, *measured.notes]
     if not rows:
         raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {' '.join(notes)}")
-    frame = pd.DataFrame(rows, columns=["method", "row", "col", "metric", "value"])
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
     meta = _meta(fisher, rule, strength, unit, notes)
     return Comparison(frame, meta, measured.arrays)
 

@@ -17,7 +17,7 @@ from fisherviz.operators.factorise import eigenvalues
 from fisherviz.results.cells import LIMIT, reduce_matrix
 from fisherviz.results.comparison import EXACT, WHOLE, row_label
 
-Row = tuple[str, str, str, float]
+Row = tuple[str, str, str, float, float]
 _SINGULAR = {"relative_spectral", "relative_nuclear"}
 _SMALL = 256
 """Singular values of larger blocks between layers cost more than all the rest: only where metrics were named."""
@@ -75,7 +75,7 @@ class DenseComparison:
         """Nothing: the matrices are there."""
 
     def rows(self, label: str, approximation: Approximation, cost: Cost) -> list[Row]:
-        """All rows (row, col, metric, value) of a fitted approximation."""
+        """All rows (row, col, metric, value, standard error) of a fitted approximation."""
         matrix = symmetrised(approximation.to_dense("unit").double())
         damped: Tensor | None = None
         try:
@@ -87,13 +87,13 @@ class DenseComparison:
         if damped is not None and own.factor is None:
             self.notes.append(f"damped metrics of {label} are left out: with this damping it is not positive definite.")
         wanted = self.question.wanted
-        out: list[Row] = [(WHOLE, WHOLE, name, value) for name, value in measured(whole, wanted).items()]
+        out: list[Row] = [(WHOLE, WHOLE, *found) for found in measured(whole, wanted)]
         for (i, j), exact in self.blocks.items():
             block = self._block(matrix, damped if exact.frobenius > 0 and exact.factor is not None else None, i, j)
             pair = DensePair(exact, block, None if self.slope is None else self.slope[self._range(i)])
             small = i == j or self.question.explicit or min(block.matrix.shape) <= _SMALL
             found = measured(pair, wanted if small else wanted - _SINGULAR)
-            out += [(self.labels[i], self.labels[j], name, value) for name, value in found.items()]
+            out += [(self.labels[i], self.labels[j], *each) for each in found]
         self._gather(label, matrix, own.inverse)
         return out
 

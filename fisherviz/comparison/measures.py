@@ -16,20 +16,40 @@ from torch import Tensor
 
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import Damping
-from fisherviz.operators.factorise import definite_factor, eigenvalues
+from fisherviz.operators.factorise import definite_factor, eigenvalues, log_determinant_of
 from fisherviz.results.metrics import METRICS
 
-MEASURES: dict[str, Callable[..., float | None]] = {}
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error.
+
+    Args:
+        value: the number.
+        error: one standard deviation of what random probes leave open; 0 where there were none.
+    """
+
+    value: float
+    error: float = 0.0
+
+
+def as_estimate(value: float | Estimate) -> Estimate:
+    """A number as an exact estimate."""
+    return value if isinstance(value, Estimate) else Estimate(value)
+
+
+Measure = Callable[..., float | Estimate | None]
+MEASURES: dict[str, Measure] = {}
 """The functions by the names of their metrics; one that needs "exact" takes the Fisher and a layer's position."""
 
 
-def measure(function: Callable[..., float | None]) -> Callable[..., float | None]:
+def measure(function: Measure) -> Measure:
     """Make a function the measure of the metric of its name."""
     MEASURES[METRICS[function.__name__].name] = function
     return function
 
 
-def measured(pair: Pair, wanted: set[str]) -> dict[str, float]:
+def measured(pair: Pair, wanted: set[str]) -> list[tuple[str, float, float]]:
     """What can be said of a pair.
 
     Args:
@@ -37,11 +57,12 @@ def measured(pair: Pair, wanted: set[str]) -> dict[str, float]:
         wanted: names of metrics.
 
     Returns:
-        Metric to value, without those that do not exist.
+        Metric, value and standard error, without those that do not exist.
     """
     names = [name for name in MEASURES if name in wanted and METRICS[name].needs != "exact"]
     found = {name: MEASURES[name](pair) for name in names}
-    return {name: value for name, value in found.items() if value is not None and not math.isnan(value)}
+    estimates = [(name, as_estimate(value)) for name, value in found.items() if value is not None]
+    return [(name, each.value, each.error) for name, each in estimates if not math.isnan(each.value)]
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
@@ -126,6 +147,8 @@ class Pair:
         own: ‖F̂‖_F.
         spectral: largest singular values of F - F̂ and of F, if known.
         step: natural gradients, if there is a gradient and both matrices are positive definite with their damping.
+        inverse_error: ‖(F + λI)⁻¹ - (F̂ + λI)⁻¹‖_F to ‖(F + λI)⁻¹‖_F, if both are positive definite.
+        divergence: KL of the damped Gaussians, likewise.
         cost: what F̂ took; of the whole matrix only.
     """
 
@@ -135,6 +158,8 @@ class Pair:
     own: float
     spectral: tuple[float, float] | None = None
     step: Step | None = None
+    inverse_error: Estimate | float | None = None
+    divergence: Estimate | float | None = None
     cost: Cost | None = None
 
 
@@ -211,6 +236,24 @@ class DensePair(Pair):
         best = torch.cholesky_solve(gradient.unsqueeze(1), exact.factor)[:, 0]
         return Step(gradient, best, step, float(step @ (exact.damped @ step)))
 
+    @cached_property
+    def inverse_error(self) -> float | None:  # type: ignore[override]
+        """Of both inverses, entry by entry."""
+        exact, own = self.exact.inverse, self.approximate.inverse
+        if exact is None or own is None:
+            return None
+        return float(torch.linalg.matrix_norm(exact - own) / torch.linalg.matrix_norm(exact))
+
+    @cached_property
+    def divergence(self) -> float | None:  # type: ignore[override]
+        """From both Cholesky factors."""
+        exact, own = self.exact, self.approximate
+        if own.factor is None or own.damped is None or exact.factor is None or exact.inverse is None:
+            return None
+        log_determinants = log_determinant_of(exact.factor) - log_determinant_of(own.factor)
+        trace = float((own.damped * exact.inverse).sum())
+        return max(0.0, 0.5 * (trace - len(own.damped) + log_determinants))
+
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
@@ -250,12 +293,9 @@ def frobenius_cosine(pair: Pair) -> float | None:
 
 
 @measure
-def inverse_frobenius(pair: DensePair) -> float | None:
+def inverse_frobenius(pair: Pair) -> Estimate | float | None:
     """‖(F + λI)⁻¹ - (F̂ + λI)⁻¹‖_F / ‖(F + λI)⁻¹‖_F."""
-    exact, own = pair.exact.inverse, pair.approximate.inverse
-    if exact is None or own is None:
-        return None
-    return float(torch.linalg.matrix_norm(exact - own) / torch.linalg.matrix_norm(exact))
+    return pair.inverse_error
 
 
 @measure
@@ -287,14 +327,9 @@ def model_decrease_rescaled(pair: Pair) -> float | None:
 
 
 @measure
-def kl(pair: DensePair) -> float | None:
+def kl(pair: Pair) -> Estimate | float | None:
     """KL(N(0, (F + λI)⁻¹) ‖ N(0, (F̂ + λI)⁻¹))."""
-    exact, own = pair.exact, pair.approximate
-    if own.factor is None or own.damped is None or exact.factor is None or exact.inverse is None:
-        return None
-    log_determinants = 2 * (exact.factor.diagonal().log().sum() - own.factor.diagonal().log().sum())
-    trace = (own.damped * exact.inverse).sum()
-    return max(0.0, 0.5 * float(trace - len(own.damped) + log_determinants))
+    return pair.divergence
 
 
 # ---- of the exact Fisher alone ---------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ class Monitor:
 
         Returns:
             What was measured: step, method, layer ("all" for the whole network; a layer of that name is
-            "all (layer)"), metric, value.
+            "all (layer)"), metric, value; an estimate's standard error is the metric "<metric>_stderr".
 
         Raises:
             ValueError: there is no data, or a method is unknown.
@@ -173,6 +173,9 @@ class Monitor:
         self.notes += [f"step {step}: {note}" for note in compared.notes]
         frame = compared.frame[compared.frame["row"] == compared.frame["col"]]
         rows += list(frame[["method", "row", "metric", "value"]].itertuples(index=False, name=None))
+        guessed = frame[frame["stderr"] > 0]
+        guessed = guessed.assign(metric=guessed["metric"] + "_stderr")
+        rows += list(guessed[["method", "row", "metric", "stderr"]].itertuples(index=False, name=None))
         if strength:
             rows += self._extras(fisher, fitted, rule, strength, step)
         return rows

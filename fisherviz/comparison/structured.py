@@ -1,12 +1,14 @@
-"""Comparison of matrices too large to be dense: exact Frobenius errors and cosines from example space, and directions.
+"""Comparison of matrices too large to be dense: by sums in example space, products and solves alone.
 
 ‖F - F̂‖² = ‖F‖² - 2⟨F, F̂⟩ + ‖F̂‖², each term exact and accumulated in float64 (DESIGN section 6, "Errors without
-materialising"). Nuclear and max norms, inverses and divergences are left out and the notes say so.
+materialising"); spectral errors by Lanczos, damped inverses and divergences by `inverses`. Nuclear and max norms
+are left out and the notes say so, as whatever would take more than its budget and was not asked for by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,10 @@ from torch import Tensor
 
 from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.approximations.example_operator import ExampleSpace
+from fisherviz.approximations.matrices import LayeredMatrix
+from fisherviz.comparison.damped import DampedFisher, multiply_adds
 from fisherviz.comparison.inner import inner_with_exact
+from fisherviz.comparison.inverses import Inverses
 from fisherviz.comparison.measures import Cost, Pair, Question, Step, measured
 from fisherviz.exact.spectra import square_norms
 from fisherviz.operators import Dense, Operator, Zero, extreme_eigenvalues
@@ -22,11 +27,19 @@ from fisherviz.results.comparison import WHOLE, row_label
 from fisherviz.results.metrics import needing
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 
-Row = tuple[str, str, str, float]
+Row = tuple[str, str, str, float, float]
 _MAX_PAIRS = 100
-_SPECTRAL_PARAMETERS = 3000
-"""Above this size a spectral norm by Lanczos costs hundreds of passes and has to be asked for."""
-_WOODBURY_COLUMNS = 12000
+_BUDGET = 2e10
+"""Multiply-adds with F that a metric may take for one approximation, unless it was asked for by name."""
+_PRODUCTS = 1000
+"""Products of Lanczos, at most; fewer than a hundredth of them are not worth a start."""
+_ITERATIONS = 10_000
+"""Of conjugate gradients, at most; all approximations share what they give."""
+_SPECTRAL_TOLERANCE = 1e-4
+_PROBES = 32
+"""Of inverses and divergences, at most; a quarter of them still has a standard error."""
+_EIGENVECTORS = {False: 128, True: 1024}
+"""Up to so many gradients inverses and divergences are exact; more where they were asked for by name."""
 
 
 class StructuredComparison:
@@ -34,45 +47,89 @@ class StructuredComparison:
 
     def __init__(self, question: Question) -> None:
         self.question, self.fisher, self.space = question, question.fisher, question.fisher.space
-        fisher, wanted, explicit, gradient = question.fisher, question.wanted, question.explicit, question.gradient
+        fisher, wanted = question.fisher, question.wanted
         self.notes: list[str] = []
         self.arrays: dict[str, np.ndarray] = {}
         self.inner: dict[str, dict[tuple[int, int], float] | Exception] = {}
         self.square = square_norms(fisher)
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
-        left_out = sorted(wanted & needing("matrix", "damping"))
-        if left_out:
+        if left_out := sorted(wanted & needing("matrix")):
             self.notes.append(
                 f"{', '.join(left_out)} are left out: they need the dense "
                 f"{self.space.size:,} x {self.space.size:,} matrix; ask for them with metrics=."
             )
-        spectral = "relative_spectral" in wanted and (explicit or self.space.size <= _SPECTRAL_PARAMETERS)
-        if "relative_spectral" in wanted and not spectral:
-            self.notes.append(
-                f"relative_spectral is left out for {self.space.size:,} parameters: hundreds of products with F; "
-                "ask for it with metrics=."
-            )
-        self.largest = self._largest() if spectral else 0.0
-        self.step: Tensor | None = None
-        if gradient is not None and wanted & needing("direction"):
-            if min(self.space.size, fisher.columns) <= _WOODBURY_COLUMNS or explicit:
-                self.step = fisher.solve(gradient, question.strength)
-            else:
-                self.notes.append(
-                    "directions are left out: the exact natural gradient needs a factorisation of size "
-                    f"{min(self.space.size, fisher.columns):,}; ask for it with metrics=, or use fewer examples."
-                )
+        self.affordable = int(_BUDGET / multiply_adds(fisher))
+        """Products with F for one approximation."""
+        shared = _ITERATIONS if question.explicit else min(_ITERATIONS, 10 * self.affordable)
+        self.damped = DampedFisher(fisher, question.strength, products=shared)
+        self.largest = self._largest() if "relative_spectral" in wanted else 0.0
+        self.step = self._exact_step() if wanted & needing("direction") else None
+        self.inverses = self._inverses(sorted(wanted & needing("damping")))
         floor = (64 * torch.finfo(fisher.probe.precision).eps) ** 0.5
         self.notes.append(
             f"relative_frobenius comes from a difference of squares: below {floor:.1g} it means nothing but 'small'."
         )
 
+    def _costly(self, names: str, why: str) -> None:
+        self.notes.append(f"{names} left out for {self.space.size:,} parameters: {why}; ask for it with metrics=.")
+
     def _largest(self) -> float:
+        """‖F‖₂, where it and the differences' norms are affordable."""
+        if not self.question.explicit and self.affordable < _PRODUCTS // 100:
+            self._costly("relative_spectral is", "Lanczos takes more products with F than the budget has")
+            return 0.0
         try:
-            return self.fisher.norm("spectral")
+            largest = self._spectral(self.fisher.__matmul__)
         except RuntimeError as error:  # Lanczos has not converged
             self.notes.append(f"relative_spectral is left out: {error}")
             return 0.0
+        self.notes.append(
+            f"relative_spectral comes from Lanczos with a residual of {_SPECTRAL_TOLERANCE:.0e} of the eigenvalue."
+        )
+        return largest
+
+    def _exact_step(self) -> Tensor | None:
+        """(F + λI)⁻¹ ∇h."""
+        gradient, damped = self.question.gradient, self.damped
+        if gradient is None:
+            return None
+        if damped.direct:
+            return self.fisher.solve(gradient, damped.strength)
+        try:
+            step = damped.solve(gradient)
+        except RuntimeError as error:  # conjugate gradients have not converged
+            asked = "" if self.question.explicit else " Ask for them with metrics=, or use fewer examples."
+            self.notes.append(f"directions are left out: {error}{asked}")
+            return None
+        self.notes.append(
+            "directions: the exact natural gradient comes from conjugate gradients, with a residual of "
+            f"{damped.tol:.0e} of the gradient."
+        )
+        return step
+
+    def _inverses(self, names: list[str]) -> Inverses | None:
+        """What damped inverses and divergences come from, ready; None where they are not affordable."""
+        if not names:
+            return None
+        said = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+        explicit, damped = self.question.explicit, self.damped
+        probes = _PROBES if explicit else min(_PROBES, self.affordable)
+        if damped.strength <= 0:
+            self.notes.append(f"{said} left out: without damping the Fisher has no inverse; give damping=.")
+            return None
+        if not explicit and not damped.direct:
+            self._costly(said, f"each probe takes conjugate gradients with {self.fisher.columns:,} gradients")
+            return None
+        if probes < _PROBES // 4:
+            self._costly(said, f"{_PROBES // 4} probes take more products with F than the budget has")
+            return None
+        try:
+            found = Inverses(damped, names, probes, _EIGENVECTORS[explicit])
+        except FAILURES as error:
+            self.notes.append(f"{said} left out: {error}")
+            return None
+        self.notes.append(found.note)
+        return found
 
     def prepare(self, fitted: Mapping[str, Approximation]) -> None:
         """What all matrices share one sweep over the gradients for."""
@@ -84,7 +141,7 @@ class StructuredComparison:
         self.inner = inner_with_exact(self.fisher, blocks)
 
     def rows(self, label: str, approximation: Approximation, cost: Cost) -> list[Row]:
-        """All rows (row, col, metric, value) of a fitted approximation."""
+        """All rows (row, col, metric, value, standard error) of a fitted approximation."""
         names = [row_label(name) for name in self.space.names]
         show_pairs = len(self.space.layers) ** 2 <= _MAX_PAIRS
         out: list[Row] = []
@@ -97,19 +154,47 @@ class StructuredComparison:
             if i == j or show_pairs:
                 pair = _pair(square, *found)
                 for row, col in {(i, j), (j, i)}:
-                    out += [(names[row], names[col], name, value) for name, value in self._measured(pair)]
+                    out += [(names[row], names[col], *each) for each in self._measured(pair)]
         whole = _pair(self.total, *sums.tolist())
         whole.cost = cost
         if self.largest > 0:
             try:
-                whole.spectral = self._spectral(approximation), self.largest
+                whole.spectral = self._spectral(lambda x: self.fisher @ x - approximation @ x), self.largest
             except RuntimeError as error:  # Lanczos has not converged
                 self.notes.append(f"relative_spectral of {label} is left out: {error}")
-        whole.step = self._step(label, approximation)
-        return [(WHOLE, WHOLE, name, value) for name, value in self._measured(whole)] + out
+        self._measure_damped(label, approximation, whole)
+        return [(WHOLE, WHOLE, *each) for each in self._measured(whole)] + out
 
-    def _measured(self, pair: Pair) -> list[tuple[str, float]]:
-        return list(measured(pair, self.question.wanted - needing("matrix", "damping")).items())
+    def _measure_damped(self, label: str, approximation: Approximation, whole: Pair) -> None:
+        """Directions, the inverse and the divergence, as far as they exist."""
+        try:
+            own = approximation.damped(self.question.rule)
+        except FAILURES as error:
+            self.notes.append(f"damped metrics of {label} are left out: {error}")
+            return
+        wanted: dict[str, Callable[[LayeredMatrix], Any]] = {}
+        if self.step is not None:
+            wanted["directions"] = self._compared
+        if (inverses := self.inverses) is not None:
+            if own.whole.direct or self.question.explicit:
+                wanted |= inverses.measures
+            else:
+                self._costly(
+                    f"{', '.join(inverses.measures)} of {label} are", "its damped matrix is solved by iterations"
+                )
+        found: dict[str, Any] = {}
+        failed: dict[str, list[str]] = {}
+        for name, function in wanted.items():
+            try:
+                found[name] = function(own)
+            except FAILURES as error:
+                failed.setdefault(str(error), []).append(name)
+        self.notes += [f"{', '.join(names)} of {label} are left out: {error}" for error, names in failed.items()]
+        whole.step = found.get("directions")
+        whole.inverse_error, whole.divergence = found.get("inverse_frobenius"), found.get("kl")
+
+    def _measured(self, pair: Pair) -> list[tuple[str, float, float]]:
+        return measured(pair, self.question.wanted - needing("matrix"))
 
     def _is_known(self, place: tuple[int, int], operator: Operator) -> bool:
         """Whether a block's sums need no gradients: zero, the exact block itself, or compared entry by entry."""
@@ -132,25 +217,22 @@ class StructuredComparison:
         gap = float((exact - other).square().sum())
         return gap, float((exact * other).sum()), float(other.square().sum())
 
-    def _spectral(self, approximation: Approximation) -> float:
-        probe = self.fisher.probe
+    def _spectral(self, product: Callable[[Tensor], Tensor]) -> float:
+        probe, explicit = self.fisher.probe, self.question.explicit
         top = extreme_eigenvalues(
-            lambda x: self.fisher @ x - approximation @ x, self.space.size,
-            which="magnitude", dtype=probe.precision, device=probe.device, tol=1e-4,
+            product, self.space.size, which="magnitude", dtype=probe.precision, device=probe.device,
+            tol=_SPECTRAL_TOLERANCE, maxiter=_PRODUCTS if explicit else min(_PRODUCTS, self.affordable),
         )  # fmt: skip
         return abs(float(top[0]))
 
-    def _step(self, label: str, approximation: Approximation) -> Step | None:
-        gradient, strength = self.question.gradient, self.question.strength
-        if self.step is None or gradient is None:
-            return None
-        try:
-            step = approximation.solve(gradient, self.question.rule)
-        except FAILURES as error:
-            self.notes.append(f"directions of {label} are left out: {error}")
-            return None
-        product, exact, step = (self.fisher @ step).double(), self.step.double(), step.double()
-        curvature = float(step @ product) + strength * float(step @ step)
+    def _compared(self, own: LayeredMatrix) -> Step:
+        """The damped approximation's natural gradient beside the exact one."""
+        gradient, exact = self.question.gradient, self.step
+        assert gradient is not None
+        assert exact is not None
+        step = own.solve(gradient)
+        product, exact, step = (self.fisher @ step).double(), exact.double(), step.double()
+        curvature = float(step @ product) + self.question.strength * float(step @ step)
         return Step(gradient.double(), exact, step, curvature)
 
 

@@ -189,6 +189,21 @@ class Fisher(Products):
 
         return self._applied(solved, v)
 
+    def log_determinant(self, damping: float) -> float:
+        """Log det(F + damping I), exact: dense or by Sylvester's identity in example space, as `solve`.
+
+        Args:
+            damping: Tikhonov damping, at least 0.
+
+        Returns:
+            The natural logarithm.
+
+        Raises:
+            ValueError: the damping is negative.
+            SingularMatrixError: the damped matrix is singular.
+        """
+        return self._solver(damping_number(damping)).log_determinant
+
     def _solver(self, damping: float) -> DampedCholesky | Woodbury:
         """The damped matrix factorised, dense or in example space, whichever costs less; the last one is kept."""
         self.check_unchanged()

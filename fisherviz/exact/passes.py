@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, concatenated_bytes, ragged
+from fisherviz.capture.captures import AnyCapture, Batch, concatenated_bytes, ragged, with_later
 from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import PathChanged, Structure
@@ -196,6 +196,7 @@ class Passes:
             self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
         if not held:
             return None
+        held = with_later(held)
         made = {name: [batch.captures[name] for batch in held] for name in self.space.names}
         if sum(concatenated_bytes(captures) for captures in made.values()) > limit:
             return None  # batches of different lengths, padded to the longest

@@ -12,10 +12,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from fisherviz.capture.captures import Batch
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
-from fisherviz.exact.passes import Passes
+from fisherviz.exact.passes import Consumer, Passes
 from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
+from fisherviz.statistics.examples import Examples
 
 Vector = Tensor | Mapping[str, Tensor]
 
@@ -58,8 +60,27 @@ class Products(Passes):
             columns = [self._network_product(column) for column in v.unbind(1)]
             if all(column is not None for column in columns):
                 return torch.stack([column for column in columns if column is not None], 1)
-        examples = self.in_example_space()
-        return self.space.join(examples.product(self.space.split(v)))
+        if self._kept.held is None:
+            return self._streamed_product(v)
+        return self.space.join(self.in_example_space().product(self.space.split(v)))
+
+    def _streamed_product(self, v: Tensor) -> Tensor:
+        """F v by one pass, from the captures of some examples and vectors at a time; they are kept where they fit."""
+        pieces, totals = self.space.split(v), list[Tensor]()
+
+        def begin() -> Consumer:
+            nonlocal pieces
+            pieces = self.space.split(v)  # anew: the layers' paths may have changed
+            totals[:] = [torch.zeros_like(piece) for piece in pieces]
+            return add
+
+        def add(batch: Batch) -> None:
+            part = Examples([batch.captures[name] for name in self.space.names], 1.0)
+            for total, found in zip(totals, part.product(pieces), strict=True):
+                total += found
+
+        self._pass(begin)
+        return self.space.join(totals).mul_(self.scale)
 
     def _forward_mode(self) -> bool:
         """Whether products may run on the network itself; otherwise they come from captures, just as exact."""
@@ -115,6 +136,9 @@ class Products(Passes):
         assert first is not None
         if self._kept.held is None and self._forward_mode() and self._verified_everywhere():
             return self._forward_form(first, second)
+        if self._kept.held is None:
+            product = self._streamed_product(first.unsqueeze(1))[:, 0]
+            return float((product * (first if second is None else second)).sum(dtype=torch.float64))
         examples = self.in_example_space()
         left = examples.project(self.space.split(first.unsqueeze(1)))
         right = left if second is None else examples.project(self.space.split(second.unsqueeze(1)))

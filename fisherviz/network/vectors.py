@@ -5,6 +5,7 @@ Vectors are scaled so that the sum of their outer products is the (estimated) ou
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -16,11 +17,19 @@ from fisherviz.support import choices
 KINDS = ("exact", "mc", "empirical")
 
 
-class Vectors:
+class Vectors(ABC):
     """What the kinds share."""
 
-    def start(self, first: int, examples: int) -> None:
-        """Announce a batch that may come in pieces, by the position of its first example; nothing to do for most."""
+    def start(self, first: int, examples: int) -> None:  # noqa: B027 - most have nothing to do
+        """Announce a batch that may come in pieces, by the position of its first example."""
+
+    @abstractmethod
+    def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
+        """All vectors, (K, N, ...)."""
+
+    def part(self, z: Tensor, targets: Tensor | None, first: int, start: int, stop: int) -> Tensor:
+        """Vectors start..stop, (stop - start, N, ...)."""
+        return self(z, targets, first)[start:stop]
 
 
 def checked_counts(likelihood: Likelihood, z: Tensor, targets: Tensor | None) -> Tensor | None:
@@ -48,8 +57,12 @@ class ExactVectors(Vectors):
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Columns of S, (K, N, ...)."""
+        return self.part(z, targets, first, 0, self.count(z))
+
+    def part(self, z: Tensor, targets: Tensor | None, first: int, start: int, stop: int) -> Tensor:
+        """Columns start..stop of S; no others are made."""
         counted = checked_counts(self.likelihood, z, targets)
-        return self.likelihood.only(self.likelihood.vectors(z), counted)
+        return self.likelihood.only(self.likelihood.vectors(z, start, stop), counted)
 
     def product(self, z: Tensor, t: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """F_R(z) t in closed form."""
@@ -230,7 +243,13 @@ class WithScores(Vectors):
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Vectors (K + 1, N, ...)."""
-        return torch.cat([self.vectors(z, targets, first), self.scores(z, targets, first)])
+        return self.part(z, targets, first, 0, self.count(z))
+
+    def part(self, z: Tensor, targets: Tensor | None, first: int, start: int, stop: int) -> Tensor:
+        """Vectors start..stop of these."""
+        k = self.vectors.count(z)
+        found = [self.vectors.part(z, targets, first, start, min(stop, k))] if start < k else []
+        return torch.cat([*found, self.scores(z, targets, first)] if stop > k else found)
 
 
 def _outer_product(vectors: Tensor, t: Tensor) -> Tensor:

@@ -38,6 +38,11 @@ class Operator(ABC):
     _trusted = False
 
     @property
+    def direct(self) -> bool:
+        """Whether solves and the determinant come from factorisations, not from iterations."""
+        return True
+
+    @property
     @abstractmethod
     def T(self) -> Operator:
         """The transpose."""
@@ -125,6 +130,18 @@ class Operator(ABC):
         self.require_square("solve")
         solution = self._solve(self._as_columns(v, self.shape[0]))
         return solution.squeeze(1) if v.ndim == 1 else solution
+
+    def log_determinant(self) -> float:
+        """Logarithm of the determinant of a positive definite operator, from the factorisation that solves use.
+
+        Returns:
+            The value, summed in float64.
+
+        Raises:
+            SingularMatrixError: when the operator is not positive definite.
+            NotImplementedError: when its structure has no determinant.
+        """
+        raise NotImplementedError(f"the structure of a {type(self).__name__} has no determinant.")
 
     def trust(self) -> Self:
         """Say that the operator is a damped second moment, so that checks of symmetry and rank may be left out."""

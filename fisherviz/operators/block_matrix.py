@@ -1,6 +1,7 @@
 """A symmetric matrix with an operator for each pair of segments: what couples layers without further structure.
 
-Products and norms stay with the blocks. Solving is dense while that is small, and by conjugate gradients beyond.
+Products and norms stay with the blocks. Solving is dense while that is small, and beyond by conjugate gradients that
+the diagonal blocks precondition.
 """
 
 from __future__ import annotations
@@ -108,13 +109,31 @@ class BlockMatrix(Symmetric):
         """Return the inverse, whose products are solves."""
         return Inverse(self, self.sizes, lambda: self._dense.inverse().M)
 
-    def _solve(self, v: Tensor) -> Tensor:
-        own = DirectSum([self.blocks[i, i] for i in range(len(self.sizes))])
+    @cached_property
+    def _own(self) -> DirectSum:
+        """The diagonal blocks alone."""
+        return DirectSum([self.blocks[i, i] for i in range(len(self.sizes))])
+
+    @cached_property
+    def _factorised(self) -> Operator | None:
+        """The diagonal blocks where nothing is coupled, the dense matrix while it is small, or None."""
         if all(i == j or isinstance(op, Zero) for (i, j), op in self.blocks.items()):
-            return own.solve(v)
-        if self.shape[0] <= DENSE_SOLVE:
-            return self._dense.solve(v)
-        return cg(self.__matmul__, v, preconditioner=own.solve)
+            return self._own
+        return self._dense if self.shape[0] <= DENSE_SOLVE else None
+
+    @property
+    def direct(self) -> bool:
+        """Without couplings as the blocks are, with them while the matrix is small."""
+        return self._factorised is not None and self._factorised.direct
+
+    def log_determinant(self) -> float:
+        """From the blocks where nothing is coupled, dense while that is small."""
+        return super().log_determinant() if self._factorised is None else self._factorised.log_determinant()
+
+    def _solve(self, v: Tensor) -> Tensor:
+        if self._factorised is not None:
+            return self._factorised.solve(v)
+        return cg(self.__matmul__, v, preconditioner=self._own.solve)
 
 
 def dense_from_blocks(count: int, block: Callable[[int, int], Operator]) -> Tensor:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
-from fisherviz.operators.factorise import cholesky, eigenvalues, is_symmetric, plus_identity, trusted_cholesky
+from fisherviz.operators.factorise import (
+    cholesky,
+    eigenvalues,
+    is_symmetric,
+    log_determinant_of,
+    plus_identity,
+    trusted_cholesky,
+)
 
 
 class _Entries(Operator):
@@ -44,6 +51,11 @@ class _Entries(Operator):
         if order == "trace":
             return float(self.diagonal().sum(dtype=torch.float64))
         return spectral_norm_of(self.tensors[0])
+
+    def log_determinant(self) -> float:
+        """From the Cholesky factors' diagonals."""
+        self.require_square("the determinant")
+        return log_determinant_of(self._cholesky)
 
     @cached_property
     def _cholesky(self) -> Tensor:

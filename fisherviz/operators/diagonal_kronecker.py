@@ -17,6 +17,7 @@ from fisherviz.operators.factorise import (
     SingularMatrixError,
     cholesky,
     eigh,
+    log_determinant_of,
     sufficient_damping,
     trusted_cholesky,
 )
@@ -100,6 +101,11 @@ class DiagonalKronecker(Symmetric):
     def inverse(self) -> DiagonalKronecker:
         """Return the product of the factors' inverses."""
         return DiagonalKronecker(1 / self.A, torch.cholesky_inverse(self._cholesky))
+
+    def log_determinant(self) -> float:
+        """From both factors: d_g log det A + d_a log det G."""
+        own = len(self.A) * log_determinant_of(self._cholesky)
+        return own + len(self.G) * float(self.A.double().log().sum())
 
     def _solve(self, v: Tensor) -> Tensor:
         d_g, d_a, k = len(self.G), len(self.A), v.shape[1]

@@ -104,6 +104,19 @@ class DirectSum(Operator):
                 inverses.append(op.inverse())
         return DirectSum(inverses, self.places)
 
+    @property
+    def direct(self) -> bool:
+        """Whether every block is."""
+        return all(op.direct for op in self.operators)
+
+    def log_determinant(self) -> float:
+        """Sum of the blocks'."""
+        total = 0.0
+        for op, place in zip(self.operators, self.places, strict=True):
+            with located(place):
+                total += op.log_determinant()
+        return total
+
     def _solve(self, v: Tensor) -> Tensor:
         solved = []
         for op, place, part in zip(self.operators, self.places, v.split(self.rows), strict=True):

@@ -219,6 +219,18 @@ def trusted_cholesky(matrix: Tensor, what: str) -> Tensor:
     return cholesky(matrix, what) if bool(info.any()) else factor
 
 
+def log_determinant_of(factor: Tensor) -> float:
+    """Log determinant of L Lᵀ, or the sum of a batch's, in float64.
+
+    Args:
+        factor: (..., n, n) lower Cholesky factor L.
+
+    Returns:
+        2 Σ log L_ii.
+    """
+    return 2 * float(factor.diagonal(dim1=-2, dim2=-1).double().log().sum())
+
+
 def solve_rows(factor: Tensor, rows: Tensor) -> Tensor:
     """Rows times the inverse of L Lᵀ, without turning the rows into columns.
 
@@ -266,6 +278,11 @@ class DampedCholesky:
         self.factor, info = torch.linalg.cholesky_ex(plus_identity(matrix.double(), damping))
         if bool(info > 0) or (damping == 0 and not bool(_smallest_eigenvalue(self.factor) > _floors(matrix))):
             raise _singular(matrix, what, damping, unit)
+
+    @property
+    def log_determinant(self) -> float:
+        """Log det(M + damping I)."""
+        return log_determinant_of(self.factor)
 
     def solve(self, v: Tensor) -> Tensor:
         """(M + damping I)⁻¹ v.

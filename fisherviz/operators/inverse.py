@@ -40,6 +40,15 @@ class Inverse(Symmetric):
     def _matmul(self, v: Tensor) -> Tensor:
         return self.operator.solve(v)
 
+    @property
+    def direct(self) -> bool:
+        """As the operator that is inverted."""
+        return self.operator.direct
+
+    def log_determinant(self) -> float:
+        """Minus that of the operator."""
+        return -self.operator.log_determinant()
+
     def _solve(self, v: Tensor) -> Tensor:
         return self.operator @ v
 

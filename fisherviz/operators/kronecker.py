@@ -18,6 +18,7 @@ from fisherviz.operators.factorise import (
     SingularMatrixError,
     cholesky,
     eigh,
+    log_determinant_of,
     plus_identity,
     require_positive,
     rounding_floor,
@@ -181,6 +182,12 @@ class Kronecker(Operator):
             return Kronecker.over_units(torch.cholesky_inverse(L_a), self._outputs[0])
         return Kronecker(torch.cholesky_inverse(L_a), torch.cholesky_inverse(L_g))
 
+    def log_determinant(self) -> float:
+        """From both factors: d_g log det A + d_a log det G."""
+        L_a, L_g = self._choleskys
+        own = self._outputs[0] * log_determinant_of(L_a)
+        return own if L_g is None else own + len(L_a) * log_determinant_of(L_g)
+
     def _solve(self, v: Tensor) -> Tensor:
         L_a, L_g = self._choleskys
         d_g, d_a, k = self._outputs[0], L_a.shape[0], v.shape[1]
@@ -246,10 +253,14 @@ class KroneckerEigen(Symmetric):
         return self._apply(self.S, v)
 
     def to_dense(self) -> Tensor:
-        """Return Q diag(S) Qᵀ."""
+        """Return Q diag(S) Qᵀ, one factor after the other: the smaller one mixes the larger one's blocks."""
         QA = torch.eye(self.S.shape[1], dtype=self.dtype, device=self.device) if self.QA is None else self.QA
-        Q = kron(self.QG, QA)
-        return symmetric((Q * self.S.reshape(-1)) @ Q.mT)
+        outer = len(self.QG) <= len(QA)
+        few, many, S = (self.QG, QA, self.S) if outer else (QA, self.QG, self.S.mT)
+        blocks = (many * S.unsqueeze(1)) @ many.mT
+        pairs = few.unsqueeze(1) * few
+        M = (pairs.flatten(0, 1) @ blocks.flatten(1)).view(len(few), len(few), len(many), len(many))
+        return symmetric(M.permute((0, 2, 1, 3) if outer else (2, 0, 3, 1)).reshape(self.shape))
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal."""
@@ -277,6 +288,10 @@ class KroneckerEigen(Symmetric):
     def inverse(self) -> KroneckerEigen:
         """Return the inverse, in the same bases."""
         return KroneckerEigen(self.QA, self.QG, 1 / self._positive())
+
+    def log_determinant(self) -> float:
+        """Sum of the eigenvalues' logarithms."""
+        return float(self._positive().double().log().sum())
 
     def _solve(self, v: Tensor) -> Tensor:
         return self._apply(1 / self._positive(), v)

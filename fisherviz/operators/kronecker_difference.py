@@ -171,6 +171,11 @@ class KroneckerDifferenceInverse(Symmetric):
         """Return the difference A ⊗ G − C ⊗ D itself."""
         return self._difference
 
+    def log_determinant(self) -> float:
+        """Of K diag(S) Kᵀ with K = K_G ⊗ K_A."""
+        own_a, own_g = (2 * float(torch.linalg.slogdet(K.double()).logabsdet) for K in (self.KA, self.KG))
+        return float(self.S.double().log().sum()) + len(self.KG) * own_a + len(self.KA) * own_g
+
     def _solve(self, v: Tensor) -> Tensor:
         return self._difference @ v
 

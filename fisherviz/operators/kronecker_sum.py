@@ -88,9 +88,18 @@ class KroneckerSum(Operator):
         require_dense(*self.shape, "the inverse of a sum of Kronecker products")
         return self._as_dense.inverse()
 
+    @property
+    def direct(self) -> bool:
+        """While one term has its own factorisation, or the matrix is small enough to be dense."""
+        return len(self.terms) == 1 or self.shape[0] ** 2 <= DENSE_LIMIT
+
+    def log_determinant(self) -> float:
+        """Of the one term, or dense where that is small."""
+        if not self.direct:
+            return super().log_determinant()
+        return (self.terms[0] if len(self.terms) == 1 else self._as_dense).log_determinant()
+
     def _solve(self, v: Tensor) -> Tensor:
-        if len(self.terms) == 1:
-            return self.terms[0].solve(v)
-        if self.shape[0] ** 2 <= DENSE_LIMIT:
-            return self._as_dense.solve(v)
+        if self.direct:
+            return (self.terms[0] if len(self.terms) == 1 else self._as_dense).solve(v)
         return cg(self.__matmul__, v)

@@ -74,6 +74,15 @@ class Permuted(Symmetric):
     def _solve(self, v: Tensor) -> Tensor:
         return self.parts.solve(v[self._to_parts])[self._from_parts]
 
+    @property
+    def direct(self) -> bool:
+        """Whether every part is."""
+        return self.parts.direct
+
+    def log_determinant(self) -> float:
+        """Sum of the parts'."""
+        return self.parts.log_determinant()
+
     def to_dense(self) -> Tensor:
         """Return the matrix."""
         return dense_from_blocks(len(self.sizes), self.block)

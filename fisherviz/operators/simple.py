@@ -62,6 +62,11 @@ class Diagonal(Symmetric):
         self._require_positive()
         return v / self.d[:, None]
 
+    def log_determinant(self) -> float:
+        """Sum of the entries' logarithms."""
+        self._require_positive()
+        return float(self.d.double().log().sum())
+
     def _require_positive(self) -> None:
         # Reciprocals of single entries lose nothing however small they are, so only zero is too small.
         require_positive(self.d, "the diagonal matrix", len(self.d))
@@ -125,6 +130,10 @@ class Identity(Symmetric):
     def _solve(self, v: Tensor) -> Tensor:
         return v / self._positive()
 
+    def log_determinant(self) -> float:
+        """The multiple's logarithm, once per row."""
+        return self.size * float(self._positive().double().log())
+
     def _positive(self) -> Tensor:
         require_positive(self.factor, "the multiple of the identity", self.size)
         return self.factor
@@ -184,6 +193,10 @@ class Zero(Operator):
         """Raise: zero has no inverse."""
         self.require_square("inverse")
         raise SingularMatrixError("the zero matrix", self.shape[0], 0.0, sufficient_damping(0.0, 1.0, self.dtype))
+
+    def log_determinant(self) -> NoReturn:
+        """Raise: zero has no inverse."""
+        self.inverse()
 
     def _solve(self, v: Tensor) -> NoReturn:
         self.inverse()

@@ -158,6 +158,10 @@ class BlockTridiagonal(Symmetric):
                 out[i + 1] = parts[i + 1] - psi.T @ parts[i]
         return torch.cat(out)
 
+    def log_determinant(self) -> float:
+        """Of Λ alone: Ξ is unit triangular."""
+        return -sum(precision.log_determinant() for precision in self.precisions)
+
     def solve_layers(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Solve for one vector per layer.
 

@@ -60,6 +60,15 @@ def dense(direction: Direction) -> Tensor:
     return direction.dense() if isinstance(direction, LowRank) else direction
 
 
+def inner(direction: Direction, v: Tensor) -> float:
+    """⟨direction, v⟩."""
+    if isinstance(direction, LowRank):
+        left = direction.left @ v.reshape(direction.left.shape[1], -1).to(direction.left.dtype)
+        total = float((left * direction.right).sum())
+        return total if direction.base is None else total + direction.weight * inner(direction.base, v)
+    return float(torch.dot(direction.reshape(-1), v.reshape(-1)))
+
+
 def add_direction(target: Tensor, direction: Direction, scale: float, keep: float = 1.0) -> None:
     """Target ← keep · target + scale · direction, in place."""
     if isinstance(direction, LowRank):

@@ -21,17 +21,19 @@ from fisherviz.operators.damping import Tikhonov, as_damping
 from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, Tensors, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import NaturalGradientOptions, require_known
+from fisherviz.optim.options import MODEL, NaturalGradientOptions, require_known
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.quadratic import FisherForms, combine, dot
-from fisherviz.optim.rules import ModelRule, StepRule, descend, trust
+from fisherviz.optim.rules import ModelRule, StepRule, descend
 from fisherviz.support import choices, timing
 
 SPACING = 1.3
 """Ratio of the iterations at which conjugate gradients leave an iterate for the backtracking."""
 
 
+LOWER = 2 / 3
+"""Factor of λ after a step that the model foresaw well."""
 _SEARCH = 30
 """Shortenings of a step before it is given up."""
 Iterate = tuple[int, Tensors, float]
@@ -161,6 +163,10 @@ class LineSearch(ModelRule[ConjugateGradients]):
         (k, delta, model_change), value = self._backtrack(step, iterates)
         rho = (value - h) / model_change if model_change < 0 else 0.0
         length, slope = self.lr(step), dot(gradient, delta)
+        form = 2 * (model_change - slope)  # M = ½ δᵀ(F + λ + η)δ + ∇hᵀδ
+        if step.k == 1:
+            self.say_idle(delta, form, LOWER)
+        length *= self.region.within(length**2 * form)
         after = value if length == 1 else self._at(step, delta, length)
         for _ in range(_SEARCH):  # Armijo along the chosen iterate
             if after <= h + 1e-2 * length * slope:
@@ -170,10 +176,7 @@ class LineSearch(ModelRule[ConjugateGradients]):
         else:
             length, after = 0.0, h
         _move(delta, length)
-        if trust(rho) > 0:
-            self.lam *= 2 / 3
-        elif trust(rho) < 0:
-            self.lam *= 3 / 2
+        self.adjust(rho, self.lam * LOWER, self.lam * (3 / 2))
         self.last = {
             "iterations": float(iterates[-1][0]), "chosen": float(k), "decrease": h - after, "rho": rho, "step": length,
         }  # fmt: skip
@@ -200,7 +203,7 @@ class LineSearch(ModelRule[ConjugateGradients]):
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """λ and what the last step did."""
-        return {"lam": self.lam, "last": dict(self.last)}
+        return super().state_dict(names) | {"lam": self.lam, "last": dict(self.last)}
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state_dict` gave."""
@@ -218,10 +221,14 @@ class HessianFreeKeywords(TypedDict, total=False):
 
     tolerance: float
     carry: float
+    kl_clip: float
+    min_damping: float
 
 
 class HessianFree(NaturalGradient):
     """Hessian-free optimization with the Fisher (Martens 2010; K-FAC paper, section 6.4).
+
+    The bounds of κ and λ are for mini-batches, whose model a solve fits too well; `HessianFree.paper` has none.
 
     Args:
         model: the model.
@@ -237,10 +244,13 @@ class HessianFree(NaturalGradient):
         kind: of the preconditioner's statistics; the products are with the exact F.
         decay: of the preconditioner's statistics.
         carry: factor on the last solution where the next iteration starts.
+        kl_clip: κ, as for `NaturalGradient`; the step is shortened before Armijo's search.
+        min_damping: what λ never falls below.
         output: picks the output tensor from what the model returns.
     """
 
     Options: ClassVar[type] = HessianFreeKeywords
+    PAPER: ClassVar[Mapping[str, Any]] = {"kl_clip": math.inf, "min_damping": 0.0}
 
     def __init__(
         self,
@@ -263,10 +273,13 @@ class HessianFree(NaturalGradient):
             raise ValueError(f"damping must be a positive number, got {damping!r}.")
         choices.one_of("kind", kind, KINDS)
         require_known(type(self), options)
-        self._solver = ConjugateGradients(iterations, preconditioner is not None, **options)
+        solver = {key: options[key] for key in ("tolerance", "carry") if key in options}
+        self._solver = ConjugateGradients(iterations, preconditioner is not None, **solver)
         super().__init__(
             model, likelihood, "identity" if preconditioner is None else preconditioner, params=params, lr=lr,
-            damping=damping, weight_decay=weight_decay, decay=decay, kind=kind, output=output,
+            damping=damping, momentum=0.0, weight_decay=weight_decay, decay=decay, kind=kind, output=output,
+            kl_clip=options.get("kl_clip", MODEL["kl_clip"]),
+            min_damping=options.get("min_damping", MODEL["min_damping"]),
         )  # fmt: skip
 
     def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:

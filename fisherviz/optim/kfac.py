@@ -6,8 +6,8 @@ Complete: algorithm 2, whose step rule is in `rescaled`. Plain: what Benzing (20
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, TypedDict, Unpack
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import NaturalGradientOptions, require_known
+from fisherviz.optim.options import DIRECTION, MODEL, NaturalGradientOptions, filled, require_known
 from fisherviz.optim.rules import StepRule
 from fisherviz.support import choices
 
@@ -28,6 +28,8 @@ class KFACKeywords(TypedDict, total=False):
 
     decay: float
     samples: int
+    kl_clip: float | None
+    min_damping: float | None
     heuristic_damping: bool
     setting: str | None
     T1: int
@@ -42,6 +44,10 @@ class KFACKeywords(TypedDict, total=False):
 class KFAC(NaturalGradient):
     """Kronecker-factored approximate curvature (Martens & Grosse 2015).
 
+    On mini-batches the quadratic model of a few examples is of low rank, and the natural gradient's noise alone has a
+    KL divergence of P/(2N): so λ stays at `min_damping` or above, and no step's δᵀFδ exceeds `kl_clip`.
+    `KFAC.paper` has neither, and starts at the λ₀ that the paper has for its autoencoders and growing batches.
+
     The complete optimizer assumes that the criterion is the likelihood's mean nll, and takes `step(closure)`.
     Under DistributedDataParallel every process steps with its own part of the batch, and all take the same step: the
     exact F and the factors are means over all examples, the loss is the mean of the processes'.
@@ -51,16 +57,18 @@ class KFAC(NaturalGradient):
         likelihood: as for `fv.Probe`.
         inverse: "block-diagonal" (Ǧ) or "block-tridiagonal" (F̂).
         params: parameter groups, None for all.
-        lr: learning rate; 1 where steps are re-scaled.
+        lr: learning rate; None: 1 with `rescale`, 0.1 without.
         damping: λ₀ where λ is adapted, λ otherwise; with `rescale` read once, like weight_decay: later change
-            `lam`.
+            `lam`. None: 1 with `rescale`, 0.1 without; the paper's λ₀ is 150.
         momentum: with `rescale`, 0 turns the 2 × 2 system off and anything else leaves it on; without, of
-            the direction.
+            the direction; None: on, 0.9 without.
         weight_decay: η, part of the quadratic model with `rescale`; None: 1e-5 with `rescale`, 0 without.
         T: the paper's T₃, steps between inverses; None: 20 with `rescale` (and the first 3 steps), 1 without.
         decay: largest decay; the decay of step k is min(1 − 1/k, decay).
         kind: "mc", "exact" or "empirical".
         samples: labels per example for kind "mc".
+        kl_clip: κ, as for `NaturalGradient`.
+        min_damping: what λ never falls below where it is adapted; None: 1, the paper's is 0.
         rescale: whether proposals are re-scaled by the exact F (section 6.4).
         adapt: whether λ and γ are adapted (sections 6.5 and 6.6); needs `rescale`.
         T1: steps between adjustments of λ.
@@ -80,6 +88,7 @@ class KFAC(NaturalGradient):
     """
 
     Options: ClassVar[type] = KFACKeywords
+    PAPER: ClassVar[Mapping[str, Any]] = {"lr": 1.0, "damping": 150.0, "kl_clip": math.inf}
 
     def __init__(
         self,
@@ -88,8 +97,8 @@ class KFAC(NaturalGradient):
         *,
         inverse: str = "block-diagonal",
         params: Iterable[Any] | None = None,
-        lr: float = 1.0,
-        damping: float | Damping = 150.0,
+        lr: float | None = None,
+        damping: float | Damping | None = None,
         momentum: float | None = None,
         weight_decay: float | None = None,
         T: int | None = None,
@@ -110,13 +119,32 @@ class KFAC(NaturalGradient):
             )
         if options.get("setting") is None:
             options.pop("setting", None)
+        given = {
+            "lr": lr, "damping": damping, "momentum": momentum, "kl_clip": options.pop("kl_clip", None),
+            "min_damping": options.pop("min_damping", None),
+        }  # fmt: skip
+        trained: dict[str, Any] = filled(given, MODEL if rescale else DIRECTION | {"damping": 0.1})
         super().__init__(
-            model, likelihood, METHODS[inverse], params=params, lr=lr, damping=damping,
-            momentum=(1.0 if rescale else 0.0) if momentum is None else momentum,
+            model, likelihood, METHODS[inverse], params=params,
             weight_decay=(1e-5 if rescale else 0.0) if weight_decay is None else weight_decay,
             T=(20 if rescale else 1) if T is None else T, kind=choices.one_of("kind", kind, KINDS), ramp=True,
-            rescale=rescale, adapt=adapt, **options,
+            rescale=rescale, adapt=adapt, **options, **trained,
         )  # fmt: skip
+
+    @classmethod
+    def paper(cls, model: nn.Module, likelihood: str | Likelihood | nn.Module, **options: Any) -> Self:
+        """The optimizer with its paper's values wherever no other is given; plain, it has no momentum.
+
+        Args:
+            model: as for the class.
+            likelihood: as for the class.
+            **options: of the class.
+
+        Returns:
+            The optimizer.
+        """
+        own = {"min_damping": 0.0} if options.get("rescale", True) else {"momentum": 0.0}
+        return super().paper(model, likelihood, **{**own, **options})
 
     def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
         rule = super()._compose(options, defaults)[1]

@@ -6,9 +6,9 @@ come from the user's own forwards and backwards (`watcher`); `directions` and `r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,10 @@ from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Directions, Preconditioned, Step
 from fisherviz.optim.exact import ExactFisher
-from fisherviz.optim.options import NaturalGradientOptions, split_options
+from fisherviz.optim.options import DIRECTION, GIVEN, MODEL, NaturalGradientOptions, filled, split_options
 from fisherviz.optim.passes import Wanted
 from fisherviz.optim.rescaled import QuadraticModel
-from fisherviz.optim.rules import ModelRule, Momentum, StepRule, descend
+from fisherviz.optim.rules import ModelRule, Momentum, StepRule, TrustRegion, descend
 from fisherviz.optim.selection import unwrap
 from fisherviz.optim.watching import Watching
 from fisherviz.support import choices
@@ -43,9 +43,10 @@ class NaturalGradient(Watching):
         likelihood: as for `fv.Probe`; the criterion is its mean nll over the batch unless `loss_scale` says otherwise.
         method: "exact" (dense, small networks), any name in `fv.approximations`, or an `Approximation`.
         params: torch parameter groups, None for all; a group with approximation="none" is left to plain SGD.
-        lr: learning rate.
+        lr: learning rate; None: 0.1, with damping 1, momentum 0.9 and kl_clip 1e-3 where they are not given; with
+            `rescale` 1, and 1, 1, 0.1 and min_damping 1.
         damping: λ, added to the matrix, or a `Tikhonov` or `FactoredTikhonov`; a group may have its own.
-        momentum: of the preconditioned gradient.
+        momentum: of the preconditioned gradient; None: 0 where lr is given.
         weight_decay: ℓ₂ coefficient, added to the gradient before it is preconditioned.
         T: steps between factorisations.
         decay: weight of the past in the moving averages; 0 for the statistics of the step's own passes.
@@ -58,6 +59,10 @@ class NaturalGradient(Watching):
             the K-FAC paper does, for any method: lr is then 1, damping is λ₀, weight_decay is η, and with a momentum
             above 0 the last step takes part. Factors, where there are two, are damped with γ, other matrices with γ².
         adapt: whether λ and γ are adapted; needs `rescale`, and `step(closure)`.
+        kl_clip: κ; a step δ is shortened to δᵀFδ ≤ κ, about twice the KL divergence between the predictions before and
+            after, before momentum adds it up (Ba et al. 2017, section 5). With F as it is damped, so that FOOF's is
+            that of the layers' outputs. None: no bound where lr is given, like math.inf.
+        min_damping: what λ never falls below where it is adapted; None: 0 where lr is given.
         T1: as for `KFAC`, like T2, tau1, tau2, omega1 and omega2.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll, for kind
             "empirical", whose scores are read from that backward; None: 1 for an nn loss with reduction="sum",
@@ -82,6 +87,8 @@ class NaturalGradient(Watching):
 
     Options: ClassVar[type] = NaturalGradientOptions
     """The rare ones."""
+    PAPER: ClassVar[Mapping[str, Any]] = {}
+    """Options that a preset's paper has other values of."""
     grad_scale: Tensor | None
     found_inf: Tensor
     """Both there only while a GradScaler calls `step`."""
@@ -93,9 +100,9 @@ class NaturalGradient(Watching):
         method: str | type[Approximation] | Approximation = "exact",
         *,
         params: Iterable[Any] | None = None,
-        lr: float,
-        damping: float | Damping,
-        momentum: float = 0.0,
+        lr: float | None = None,
+        damping: float | Damping | None = None,
+        momentum: float | None = None,
         weight_decay: float = 0.0,
         T: int = 1,
         decay: float = 0.95,
@@ -116,11 +123,21 @@ class NaturalGradient(Watching):
         self.reduction, self.samples = rare.reduction, rare.samples
         self.k = 0
         """Steps taken."""
-        defaults = {
-            "lr": lr, "damping": damping, "momentum": momentum, "weight_decay": weight_decay, "approximation": None,
-        }  # fmt: skip
+        own = {
+            "lr": lr,
+            "damping": damping,
+            "momentum": momentum,
+            "kl_clip": rare.kl_clip,
+            "min_damping": rare.min_damping,
+        }
+        defaults = filled(own, GIVEN if lr is not None else MODEL if rare.rescale else DIRECTION)
+        region = TrustRegion(defaults.pop("kl_clip"), defaults.pop("min_damping"))
+        defaults |= {"weight_decay": weight_decay, "approximation": None}
         settings.check_group(defaults)
         self.directions, self.rule = self._compose(rare, defaults)
+        self.rule.region = region
+        if region.min_damping and not self.rescale:
+            raise ValueError("min_damping bounds a λ that is adapted (rescale=True); here λ is damping.")
         super().__init__(list(model.parameters()) if params is None else settings.as_groups(params), defaults)
         for group in self.param_groups:
             settings.check_group(group)
@@ -132,6 +149,20 @@ class NaturalGradient(Watching):
             summed_loss = isinstance(likelihood, nn.Module) and getattr(likelihood, "reduction", "") == "sum"
             loss_scale = 1.0 if summed_loss and rare.loss_scale is None else rare.loss_scale
             self._listen(self._wanted(loss_scale))
+
+    @classmethod
+    def paper(cls, model: nn.Module, likelihood: str | Likelihood | nn.Module, **options: Any) -> Self:
+        """The optimizer with its paper's values wherever no other is given.
+
+        Args:
+            model: as for the class.
+            likelihood: as for the class.
+            **options: of the class.
+
+        Returns:
+            The optimizer.
+        """
+        return cls(model, likelihood, **{**cls.PAPER, **options})
 
     def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
         """What turns gradients into directions, and what gives these their length."""

@@ -7,6 +7,7 @@ all pass on to it. Others rely on `keywords` knowing every option of a class.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,16 @@ OWN: dict[str, type[Approximation]] = {"exact": ExactFisher}
 """Methods that only optimizers have."""
 
 
+DIRECTION = {"lr": 0.1, "damping": 1.0, "momentum": 0.9, "kl_clip": 1e-3, "min_damping": 0.0}
+"""What trains, for steps along directions: lr, momentum and κ as in kfac-pytorch; where F does not reach, lr/λ is SGD's
+usual 0.1. Factors averaged over steps take λ = 0.1."""
+MODEL = {"lr": 1.0, "damping": 1.0, "momentum": 1.0, "kl_clip": 0.1, "min_damping": 1.0}
+"""What trains, for steps of the quadratic model, which is that of one mini-batch and of low rank: λ stays at 1 or more,
+as wherever F is that of one mini-batch. κ is 1e-3/(1 − 0.9)², what momentum makes of the κ of `DIRECTION` at most."""
+GIVEN = {"damping": None, "momentum": 0.0, "kl_clip": math.inf, "min_damping": 0.0}
+"""What goes with a learning rate of one's own in `NaturalGradient`: nothing that one has not asked for."""
+
+
 @dataclass(frozen=True)
 class NaturalGradientOptions:
     """Rare options of `NaturalGradient`, which documents them."""
@@ -29,6 +40,8 @@ class NaturalGradientOptions:
     samples: int = 1
     reduction: str = "mean"
     loss_scale: float | None = None
+    kl_clip: float | None = None
+    min_damping: float | None = None
     rescale: bool = False
     adapt: bool = False
     T1: int = 5
@@ -44,6 +57,10 @@ class NaturalGradientOptions:
             choices.flag(name, getattr(self, name))
         for name in ("samples", "T1", "T2"):
             choices.count(name, getattr(self, name))
+        if self.kl_clip is not None and not (choices.is_number(self.kl_clip) and self.kl_clip > 0):
+            raise ValueError(f"kl_clip must be a positive number, math.inf for no bound, got {self.kl_clip!r}.")
+        if self.min_damping is not None:
+            choices.number("min_damping", self.min_damping, 0.0)
         for name in ("tau1", "tau2", "omega1", "omega2"):
             if name.startswith("tau") or getattr(self, name) is not None:
                 choices.share(name, getattr(self, name))
@@ -51,6 +68,11 @@ class NaturalGradientOptions:
         check_loss_scale(self.loss_scale)
         if self.adapt and not self.rescale:
             raise ValueError("λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False.")
+
+
+def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, with a default for what is None."""
+    return {name: defaults[name] if value is None else value for name, value in given.items()}
 
 
 def keywords(cls: type) -> dict[str, Any]:

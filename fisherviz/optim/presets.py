@@ -1,12 +1,15 @@
-"""Thin presets of NaturalGradient with their papers' defaults: FOOF, CW-NGD, EKFAC and TENGraD.
+"""Thin presets of NaturalGradient: FOOF, CW-NGD, EKFAC and TENGraD.
 
-Each is one constructor; what they do is in `optimizer`. FOOF: Benzing 2021, eq. 4; CW-NGD: Sang et al. 2022,
-algorithm 1; EKFAC: George et al. 2018; TENGraD: Soori et al. 2021 as in Shrestha 2023, eq. 37-43.
+Each is one constructor; what they do is in `optimizer`. lr, momentum and κ are one rule's for all; λ is 0.1 where F is
+averaged over steps and 1 where it is one mini-batch's, of low rank. `PAPER` has the papers' values. FOOF: Benzing 2021,
+eq. 4; CW-NGD: Sang et al. 2022, algorithm 1; EKFAC: George et al. 2018; TENGraD: Soori et al. 2021 as in Shrestha 2023,
+eq. 37-43.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor, nn
@@ -16,7 +19,7 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping
 from fisherviz.optim.exact import BatchUnits
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import require_known
+from fisherviz.optim.options import DIRECTION, require_known
 from fisherviz.support import choices
 
 ModelLikelihood = str | Likelihood | nn.Module
@@ -41,8 +44,11 @@ class FOOF(NaturalGradient):
         weight_decay: ℓ₂ coefficient.
         T: steps between inversions.
         decay: of the average of A.
+        kl_clip: κ, as for `NaturalGradient`: bounds the change of the layers' outputs.
         output: picks the output tensor from what the model returns.
     """
+
+    PAPER: ClassVar[Mapping[str, Any]] = {"lr": 0.3, "damping": 1.0, "momentum": 0.0, "kl_clip": math.inf}
 
     def __init__(
         self,
@@ -50,17 +56,18 @@ class FOOF(NaturalGradient):
         likelihood: ModelLikelihood,
         *,
         params: Iterable[Any] | None = None,
-        lr: float = 0.3,
-        damping: float | Damping = 1.0,
-        momentum: float = 0.0,
+        lr: float = 0.1,
+        damping: float | Damping = 0.1,
+        momentum: float = 0.9,
         weight_decay: float = 0.0,
         T: int = 1,
         decay: float = 0.95,
+        kl_clip: float = 1e-3,
         output: Output = None,
     ) -> None:
         super().__init__(
             model, likelihood, "foof", params=params, lr=lr, damping=damping, momentum=momentum,
-            weight_decay=weight_decay, T=T, decay=decay, output=output,
+            weight_decay=weight_decay, T=T, decay=decay, kl_clip=kl_clip, output=output,
         )  # fmt: skip
 
 
@@ -71,15 +78,16 @@ class CWNGD(NaturalGradient):
     are read from the user's own backward, over the unit's fan-in or over the examples, whichever is smaller.
 
     Algorithm 1 leaves open whether its COST is the batch's sum or mean. Read as the mean over P examples, each score
-    carries a 1/P: pass `loss_scale=1.0, lr=1/P`, which is a natural gradient of the mean Fisher with damping γ P, and
-    which comes near the paper's table I where the defaults do not (figures/claims.md).
+    carries a 1/P: `CWNGD.paper` takes `loss_scale=1.0, lr=1/P`, which is a natural gradient of the mean Fisher with
+    damping γ P, and which comes near the paper's table I where the literal reading does not (figures/claims.md).
 
     Args:
         model: the model.
         likelihood: as for `fv.Probe`.
         params: parameter groups, None for all.
-        lr: the paper's α.
-        damping: the paper's γ.
+        lr: the paper's α, which is 1 there.
+        damping: the paper's γ, which is 1e-4 there. It is added to sums over the batch: 100 with lr=10 is, for 100
+            examples, λ = 1 with lr=0.1 beside means.
         momentum: of the preconditioned gradient.
         weight_decay: ℓ₂ coefficient.
         T: steps between factorisations.
@@ -87,9 +95,12 @@ class CWNGD(NaturalGradient):
             mean, but for a categorical likelihood whose outputs have positions, or some of them left out, what the
             loss's own gradient tells. A GradScaler, which multiplies by a scale of its own, is refused
             for kind "empirical".
+        kl_clip: κ, as for `NaturalGradient`; of the mean Fisher.
         kind: "empirical" (the paper), "mc" or "exact".
         output: picks the output tensor from what the model returns.
     """
+
+    PAPER: ClassVar[Mapping[str, Any]] = {"lr": 1.0, "damping": 1e-4, "momentum": 0.0, "kl_clip": math.inf}
 
     def __init__(
         self,
@@ -97,12 +108,13 @@ class CWNGD(NaturalGradient):
         likelihood: ModelLikelihood,
         *,
         params: Iterable[Any] | None = None,
-        lr: float = 1.0,
-        damping: float | Damping = 1e-4,
-        momentum: float = 0.0,
+        lr: float = 10.0,
+        damping: float | Damping = 100.0,
+        momentum: float = 0.9,
         weight_decay: float = 0.0,
         T: int = 1,
         loss_scale: float | None = None,
+        kl_clip: float = 1e-3,
         kind: str = "empirical",
         output: Output = None,
     ) -> None:
@@ -110,7 +122,7 @@ class CWNGD(NaturalGradient):
         super().__init__(
             model, likelihood, BatchUnits, params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=0.0, kind=kind, reduction="sum", loss_scale=loss_scale,
-            output=output,
+            kl_clip=kl_clip, output=output,
         )  # fmt: skip
 
 
@@ -119,6 +131,7 @@ class EKFACKeywords(TypedDict, total=False):
 
     samples: int
     setting: str
+    kl_clip: float
 
 
 class EKFAC(NaturalGradient):
@@ -140,10 +153,12 @@ class EKFAC(NaturalGradient):
         kind: "mc", "exact" or "empirical".
         samples: labels per example for kind "mc".
         setting: "expand" or "reduce", of the factors under weight sharing.
+        kl_clip: κ, as for `NaturalGradient`.
         output: picks the output tensor from what the model returns.
     """
 
     Options: ClassVar[type] = EKFACKeywords
+    PAPER: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "damping": 1e-2, "kl_clip": math.inf}
 
     def __init__(
         self,
@@ -151,8 +166,8 @@ class EKFAC(NaturalGradient):
         likelihood: ModelLikelihood,
         *,
         params: Iterable[Any] | None = None,
-        lr: float = 1e-2,
-        damping: float | Damping = 1e-2,
+        lr: float = 0.1,
+        damping: float | Damping = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         T: int = 20,
@@ -162,6 +177,7 @@ class EKFAC(NaturalGradient):
         **options: Unpack[EKFACKeywords],
     ) -> None:
         require_known(type(self), options)
+        options.setdefault("kl_clip", DIRECTION["kl_clip"])
         choices.one_of("kind", kind, KINDS)
         super().__init__(
             model, likelihood, "ekfac", params=params, lr=lr, damping=damping, momentum=momentum,
@@ -182,13 +198,16 @@ class TENGraD(NaturalGradient):
         momentum: of the preconditioned gradient.
         weight_decay: ℓ₂ coefficient.
         T: steps between factorisations; the block is that of the last such step's batch.
-        kind: "empirical" (Shrestha, equation 37) or "mc" (the authors' code).
+        kind: "mc" (the authors' code) or "empirical" (Shrestha, equation 37).
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
             mean, but for a categorical likelihood whose outputs have positions, or some of them left out, what the
             loss's own gradient tells. A GradScaler, which multiplies by a scale of its own, is refused
             for kind "empirical".
+        kl_clip: κ, as for `NaturalGradient`; of the batch's own damped Fisher.
         output: picks the output tensor from what the model returns.
     """
+
+    PAPER: ClassVar[Mapping[str, Any]] = {"lr": 0.01, "damping": 0.1, "kind": "empirical", "kl_clip": math.inf}
 
     def __init__(
         self,
@@ -196,18 +215,19 @@ class TENGraD(NaturalGradient):
         likelihood: ModelLikelihood,
         *,
         params: Iterable[Any] | None = None,
-        lr: float = 0.01,
-        damping: float | Damping = 0.1,
+        lr: float = 0.1,
+        damping: float | Damping = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         T: int = 1,
-        kind: str = "empirical",
+        kind: str = "mc",
         loss_scale: float | None = None,
+        kl_clip: float = 1e-3,
         output: Output = None,
     ) -> None:
         choices.one_of("kind", kind, KINDS)
         super().__init__(
             model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
-            weight_decay=weight_decay, T=T, decay=0.0, kind=kind, loss_scale=loss_scale, output=output,
-            dense_parameters=0,
+            weight_decay=weight_decay, T=T, decay=0.0, kind=kind, loss_scale=loss_scale, kl_clip=kl_clip,
+            output=output, dense_parameters=0,
         )  # fmt: skip

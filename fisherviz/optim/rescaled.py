@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.network.layers import Layer
+from fisherviz.operators import SingularMatrixError
 from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Group, Preconditioned, Step
@@ -22,7 +23,7 @@ from fisherviz.optim.gradients import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
 from fisherviz.optim.processes import summed
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
-from fisherviz.optim.rules import ModelRule, descend, trust
+from fisherviz.optim.rules import ModelRule, descend
 
 NO_CLOSURE = (
     "the loss is evaluated again to adjust λ: call step(closure) with a closure that zeroes the gradients, "
@@ -84,7 +85,10 @@ class QuadraticModel(ModelRule[Preconditioned]):
             delta = self._best(
                 step, directions, gradient, [choose(batch, options.tau2, step.generator) for batch in batches]
             )
+        if options.adapt and step.k == 1:
+            self.say_idle(delta, self.last["quadratic"], self.omega1 ** (1 / options.T1))
         lr = self.lr(step)
+        lr *= self.region.within(lr**2 * self.last["quadratic"])
         before = self._objective(step.loss, step) if step.loss is not None else 0.0
         self.update = {p: lr * d for p, d in delta.items()}
         for p, d in self.update.items():
@@ -108,8 +112,9 @@ class QuadraticModel(ModelRule[Preconditioned]):
             rules = dict.fromkeys(
                 (layer.name for layer in step.moments.space.layers), FactoredTikhonov(gamma) if gamma else None
             )
-            made = directions.damped(step, rules)
-            proposal = {p: -dense(d) for p, d in directions.solve(step, made).items() if p in gradient}
+            with self._floor_told():
+                made = directions.damped(step, rules)
+                proposal = {p: -dense(d) for p, d in directions.solve(step, made).items() if p in gradient}
             tried = [proposal, previous] if previous else [proposal]
             tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
             quadratic, linear = self._model(forms, gradient, tried, tangents)
@@ -123,6 +128,19 @@ class QuadraticModel(ModelRule[Preconditioned]):
         _, self.gamma, self.last, delta, rules, made = best
         directions.keep(rules, made)
         return delta
+
+    @contextmanager
+    def _floor_told(self) -> Iterator[None]:
+        """Say how a damping that a factorisation asks for is had where λ is adapted."""
+        try:
+            yield
+        except SingularMatrixError as error:
+            if not self.options.adapt:
+                raise
+            raise RuntimeError(
+                f"{error} Here λ = {self.lam:g} and γ = {self.gamma:g} are adapted: pass a larger min_damping, below "
+                f"which λ never falls (now {self.region.min_damping:g})."
+            ) from error
 
     def _model(
         self, forms: FisherForms, gradient: Tensors, directions: Sequence[Tensors], tangents: Sequence[Any]
@@ -148,17 +166,15 @@ class QuadraticModel(ModelRule[Preconditioned]):
         after = self._objective(step.evaluate(), step)
         change = lr * self.last["linear"] + 0.5 * lr**2 * self.last["quadratic"]
         self.last["rho"] = rho = (after - before) / change if change < 0 else 0.0
-        if trust(rho) > 0:
-            self.lam *= self.omega1
-        elif trust(rho) < 0:
-            self.lam /= self.omega1
+        self.adjust(rho, self.lam * self.omega1, self.lam / self.omega1)
 
     # ---- saving ----------------------------------------------------------------------------------------------------
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """λ, γ, δ₀."""
         update = {names[p]: d.clone() for p, d in self.update.items()}
-        return {"adaptive": {"lam": self.lam, "gamma": self.gamma, "last": dict(self.last), "update": update}}
+        own = {"lam": self.lam, "gamma": self.gamma, "last": dict(self.last), "update": update}
+        return super().state_dict(names) | {"adaptive": own}
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state_dict` gave."""

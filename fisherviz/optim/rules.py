@@ -6,8 +6,10 @@ minimise the quadratic model with λ and η over all preconditioned groups toget
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -16,13 +18,32 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import FactoredTikhonov, as_damping
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Directions, Group, Part, Step
-from fisherviz.optim.gradients import Moves, add_direction, dense
+from fisherviz.optim.gradients import Moves, add_direction, dense, inner
 from fisherviz.optim.quadratic import dot
 from fisherviz.optim.selection import say_once
 
 JOINT = ("lr", "damping", "momentum", "weight_decay")
 """What the quadratic model takes from the optimizer and not from its groups."""
+IDLE = 100
+"""Steps that λ may take to come down to F before it is said."""
 D = TypeVar("D", bound=Directions)
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """How far a step may go.
+
+    Attributes:
+        kl_clip: κ, the bound on δᵀFδ; inf: none.
+        min_damping: what λ never falls below where it is adapted.
+    """
+
+    kl_clip: float = math.inf
+    min_damping: float = 0.0
+
+    def within(self, square: float) -> float:
+        """The factor that brings a step into the region: min(1, √(κ/δᵀFδ)) (Ba et al. 2017, section 5)."""
+        return 1.0 if square <= self.kl_clip else math.sqrt(self.kl_clip / square)
 
 
 class StepRule(Part, ABC, Generic[D]):
@@ -30,6 +51,8 @@ class StepRule(Part, ABC, Generic[D]):
 
     lam = 0.0
     """λ of the quadratic model, 0 without one."""
+    region = TrustRegion()
+    """Given by the optimizer."""
 
     def begin(self, groups: Sequence[Group], defaults: Mapping[str, Any], T: int) -> None:
         """Look at the groups when the optimizer is made. Nothing by default."""
@@ -46,17 +69,43 @@ class StepRule(Part, ABC, Generic[D]):
     def take(self, step: Step, directions: D) -> None:
         """Change the weights."""
 
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """The trust region."""
+        return {"region": vars(self.region).copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Restore what `state_dict` gave."""
+        self.region = TrustRegion(**state.get("region", {}))  # states saved before have none
+
 
 class Momentum(StepRule[Directions]):
-    """θ ← θ − lr · (momentum buffer of the direction)."""
+    """θ ← θ − lr · (momentum buffer of the direction), each direction brought into the trust region first."""
 
     def take(self, step: Step, directions: Directions) -> None:
         """Change the weights."""
-        descend(step.groups, step.state, directions.of(step))
+        moves = directions.of(step)
+        scale = 1.0 if self.region.kl_clip == math.inf else self.region.within(self._square(step, moves))
+        descend(step.groups, step.state, moves, scale=scale)
+
+    def _square(self, step: Step, moves: Moves) -> float:
+        """δᵀFδ of δ = lr · d, F as it is damped: lr² dᵀ∇h."""
+        own = {p: decayed(p, step.decays[p]) for p in moves if p.grad is not None}
+        square = sum(float(step.group_of[p]["lr"]) ** 2 * inner(moves[p], g) for p, g in own.items())
+        return square / step.moments.snapshot_examples if step.reduction == "sum" else square
+
+
+def decayed(p: nn.Parameter, weight_decay: float) -> Tensor:
+    """The gradient plus weight decay."""
+    assert p.grad is not None
+    return p.grad.add(p, alpha=weight_decay) if weight_decay else p.grad
 
 
 def descend(
-    groups: Sequence[Group], state: MutableMapping[Any, Any], moves: Moves, done: Collection[nn.Parameter] = ()
+    groups: Sequence[Group],
+    state: MutableMapping[Any, Any],
+    moves: Moves,
+    done: Collection[nn.Parameter] = (),
+    scale: float = 1.0,
 ) -> None:
     """One step along directions with each group's lr and momentum; plain SGD for parameters without a direction.
 
@@ -65,22 +114,24 @@ def descend(
         state: per parameter, where momentum buffers are kept.
         moves: directions by parameter.
         done: parameters that have been stepped already.
+        scale: factor on the directions.
     """
     for group in groups:
         for p in group["params"]:
             if p.grad is None or p in done:
                 continue
             d = moves.get(p)
+            c = scale
             if d is None:
-                d = p.grad.add(p, alpha=group["weight_decay"]) if group["weight_decay"] else p.grad
+                d, c = decayed(p, group["weight_decay"]), 1.0
             if group["momentum"]:
                 own = state[p]
                 if "momentum_buffer" not in own:
-                    own["momentum_buffer"] = dense(d).clone()
+                    own["momentum_buffer"] = c * dense(d)
                 else:
-                    add_direction(own["momentum_buffer"], d, 1.0, group["momentum"])
-                d = own["momentum_buffer"]
-            add_direction(p, d, -float(group["lr"]))
+                    add_direction(own["momentum_buffer"], d, c, group["momentum"])
+                d, c = own["momentum_buffer"], 1.0
+            add_direction(p, d, -float(group["lr"]) * c)
 
 
 def trust(rho: float) -> int:
@@ -144,6 +195,28 @@ class ModelRule(StepRule[D]):
         weights = {p: p.detach() for p in parameters} if self.eta else {}
         return value + self.eta / 2 * dot(weights, weights)
 
+    def adjust(self, rho: float, lower: float, higher: float) -> None:
+        """λ after a step with reduction ratio ρ: lower where the model foresaw it well, higher where badly."""
+        self.lam = max({1: lower, 0: self.lam, -1: higher}[trust(rho)], self.region.min_damping)
+
+    def say_idle(self, delta: Mapping[nn.Parameter, Tensor], form: float, fall: float) -> None:
+        """Warn where it takes λ a hundred steps or more to come down to F along the first step.
+
+        Args:
+            delta: the step.
+            form: δᵀ(F + λ + η)δ.
+            fall: the smallest factor of λ per step.
+        """
+        length = dot(delta, delta)
+        least = max(form / length - self.lam - self.eta, self.region.min_damping) if length else self.lam
+        times = self.lam / least if least > 0 else 1.0
+        if math.log(times) > IDLE * -math.log(fall) > 0:
+            say_once(
+                f"λ = {self.lam:g} is {times:,.0f} times F along the first step and takes at least "
+                f"{math.log(times) / -math.log(fall):.0f} steps to come down to it, until when steps are short ones "
+                "along the gradient: pass a smaller damping."
+            )
+
     def lr(self, step: Step) -> float:
         """The one lr of the preconditioned groups; plain groups keep theirs to themselves."""
         return float(joined(step.groups)[0]["lr"])
@@ -160,4 +233,5 @@ class ModelRule(StepRule[D]):
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """The groups are those of the saved run."""
+        super().load_state_dict(state, parameters)
         self._given = None

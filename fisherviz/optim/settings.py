@@ -124,7 +124,7 @@ def check_state(state: Any, own: Mapping[str, Any]) -> None:
             raise ValueError(f"the state is one of {key} {saved[key]!r}, this optimizer's is {own[key]!r}.")
     if "moments" in saved and ("adaptive" in saved) != ("adaptive" in own):
         raise ValueError("the state is that of an optimizer with another rescale=; create this one as it was then.")
-    if lacking := [key for key in own if key not in saved]:
+    if lacking := [key for key in own if key not in saved and key != "region"]:  # states saved before have none
         raise ValueError(f"the state under 'fisherviz' lacks {lacking[0]!r}; load one of the same optimizer's class.")
     for name in {**own["shapes"], **saved["shapes"]}:
         here, there = own["shapes"].get(name), saved["shapes"].get(name)

@@ -6,6 +6,7 @@ default, independent of the gradient's; everything comes from inputs and pseudo-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, TypedDict, Unpack
@@ -23,7 +24,7 @@ from fisherviz.optim.averages import pack, unpack
 from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, gradient_matrix, layer_gradients, matrix_of, split_matrix, split_rows
 from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import require_known
+from fisherviz.optim.options import DIRECTION, require_known
 from fisherviz.optim.processes import distributed
 from fisherviz.optim.rules import Momentum, StepRule
 from fisherviz.statistics.examples import Examples, Woodbury
@@ -188,6 +189,7 @@ class SubsampledKeywords(TypedDict, total=False):
     """Rare options of `SubsampledNaturalGradient`."""
 
     samples: int
+    kl_clip: float
 
 
 class SubsampledNaturalGradient(NaturalGradient):
@@ -208,6 +210,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         T: steps between mini-batches for the Fisher.
         kind: "mc" or "exact".
         samples: labels per example for kind "mc".
+        kl_clip: κ, as for `NaturalGradient`; of the damped Fisher that the mini-batch gives.
         output: picks the output tensor from what the model returns.
 
     Raises:
@@ -216,6 +219,7 @@ class SubsampledNaturalGradient(NaturalGradient):
     """
 
     Options: ClassVar[type] = SubsampledKeywords
+    PAPER: ClassVar[Mapping[str, Any]] = {"lr": 1e-2, "damping": 1e-2, "momentum": 0.0, "kl_clip": math.inf}
 
     def __init__(
         self,
@@ -225,9 +229,9 @@ class SubsampledNaturalGradient(NaturalGradient):
         structure: str = "full",
         fisher_data: Any = None,
         params: Iterable[Any] | None = None,
-        lr: float = 1e-2,
-        damping: float | Damping = 1e-2,
-        momentum: float = 0.0,
+        lr: float = 0.1,
+        damping: float | Damping = 1.0,
+        momentum: float = 0.9,
         weight_decay: float = 0.0,
         T: int = 1,
         kind: str = "mc",
@@ -235,6 +239,7 @@ class SubsampledNaturalGradient(NaturalGradient):
         **options: Unpack[SubsampledKeywords],
     ) -> None:
         require_known(type(self), options)
+        options.setdefault("kl_clip", DIRECTION["kl_clip"])
         choices.one_of("structure", structure, STRUCTURES)
         choices.one_of("kind", kind, KINDS)
         if kind == "empirical":

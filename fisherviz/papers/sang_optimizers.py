@@ -86,7 +86,10 @@ class DecayedKFAC(KFAC):
         momentum: float = 0.98,
         T: int = 1,
     ) -> None:
-        super().__init__(model, likelihood, rescale=False, adapt=False, lr=lr, damping=damping, momentum=momentum, T=T)
+        super().__init__(
+            model, likelihood, rescale=False, adapt=False, lr=lr, damping=damping, momentum=momentum, T=T,
+            kl_clip=math.inf,
+        )  # fmt: skip
         self.rules = {"lr": (lr, lr_rate, lr_floor), "damping": (damping, damping_rate, damping_floor)}
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -129,4 +132,4 @@ class MeanCostCWNGD(CWNGD):
         lr: float = 1.0,
         damping: float = 1e-4,
     ) -> None:
-        super().__init__(model, likelihood, lr=lr / batch, damping=damping, loss_scale=1.0)
+        super().__init__(model, likelihood, **{**CWNGD.PAPER, "lr": lr / batch, "damping": damping, "loss_scale": 1.0})

@@ -286,7 +286,7 @@ def _train(problem: Problem, what: Mapping[str, Any], title: str, run: Run) -> d
     likelihood = resolve(data.likelihood)
     model = build(problem, data, what["seed"]).to(device=run.device, dtype=getattr(torch, problem.dtype))
     batches = Batches(*data.train, problem.batch, problem.full_at, what["seed"])
-    optimizer = make_optimizer(what["optimizer"], what["options"], model, likelihood, batches)
+    optimizer = make_optimizer(what["optimizer"], what["options"], model, likelihood, batches, "paper")
     average = None if problem.averaging is None else Average(model, problem.averaging)
     position, curve, stopped, seconds = Position(), [], None, 0.0
 

@@ -134,6 +134,9 @@ def _facts(section: Section) -> dict[str, Any]:
         for method, value in comparison.whole(metric).items():
             if method in summary:  # JSON has no infinity: it becomes a word
                 summary[method][metric] = value if np.isfinite(value) else str(value)
+        for method, error in comparison.whole(metric, "stderr").items():
+            if method in summary and error:
+                summary[method][f"{metric}_stderr"] = error
     return {
         "title": section.title,
         "folder": section.slug or ".",

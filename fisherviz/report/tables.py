@@ -5,7 +5,7 @@ Whole-matrix summary in groups of columns, one metric per layer, what was probed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,7 @@ def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> 
     Returns:
         The table, or None if there are no such metrics.
     """
-    summary = comparison.summary()
+    summary = comparison.summary(stderr=False)
     summary = summary[[name for name in summary if only is None or name in only]]
     known = [name for name in summary if name in metrics.METRICS and name != "seconds"]  # passes tell the same
     others = [name for name in summary if name not in metrics.METRICS]
@@ -75,7 +75,8 @@ def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> 
         return None
     return Table(
         "Whole matrix, closest first; the best of each column is bold.", "method",
-        tuple(metrics.metric(name).short for name in columns), _rows(summary[columns], columns),
+        tuple(metrics.metric(name).short for name in columns),
+        _rows(summary[columns], columns, [comparison.whole(name, "stderr") for name in columns]),
         [(_with_damping(title, comparison), len(names)) for title, names in groups],
         tuple(f"{metrics.metric(name).label}: {metrics.metric(name).formula}" for name in columns),
     )  # fmt: skip
@@ -95,11 +96,18 @@ def layer_tables(comparison: Comparison) -> list[Table]:
         rows = comparison.blocks(name)
         if rows.empty or metrics.metric(name).needs == "cost":
             continue
-        grid = rows.pivot_table(index="method", columns="row", values="value", sort=False)
+        grid, errors = (
+            rows.pivot_table(index="method", columns="row", values=column, sort=False) for column in ("value", "stderr")
+        )
         layers = [layer for layer in comparison.layers if layer in grid]
         far = metrics.metric(name).away(grid).median(axis=1)
         grid = grid.loc[far.sort_values(kind="stable").index, layers]
-        table = Table(metrics.metric(name).title, "method", tuple(layers), _rows(grid, [name] * len(layers)))
+        table = Table(
+            metrics.metric(name).title,
+            "method",
+            tuple(layers),
+            _rows(grid, [name] * len(layers), [errors[layer] for layer in layers]),
+        )
         tables.append(table if len(layers) <= WIDEST else _turned(table, "layer"))
     return tables
 
@@ -172,16 +180,22 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _rows(grid: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
-    """Rows of a table from one whose columns hold the metrics of these names."""
-    columns = [_column(name, grid.iloc[:, k]) for k, name in enumerate(names)]
+def _rows(
+    grid: pd.DataFrame, names: Sequence[str], errors: Sequence[Mapping[str, float]]
+) -> list[tuple[str, list[Cell]]]:
+    """Rows of a table from one whose columns hold the metrics of these names, with their standard errors by method."""
+    columns = [_column(name, grid.iloc[:, k], errors[k]) for k, name in enumerate(names)]
     return [(str(method), [column[row] for column in columns]) for row, method in enumerate(grid.index)]
 
 
-def _column(name: str, values: pd.Series) -> list[Cell]:
+def _column(name: str, values: pd.Series, errors: Mapping[str, float]) -> list[Cell]:
     """Cells of one metric; the best are those that read like the best."""
     texts = [MISSING if pd.isna(value) else metrics.show(name, float(value)) for value in values]
     far = metrics.metric(name).away(values.astype(float)).to_numpy()
     ranked = metrics.metric(name).best != "none" and np.isfinite(far).sum() > 1
     winner = texts[int(np.argmin(np.where(np.isfinite(far), far, np.inf)))] if ranked else None
-    return [Cell(text, text == winner) for text in texts]
+    shown = [
+        text if pd.isna(value) else metrics.show(name, float(value), errors[method])
+        for text, (method, value) in zip(texts, values.items(), strict=True)
+    ]
+    return [Cell(full, text == winner) for full, text in zip(shown, texts, strict=True)]

@@ -23,7 +23,7 @@ from fisherviz.results import metrics
 from fisherviz.results.outputs import output
 from fisherviz.support import files
 
-COLUMNS = ("method", "row", "col", "metric", "value")
+COLUMNS = ("method", "row", "col", "metric", "value", "stderr")
 WHOLE = "all"
 EXACT = "exact"
 """Label of what belongs to the exact Fisher itself, in the column of methods and among the arrays."""
@@ -40,8 +40,9 @@ class Comparison:
     """How far each approximation is from the exact Fisher, per pair of layers and as a whole.
 
     Args:
-        frame: tidy table with columns method, row, col, metric, value; row and col are names of layers, or
-            both "all" for the whole matrix.
+        frame: tidy table with columns method, row, col, metric, value, stderr; row and col are names of layers, or
+            both "all" for the whole matrix. `stderr` is the standard error of an estimated value, 0 of an exact one;
+            a table without that column, as earlier releases saved it, has exact values only.
         meta: facts about the run (layers, settings, versions, fingerprints, notes), as JSON holds them.
         arrays: name ("heatmap/exact", "spectrum/kfac", ...) to array, what pictures are drawn from.
 
@@ -81,18 +82,19 @@ class Comparison:
         """What was left out and what was assumed, a sentence each."""
         return tuple(str(note) for note in self.meta.get("notes") or ())
 
-    def whole(self, metric: str) -> dict[str, float]:
+    def whole(self, metric: str, column: str = "value") -> dict[str, float]:
         """One metric of the whole matrix.
 
         Args:
             metric: its name.
+            column: "value", or "stderr" for the standard errors, 0 where the value is exact.
 
         Returns:
             Method to value; methods to which the metric does not apply are absent.
         """
         frame = self.frame
         rows = frame[(frame["metric"] == metric) & (frame["row"] == WHOLE) & (frame["col"] == WHOLE)]
-        return dict(zip(rows["method"], rows["value"].astype(float), strict=True))
+        return dict(zip(rows["method"], rows[column].astype(float), strict=True))
 
     def blocks(self, metric: str, *, diagonal: bool = True) -> pd.DataFrame:
         """One metric block by block.
@@ -110,8 +112,11 @@ class Comparison:
             keep &= frame["row"] == frame["col"]
         return frame[keep].reset_index(drop=True)
 
-    def summary(self) -> pd.DataFrame:
+    def summary(self, *, stderr: bool = True) -> pd.DataFrame:
         """One row per method with the metrics of the whole matrix, smallest relative Frobenius error first.
+
+        Args:
+            stderr: put the standard errors of an estimated metric beside it, as a column "<metric>_stderr".
 
         Returns:
             Table indexed by method. A metric that does not apply to a method is a missing cell (`pd.NA`). What was
@@ -126,6 +131,9 @@ class Comparison:
             values = [columns[name].get(method) for method in self.methods]
             complete = all(value is not None for value in values)
             table[name] = pd.array(values, dtype="float64" if complete else "Float64")
+            errors = self.whole(name, "stderr") if stderr else {}
+            if any(errors.values()):
+                table[f"{name}_stderr"] = pd.array([errors.get(m) for m in self.methods], dtype=table[name].dtype)
         if "relative_frobenius" in table:
             table = table.sort_values("relative_frobenius", kind="stable", na_position="last")
         table.attrs["notes"] = list(self.notes)
@@ -187,11 +195,14 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        table = self.summary()
+        table, errors = self.summary(stderr=False), {name: self.whole(name, "stderr") for name in self.metrics}
         head = "".join(f"<th scope='col'>{html.escape(metrics.metric(name).short)}</th>" for name in table)
         rows = ""
         for method, row in table.iterrows():
-            shown = ["–" if pd.isna(value) else metrics.show(str(name), float(value)) for name, value in row.items()]
+            shown = [
+                "–" if pd.isna(value) else metrics.show(name, float(value), errors[name][str(method)])
+                for name, value in zip(table, row, strict=True)
+            ]
             cells = "".join(f"<td>{text}</td>" for text in shown)
             rows += f"<tr><th scope='row'>{html.escape(str(method))}</th>{cells}</tr>"
         return (
@@ -243,12 +254,13 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
 
 
 def _checked_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame if "stderr" in frame else frame.assign(stderr=0.0)
     missing = [name for name in COLUMNS if name not in frame]
     if missing:
         raise ValueError(f"the comparison's frame lacks the columns {missing}; it needs {list(COLUMNS)}.")
     frame = frame.loc[:, list(COLUMNS)].reset_index(drop=True)
-    frame = frame.astype(dict.fromkeys(COLUMNS[:-1], str) | {"value": "float64"})
-    bad = frame[frame["value"].isna()]
+    frame = frame.astype(dict.fromkeys(COLUMNS[:4], str) | dict.fromkeys(COLUMNS[4:], "float64"))
+    bad = frame[frame[["value", "stderr"]].isna().any(axis=1)]
     if len(bad):
         first = bad.iloc[0]
         raise ValueError(

@@ -76,7 +76,8 @@ _METRICS = (
     Metric("inverse_frobenius", "relative error of the damped inverse", "inverse, Frobenius",
            "‖(F + λI)⁻¹ − (F̂ + λI)⁻¹‖_F / ‖(F + λI)⁻¹‖_F",
            "What an optimizer applies is the inverse, so this is closer to its quality than the error of F̂. "
-           "With factored damping each approximation takes its own damped inverse.",
+           "With factored damping each approximation takes its own damped inverse. "
+           "± is one standard error, where random probes estimated it.",
            "zero", needs="damping", brief=True),
     Metric("direction_cosine", "cosine of the natural gradients", "step, cosine",
            "cos((F̂ + λI)⁻¹∇h, (F + λI)⁻¹∇h)",
@@ -95,7 +96,8 @@ _METRICS = (
            "The same with the best multiple of the approximate step (K-FAC, section 6.4).", "one", needs="direction"),
     Metric("kl", "divergence of the posteriors", "KL, nats",
            "KL(N(0, (F + λI)⁻¹) ‖ N(0, (F̂ + λI)⁻¹))",
-           "How different the two Gaussian (Laplace) posteriors with these precisions are.",
+           "How different the two Gaussian (Laplace) posteriors with these precisions are. "
+           "± is one standard error, where random probes estimated it.",
            "zero", "nats", needs="damping"),
     Metric("off_unit_share", "share of ‖F‖² off the unit blocks", "off-unit share",
            "1 − Σ_units ‖F_unit‖² / ‖F‖²",
@@ -184,12 +186,13 @@ def metric(name: str) -> Metric:
     return METRICS.get(name) or MONITORED.get(name) or Metric(name, words, words, "", "", "none")
 
 
-def show(name: str, value: float) -> str:
+def show(name: str, value: float, error: float = 0.0) -> str:
     """A value as people read it: three significant digits, bytes and seconds with their unit.
 
     Args:
         name: of the metric.
         value: the number.
+        error: its standard error, said where it is not 0.
 
     Returns:
         Short text, for tables and the terminal.
@@ -198,15 +201,21 @@ def show(name: str, value: float) -> str:
         return show_bytes(value)
     if name == "seconds":
         return f"{value:.3g} s" if value >= 0.1 else f"{1000 * value:.3g} ms"
-    return show_number(value)
+    if not error:
+        return show_number(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{show_number(value)} ± {show_number(error, 2)}"
+    exponent = math.floor(math.log10(abs(value)))
+    value, error = value / 10.0**exponent, error / 10.0**exponent
+    return f"({show_number(value)} ± {show_number(error, 2)})·10{superscript(exponent)}"
 
 
-def show_number(value: float) -> str:
-    """Three significant digits, without an exponent where that stays short."""
+def show_number(value: float, digits: int = 3) -> str:
+    """Three significant digits, or another number, without an exponent where that stays short."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "∞" if value > 0 else "−∞"
     if 1e-3 <= abs(value) < 1e5:
-        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.{digits}g}".rstrip(".")
         return text.replace("-", "−")
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")

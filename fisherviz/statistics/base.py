@@ -78,7 +78,10 @@ class Statistic(ABC):
 
     def update(self, batch: Batch) -> None:
         """Add a batch."""
-        self.add(self.contribution(*(batch.captures[name] for name in self.layers)), batch.examples)
+        if batch.later and not self.needs_gradients:
+            return  # the same inputs with other vectors
+        found = self.contribution(*(batch.captures[name] for name in self.layers))
+        self.add(found, 0 if batch.later else batch.examples)
 
     def add(self, total: Tensor, count: float) -> None:
         """Add a sum over `count` examples."""

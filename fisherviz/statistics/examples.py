@@ -5,6 +5,7 @@ U itself is never formed. (λI + s U Uᵀ)⁻¹ v = (v - U (λ/s I + UᵀU)⁻¹
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property, reduce
@@ -137,6 +138,13 @@ class Woodbury:
             gram = examples.gram
         self.examples = examples
         self.factor = DampedCholesky(gram, damping / s, "the Fisher in example space", unit=s)
+
+    @property
+    def log_determinant(self) -> float:
+        """Log det(F + λI), by Sylvester's identity: (P - K N) log λ + log det s(λ/s I + UᵀU)."""
+        columns, scale = self.examples.columns, self.examples.scale
+        rest = (self.examples.size - columns) * math.log(self.damping)
+        return rest + columns * math.log(scale) + self.factor.log_determinant
 
     def solve(self, pieces: Sequence[Tensor]) -> list[Tensor]:
         """(F + λI)⁻¹ v by unit-order pieces (P_i, r)."""

@@ -19,6 +19,8 @@ from fisherviz.support.errors import OptionError
 
 FREE = ("epochs", "max_steps", "checkpoint_every", "timings", "tensorboard", "quiet", "out")
 """Fields that a run may be continued with other values of."""
+BEFORE = {"defaults": "paper"}
+"""What runs were that were begun before these fields were there."""
 
 
 class Config(BaseModel):
@@ -52,6 +54,9 @@ class Config(BaseModel):
 
     optimizer: str = Field("kfac", description="Optimizer (kfac, foof, adam, ...) or pkg.mod:Class.")
     optimizer_options: dict[str, Any] = Field(default_factory=dict, description="Options of the optimizer.")
+    defaults: Literal["training", "paper"] = Field(
+        "training", description="Of the optimizer's options: those that train, or its paper's."
+    )
     averaging: float | None = Field(
         None, ge=0.0, lt=1.0, description="ξ of the averaged iterate that is evaluated too (K-FAC paper: 0.99)."
     )

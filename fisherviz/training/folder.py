@@ -19,7 +19,7 @@ import yaml
 from fisherviz.results.run import CHECKPOINT, CONFIG, METRICS, SUMMARY
 from fisherviz.support import files
 from fisherviz.support.errors import OptionError, option
-from fisherviz.training.config import FREE, Config
+from fisherviz.training.config import BEFORE, FREE, Config
 
 FORMAT = 1
 LOCK = ".lock"
@@ -77,8 +77,8 @@ class Folder:
             return
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
-            theirs = {key: value for key, value in found.items() if key not in FREE}
-        except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+            theirs = {key: value for key, value in (BEFORE | found).items() if key not in FREE}
+        except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
             raise OptionError(f"out: {path} is damaged; choose another folder.") from error
         for key in (*mine, *theirs):
             if mine.get(key) != theirs.get(key):

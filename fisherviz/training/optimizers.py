@@ -73,7 +73,12 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_optimizer(
-    name: str, options: Mapping[str, Any], model: nn.Module, likelihood: Any, batches: Batches
+    name: str,
+    options: Mapping[str, Any],
+    model: nn.Module,
+    likelihood: Any,
+    batches: Batches,
+    defaults: str = "training",
 ) -> torch.optim.Optimizer:
     """Make an optimizer for a model.
 
@@ -83,6 +88,7 @@ def make_optimizer(
         model: the model.
         likelihood: its likelihood.
         batches: the training examples, for optimizers that look at more than the mini-batch.
+        defaults: "paper" for the paper's values of options that are not given, where the class itself has such.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -98,7 +104,8 @@ def make_optimizer(
             given["fisher_data"] = choices[one_of("fisher_data", wanted, choices)]
         if "data" in parameters:
             given["data"] = batches.once()
-        return cls(model, likelihood, **given)  # type: ignore[arg-type]
+        build: Any = cls.paper if defaults == "paper" and "PAPER" in vars(cls) else cls  # type: ignore[attr-defined]
+        return build(model, likelihood, **given)
 
 
 def dampings(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -101,7 +101,7 @@ class Session:
         self.train_part, self.validation = split(config, self.dataset.shaped_for(self.model))
         self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
         self.optimizer = make_optimizer(
-            config.optimizer, config.optimizer_options, self.model, self.likelihood, self.batches
+            config.optimizer, config.optimizer_options, self.model, self.likelihood, self.batches, config.defaults
         )
         self.average = None if config.averaging is None else Average(self.model, config.averaging)
         self.clock = Clock(torch.device(config.device), config.timings)

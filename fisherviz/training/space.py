@@ -181,7 +181,7 @@ def presets() -> tuple[str, ...]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
-    """A grid that ships with the package: `over` and `metric`.
+    """A grid that ships with the package: `over`, `metric` and, in `base`, fields that it is for.
 
     Raises:
         ValueError: there is none of that name.

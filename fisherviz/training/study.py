@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fisherviz.support.errors import OptionError
+from fisherviz.training.config import BEFORE
 from fisherviz.training.space import Space, grid
 
 SAMPLERS = ("grid", "random", "tpe")
@@ -91,7 +92,9 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
     found = study.user_attrs.get(ATTRIBUTE)
     if found is None:
         study.set_user_attr(ATTRIBUTE, plain)
-    elif found != plain:
+        return study
+    found["base"] = BEFORE | found["base"]
+    if found != plain:
         wrong = next(key for key in plain if found.get(key) != plain[key])
         raise OptionError(
             f"storage: the study {name!r} is one with {wrong}={found.get(wrong)!r}, not {plain[wrong]!r}; choose "

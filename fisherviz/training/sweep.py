@@ -110,6 +110,7 @@ def sweep(
     """
     fields = dict(base.model_dump(exclude_unset=True) if isinstance(base, Config) else base or {})
     grids = load_preset(preset) if preset is not None else {}
+    fields = grids.get("base", {}) | fields
     space = make_space({**grids.get("over", {}), **(over or {})})
     metric = metric or grids.get("metric") or "train_loss"
     with option("sampler"):

@@ -253,14 +253,16 @@ def test_what_belongs_to_the_exact_fisher_stands_under_its_name(net, data, tmp_p
 def test_a_metric_that_needs_the_matrix_is_computed_where_it_was_asked_for(net, data, monkeypatch):
     monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
     fisher = fv.Probe(net, "categorical").fisher(*data)
-    found = fv.compare(fisher, "kfac", damping=0.1, metrics=["inverse_frobenius"])
+    found = fv.compare(fisher, "kfac", damping=0.1, metrics=["relative_nuclear", "inverse_frobenius"])
     F, M = exact.fisher(net, data[0], laws.Categorical()), fv.approximate(fisher, "kfac").to_dense().numpy()
     inverse, other = (np.linalg.inv(matrix + 0.1 * np.eye(len(F))) for matrix in (F, M))
     expected = np.linalg.norm(inverse - other) / np.linalg.norm(inverse)
     assert whole(found, "inverse_frobenius") == {"kfac": pytest.approx(expected)}
+    nuclear = np.linalg.norm(F - M, "nuc") / np.linalg.norm(F, "nuc")
+    assert whole(found, "relative_nuclear") == {"kfac": pytest.approx(nuclear)}
     monkeypatch.setattr("fisherviz.support.memory.available", lambda device: 0)
-    with pytest.raises(MemoryError, match="dense matrices for inverse_frobenius"):
-        fv.compare(fisher, "kfac", damping=0.1, metrics=["inverse_frobenius"])
+    with pytest.raises(MemoryError, match="dense matrices for relative_nuclear"):
+        fv.compare(fisher, "kfac", damping=0.1, metrics=["relative_nuclear", "inverse_frobenius"])
 
 
 def test_a_table_is_never_empty(net, data):

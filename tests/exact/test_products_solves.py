@@ -96,6 +96,8 @@ def test_damped_solve(likelihood, N, widths, damping):
     expected = np.linalg.solve(F + damping * np.eye(len(F)), V.numpy())
     assert_matches(fisher.solve(V[:, 0], damping), expected[:, 0], 1e-8)
     assert_matches(fisher.solve(V, damping), expected, 1e-8)
+    determinant = np.linalg.slogdet(F + damping * np.eye(len(F)))[1]
+    assert fisher.log_determinant(damping) == pytest.approx(determinant, rel=1e-8)
 
 
 def test_damped_solve_of_a_dictionary():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fisherviz.operators import cg, extreme_eigenvalues, spectral_norm
-from fisherviz.operators.lanczos import leading_eigenvector
+from fisherviz.operators.lanczos import leading_eigenvector, log_quadratures
 
 F64 = torch.float64
 
@@ -138,6 +138,26 @@ def test_cg_says_why_it_stops():
         cg(lambda v: M @ v, b, maxiter=3)
     with pytest.raises(RuntimeError, match="not positive definite"):
         cg(lambda v: -M @ v, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("values", [torch.linspace(0.01, 3, 300), [1e4, 1e3, 5.0] + [1.0] * 200, [2.0, 3.0, 7.0]])
+def test_log_quadratures(values, dtype):
+    M = symmetric(values)
+    lam, Q = torch.linalg.eigh(M)
+    z = torch.randn(len(M), 3, generator=torch.Generator().manual_seed(2), dtype=F64)
+    product, calls = counting(M.to(dtype))
+    found = log_quadratures(product, z.to(dtype))
+    torch.testing.assert_close(found, ((Q.T @ z).square() * lam.log()[:, None]).sum(0), rtol=1e-3, atol=1e-3)
+    assert len(calls) < 100
+
+
+def test_log_quadratures_say_why_they_stop():
+    M, z = torch.diag(torch.logspace(-6, 0, 500, dtype=F64)), torch.ones(500, 1, dtype=F64)
+    with pytest.raises(RuntimeError, match=r"did not converge: relative change"):
+        log_quadratures(lambda v: M @ v, z, maxiter=25)
+    with pytest.raises(RuntimeError, match="not positive definite; add damping"):
+        log_quadratures(lambda v: -(M @ v), z)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from fisherviz.operators import (
     BlockTridiagonal,
     Dense,
     Diagonal,
+    DiagonalKronecker,
     DirectSum,
     Identity,
     Kronecker,
@@ -62,6 +63,7 @@ def square_cases(dtype=torch.float64):
         "dense": (Dense(M), M),
         "units": (UnitBlocks(B), torch.block_diag(*B)),
         "kronecker": (Kronecker(A, G), kron(G, A)),
+        "diagonal kronecker": (DiagonalKronecker(d[:DA], G), kron(G, torch.diag(d[:DA]))),
         "sum": (KroneckerSum([(A, G), (A2, G2)]), kron(G, A) + kron(G2, A2)),
         "one-term": (KroneckerSum([(A, G)]), kron(G, A)),
         "eigen": (KroneckerEigen(QA, QG, S), Q @ torch.diag(S.reshape(-1)) @ Q.T),
@@ -187,6 +189,10 @@ def test_inverse_and_solve(operator, dense, damping):
     for v in (normal(P, seed=52), normal(P, 3, seed=53)):
         torch.testing.assert_close(operator.solve(v), torch.linalg.solve(dense, v), rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(operator.inverse() @ v, torch.linalg.solve(dense, v), rtol=1e-9, atol=1e-10)
+    assert operator.direct
+    expected = float(torch.linalg.slogdet(dense).logabsdet)
+    assert operator.log_determinant() == pytest.approx(expected, rel=1e-10, abs=1e-10)
+    assert operator.inverse().log_determinant() == pytest.approx(-expected, rel=1e-10, abs=1e-10)
 
 
 @pytest.mark.parametrize(("x", "y"), list(itertools.product(ALL, ALL)))
@@ -421,6 +427,9 @@ def test_large_coupled_matrices_are_solved_by_conjugate_gradients(monkeypatch):
     v = normal(P, 2, seed=39)
     torch.testing.assert_close(operator.solve(v), torch.linalg.solve(dense, v), rtol=1e-6, atol=1e-6)
     assert "_dense" not in operator.__dict__
+    assert not operator.direct
+    with pytest.raises(NotImplementedError, match="BlockMatrix has no determinant"):
+        operator.log_determinant()
 
 
 def test_errors_of_a_direct_sum_name_the_place():

@@ -95,7 +95,7 @@ class Algorithm2:
 def test_complete_kfac_is_algorithm_2(momentum):
     model = net()
     lam = 0.5
-    opt = optim.KFAC(
+    opt = optim.KFAC.paper(
         model, "categorical", damping=lam, weight_decay=ETA, T=2, T1=2, T2=4, tau1=1.0, tau2=1.0, kind="exact",
         momentum=momentum,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def test_complete_kfac_is_algorithm_2(momentum):
 
 def test_sampled_labels_and_subsets_lower_the_loss():
     model = net()
-    opt = optim.KFAC(model, "categorical", inverse="block-tridiagonal", damping=1.0)
+    opt = optim.KFAC.paper(model, "categorical", inverse="block-tridiagonal", damping=1.0)
     x, y = data(64)
     losses = [float(opt.step(closure_of(opt, model, x, y)).detach()) for _ in range(30)]
     assert losses[-1] < 0.8 * losses[0]
@@ -125,7 +125,7 @@ def test_complete_kfac_resumes_bit_for_bit(inverse):
     model = net()
 
     def make(m):
-        return optim.KFAC(m, "categorical", inverse=inverse, damping=1.0, T=4, T1=2, T2=4)
+        return optim.KFAC.paper(m, "categorical", inverse=inverse, damping=1.0, T=4, T1=2, T2=4)
 
     opt = make(model)
     x, y = data(32)
@@ -150,7 +150,7 @@ def test_complete_kfac_resumes_bit_for_bit(inverse):
 
 def test_a_closure_is_asked_for_and_its_second_evaluation_leaves_no_trace():
     model = net()
-    opt = optim.KFAC(model, "categorical", damping=1.0, T1=1)
+    opt = optim.KFAC.paper(model, "categorical", damping=1.0, T1=1)
     x, y = data()
     loss_backward(opt, model, x, y)
     with pytest.raises(RuntimeError, match=r"call step\(closure\)"):
@@ -160,7 +160,7 @@ def test_a_closure_is_asked_for_and_its_second_evaluation_leaves_no_trace():
     assert "rho" in opt.last
     for p, g in zip(model.parameters(), start, strict=True):
         assert torch.equal(p.grad, g)
-    optim.KFAC(net(), "categorical", adapt=False, damping=1.0)
+    optim.KFAC.paper(net(), "categorical", adapt=False, damping=1.0)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_closure_is_asked_for_and_its_second_evaluation_leaves_no_trace():
 )
 def test_contradicting_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        optim.KFAC(net(), "categorical", **options)
+        optim.KFAC.paper(net(), "categorical", **options)
 
 
 @pytest.mark.parametrize("inverse", ["block-diagonal", "block-tridiagonal"])
@@ -199,7 +199,7 @@ def test_corollary_2_tanh_and_logistic_networks_follow_the_same_path(inverse):
     y = torch.randn(200, 3, dtype=torch.float64)
     assert torch.allclose(tanh(x), logistic(x), atol=1e-12)
     opts = [
-        optim.KFAC(
+        optim.KFAC.paper(
             m,
             "gaussian",
             inverse=inverse,

@@ -17,17 +17,19 @@ from tests.oracles.steps import assert_same, data, loss_backward, matrices, move
 
 
 def kfac(model, **options):
-    return optim.KFAC(model, "categorical", **{"rescale": False, "adapt": False, "lr": 0.1, "damping": 0.1} | options)
+    return optim.KFAC.paper(
+        model, "categorical", **{"rescale": False, "adapt": False, "lr": 0.1, "damping": 0.1} | options
+    )
 
 
 PRESETS = {
-    "foof": lambda m, **o: optim.FOOF(m, "categorical", **o),
+    "foof": lambda m, **o: optim.FOOF.paper(m, "categorical", **o),
     "kfac": kfac,
     "kfac-eigenvalues": lambda m, **o: kfac(m, heuristic_damping=False, **o),
     "kfac-tridiagonal": lambda m, **o: kfac(m, inverse="block-tridiagonal", **o),
-    "cw-ngd": lambda m, **o: optim.CWNGD(m, "categorical", lr=0.05, damping=0.1, **o),
-    "ekfac": lambda m, **o: optim.EKFAC(m, "categorical", **o),
-    "tengrad": lambda m, **o: optim.TENGraD(m, "categorical", **o),
+    "cw-ngd": lambda m, **o: optim.CWNGD.paper(m, "categorical", lr=0.05, damping=0.1, **o),
+    "ekfac": lambda m, **o: optim.EKFAC.paper(m, "categorical", **o),
+    "tengrad": lambda m, **o: optim.TENGraD.paper(m, "categorical", **o),
     "exact": lambda m, **o: optim.NaturalGradient(m, "categorical", lr=0.1, damping=0.1, **o),
 }
 
@@ -214,10 +216,10 @@ def test_factors_on_rows_are_used_where_the_batch_is_small(monkeypatch):
         lambda s, layer, rows: used.append(layer.name) or original(s, layer, rows),
     )
     model = net()
-    step_of(model, optim.FOOF(model, "categorical"), data(1))
+    step_of(model, optim.FOOF.paper(model, "categorical"), data(1))
     assert used == ["0", "2", "4"]
     used.clear()
-    step_of(model, optim.FOOF(model, "categorical"), data(40))
+    step_of(model, optim.FOOF.paper(model, "categorical"), data(40))
     assert used == []
 
 
@@ -276,7 +278,7 @@ def test_states_of_other_methods_and_networks_are_refused():
     opt = kfac(model)
     step_of(model, opt, data())
     with pytest.raises(ValueError, match="state is one of method 'kfac'"):
-        optim.FOOF(net(), "categorical").load_state_dict(opt.state_dict())
+        optim.FOOF.paper(net(), "categorical").load_state_dict(opt.state_dict())
     with pytest.raises(ValueError, match="no state of a fisherviz optimizer"):
         opt.load_state_dict(torch.optim.SGD(model.parameters(), 0.1).state_dict())
 
@@ -303,8 +305,8 @@ def two_dampings(model):
 
 def test_groups_may_have_their_own_damping_and_schedulers_change_it():
     model, other = net(), net()
-    opt = optim.FOOF(model, "categorical", params=two_dampings(model), T=100)
-    reference = optim.FOOF(other, "categorical", damping=10.0, T=100)
+    opt = optim.FOOF.paper(model, "categorical", params=two_dampings(model), T=100)
+    reference = optim.FOOF.paper(other, "categorical", damping=10.0, T=100)
     first, second = step_of(model, opt, data()), step_of(other, reference, data())
     assert_same(first[:1], second[:1], 1e-12)
     assert not torch.allclose(first[1], second[1])
@@ -469,7 +471,7 @@ def test_bfloat16_autocast_keeps_float32_statistics():
 
 def test_bfloat16_weights_take_float32_directions():
     model = net().bfloat16()
-    opt = optim.FOOF(model, "categorical", lr=0.01)
+    opt = optim.FOOF.paper(model, "categorical", lr=0.01)
     x, y = data()
     F.cross_entropy(model(x.bfloat16()), y).backward()
     opt.step()

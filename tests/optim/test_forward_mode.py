@@ -71,7 +71,7 @@ def directions(model, v):
 @pytest.mark.parametrize("name", MODELS)
 def test_forms_and_products_of_a_step_are_the_exact_fishers(name):
     net, batches = made(name)
-    optimizer = fv.optim.HessianFree(net, "gaussian")
+    optimizer = fv.optim.HessianFree.paper(net, "gaussian")
     for x in batches:
         F = torch.as_tensor(exact.fisher(net, x, laws.Gaussian()))
         forms = FisherForms(optimizer._watcher, optimizer.likelihood, [((x,), {})])
@@ -100,7 +100,7 @@ def test_fishers_products_too(name):
 def test_the_best_step_along_a_direction_is_by_the_exact_fisher(name, adapt):
     """K-FAC's α minimises the quadratic model along its first proposal: α = −∇hᵀΔ / Δᵀ(F + (λ+η)I)Δ (section 6.4)."""
     net, batches = made(name)
-    optimizer = fv.optim.KFAC(
+    optimizer = fv.optim.KFAC.paper(
         net.train(), "gaussian", momentum=0.0, adapt=adapt, damping=0.5, weight_decay=0.0, tau2=1.0
     )
     for x in batches:

@@ -19,7 +19,7 @@ from tests.oracles.steps import closure_of, data, net
 def test_the_fisher_may_come_from_a_loader_that_shuffles():
     model, (x, y) = net(), data(8)
     shuffles = DataLoader(TensorDataset(x, y), 4, shuffle=True, generator=torch.Generator().manual_seed(0))
-    opt = optim.SubsampledNaturalGradient(model, "categorical", fisher_data=shuffles)
+    opt = optim.SubsampledNaturalGradient.paper(model, "categorical", fisher_data=shuffles)
     drawn = []
     for _ in range(6):  # three epochs of two batches
         opt.zero_grad()
@@ -74,16 +74,16 @@ def heads_step(opt, model, i, k):
 
 
 METHODS = {
-    "foof": lambda m: optim.FOOF(m, "categorical", T=4),
-    "kfac": lambda m: optim.KFAC(m, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2, T=4),
-    "kfac-adaptive": lambda m: optim.KFAC(m, "categorical"),
-    "kfac-tridiagonal": lambda m: optim.KFAC(m, "categorical", inverse="block-tridiagonal"),
-    "ekfac": lambda m: optim.EKFAC(m, "categorical", T=4),
-    "tengrad": lambda m: optim.TENGraD(m, "categorical", T=4),
-    "cw-ngd": lambda m: optim.CWNGD(m, "categorical", T=4),
+    "foof": lambda m: optim.FOOF.paper(m, "categorical", T=4),
+    "kfac": lambda m: optim.KFAC.paper(m, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2, T=4),
+    "kfac-adaptive": lambda m: optim.KFAC.paper(m, "categorical"),
+    "kfac-tridiagonal": lambda m: optim.KFAC.paper(m, "categorical", inverse="block-tridiagonal"),
+    "ekfac": lambda m: optim.EKFAC.paper(m, "categorical", T=4),
+    "tengrad": lambda m: optim.TENGraD.paper(m, "categorical", T=4),
+    "cw-ngd": lambda m: optim.CWNGD.paper(m, "categorical", T=4),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
-    "subsampled": lambda m: optim.SubsampledNaturalGradient(m, "categorical", structure="layer"),
-    "hessian-free": lambda m: optim.HessianFree(m, "categorical", preconditioner="kfac"),
+    "subsampled": lambda m: optim.SubsampledNaturalGradient.paper(m, "categorical", structure="layer"),
+    "hessian-free": lambda m: optim.HessianFree.paper(m, "categorical", preconditioner="kfac"),
 }
 
 
@@ -110,7 +110,7 @@ def test_a_layer_that_runs_later_has_its_structure_from_then_on(name):
 
 def test_the_late_layer_s_first_step_is_that_of_its_own_statistics():
     model = Heads()
-    opt = optim.FOOF(model, "categorical", lr=1.0, damping=0.5, T=4)
+    opt = optim.FOOF.paper(model, "categorical", lr=1.0, damping=0.5, T=4)
     heads_step(opt, model, 0, 0)
     weight, bias = (p.detach().clone() for p in model.heads[1].parameters())
     with torch.no_grad():
@@ -143,7 +143,7 @@ class Hidden(torch.nn.Module):
 
 def test_a_layer_out_of_sight_is_generic_and_the_warning_says_why():
     model, (x, y) = Hidden("function"), data(6, widths=(3, 3))
-    opt = optim.KFAC(model, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2)
+    opt = optim.KFAC.paper(model, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2)
     with pytest.warns(UserWarning, match=r"\('inner': .*its forward did not run, but its parameters act"):
         F.cross_entropy(model(x), y).backward()
     opt.step()
@@ -182,7 +182,7 @@ def test_steps_through_a_checkpoint_that_is_not_reentrant_are_those_without(make
 @pytest.mark.parametrize("key", ["damping", "weight_decay"])
 def test_adaptive_kfac_says_once_that_a_changed_group_changes_nothing(key):
     model, (x, y) = net(), data()
-    opt = optim.KFAC(model, "categorical")
+    opt = optim.KFAC.paper(model, "categorical")
     step = closure_of(opt, model, x, y)
     opt.param_groups[0][key] = 0.5
     with pytest.warns(UserWarning, match=r"reads only when it is created; λ = 150 .*assign opt\.lam"):
@@ -197,14 +197,14 @@ def test_adaptive_kfac_says_once_that_a_changed_group_changes_nothing(key):
 def test_a_share_too_small_for_batchnorm_is_named(tau1, tau2, name):
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).double()
     x, y = data(8)
-    opt = optim.KFAC(model, "categorical", tau1=tau1, tau2=tau2)
+    opt = optim.KFAC.paper(model, "categorical", tau1=tau1, tau2=tau2)
     with pytest.raises(ValueError, match=rf"{name}=0\.125 of the mini-batch is a single example"):
         opt.step(closure_of(opt, model, x, y))
 
 
 def test_a_group_added_later_is_refused_with_that_reason():
     model, (x, y) = net(), data()
-    opt = optim.FOOF(model, "categorical", params=model[0].parameters())
+    opt = optim.FOOF.paper(model, "categorical", params=model[0].parameters())
     opt.add_param_group({"params": list(model[2].parameters())})
     F.cross_entropy(model(x), y).backward()
     with pytest.raises(RuntimeError, match="added by add_param_group since"):

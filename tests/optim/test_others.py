@@ -59,7 +59,7 @@ def test_subsampled_natural_gradient(structure, source, T):
     model = net()
     own = [data(7, seed=50 + i) for i in range(2)]
     fisher_data = {"previous": None, "same": "same", "independent": [x for x, _ in own]}[source]
-    opt = optim.SubsampledNaturalGradient(
+    opt = optim.SubsampledNaturalGradient.paper(
         model,
         "categorical",
         structure=structure,
@@ -157,7 +157,7 @@ def test_hessian_free_solves_with_the_exact_fisher_and_adapts_lambda(preconditio
     """With enough iterations conjugate gradients reach (F + (λ+η)I)⁻¹∇h, whatever preconditions them."""
     model = net()
     lam, eta = 2.0, 1e-2
-    opt = optim.HessianFree(
+    opt = optim.HessianFree.paper(
         model, "categorical", damping=lam, weight_decay=eta, preconditioner=preconditioner, iterations=200,
         tolerance=1e-14,
     )  # fmt: skip
@@ -185,7 +185,7 @@ def test_hessian_free_solves_with_the_exact_fisher_and_adapts_lambda(preconditio
 
 def test_closures_are_asked_for():
     model = net()
-    for opt in (optim.KBFGS(model, "categorical"), optim.HessianFree(model, "categorical")):
+    for opt in (optim.KBFGS(model, "categorical"), optim.HessianFree.paper(model, "categorical")):
         with pytest.raises(RuntimeError, match=r"call step\(closure\)"):
             opt.step()
 
@@ -199,12 +199,12 @@ def test_kbfgs_refuses_shared_weights():
 
 
 OTHERS = {
-    "subsampled": lambda m: optim.SubsampledNaturalGradient(m, "categorical", T=2, momentum=0.5),
-    "subsampled-data": lambda m: optim.SubsampledNaturalGradient(
+    "subsampled": lambda m: optim.SubsampledNaturalGradient.paper(m, "categorical", T=2, momentum=0.5),
+    "subsampled-data": lambda m: optim.SubsampledNaturalGradient.paper(
         m, "categorical", fisher_data=[data(5, seed=s)[0] for s in range(3)], structure="layer"
     ),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
-    "hessian-free": lambda m: optim.HessianFree(m, "categorical", preconditioner="kfac", iterations=5),
+    "hessian-free": lambda m: optim.HessianFree.paper(m, "categorical", preconditioner="kfac", iterations=5),
 }
 
 
@@ -231,26 +231,28 @@ def test_resuming_is_bitwise(name):
 
 
 def kfac(m, **options):
-    return optim.KFAC(m, "categorical", rescale=False, adapt=False, **{"lr": 0.1, "damping": 0.03} | options)
+    return optim.KFAC.paper(m, "categorical", rescale=False, adapt=False, **{"lr": 0.1, "damping": 0.03} | options)
 
 
 CONVERGE = {
-    "foof": lambda m: optim.FOOF(m, "categorical", lr=0.3, damping=0.1),
-    "cw-ngd": lambda m: optim.CWNGD(m, "categorical", lr=0.5, damping=1.0),
-    "kfac-adaptive": lambda m: optim.KFAC(m, "categorical", damping=1.0),
-    "kfac-adaptive-tridiagonal": lambda m: optim.KFAC(m, "categorical", inverse="block-tridiagonal", damping=1.0),
+    "foof": lambda m: optim.FOOF.paper(m, "categorical", lr=0.3, damping=0.1),
+    "cw-ngd": lambda m: optim.CWNGD.paper(m, "categorical", lr=0.5, damping=1.0),
+    "kfac-adaptive": lambda m: optim.KFAC.paper(m, "categorical", damping=1.0),
+    "kfac-adaptive-tridiagonal": lambda m: optim.KFAC.paper(m, "categorical", inverse="block-tridiagonal", damping=1.0),
     "kfac-factored": kfac,
     "kfac-eigenvalues": lambda m: kfac(m, heuristic_damping=False),
     "kfac-tridiagonal": lambda m: kfac(m, inverse="block-tridiagonal"),
-    "ekfac": lambda m: optim.EKFAC(m, "categorical", lr=0.02, damping=0.03),
-    "tengrad": lambda m: optim.TENGraD(m, "categorical", lr=0.03),
-    "subsampled-full": lambda m: optim.SubsampledNaturalGradient(m, "categorical", lr=0.3, damping=0.1),
-    "subsampled-layer": lambda m: optim.SubsampledNaturalGradient(
+    "ekfac": lambda m: optim.EKFAC.paper(m, "categorical", lr=0.02, damping=0.03),
+    "tengrad": lambda m: optim.TENGraD.paper(m, "categorical", lr=0.03),
+    "subsampled-full": lambda m: optim.SubsampledNaturalGradient.paper(m, "categorical", lr=0.3, damping=0.1),
+    "subsampled-layer": lambda m: optim.SubsampledNaturalGradient.paper(
         m, "categorical", structure="layer", lr=0.3, damping=0.1
     ),
     "exact": lambda m: optim.NaturalGradient(m, "categorical", lr=0.3, damping=0.05, T=5),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical", lr=0.5, damping=0.01),
-    "hessian-free": lambda m: optim.HessianFree(m, "categorical", damping=1.0, preconditioner="kfac", iterations=8),
+    "hessian-free": lambda m: optim.HessianFree.paper(
+        m, "categorical", damping=1.0, preconditioner="kfac", iterations=8
+    ),
 }
 
 

@@ -23,7 +23,7 @@ def step(model, x, y, damping):
     """The change of the weights by one step, and the gradient that it was made from."""
     for p in model.parameters():
         nn.init.zeros_(p)
-    opt = optim.CWNGD(model, "gaussian", damping=damping)
+    opt = optim.CWNGD.paper(model, "gaussian", damping=damping)
     loss = (model(x) - y).square().sum() / 2 / len(x)
     loss.backward()
     gradient = [p.grad.double() for p in (model[0].weight, model[0].bias)]

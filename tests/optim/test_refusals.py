@@ -24,7 +24,7 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", sorted(ALL.keys() - {"kfac"}))  # whose None is its default
 def test_no_damping_at_all_is_not_none(name):
     with pytest.raises((TypeError, ValueError), match=r"damping must be a .*number.*got None"):
         ALL[name](net(), "categorical", damping=None)
@@ -109,7 +109,7 @@ def test_damaged_statistics_are_refused():
 @pytest.mark.parametrize("scale", [None, 1 / 12])
 def test_accumulation_without_loss_scale_is_said_once(name, scale):
     model, (x, y) = net(), data(12)
-    opt = ALL[name](model, "categorical", loss_scale=scale)
+    opt = ALL[name].paper(model, "categorical", loss_scale=scale)
 
     def closure():
         opt.zero_grad()

@@ -55,14 +55,14 @@ def flat(parts):
 
 PLAIN_BESIDE = {
     "natural gradient": lambda m, g: optim.NaturalGradient(m, "categorical", "kfac", params=g, lr=0.1, damping=0.1),
-    "ekfac": lambda m, g: optim.EKFAC(m, "categorical", params=g),
-    "plain kfac": lambda m, g: optim.KFAC(
+    "ekfac": lambda m, g: optim.EKFAC.paper(m, "categorical", params=g),
+    "plain kfac": lambda m, g: optim.KFAC.paper(
         m, "categorical", params=g, rescale=False, adapt=False, lr=0.1, damping=0.1
     ),
-    "complete kfac": lambda m, g: optim.KFAC(m, "categorical", params=g),
+    "complete kfac": lambda m, g: optim.KFAC.paper(m, "categorical", params=g),
     "kbfgs": lambda m, g: optim.KBFGS(m, "categorical", params=g),
-    "hessian-free": lambda m, g: optim.HessianFree(m, "categorical", params=g, iterations=3),
-    "sub-sampled": lambda m, g: optim.SubsampledNaturalGradient(m, "categorical", params=g),
+    "hessian-free": lambda m, g: optim.HessianFree.paper(m, "categorical", params=g, iterations=3),
+    "sub-sampled": lambda m, g: optim.SubsampledNaturalGradient.paper(m, "categorical", params=g),
 }  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def test_any_approximation_takes_the_steps_of_algorithm_2(method, parts, lr):
 def test_lambda_follows_the_reduction_ratio(rho, factor):
     """The closure's second value is made such that the ratio to the model's own decrease is ρ."""
     model, (x, y) = net(), data()
-    opt = optim.KFAC(model, "categorical", damping=2.0, weight_decay=0.0, T1=1, omega1=0.95)
+    opt = optim.KFAC.paper(model, "categorical", damping=2.0, weight_decay=0.0, T1=1, omega1=0.95)
     values = []
 
     def closure():
@@ -304,7 +304,7 @@ def test_a_joined_group_with_a_value_of_its_own_is_refused(make, option):
 
 def test_hessian_free_says_that_a_changed_damping_changes_nothing():
     model, (x, y) = net(), data()
-    opt = optim.HessianFree(model, "categorical", iterations=2)
+    opt = optim.HessianFree.paper(model, "categorical", iterations=2)
     opt.param_groups[0]["damping"] = 0.5
     with pytest.warns(UserWarning, match=r"reads only when it is created; λ = 1 .*assign opt\.lam"):
         opt.step(closure_of(opt, model, x, y))
@@ -317,7 +317,7 @@ def test_hessian_free_solves_for_layers_without_structure_too(preconditioner, pa
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)).double()
     lam = 3.0
-    opt = optim.HessianFree(
+    opt = optim.HessianFree.paper(
         model, "categorical", damping=lam, preconditioner=preconditioner, iterations=300, tolerance=1e-15
     )
     x, y = data(9)

@@ -65,7 +65,7 @@ def test_foof_solves_with_the_averaged_inputs(N, T):
             -0.3 * v @ torch.linalg.inv(A + 0.2 * eye(len(A))) for v, A in zip(gradient(model, x, y), used, strict=True)
         ]
 
-    run(lambda m: optim.FOOF(m, "categorical", lr=0.3, damping=0.2, decay=0.9, T=T), oracle, N=N)
+    run(lambda m: optim.FOOF.paper(m, "categorical", lr=0.3, damping=0.2, decay=0.9, T=T), oracle, N=N)
 
 
 @pytest.mark.parametrize("N", [2, 12])
@@ -80,15 +80,15 @@ def test_cwngd_is_algorithm_1(N):
             out.append(-0.05 * torch.stack(rows))
         return out
 
-    run(lambda m: optim.CWNGD(m, "categorical", lr=0.05), oracle, N=N, tolerance=1e-7)
+    run(lambda m: optim.CWNGD.paper(m, "categorical", lr=0.05), oracle, N=N, tolerance=1e-7)
 
 
 def test_cwngd_with_a_summed_loss_takes_loss_scale():
     model, other = net(), net()
     x, y = data()
-    opt = optim.CWNGD(model, "categorical", loss_scale=1.0, damping=0.1)
+    opt = optim.CWNGD.paper(model, "categorical", loss_scale=1.0, damping=0.1)
     nn.functional.cross_entropy(model(x), y, reduction="sum").backward()
-    reference = optim.CWNGD(other, "categorical", damping=0.1)
+    reference = optim.CWNGD.paper(other, "categorical", damping=0.1)
     nn.functional.cross_entropy(other(x), y).backward()
     before = matrices(model)
     opt.step(), reference.step()
@@ -116,7 +116,7 @@ def test_plain_kfac_with_both_dampings(heuristic, T, N):
         return out
 
     def make(m):
-        return optim.KFAC(
+        return optim.KFAC.paper(
             m, "categorical", rescale=False, adapt=False, lr=0.2, damping=0.1, T=T, kind="exact",
             heuristic_damping=heuristic,
         )  # fmt: skip
@@ -136,7 +136,7 @@ def test_kfac_samples_its_labels_from_the_model_with_its_own_generator():
         return solved
 
     def make(m):
-        return optim.KFAC(m, "categorical", rescale=False, adapt=False, lr=0.2, damping=0.1, decay=0.0)
+        return optim.KFAC.paper(m, "categorical", rescale=False, adapt=False, lr=0.2, damping=0.1, decay=0.0)
 
     run(make, oracle)
 
@@ -166,7 +166,7 @@ def test_block_tridiagonal_kfac():
         return [piece.reshape(g.shape) for piece, g in zip(d.split(sizes), gradient(model, x, y), strict=True)]
 
     def make(m):
-        return optim.KFAC(
+        return optim.KFAC.paper(
             m, "categorical", inverse="block-tridiagonal", rescale=False, adapt=False, lr=0.2, damping=0.25,
             kind="exact", decay=0.0,
         )  # fmt: skip
@@ -198,7 +198,7 @@ def test_tengrad_is_the_exact_block_of_each_layer(kind):
             out.append(-0.05 * torch.linalg.solve(F, v.reshape(-1)).reshape(v.shape))
         return out
 
-    run(lambda m: optim.TENGraD(m, "categorical", lr=0.05, momentum=0.0, kind=kind), oracle)
+    run(lambda m: optim.TENGraD.paper(m, "categorical", lr=0.05, momentum=0.0, kind=kind), oracle)
 
 
 @pytest.mark.parametrize("T", [1, 2])
@@ -220,7 +220,7 @@ def test_ekfac_averages_second_moments_in_the_latest_basis(T):
         return out
 
     def make(m):
-        return optim.EKFAC(m, "categorical", lr=0.1, damping=0.05, momentum=0.0, decay=0.9, T=T, kind="exact")
+        return optim.EKFAC.paper(m, "categorical", lr=0.1, damping=0.05, momentum=0.0, decay=0.9, T=T, kind="exact")
 
     run(make, oracle)
 
@@ -260,7 +260,7 @@ def test_momentum_and_weight_decay_come_after_and_before_the_matrix():
         return out
 
     def make(m):
-        return optim.FOOF(m, "categorical", lr=0.3, damping=0.2, decay=0.0, momentum=0.9, weight_decay=0.1)
+        return optim.FOOF.paper(m, "categorical", lr=0.3, damping=0.2, decay=0.0, momentum=0.9, weight_decay=0.1)
 
     run(make, oracle, N=3)
 
@@ -269,7 +269,7 @@ def test_a_damping_object_is_taken_as_it_is():
     one, two = net(), net()
     x, y = data()
     for model, damping in ((one, 0.04), (two, FactoredTikhonov(0.2))):
-        opt = optim.KFAC(model, "categorical", rescale=False, adapt=False, lr=0.1, damping=damping, kind="exact")
+        opt = optim.KFAC.paper(model, "categorical", rescale=False, adapt=False, lr=0.1, damping=damping, kind="exact")
         loss_backward(opt, model, x, y)
         opt.step()
     assert_same(matrices(one), matrices(two), 1e-14)
@@ -305,7 +305,7 @@ def test_deferred_averages_are_the_averages_at_every_snapshot(passes):
     for T in (12, 1):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 3)).double()
-        opt = optim.KFAC(
+        opt = optim.KFAC.paper(
             model,
             "categorical",
             rescale=False,

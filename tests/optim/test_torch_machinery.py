@@ -15,25 +15,25 @@ from fisherviz.training.optimizers import dampings
 from tests.oracles.steps import closure_of, data, matrices, net
 
 STEPPING = {
-    "kfac": lambda m: optim.KFAC(m, "categorical"),
-    "kfac-plain": lambda m: optim.KFAC(m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1),
+    "kfac": lambda m: optim.KFAC.paper(m, "categorical"),
+    "kfac-plain": lambda m: optim.KFAC.paper(m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1),
     "kfac-decayed": lambda m: DecayedKFAC(m, "categorical"),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
-    "hessian-free": lambda m: optim.HessianFree(m, "categorical", iterations=3),
-    "foof": lambda m: optim.FOOF(m, "categorical"),
+    "hessian-free": lambda m: optim.HessianFree.paper(m, "categorical", iterations=3),
+    "foof": lambda m: optim.FOOF.paper(m, "categorical"),
     "natural-gradient": lambda m: optim.NaturalGradient(m, "categorical", "kfac", lr=0.1, damping=0.1),
-    "subsampled": lambda m: optim.SubsampledNaturalGradient(m, "categorical"),
+    "subsampled": lambda m: optim.SubsampledNaturalGradient.paper(m, "categorical"),
 }
 EMPIRICAL = {
-    "cw-ngd": lambda m: optim.CWNGD(m, "categorical", lr=0.05, damping=0.1),
-    "tengrad": lambda m: optim.TENGraD(m, "categorical"),
-    "ekfac": lambda m: optim.EKFAC(m, "categorical", kind="empirical"),
+    "cw-ngd": lambda m: optim.CWNGD.paper(m, "categorical", lr=0.05, damping=0.1),
+    "tengrad": lambda m: optim.TENGraD.paper(m, "categorical"),
+    "ekfac": lambda m: optim.EKFAC.paper(m, "categorical", kind="empirical"),
 }
 SAMPLED = {
     "kfac": STEPPING["kfac-plain"],
     "foof": STEPPING["foof"],
-    "cw-ngd": lambda m: optim.CWNGD(m, "categorical", lr=0.05, damping=0.1, kind="mc"),
-    "tengrad": lambda m: optim.TENGraD(m, "categorical", kind="mc"),
+    "cw-ngd": lambda m: optim.CWNGD.paper(m, "categorical", lr=0.05, damping=0.1, kind="mc"),
+    "tengrad": lambda m: optim.TENGraD.paper(m, "categorical", kind="mc"),
 }
 
 
@@ -116,7 +116,7 @@ def test_loss_scale_is_that_of_a_loss_scaled_by_hand():
     for s in (1.0, 1024.0):
         model = net()
         x, y = data()
-        opt = optim.CWNGD(model, "categorical", lr=0.05, damping=0.1, loss_scale=s / len(x))
+        opt = optim.CWNGD.paper(model, "categorical", lr=0.05, damping=0.1, loss_scale=s / len(x))
         (s * F.cross_entropy(model(x), y)).backward()
         for p in model.parameters():
             p.grad /= s
@@ -166,7 +166,7 @@ def test_a_state_with_a_damaged_damping_changes_nothing():
 
 def test_the_adapted_strength_of_hessian_free_is_reported():
     model = net()
-    opt = optim.HessianFree(model, "categorical", iterations=3, damping=2.0)
+    opt = optim.HessianFree.paper(model, "categorical", iterations=3, damping=2.0)
     assert strengths(opt) == {"lambda": 2.0}
     for seed in range(5):
         opt.step(closure_of(opt, model, *data(seed=seed)))
@@ -183,13 +183,13 @@ def test_the_damping_of_a_plain_optimizer_is_reported_and_named_in_errors():
         {"params": list(model[2:].parameters())},
     ]
     plain = {"rescale": False, "adapt": False, "lr": 0.5, "damping": 0.04}
-    eigenvalues = optim.KFAC(model, "categorical", params=groups, heuristic_damping=False, **plain)
+    eigenvalues = optim.KFAC.paper(model, "categorical", params=groups, heuristic_damping=False, **plain)
     assert dampings(eigenvalues) == {"lr": 0.5, "lambda": 0.04}
-    opt = optim.KFAC(model, "categorical", **plain)
+    opt = optim.KFAC.paper(model, "categorical", **plain)
     assert dampings(opt) == {"lr": 0.5, "lambda": 0.04, "gamma": 0.2}
     opt.param_groups[0]["damping"] = 0.09  # a scheduler's
     assert dampings(opt) == {"lr": 0.5, "lambda": 0.09, "gamma": 0.3}
-    adaptive = optim.KFAC(model, "categorical", damping=4.0, weight_decay=0.0)
+    adaptive = optim.KFAC.paper(model, "categorical", damping=4.0, weight_decay=0.0)
     assert dampings(adaptive) == {"lr": 1.0, "lambda": 4.0, "gamma": 2.0}
     sgd = torch.optim.SGD(model.parameters(), lr=0.5)
     assert dampings(sgd) == {"lr": 0.5}

@@ -15,26 +15,26 @@ from tests.oracles.steps import assert_same, damped_pair, data, eye, factors, ma
 
 FIXED = {"rescale": False, "adapt": False, "lr": 0.1, "damping": 0.1}
 PLAIN = {
-    "foof": lambda m, **o: optim.FOOF(m, "categorical", **o),
-    "kfac": lambda m, **o: optim.KFAC(m, "categorical", kind="exact", **FIXED, **o),
-    "kfac-empirical": lambda m, **o: optim.KFAC(m, "categorical", kind="empirical", **FIXED, **o),
-    "kfac-tridiagonal": lambda m, **o: optim.KFAC(
+    "foof": lambda m, **o: optim.FOOF.paper(m, "categorical", **o),
+    "kfac": lambda m, **o: optim.KFAC.paper(m, "categorical", kind="exact", **FIXED, **o),
+    "kfac-empirical": lambda m, **o: optim.KFAC.paper(m, "categorical", kind="empirical", **FIXED, **o),
+    "kfac-tridiagonal": lambda m, **o: optim.KFAC.paper(
         m, "categorical", kind="exact", inverse="block-tridiagonal", **FIXED, **o
     ),
-    "kfac-rarely": lambda m, **o: optim.KFAC(m, "categorical", kind="exact", T=10, **FIXED, **o),
-    "ekfac": lambda m, **o: optim.EKFAC(m, "categorical", kind="exact", **o),
-    "cw-ngd": lambda m, **o: optim.CWNGD(m, "categorical", lr=0.05, damping=0.1, **o),
-    "tengrad": lambda m, **o: optim.TENGraD(m, "categorical", **o),
+    "kfac-rarely": lambda m, **o: optim.KFAC.paper(m, "categorical", kind="exact", T=10, **FIXED, **o),
+    "ekfac": lambda m, **o: optim.EKFAC.paper(m, "categorical", kind="exact", **o),
+    "cw-ngd": lambda m, **o: optim.CWNGD.paper(m, "categorical", lr=0.05, damping=0.1, **o),
+    "tengrad": lambda m, **o: optim.TENGraD.paper(m, "categorical", **o),
     "exact": lambda m, **o: optim.NaturalGradient(m, "categorical", lr=0.1, damping=0.1, **o),
-    "sub-sampled same": lambda m, **o: optim.SubsampledNaturalGradient(
+    "sub-sampled same": lambda m, **o: optim.SubsampledNaturalGradient.paper(
         m, "categorical", kind="exact", fisher_data="same", **o
     ),
-    "sub-sampled": lambda m, **o: optim.SubsampledNaturalGradient(m, "categorical", kind="exact", **o),
+    "sub-sampled": lambda m, **o: optim.SubsampledNaturalGradient.paper(m, "categorical", kind="exact", **o),
 }
 CLOSURE = {
-    "kfac complete": lambda m: optim.KFAC(m, "categorical", kind="exact", damping=0.5, T=2, T1=2, T2=4, tau1=1.0),
+    "kfac complete": lambda m: optim.KFAC.paper(m, "categorical", kind="exact", damping=0.5, T=2, T1=2, T2=4, tau1=1.0),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
-    "hessian-free": lambda m: optim.HessianFree(m, "categorical", damping=1.0),
+    "hessian-free": lambda m: optim.HessianFree.paper(m, "categorical", damping=1.0),
 }
 PRESETS = PLAIN | CLOSURE
 SCORES = ["kfac-empirical", "cw-ngd", "tengrad"]
@@ -394,7 +394,7 @@ def test_a_gradient_taken_by_hand_to_look_at_is_no_pass(preset):
 @pytest.mark.parametrize("how", ["saliency", "generator"])
 def test_what_leaves_no_gradient_draws_no_labels(how):
     model = net()
-    opt = optim.KFAC(model, "categorical", **FIXED)
+    opt = optim.KFAC.paper(model, "categorical", **FIXED)
     state = opt.generator.get_state()
     SPOILS[how](model, opt)
     assert torch.equal(opt.generator.get_state(), state)
@@ -405,7 +405,7 @@ def test_what_leaves_no_gradient_draws_no_labels(how):
 @pytest.mark.parametrize("run", [saliency, look_and(lambda model, opt: None)])
 def test_a_freed_graph_is_not_kept_while_the_output_lives(run):
     model = net()
-    opt = optim.KFAC(model, "categorical", **FIXED)
+    opt = optim.KFAC.paper(model, "categorical", **FIXED)
     seen = []
     model.register_forward_hook(lambda module, args, z: seen.append(z))
     model[2].register_forward_hook(lambda module, args, z: seen.append(weakref.ref(args[0])))
@@ -500,7 +500,7 @@ def test_a_batch_with_nan_whose_gradient_is_in_the_step_raises(preset):
 # ---- losses and outputs --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [optim.TENGraD, optim.CWNGD, optim.KBFGS])
+@pytest.mark.parametrize("make", [optim.TENGraD.paper, optim.CWNGD.paper, optim.KBFGS])
 def test_a_summed_loss_has_the_scale_one(make):
     """The sum's gradient is N times the mean's, the Fisher is the same: so is the step of a linear rule."""
     moves = []

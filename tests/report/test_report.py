@@ -211,6 +211,21 @@ def test_the_summary_marks_the_best_of_each_column():
     assert foof[table.heads.index("KL, nats")].text == "–"
 
 
+def test_standard_errors_stand_in_every_table():
+    plain = make_comparison()
+    comparison = Comparison(plain.frame.assign(stderr=0.125), plain.meta, plain.arrays)
+    for table, other in zip(
+        [summary_table(comparison), *layer_tables(comparison)],
+        [summary_table(plain), *layer_tables(plain)],
+        strict=True,
+    ):
+        for (_, cells), (_, bare) in zip(table.rows, other.rows, strict=True):
+            assert [cell.best for cell in cells] == [cell.best for cell in bare]
+            for cell, alone in zip(cells, bare, strict=True):
+                without = alone.text == "–" or alone.text.endswith(("B", "bytes"))  # a missing value, or a size
+                assert cell.text == alone.text + ("" if without else " ± 0.12")
+
+
 def test_layers_tables_are_sorted_best_first():
     table = layer_tables(make_comparison())[0]
     assert table.rows[0][0] == "layer"

@@ -29,7 +29,7 @@ def assert_equal(a, b):
 
 
 def test_the_frame_is_tidy(comparison):
-    assert list(comparison.frame) == ["method", "row", "col", "metric", "value"]
+    assert list(comparison.frame) == ["method", "row", "col", "metric", "value", "stderr"]
     assert comparison.frame["value"].dtype == np.float64
     assert comparison.methods == METHODS
     assert comparison.layers == ("0", "2", "4", "6")
@@ -98,6 +98,31 @@ def test_save_and_load_give_the_same_comparison(comparison, tmp_path):
         "arrays.npz", "comparison.json", "comparison.parquet",
     ]  # fmt: skip
     assert_equal(load_comparison(folder), comparison)
+
+
+def estimated(comparison, metric="kl", error=1.25):
+    """The same comparison with standard errors of one metric."""
+    frame = comparison.frame.assign(stderr=np.where(comparison.frame["metric"] == metric, error, 0.0))
+    return Comparison(frame, comparison.meta, comparison.arrays)
+
+
+def test_standard_errors_are_saved_and_what_was_saved_without_them_is_exact(comparison, tmp_path):
+    with_errors = estimated(comparison)
+    assert_equal(load_comparison(with_errors.save(tmp_path / "new")), with_errors)
+    assert set(with_errors.whole("kl", "stderr").values()) == {1.25}
+    earlier = Comparison(comparison.frame.drop(columns="stderr"), comparison.meta, comparison.arrays)
+    assert_equal(earlier, comparison)
+
+
+def test_standard_errors_stand_beside_their_values(comparison):
+    summary, plain = estimated(comparison).summary(), comparison.summary()
+    assert list(summary.columns)[list(summary.columns).index("kl") :][:2] == ["kl", "kl_stderr"]
+    assert list(plain.columns) == [name for name in summary if not name.endswith("_stderr")]
+    assert list(estimated(comparison).summary(stderr=False).columns) == list(plain.columns)
+    assert summary.loc["kfac", "kl_stderr"] == 1.25
+    assert summary.loc["foof", "kl_stderr"] is pd.NA
+    assert "<td>24.8 ± 1.2</td>" in estimated(comparison)._repr_html_()
+    assert "±" not in comparison._repr_html_()
 
 
 def test_the_table_is_ordinary_parquet_and_the_facts_ordinary_json(comparison, tmp_path):
@@ -228,6 +253,12 @@ def test_saving_takes_the_same_bytes_twice(comparison):
 )  # fmt: skip
 def test_numbers_are_shown_as_people_read_them(name, value, text):
     assert metrics.show(name, value) == text
+
+
+def test_a_standard_error_is_shown_with_two_digits():
+    assert metrics.show("kl", 545934.7, 13953.4) == "(5.46 ± 0.14)·10⁵"
+    assert metrics.show("inverse_frobenius", 0.3195, 0.00041) == "0.320 ± 4.1·10⁻⁴"
+    assert metrics.show("kl", 367.2, 17.3) == "367 ± 17"
 
 
 def test_every_metric_of_the_design_is_defined():

@@ -108,6 +108,7 @@ def test_a_held_out_share_validates(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, options):
     damped = "damping" in options
     fields = {"optimizer": "foof" if damped else "sgd", "optimizer_options": options, "checkpoint_every": 1}
+    fields |= {"defaults": "paper"}
     fields |= {"model": "shrestha-mlp", "task": "autoencoder", "likelihood": "gaussian", "epochs": 20}
     with pytest.raises(NonFiniteLoss, match=r"step \d+ \(epoch \d+\): layer 'layer\d'") as told:
         small(tmp_path, **fields)
@@ -118,6 +119,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, options):
     kept = torch.load(run.path / "checkpoint.pt", weights_only=True)
     assert all(torch.isfinite(p).all() for p in kept["model"].values())
     assert all(math.isfinite(record["loss"]) for record in run.records if record["kind"] == "step")
+
+
+def test_a_run_from_before_there_were_defaults_goes_on_with_the_paper_s(tmp_path):
+    fields = {"optimizer": "foof", "optimizer_options": {}}
+    reference = small(tmp_path / "reference", defaults="paper", epochs=3, **fields)
+    run = small(tmp_path, defaults="paper", epochs=2, **fields)
+    path = run.path / "config.yaml"
+    old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert old.pop("defaults") == "paper"
+    path.write_text(yaml.safe_dump(old), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds a run with defaults='paper', not 'training'.*give the same options"):
+        small(tmp_path, epochs=3, **fields)
+    run = small(tmp_path, defaults="paper", epochs=3, **fields)
+    assert run.summary["final"] == reference.summary["final"]
 
 
 def test_another_run_in_the_same_folder_is_refused(tmp_path):
