@@ -34,7 +34,8 @@ class Job(BaseModel):
     methods: tuple[str, ...] | None = Field(None, description="Approximations, all unless given.")
     layers: tuple[str, ...] | None = Field(None, description="Names of layers, all unless given.")
     damping: float | None = Field(
-        None, description="Damping of inverses. [default: a hundredth of the mean eigenvalue]"
+        None,
+        description="Damping of inverses. [default: a hundredth of the mean eigenvalue; at least 2e-6 tr F]",
     )
     seed: int = Field(0, description="Of initial weights and sampled labels.")
     device: str = Field("cpu", description="Where to compute: cpu, cuda, cuda:1, ...")

@@ -35,6 +35,8 @@ DENSE_PARAMETERS = 3000
 _DENSE_COPIES = 12
 """Float64 matrices of the Fisher's size that a dense comparison holds at once."""
 _DEFAULT_DAMPING = 1e-2
+_LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
+"""Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
 
 
 def compare(
@@ -51,7 +53,8 @@ def compare(
     Args:
         fisher: the exact Fisher.
         methods: names, `Approximation` classes or instances, or a mapping from labels to them; None: all registered.
-        damping: of inverses and directions; None: a hundredth of the Fisher's mean eigenvalue, tr F / P.
+        damping: of inverses and directions; None: a hundredth of the Fisher's mean eigenvalue, tr F / P, or 2e-6
+            tr F where that is larger (above 5,000 parameters): less drowns in float32's rounding.
             `FactoredTikhonov(γ)` damps Kronecker factors, everything else takes λ = γ².
         metrics: names out of `results.metrics`, whatever they cost; None: all that are affordable for this size.
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
@@ -77,7 +80,9 @@ def compare(
     notes: list[str] = []
     rule, strength = strength_of(fisher, damping)
     if damping is None:
-        notes.append(f"damping was not given: λ = {strength:.3g}, a hundredth of the Fisher's mean eigenvalue.")
+        small = _LEAST_DAMPING * fisher.shape[0] <= _DEFAULT_DAMPING
+        what = "a hundredth of the Fisher's mean eigenvalue" if small else "2e-6 of the Fisher's trace"
+        notes.append(f"damping was not given: λ = {strength:.3g}, {what}.")
     slope = _gradient(fisher, gradient, wanted, notes)
     unit = fisher.seconds_per_pass()
     small = fisher.shape[0] <= DENSE_PARAMETERS
@@ -115,8 +120,9 @@ def compare(
 
 
 def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Damping, float]:
-    """The damping and its λ; without one, a hundredth of the Fisher's mean eigenvalue."""
-    rule = as_damping(damping) or Tikhonov(_DEFAULT_DAMPING * fisher.norm("trace") / fisher.shape[0])
+    """The damping and its λ; without one, a hundredth of the Fisher's mean eigenvalue, or what float32 resolves."""
+    share = max(_DEFAULT_DAMPING / fisher.shape[0], _LEAST_DAMPING)
+    rule = as_damping(damping) or Tikhonov(share * fisher.norm("trace"))
     return rule, rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
 
 

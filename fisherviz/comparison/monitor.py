@@ -48,7 +48,7 @@ class Monitor:
         data: what the Fisher is taken over, as for `Probe.fisher`, with targets for directions; None: given to `step`.
         optimizer: whose λ and γ are recorded and used as damping; it may be any, or None.
         damping: of directions and condition numbers, where the optimizer has none or another is wanted; None: the
-            optimizer's, or else a hundredth of the Fisher's mean eigenvalue.
+            optimizer's, or else as for `fv.compare`.
         kind: "exact", "mc" or "empirical".
         metrics: of `fv.compare`.
         seed: of sampled labels.

@@ -97,3 +97,18 @@ def test_short_work_shows_no_progress(net, data, monkeypatch):
     monkeypatch.setattr("sys.stderr", Terminal())
     fv.compare(fv.Probe(net, "categorical").fisher(data[0]), ["kfac", "diagonal"])
     assert "comparing" not in sys.stderr.getvalue()
+
+
+@pytest.mark.parametrize("width", [8, 900])
+def test_the_default_damping_can_be_solved_with_in_float32(width):
+    """One direction has nearly all of the trace, so that a hundredth of the mean is lost beside it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(60, width), nn.Tanh(), nn.Linear(width, 3))
+    x = torch.ones(40, 60) + 1e-3 * torch.randn(40, 60)
+    fisher = fv.Probe(net, "categorical").fisher(x, torch.randint(3, (40,)))
+    found = fv.compare(fisher, ["layer", "cw-ngd", "kfac", "ekfac"], metrics=["direction_cosine"], progress=False)
+    size, trace = fisher.shape[0], fisher.norm("trace")
+    share = 0.01 / size if width == 8 else 16 * torch.finfo(torch.float32).eps
+    assert found.meta["damping"] == pytest.approx(share * trace)
+    assert set(found.frame["method"]) == {"layer", "cw-ngd", "kfac", "ekfac"}
+    assert not [note for note in found.notes if "left out" in note]
