@@ -123,7 +123,7 @@ def test_a_mobile_network_is_compared_by_every_method(dense, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*lambda", "ignore:.*damping")
 def test_block_tridiagonal_kfac_trains():
     net, x = network().train(), torch.randn(8, 1, 4, dtype=torch.float64)
-    opt = fv.optim.KFAC(
+    opt = fv.optim.KFAC.paper(
         net, "categorical", inverse="block-tridiagonal", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact"
     )
     nn.functional.cross_entropy(net(x), torch.arange(8) % 2).backward()

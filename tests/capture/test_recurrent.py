@@ -98,7 +98,7 @@ def test_float32(build):
 @pytest.mark.filterwarnings("ignore:.*no structure")
 def test_optimizers_take_the_exact_diagonal():
     net, x = nets.randomised(Tagger(nn.GRU)).train(), torch.randn(4, 3, 2, dtype=torch.float64)
-    opt = fv.optim.KFAC(net, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact")
+    opt = fv.optim.KFAC.paper(net, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact")
     nn.functional.cross_entropy(net(x), torch.arange(4) % 2).backward()
     F = exact.fisher(net, x, laws.Categorical())
     before, g = net.states.weight_hh_l0.detach().clone(), net.states.weight_hh_l0.grad.clone()

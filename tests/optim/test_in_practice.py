@@ -76,8 +76,8 @@ def heads_step(opt, model, i, k):
 METHODS = {
     "foof": lambda m: optim.FOOF.paper(m, "categorical", T=4),
     "kfac": lambda m: optim.KFAC.paper(m, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2, T=4),
-    "kfac-adaptive": lambda m: optim.KFAC.paper(m, "categorical"),
-    "kfac-tridiagonal": lambda m: optim.KFAC.paper(m, "categorical", inverse="block-tridiagonal"),
+    "kfac-adaptive": lambda m: optim.KFAC.paper(m, "categorical", damping=1.0),
+    "kfac-tridiagonal": lambda m: optim.KFAC.paper(m, "categorical", inverse="block-tridiagonal", damping=1.0),
     "ekfac": lambda m: optim.EKFAC.paper(m, "categorical", T=4),
     "tengrad": lambda m: optim.TENGraD.paper(m, "categorical", T=4),
     "cw-ngd": lambda m: optim.CWNGD.paper(m, "categorical", T=4),

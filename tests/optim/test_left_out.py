@@ -72,12 +72,12 @@ PRESETS = {
     "ekfac": lambda m: optim.EKFAC(m, "categorical", kind="exact", lr=0.5, damping=LAMBDA, T=2),
     "foof": lambda m: optim.FOOF(m, "categorical", damping=LAMBDA),
     "cw-ngd": lambda m: optim.CWNGD(m, "categorical", damping=LAMBDA),
-    "tengrad": lambda m: optim.TENGraD(m, "categorical", lr=0.5, damping=LAMBDA),
+    "tengrad": lambda m: optim.TENGraD.paper(m, "categorical", lr=0.5, damping=LAMBDA),
     "sub-sampled": lambda m: optim.SubsampledNaturalGradient(
         m, "categorical", kind="exact", fisher_data="same", lr=0.5, damping=LAMBDA
     ),
     "previous": lambda m: optim.SubsampledNaturalGradient(m, "categorical", kind="exact", lr=0.5, damping=LAMBDA),
-    "complete": lambda m: optim.KFAC(m, "categorical", kind="exact", damping=LAMBDA, tau1=1.0, tau2=1.0),
+    "complete": lambda m: optim.KFAC.paper(m, "categorical", kind="exact", damping=LAMBDA, tau1=1.0, tau2=1.0),
     "hessian-free": lambda m: optim.HessianFree(m, "categorical", damping=LAMBDA, preconditioner="kfac", kind="exact"),
 }
 presets = pytest.mark.parametrize("preset", PRESETS)
@@ -218,7 +218,7 @@ def test_the_step_of_blocks_from_the_loss_s_scores(loss):
     model, (x, y, counted) = network(), tokens()
     y = y.masked_fill(~counted, -100)
     expected = oracle(model, x, y, "empirical")
-    g, moved = step_of(lambda m: optim.TENGraD(m, "categorical", lr=1.0, damping=LAMBDA), model, x, y, loss)
+    g, moved = step_of(lambda m: optim.TENGraD.paper(m, "categorical", lr=1.0, damping=LAMBDA), model, x, y, loss)
     for part in (slice(0, 12), slice(12, 28)):
         damped = expected[part, part] + LAMBDA * torch.eye(part.stop - part.start).double()
         assert_matches(moved[part], -torch.linalg.solve(damped, g[part]))
@@ -228,7 +228,7 @@ def test_a_given_loss_scale_is_taken():
     model, (x, y, _) = network(), tokens()
     steps = [
         step_of(
-            lambda m, c=c: optim.TENGraD(m, "categorical", lr=1.0, damping=LAMBDA, loss_scale=c),
+            lambda m, c=c: optim.TENGraD.paper(m, "categorical", lr=1.0, damping=LAMBDA, loss_scale=c),
             copy.deepcopy(model), x, y, token_mean,
         )[1]
         for c in (None, 1 / 24, 1 / 6)
@@ -279,7 +279,9 @@ def test_a_share_of_the_batch_is_one_of_examples_that_count():
     model = network()
     whole, part = (
         train(
-            lambda m, share=share: optim.KFAC(m, "categorical", kind="exact", damping=LAMBDA, tau1=share, tau2=share),
+            lambda m, share=share: optim.KFAC.paper(
+                m, "categorical", kind="exact", damping=LAMBDA, tau1=share, tau2=share
+            ),
             copy.deepcopy(model), (x, y),
         )[0]
         for share in (1.0, 1 / 8)
@@ -399,7 +401,7 @@ def test_a_smoothed_loss_trains_where_its_scale_does_not_matter():
     opt = PRESETS["kfac"](model)
     F.cross_entropy(model(x).flatten(0, 1), y.flatten(), label_smoothing=0.2).backward()
     opt.step()
-    opt = optim.TENGraD(model, "categorical", loss_scale=1 / 24)
+    opt = optim.TENGraD.paper(model, "categorical", loss_scale=1 / 24)
     F.cross_entropy(model(x).flatten(0, 1), y.flatten(), label_smoothing=0.2).backward()
     opt.step()
 
@@ -443,7 +445,7 @@ def test_a_fisher_s_own_data_leave_out_what_their_targets_do():
     expected = oracle(model, x, y, "exact")
     other, labels, _ = tokens()
     g, moved = step_of(
-        lambda m: optim.SubsampledNaturalGradient(
+        lambda m: optim.SubsampledNaturalGradient.paper(
             m, "categorical", kind="exact", fisher_data=[(x, y)], lr=1.0, damping=LAMBDA
         ),
         model, other, labels, token_mean,

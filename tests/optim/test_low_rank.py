@@ -149,7 +149,7 @@ class Heads(nn.Module):
 @pytest.mark.parametrize("T", [1, 3])
 def test_sub_sampled_steps_know_the_layers_that_only_some_passes_run(structure, T):
     model = Heads().double()
-    opt = optim.SubsampledNaturalGradient(model, "categorical", structure=structure, lr=1.0, damping=1e-3, T=T)
+    opt = optim.SubsampledNaturalGradient.paper(model, "categorical", structure=structure, lr=1.0, damping=1e-3, T=T)
     for k, (x, y) in enumerate(batches(4)):
         opt.zero_grad()
         head = model.heads[k % 2].weight
