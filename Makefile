@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: report test peers lint types notebooks clean
+.PHONY: report test peers architectures lint types notebooks clean
 
 report: $(STAMP)
 	$(BIN)/fisherviz report
@@ -23,6 +23,11 @@ test: $(STAMP)
 peers: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	$(ONE_THREAD) $(BIN)/python -m pytest -m peers $(TESTS)
+
+architectures: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torchvision
+	$(BIN)/python -m pip install -q -c constraints.txt transformers timm
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/architectures
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -151,11 +151,11 @@ class _Gradients:
         """The sum over these examples."""
         (i, j), operator, bases = each.place, each.operator, each.bases
         if isinstance(operator, Kronecker):  # two products of all rows together: Σ ∇ᵢ A ∇ⱼᵀ, against G
-            d_g, d_a = operator.shape[0] // len(operator.A), operator.A.shape
-            left = self._by_unit(i, d_g, None if bases is None else bases[0])
-            right = self._by_unit(j, operator.shape[1] // d_a[1], None if bases is None else bases[1])
-            right = (right.flatten(0, 1) @ operator.A.mT).view(len(right), -1)
-            return _dot(left.flatten(1) @ right.mT, operator.G)
+            units = operator.G.shape
+            left = self._by_unit(i, units[0], None if bases is None else bases[0])
+            right = self._by_unit(j, units[1], None if bases is None else bases[1])
+            right = (right.flatten(0, 1) @ operator.A.mT).unflatten(0, right.shape[:2])
+            return _dot(left.flatten(1) @ right.flatten(1).mT, operator.G)
         if isinstance(operator, KroneckerEigen) and operator.QA is not None and i == j:
             turned = self._by_unit(i, len(operator.QG)).flatten(0, 1) @ operator.QA
             turned = operator.QG.mT @ turned.view(len(operator.QG), -1)

@@ -91,7 +91,7 @@ def pareto(
     heights = np.where(info.errors < EXACT, floor, info.errors)
     _draw_front(ax, info, heights)
     for look, x, y in zip(style.method_styles(info.methods).values(), info.costs, heights, strict=True):
-        ax.scatter(x, y, marker=look.marker, color=look.color, s=52, edgecolors="white", zorder=4)
+        ax.scatter(x, y, marker=look.marker, color=look.color, s=52, edgecolors="white", linewidths=0.6, zorder=4)
     style.logarithmic(ax.xaxis, info.costs.min(), info.costs.max())
     style.logarithmic(ax.yaxis, heights.min(), heights.max())
     ax.set_xlim(info.costs.min() / 2.0, info.costs.max() * 2.6)

@@ -151,7 +151,7 @@ def legend(ax: Axes, *, beside: bool = True, **options: Any) -> None:
 
 
 def name_layers(ax: Axes, centres: Sequence[float], names: Sequence[str], width: int, vertical: bool = True) -> None:
-    """Layers' names along the axes of a matrix; of very many, only every so often one.
+    """Layers' names along the axes of a matrix; where these would stand on each other, only those that have room.
 
     Args:
         ax: axes with a matrix.
@@ -160,11 +160,16 @@ def name_layers(ax: Axes, centres: Sequence[float], names: Sequence[str], width:
         width: most characters of one.
         vertical: whether they stand along the vertical axis too.
     """
-    step = -(-len(names) // 24)
-    labels = short_names(names, width)[::step]
+    left, right = ax.get_xlim()
+    places: list[float] = []
+    labels: list[str] = []
+    for centre, label in zip(centres, short_names(names, width), strict=True):
+        if not places or centre - places[-1] >= (right - left) / 24:
+            places.append(centre)
+            labels.append(label)
     turned = max(map(len, labels)) * len(labels) > 36
-    ax.set_xticks(centres[::step], labels, rotation=90 if turned else 0, fontsize="small")
-    ax.set_yticks(centres[::step], labels if vertical else [""] * len(labels), fontsize="small")
+    ax.set_xticks(places, labels, rotation=90 if turned else 0, fontsize="small")
+    ax.set_yticks(places, labels if vertical else [""] * len(labels), fontsize="small")
     ax.tick_params(length=0)
     plain([*ax.get_xticklabels(), *ax.get_yticklabels()])
 

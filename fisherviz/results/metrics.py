@@ -215,7 +215,7 @@ def show_number(value: float, digits: int = 3) -> str:
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "∞" if value > 0 else "−∞"
     if 1e-3 <= abs(value) < 1e5:
-        text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.{digits}g}".rstrip(".")
+        text = f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:#.{digits}g}".rstrip(".")
         return text.replace("-", "−")
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")

@@ -14,50 +14,50 @@ from torch.nn import functional
 import fisherviz as fv
 from tests.architectures.networks import IGNORED, SHADES, digits, hidden_tokens, next_tokens
 from tests.oracles import nets, positions
-from tests.oracles.checks import FLOAT32, assert_matches
+from tests.oracles.checks import FLOAT32, FLOAT64, assert_matches
 
 N = 3
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def gpt2(attention):
+def gpt2(attention, n):
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         vocab_size=SHADES, n_positions=8, n_embd=6, n_layer=1, n_head=2, n_inner=7, attn_implementation=attention,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    ids, targets = next_tokens(N)
+    ids, targets = next_tokens(n)
     return transformers.GPT2LMHeadModel(config), {"input_ids": ids}, targets
 
 
-def bert(attention):
+def bert(attention, n):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
         vocab_size=SHADES + 2, hidden_size=6, num_hidden_layers=1, num_attention_heads=2, intermediate_size=7,
         max_position_embeddings=8, attn_implementation=attention, pad_token_id=SHADES + 1,
     )  # fmt: skip
-    return transformers.BertForMaskedLM(config), *hidden_tokens(N)
+    return transformers.BertForMaskedLM(config), *hidden_tokens(n)
 
 
-def vit(attention):
+def vit(attention, n):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=6, num_hidden_layers=1, num_attention_heads=2, intermediate_size=7, image_size=8, patch_size=4,
         num_channels=1, num_labels=10, attn_implementation=attention,
     )  # fmt: skip
-    images, labels = digits(N)
+    images, labels = digits(n)
     return transformers.ViTForImageClassification(config), {"pixel_values": images}, labels
 
 
-def of_timm(build):
+def of_timm(build, n):
     timm = pytest.importorskip("timm")
-    images, labels = digits(N)
+    images, labels = digits(n)
     return build(timm.models), {"x": images}, labels
 
 
 def resnet(models):
     return models.ResNet(
-        models.resnet.BasicBlock, (1, 1), channels=(3, 4), stem_width=3, in_chans=1, num_classes=10, stem_type=""
+        models.resnet.BasicBlock, (1, 1, 1, 1), channels=(3, 3, 3, 4), stem_width=3, in_chans=1, num_classes=10
     )
 
 
@@ -77,15 +77,15 @@ def vision_transformer(models):
 
 
 CASES = {
-    "GPT-2, eager": lambda: gpt2("eager"),
-    "GPT-2, sdpa": lambda: gpt2("sdpa"),
-    "BERT, eager": lambda: bert("eager"),
-    "BERT, sdpa": lambda: bert("sdpa"),
-    "ViT, eager": lambda: vit("eager"),
-    "ViT, sdpa": lambda: vit("sdpa"),
-    "timm ResNet": lambda: of_timm(resnet),
-    "timm MobileNet": lambda: of_timm(mobilenet),
-    "timm ViT": lambda: of_timm(vision_transformer),
+    "GPT-2, eager": lambda n: gpt2("eager", n),
+    "GPT-2, sdpa": lambda n: gpt2("sdpa", n),
+    "BERT, eager": lambda n: bert("eager", n),
+    "BERT, sdpa": lambda n: bert("sdpa", n),
+    "ViT, eager": lambda n: vit("eager", n),
+    "ViT, sdpa": lambda n: vit("sdpa", n),
+    "timm ResNet": lambda n: of_timm(resnet, n),
+    "timm MobileNet": lambda n: of_timm(mobilenet, n),
+    "timm ViT": lambda n: of_timm(vision_transformer, n),
 }
 libraries = pytest.mark.parametrize("name", CASES)
 
@@ -109,9 +109,9 @@ def cast(inputs, dtype):
     return {name: part.to(dtype) if part.is_floating_point() else part for name, part in inputs.items()}
 
 
-def made(name):
+def made(name, n=N):
     torch.manual_seed(0)
-    model, inputs, targets = CASES[name]()
+    model, inputs, targets = CASES[name](n)
     return nets.randomised(model), cast(inputs, torch.float64), targets
 
 
@@ -129,21 +129,30 @@ def test_exact_quantities(name):
     model, inputs, targets = made(name)
     F = brute_force(model, inputs, targets)
     fisher = fisher_of(model, inputs, targets)
-    assert_matches(fisher.to_dense(), F)
+    # transformers' eager attention of ViT takes the softmax in float32, whatever the model is in
+    tolerance = FLOAT32 if name == "ViT, eager" else FLOAT64
+    assert_matches(fisher.to_dense(), F, tolerance)
     v = torch.randn(len(F), 2, dtype=torch.float64)
-    assert_matches(fisher.fresh() @ v, F @ v)
-    assert_matches(fisher.diagonal(), F.diagonal())
-    assert_matches(fisher.solve(v, 0.1), torch.linalg.solve(F + 0.1 * torch.eye(len(F), dtype=torch.float64), v))
+    assert_matches(fisher.fresh() @ v, F @ v, tolerance)
+    assert_matches(fisher.diagonal(), F.diagonal(), tolerance)
+    damped = F + 0.1 * torch.eye(len(F), dtype=torch.float64)
+    assert_matches(fisher.solve(v, 0.1), torch.linalg.solve(damped, v), tolerance)
     single = fisher_of(copy.deepcopy(model).float(), cast(inputs, torch.float32), targets)
     assert_matches(single.to_dense(), F, FLOAT32)
 
 
 WITHOUT_STRUCTURE = {
-    "the parameters of positions and class tokens": ("position_embeddings", "wpe", "embeddings", ""),
-    "a table for what all examples share": ("token_type_embeddings",),
-    "tied tables": ("wte", "word_embeddings"),
-    "the decoder's own bias beside a tied weight": ("decoder", "predictions"),
-}
+    "GPT-2": ("transformer.wte", "transformer.wpe"),  # tied, and one row of positions for all examples
+    "BERT": (
+        "bert.embeddings.word_embeddings", "bert.embeddings.position_embeddings",
+        "cls.predictions",  # a bias of its own beside a weight that is tied
+    ),
+    "ViT": ("vit.embeddings",),  # positions and class token, as bare parameters
+    "timm ResNet": (),
+    # BatchNormAct2d gives what its activation made of it
+    "timm MobileNet": ("bn1", "blocks.0.0.bn1", "blocks.0.0.bn2", *(f"blocks.1.0.bn{i}" for i in (1, 2, 3))),
+    "timm ViT": ("",),
+}  # fmt: skip
 
 
 @libraries
@@ -152,8 +161,7 @@ def test_what_has_no_structure(name):
     fisher = fisher_of(model, inputs, targets)
     fisher.look()
     generic = [layer for layer in fisher.layers if layer.path == "generic"]
-    expected = {last for names in WITHOUT_STRUCTURE.values() for last in names}
-    assert {layer.name.rsplit(".", 1)[-1] for layer in generic} <= expected
+    assert tuple(layer.name for layer in generic) == WITHOUT_STRUCTURE[name.split(",")[0]]
     assert all(layer.note for layer in generic)
 
 
@@ -163,29 +171,31 @@ def test_every_method_is_compared(name):
     assert set(comparison.methods) == set(fv.approximations)
 
 
+OPTIMIZERS = {
+    "KFAC": {}, "EKFAC": {}, "FOOF": {"lr": 0.03}, "CWNGD": {"lr": 0.03, "damping": 1.0}, "TENGraD": {},
+    "HessianFree": {},
+}  # fmt: skip
+
+
 @libraries
-@pytest.mark.parametrize("preset", ["KFAC", "EKFAC", "FOOF", "CWNGD", "TENGraD", "HessianFree"])
+@pytest.mark.parametrize("preset", OPTIMIZERS)
 def test_optimizers_lower_the_loss(name, preset):
-    model, inputs, targets = made(name)
+    model, inputs, targets = made(name, 24)
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    optimizer = getattr(fv.optim, preset)(model, "categorical", output=logits, damping=10.0)
-
-    def loss():
-        z = logits(model(**inputs))
-        counts = functional.cross_entropy(z.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-        return counts / N
+    optimizer = getattr(fv.optim, preset)(model, "categorical", output=logits, **OPTIMIZERS[preset])
 
     def closure():
         optimizer.zero_grad()
-        value = loss()
+        z = logits(model(**inputs))
+        value = functional.cross_entropy(z.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
         value.backward()
         return value
 
     losses = [closure().item()]
-    for _ in range(4):
+    for _ in range(5):
         optimizer.step(closure)
-        losses.append(loss().item())
+        losses.append(closure().item())
     assert min(losses[1:]) < losses[0], losses

@@ -346,3 +346,27 @@ def test_examples_in_another_order_inside_give_the_right_numbers_or_a_sentence()
         assert "inner" in str(error)  # noqa: PT017
     else:
         assert_matches(dense, F)
+
+
+def by_name(kind, place):
+    """The kind with a forward of another library, which computes the same."""
+
+    def forward(self, x):
+        return kind.forward(self, x)
+
+    forward.__module__, forward.__qualname__ = place.split(" ")
+    return type(kind.__name__, (kind,), {"forward": forward})
+
+
+@pytest.mark.parametrize(("kind", "options", "place"), [
+    (nn.Linear, (4, 4), "timm.layers.linear Linear.forward"),
+    (nn.LayerNorm, (4,), "timm.layers.norm LayerNorm.forward"),
+    (nn.GroupNorm, (2, 4), "timm.layers.norm GroupNorm.forward"),
+])  # fmt: skip
+def test_layers_of_other_libraries_by_the_name_of_their_forward(kind, options, place):
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for where, path in ((place, "structured"), (place.replace("timm", "mine"), "generic")):
+        net = nets.randomised(nn.Sequential(by_name(kind, where)(*options), nn.Tanh(), nn.Linear(4, 2)))
+        fisher = fv.Probe(net, "gaussian").fisher(x)
+        assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Gaussian()))
+        assert fisher.layers[0].path == path

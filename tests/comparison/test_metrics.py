@@ -235,6 +235,17 @@ def test_errors_of_layers_that_share_weights(monkeypatch, build, parameters, kin
             assert setting.value(method, metric) == close(expected[metric], 1e-6)
 
 
+def test_layers_that_are_given_nothing_but_zeros(monkeypatch):
+    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    layers = nn.Linear(3, 4), nn.Tanh(), nn.Threshold(1.0, 0.0), nn.Linear(4, 3, bias=False), nn.Linear(3, 2)
+    net, x = nets.randomised(nn.Sequential(*layers, nets.MeanTokens())), torch.randn(6, 4, 3, dtype=torch.float64)
+    methods = ["kfac", "kfac-full", "kfac-tridiagonal"]
+    setting = Setting(net, x, "bernoulli", methods=methods, metrics=["relative_frobenius"])
+    for method in methods:
+        error = relative_measures(setting.F, setting.dense(method))["relative_frobenius"]
+        assert setting.value(method, "relative_frobenius") == close(error, 1e-6)
+
+
 def test_a_method_that_refuses_a_network_is_left_out_with_a_note_unless_it_was_asked_for_alone():
     net = nets.conv_net(nn.Conv1d(1, 2, 2), nn.Conv1d(2, 2, 2))
     fisher = fv.Probe(net, "bernoulli").fisher(torch.randn(4, 1, 4, dtype=torch.float64))

@@ -313,6 +313,14 @@ def test_an_exact_method_stands_at_the_foot_of_the_front():
 # ---- names ---------------------------------------------------------------------------------------
 
 
+def test_names_of_narrow_layers_do_not_stand_on_each_other():
+    edges = np.array([0, 40, 41, 42, 43, 80, 100])
+    names = ["in", "a", "b", "c", "mid", "out"]
+    ax = plot.heatmap(torch.rand(100, 100), edges=edges, layers=names, ax=Figure().subplots())
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["in", "a", "mid", "out"]
+
+
 def test_names_are_text_and_never_formulas():
     comparison = make_comparison(layers=("$\\frac{", "_hidden", "a" * 60, ""), methods=("$x", "_mine", "b" * 60))
     figure = Figure(figsize=(22, 5), layout="constrained")

@@ -259,6 +259,7 @@ def test_a_standard_error_is_shown_with_two_digits():
     assert metrics.show("kl", 545934.7, 13953.4) == "(5.46 ± 0.14)·10⁵"
     assert metrics.show("inverse_frobenius", 0.3195, 0.00041) == "0.320 ± 4.1·10⁻⁴"
     assert metrics.show("kl", 367.2, 17.3) == "367 ± 17"
+    assert metrics.show("kl", 20809.0, 716.0) == "20,809 ± 716"
 
 
 def test_every_metric_of_the_design_is_defined():
