@@ -56,7 +56,8 @@ class Approximation(LayeredMatrix, ABC):
     plot_order: ClassVar[Order] = "torch"
     """The order of the paper that it comes from, for plots."""
     handles_generic: ClassVar[bool] = False
-    """Whether `operator_for` takes layers of the generic path; otherwise they get the exact diagonal."""
+    """Whether `operator_for` takes layers of the generic path, and weights that are both an embedding's and a Linear's,
+    whose uses have no factors in common; otherwise they get the exact diagonal."""
     takes_factors: ClassVar[bool] = False
     """Whether `operator_for` needs Kronecker factors; normalisation and PReLU get `per_feature` instead."""
     per_feature: PerFeature = "units"
@@ -122,7 +123,7 @@ class Approximation(LayeredMatrix, ABC):
         """What stands for a layer that the method does not take: a part of its exact block."""
         if self.takes_factors and layer.own_inputs:
             return self.per_feature
-        return None if layer.structured or self.handles_generic else "diagonal"
+        return None if self.handles_generic or (layer.structured and not layer.both_ways) else "diagonal"
 
     def _handles(self, layer: Layer) -> bool:
         return self._exactly(layer) is None
@@ -208,6 +209,7 @@ class Approximation(LayeredMatrix, ABC):
         layers = fisher.space.layers
         if generic := [layer.name for layer in layers if not layer.structured and not self._handles(layer)]:
             out.append(f"no structure for layers {', '.join(map(repr, generic))}; the exact diagonal is taken there.")
+        out += self.both_ways(layers)
         if self.takes_factors and (scales := [layer.name for layer in layers if layer.own_inputs]):
             part = "2 x 2 block of each" if self.per_feature == "units" else self.per_feature
             out.append(
@@ -220,6 +222,13 @@ class Approximation(LayeredMatrix, ABC):
                 f"the network is no chain of layers; coupled are those that are neighbours in execution: {pairs}."
             )
         return out
+
+    def both_ways(self, layers: Sequence[Layer]) -> list[str]:
+        """What is taken of weights whose uses are the transposes of one another, if there are any."""
+        tied = [repr(layer.name) for layer in layers if layer.both_ways and not self._handles(layer)]
+        if not tied:
+            return []
+        return [f"an embedding and a Linear share the weight of {', '.join(tied)}: the exact diagonal is taken there."]
 
     def _recipe(self, fisher: Fisher) -> Recipe:
         """The fit as `run_together` runs it."""

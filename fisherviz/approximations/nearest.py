@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisherviz.approximations.base import Approximation, PerFeature, Values, check_per_feature
 from fisherviz.approximations.kronecker import product
-from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
+from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, KroneckerSum, Operator
@@ -54,7 +54,7 @@ class NearestKronecker(Approximation):
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """Σ_k A_k ⊗ G_k."""
         capture: AnyCapture = values["capture"]
-        assert not isinstance(capture, GenericCapture)
+        assert isinstance(capture, Capture | TokenCapture)
         if isinstance(capture, Capture) and capture.grouped:
             parts = [Capture(capture.a[:, :, h], capture.g[:, :, :, h]) for h in range(layer.groups)]
             return DirectSum([self._nearest(part) for part in parts])

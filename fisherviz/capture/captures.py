@@ -6,14 +6,17 @@ Shapes: a (N, T, da), g (K, N, T, dg); grouped convolutions a (N, T, groups, da)
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fisherviz.capture.tokens import TokenCapture, some
+
+DENSE_ENTRIES = 2**24
+"""Entries of per-example gradients that are formed at once where their squares alone are wanted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,7 @@ class Capture:
         """Sum over examples and vectors of each gradient entry's square, (P,) in unit order."""
         if self.factored:
             return (self.g[:, :, 0].square().sum(0).T @ self.a[:, 0].square()).reshape(-1)
-        return self.gradients.square().sum((0, 1))
+        return _square_sum(self)
 
     def sum(self) -> Tensor:
         """Sum of the gradient over examples and vectors, (P,) in unit order."""
@@ -189,75 +192,138 @@ class GenericCapture:
         return GenericCapture(self.gradients[:, rows])
 
 
-AnyCapture = Capture | GenericCapture | TokenCapture
+@dataclass(frozen=True, eq=False)
+class TiedCapture:
+    """An embedding whose table is a Linear's weight too: per-example gradients are the sum of both uses.
 
-
-def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
-    """One capture of all examples of several captures of the same layer.
-
-    Captures with fewer vectors or positions than others are padded with zeros, which leave every gradient, and every
-    sum over them, alone; averages over positions must not be taken from the result (see `ragged`).
+    Attributes:
+        read: the use as a table, with W̄ (da, V).
+        used: the use as a weight, with W̄ (V, da).
+        transposed: whether the layer's own W̄ is (da, V), an embedding's.
     """
-    if len(captures) == 1:
-        return captures[0]
-    vectors = max(c.vectors for c in captures)
-    positions = max(_positions(c) for c in captures)
-    if any(isinstance(c, GenericCapture) for c in captures):
-        return GenericCapture(torch.cat([_padded(c.gradients, 0, vectors) for c in captures], 1))
-    structured = [c for c in captures if isinstance(c, Capture)]
-    read = [c for c in captures if isinstance(c, TokenCapture)]
-    shown: Sequence[Capture | TokenCapture] = structured or read
-    g = torch.cat([_padded(_padded(c.g, 2, positions), 0, vectors) for c in shown], 1)
-    counted = None
-    if any(c.counted is not None for c in shown):
-        every = [c.g.new_ones(c.g.shape[1:3], dtype=torch.bool) if c.counted is None else c.counted for c in shown]
-        counted = torch.cat([_padded(part, 1, positions) for part in every])
-    if structured:
-        return Capture(torch.cat([_padded(c.a, 1, positions) for c in structured]), g, counted)
-    tokens = torch.cat([_padded(c.tokens, 1, positions) for c in read])
-    weights = torch.cat([_padded(c.weights, 1, positions) for c in read])
-    return TokenCapture(tokens, weights, g, read[0].vocabulary, counted)
+
+    read: TokenCapture
+    used: Capture
+    transposed: bool
+
+    def each(self, change: Callable[[Any], Any]) -> TiedCapture:
+        """With both uses changed."""
+        return TiedCapture(change(self.read), change(self.used), self.transposed)
+
+    @property
+    def examples(self) -> int:
+        """Number N of examples."""
+        return self.used.examples
+
+    @property
+    def vectors(self) -> int:
+        """Number K of backpropagated vectors per example."""
+        return self.used.vectors
+
+    @property
+    def width(self) -> int:
+        """Of the layer's W̄."""
+        return self.read.width if self.transposed else self.used.a.shape[-1]
+
+    @property
+    def positions(self) -> int:
+        """Number T of weight-sharing positions of both uses."""
+        return self.read.positions + self.used.positions
+
+    @property
+    def factored(self) -> bool:
+        """Whether every per-example gradient is a single outer product: never."""
+        return False
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return self.used.size
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return self.read.bytes + self.used.bytes
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors held, those in working precision first."""
+        return (*self.used.tensors, *self.read.tensors)
+
+    @property
+    def gradients(self) -> Tensor:
+        """Per-example gradients in unit order, (K, N, P), dense."""
+        out, found = self.used.gradients.unflatten(2, (self.read.vocabulary, -1)), self.read.sparse
+        out[:, found.example, found.token] += found.g  # each row once per example
+        return (out.mT if self.transposed else out).flatten(2)
+
+    @property
+    def rows(self) -> Tensor:
+        """Per-example gradients (K N, P), dense."""
+        return self.gradients.flatten(0, 1)
+
+    def used_at(self, tokens: Tensor) -> Capture:
+        """The use as a weight at some rows of the table."""
+        return replace(self.used, g=self.used.g[..., tokens])
+
+    def slices(self, entries: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As of `read`, with the gradients of both uses."""
+        for tokens, part in self.read.slices(entries):
+            yield tokens, part.add_(self.used_at(tokens).gradients.view(part.shape))
+
+    def square_sum(self) -> Tensor:
+        """Sum over examples and vectors of each gradient entry's square, (P,) in unit order."""
+        return _square_sum(self)
+
+    def sum(self) -> Tensor:
+        """Sum of the gradient over examples and vectors, (P,) in unit order."""
+        return self.joined(self.read.sum(), self.used.sum())
+
+    def apart(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """A unit-order vector (P, ...) in the unit orders of `read` and `used`."""
+        turned = self._turned(v, self.transposed)
+        return (v, turned) if self.transposed else (turned, v)
+
+    def joined(self, read: Tensor, used: Tensor) -> Tensor:
+        """The sum of vectors (P, ...) in the unit orders of `read` and `used`, in the layer's."""
+        if self.transposed:
+            return read + self._turned(used, False)
+        return used + self._turned(read, True)
+
+    def _turned(self, v: Tensor, table: bool) -> Tensor:
+        """Entries (P, ...) of a matrix as those of its transpose; `table`: (da, V) as (V, da)."""
+        vocabulary = self.read.vocabulary
+        shape = (-1, vocabulary) if table else (vocabulary, -1)
+        return v.unflatten(0, shape).transpose(0, 1).flatten(0, 1)
+
+    def select_vectors(self, start: int, stop: int) -> TiedCapture:
+        """Vectors start..stop."""
+        return self.each(lambda part: part.select_vectors(start, stop))
+
+    def to(self, dtype: torch.dtype) -> TiedCapture:
+        """In another precision."""
+        return self.each(lambda part: part.to(dtype))
+
+    def select(self, start: int, stop: int) -> TiedCapture:
+        """Examples start..stop."""
+        return self.each(lambda part: part.select(start, stop))
+
+    def take(self, rows: Tensor) -> TiedCapture:
+        """Examples by their positions (R,)."""
+        return self.each(lambda part: part.take(rows))
 
 
-def with_later(batches: Sequence[Batch]) -> list[Batch]:
-    """The batches with all vectors of the same examples together."""
-    starts = [i for i, batch in enumerate(batches) if not batch.later] + [len(batches)]
-    return [_together(batches[start:stop]) for start, stop in itertools.pairwise(starts)]
+def _square_sum(capture: Capture | TiedCapture) -> Tensor:
+    """From per-example gradients, of as many examples at a time as fit."""
+    total = capture.tensors[0].new_zeros(capture.size)
+    step = max(1, DENSE_ENTRIES // max(1, capture.vectors * capture.size))
+    for start in range(0, capture.examples, step):
+        total += capture.select(start, start + step).gradients.square_().sum((0, 1))
+    return total
 
 
-def _together(parts: Sequence[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    made: dict[str, AnyCapture] = {}
-    for name, own in parts[0].captures.items():
-        every = [part.captures[name] for part in parts]
-        if isinstance(own, GenericCapture):
-            made[name] = GenericCapture(torch.cat([c.gradients for c in every if isinstance(c, GenericCapture)]))
-        else:
-            made[name] = replace(own, g=torch.cat([c.g for c in every if not isinstance(c, GenericCapture)]))
-    return Batch(made, parts[0].examples, parts[0].first)
-
-
-def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
-    """Memory that one capture of them all holds at most."""
-    vectors, positions = max(c.vectors for c in captures), max(_positions(c) for c in captures)
-    return sum(c.bytes * vectors * positions // (max(c.vectors, 1) * _positions(c)) for c in captures)
-
-
-def _positions(capture: AnyCapture) -> int:
-    return 1 if isinstance(capture, GenericCapture) else capture.positions
-
-
-def ragged(captures: Sequence[AnyCapture]) -> bool:
-    """Whether captures of the same layer differ in their numbers of positions, or in kind."""
-    return len({-1 if isinstance(c, GenericCapture) else c.positions for c in captures}) > 1
-
-
-def _padded(t: Tensor, axis: int, size: int) -> Tensor:
-    if t.shape[axis] == size:
-        return t
-    shape = (*t.shape[:axis], size - t.shape[axis], *t.shape[axis + 1 :])
-    return torch.cat([t, t.new_zeros(shape)], axis)
+StructuredCapture = Capture | TokenCapture | TiedCapture
+AnyCapture = StructuredCapture | GenericCapture
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,21 +6,23 @@ gradient edges, not tensors, so that in-place activations after a layer do no ha
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.capture.attention import Inside
-from fisherviz.capture.captures import Capture
+from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
-from fisherviz.network.layers import Layer
+from fisherviz.network.layers import Layer, read_weights, reads, units
 
 
 @dataclass(eq=False)
@@ -28,6 +30,8 @@ class Call:
     """One forward call of a structured module."""
 
     layer: Layer
+    module: nn.Module
+    """The layer's, or one that is tied to it."""
     x: Tensor
     version: int
     edge: GradientEdge
@@ -45,7 +49,17 @@ class Call:
     @property
     def inputs(self) -> Tensor:
         """What the layer's matrix multiplies."""
-        return self.layer.inputs(self.x, self.shape)
+        return self.layer.inputs(self.x, self.shape, self.module)
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether it reads rows of a table."""
+        return reads(self.module)
+
+    @property
+    def positions(self) -> int:
+        """Weight-sharing positions."""
+        return self.shape[1:].numel() // units(self.module)
 
     def by_example(self, g: Tensor, leading: int) -> Tensor:
         """A gradient at the edge with examples first, behind so many dimensions of vectors."""
@@ -101,7 +115,7 @@ def _record(
     recorder: Recorder, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
 ) -> None:
     """Note what a layer was given, and where what it gave stands in the graph."""
-    recorder.note(layer, args[0] if args else next(iter(kwargs.values())), output)
+    recorder.note(layer, args[0] if args else next(iter(kwargs.values())), output, module=module)
 
 
 def _open(recorder: Recorder, module: nn.Module, *given: Any) -> None:
@@ -143,7 +157,7 @@ class Recorder:
         self.active = False
         self.cloned: set[str] = set()
         """Layers whose input is overwritten later in the forward pass, and noted as a copy."""
-        self._handles: dict[str, RemovableHandle] = {}
+        self._handles: dict[str, list[RemovableHandle]] = {}
         self._around: list[RemovableHandle] = []
         """Of the hooks around attention."""
 
@@ -152,7 +166,7 @@ class Recorder:
         return {**self.__dict__, "calls": [], "active": False, "_handles": {}, "_around": []}
 
     def attach(self) -> None:
-        """Put one forward hook on each structured module, and two around attention that has such modules inside."""
+        """Put a forward hook on each structured layer's modules, and two around attention that has such inside."""
         if self._handles or self._around:
             return
         around = {module: inside for module in self.attention if (inside := self.inside(module))}
@@ -160,7 +174,7 @@ class Recorder:
         for layer in self.layers:
             if layer.structured and layer.name not in hidden:
                 hook = Hook(_record, self, layer)
-                self._handles[layer.name] = layer.module.register_forward_hook(hook, with_kwargs=True)
+                self._handles[layer.name] = [m.register_forward_hook(hook, with_kwargs=True) for m in layer.modules]
         for module in around:
             self._around.append(module.register_forward_pre_hook(Hook(_open, self)))
             self._around.append(module.register_forward_hook(Hook(_close), always_call=True))
@@ -171,7 +185,7 @@ class Recorder:
         found = [layer for layer in self.layers if layer.structured and layer.module in keys]
         return {getattr(layer.module, keys[layer.module]): layer for layer in found}
 
-    def note(self, layer: Layer, x: Tensor, output: Tensor, examples: int = 0) -> None:
+    def note(self, layer: Layer, x: Tensor, output: Tensor, examples: int = 0, module: nn.Module | None = None) -> None:
         """Note a layer's input and where its output stands in the graph.
 
         Args:
@@ -179,6 +193,7 @@ class Recorder:
             x: its input.
             output: its output.
             examples: N where both are (T, N, d) or (T N, d); 0: examples come first.
+            module: one tied to the layer; None: its own.
         """
         if not self.active or not output.requires_grad:
             return
@@ -186,18 +201,20 @@ class Recorder:
         x = x.detach().clone() if layer.name in self.cloned else x.detach()
         if examples:
             x, output = by_example(x, examples), by_example(output.detach(), examples)
-        self.calls.append(Call(layer, x, x._version, edge, output.shape, source, examples))
+        module = layer.module if module is None else module
+        self.calls.append(Call(layer, module, x, x._version, edge, output.shape, source, examples))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""
         self.layers = tuple(layers)
         for layer in self.layers:
             if not layer.structured and layer.name in self._handles:
-                self._handles.pop(layer.name).remove()
+                for handle in self._handles.pop(layer.name):
+                    handle.remove()
 
     def detach(self) -> None:
         """Take every hook off and forget what was recorded."""
-        for handle in [*self._handles.values(), *self._around]:
+        for handle in [*itertools.chain(*self._handles.values()), *self._around]:
             handle.remove()
         self._handles.clear()
         self._around.clear()
@@ -211,20 +228,60 @@ class Recorder:
         return grouped
 
 
-def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Capture | TokenCapture:
+def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> StructuredCapture:
     """The capture of one layer from its calls and the gradients (K, N, ...) at their outputs.
 
-    Several calls of one module are weight-sharing positions: they are put side by side along T.
+    Several calls of one module, or of tied ones, are weight-sharing positions: they are put side by side along T. Those
+    of a weight that acts both as it is and transposed are the two parts of a `TiedCapture`.
     """
     layer = calls[0].layer
-    a = [call.inputs for call in calls]
-    g = [layer.output_gradients(gradient) for gradient in gradients]
+    shown = [(c, layer.output_gradients(g, c.module)) for c, g in zip(calls, gradients, strict=True)]
+    if not layer.both_ways:
+        return _read(shown) if layer.one_hot else _used(shown)
+    nothing = absent(layer, len(gradients[0]), gradients[0].shape[1], gradients[0])
+    assert isinstance(nothing, TiedCapture)
+    read, used = ([pair for pair in shown if pair[0].one_hot is one_hot] for one_hot in (True, False))
+    return replace(nothing, read=_read(read) if read else nothing.read, used=_used(used) if used else nothing.used)
+
+
+def _used(shown: Sequence[tuple[Call, Tensor]]) -> Capture:
+    """Inputs that are multiplied."""
+    return Capture(beside([call.inputs for call, _ in shown], 1), beside([g for _, g in shown], 2))
+
+
+def _read(shown: Sequence[tuple[Call, Tensor]]) -> TokenCapture:
+    """Rows of a table that are read; a bag has one output gradient for all that it reads."""
+    tokens = [call.inputs for call, _ in shown]
+    g = [g.expand(-1, -1, x.shape[1], -1) for (_, g), x in zip(shown, tokens, strict=True)]
+    layer = shown[0][0].layer
+    if layer.has_bias:  # of a Linear whose weight is the table: no row has a part in it
+        g = [functional.pad(gradient, (0, 1)) for gradient in g]
+    weights = beside([read_weights(call.module, x) for (call, _), x in zip(shown, tokens, strict=True)], 1)
+    return TokenCapture(beside(tokens, 1), weights, beside(g, 2), layer.matrix_shape[layer.one_hot])
+
+
+def absent(layer: Layer, vectors: int, n: int, like: Tensor) -> AnyCapture:
+    """What a batch shows of a layer that it did not run: zeros.
+
+    Args:
+        layer: the layer.
+        vectors: their number K.
+        n: number of examples.
+        like: of the dtype and device.
+    """
+    rows, da = layer.matrix_shape
+    if not layer.structured:
+        return GenericCapture(like.new_zeros(vectors, n, layer.size))
+    groups = (layer.groups,) if layer.groups > 1 else ()
+    unused, unread = like.new_zeros(vectors, n, 1, *groups, rows // layer.groups), like.new_zeros(n, 1)
+    if layer.both_ways:
+        d, vocabulary = (rows, da) if layer.one_hot else (da, rows)
+        read = TokenCapture(unread.long(), unread, like.new_zeros(vectors, n, 1, d), vocabulary)
+        used = Capture(like.new_zeros(n, 1, d), like.new_zeros(vectors, n, 1, vocabulary))
+        return TiedCapture(read, used, layer.one_hot)
     if layer.one_hot:
-        # a bag has one output gradient for all that it reads
-        g = [gradient.expand(-1, -1, tokens.shape[1], -1) for gradient, tokens in zip(g, a, strict=True)]
-        weights = beside([layer.weights(tokens) for tokens in a], 1)
-        return TokenCapture(beside(a, 1), weights, beside(g, 2), layer.fan_in)
-    return Capture(beside(a, 1), beside(g, 2))
+        return TokenCapture(unread.long(), unread, unused, da)
+    return Capture(like.new_zeros(n, 1, *groups, da), unused)
 
 
 def beside(parts: Sequence[Tensor], axis: int) -> Tensor:

@@ -280,9 +280,7 @@ def counts_examples(calls: Sequence[Call], z: Tensor) -> bool:
 
 def positions(calls: Mapping[str, Sequence[Call]]) -> dict[str, int]:
     """Weight-sharing positions of each structured layer that ran."""
-    return {
-        name: sum(call.shape[1:].numel() // max(1, call.layer.d_out) for call in made) for name, made in calls.items()
-    }
+    return {name: sum(call.positions for call in made) for name, made in calls.items()}
 
 
 def neighbours(calls: Mapping[str, Sequence[Call]], gone: Container[str] = ()) -> tuple[tuple[str, str], ...]:
@@ -316,7 +314,7 @@ def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: 
     inputs, outputs = 1, 1 + sum(layer.size for layer in generic)
     for made in calls.values():
         layer = made[0].layer
-        each = [call.shape[1:].numel() // layer.d_out * layer.groups * layer.da for call in made]
-        inputs += sum(2 * call.x[:1].numel() for call in made) if layer.one_hot else sum(each)
+        width = layer.groups * (layer.d_out if layer.one_hot else layer.da)  # of what is multiplied
+        inputs += sum(2 * call.x[:1].numel() if call.one_hot else call.positions * width for call in made)
         outputs += sum(call.shape[1:].numel() for call in made)
     return item * inputs, item * outputs

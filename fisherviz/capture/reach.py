@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import Capture
+from fisherviz.capture.captures import StructuredCapture, TiedCapture
 from fisherviz.capture.look import noise
-from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.likelihoods import Likelihood
 
 INDICATORS = 2
@@ -32,13 +31,15 @@ def indicators(likelihood: Likelihood, z: Tensor, counted: Tensor) -> Tensor:
     return torch.stack([likelihood.only(u, counted), likelihood.only(u, ~counted)])
 
 
-def marked(capture: Capture | TokenCapture, counted: Tensor) -> Capture | TokenCapture:
+def marked(capture: StructuredCapture, counted: Tensor) -> StructuredCapture:
     """A capture whose last vectors are the indicators, without them, and with the positions that count.
 
     Args:
         capture: of a layer.
         counted: positions of the output that count, (N, ...).
     """
+    if isinstance(capture, TiedCapture):
+        return capture.each(lambda part: marked(part, counted))
     k = capture.vectors - INDICATORS
     here, elsewhere = (capture.g[k:] != 0).flatten(3).any(3)
     # where the layer has the output's positions, one whose own output counts does, though nothing may depend on it

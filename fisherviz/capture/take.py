@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.backward import backpropagate
-from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture
-from fisherviz.capture.hooks import Call, capture_calls
+from fisherviz.capture.captures import AnyCapture, Batch
+from fisherviz.capture.hooks import Call, absent, capture_calls
 from fisherviz.capture.look import PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.structure import PathChanged
-from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.batches import Inputs, count_examples, move, select
 from fisherviz.network.guest import as_guest, check_modes, lock_of
-from fisherviz.network.layers import Layer
 from fisherviz.network.vectors import checked_counts
 
 TOGETHER = 8
@@ -129,7 +127,7 @@ def _captured(
         captures = shown(network, inputs, z, calls, v, counted, keep=stop < k)
         for layer in network.layers:
             if layer.name not in captures:
-                captures[layer.name] = _absent(layer, len(v), z).to(network.precision)
+                captures[layer.name] = absent(layer, len(v), n, z).to(network.precision)
         yield Batch({layer.name: captures[layer.name] for layer in network.layers}, n, first, later=start > 0)
 
 
@@ -164,18 +162,6 @@ def shown(
     if generic and layers and len(v):
         found |= generic_captures(network, layers, inputs, v)
     return {name: capture.to(network.precision) for name, capture in found.items()}
-
-
-def _absent(layer: Layer, vectors: int, z: Tensor) -> AnyCapture:
-    """What a batch shows of a layer that it did not run: zeros."""
-    n, (rows, da) = len(z), layer.matrix_shape
-    if not layer.structured:
-        return GenericCapture(z.new_zeros(vectors, n, layer.size))
-    if layer.one_hot:
-        nothing = z.new_zeros(n, 1)
-        return TokenCapture(nothing.long(), nothing, z.new_zeros(vectors, n, 1, rows), da)
-    groups = (layer.groups,) if layer.groups > 1 else ()
-    return Capture(z.new_zeros(n, 1, *groups, da), z.new_zeros(vectors, n, 1, *groups, rows // layer.groups))
 
 
 def _check_paths(network: Network, z: Tensor, calls: Mapping[str, Sequence[Call]]) -> None:

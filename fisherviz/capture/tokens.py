@@ -63,6 +63,11 @@ class TokenCapture:
         return self.tokens.shape[1]
 
     @property
+    def width(self) -> int:
+        """Of W̄: the vocabulary."""
+        return self.vocabulary
+
+    @property
     def factored(self) -> bool:
         """Whether the products of dense outer products g aᵀ apply: never."""
         return False
@@ -107,8 +112,8 @@ class TokenCapture:
         g = weighted.new_zeros(self.vectors, len(pairs), self.g.shape[-1]).index_add_(1, where, weighted)
         return Tokens(pairs % n, pairs // n, g)
 
-    def slices(self, entries: int) -> Iterator[Tensor]:
-        """Per-example gradients (K, N, m, d) at all columns of W̄ that some example reads, m at a time.
+    def slices(self, entries: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All columns (m,) of W̄ that some example reads, some at a time, and per-example gradients (K, N, m, d) there.
 
         Args:
             entries: of a slice, at most, unless a single column has more.
@@ -123,7 +128,7 @@ class TokenCapture:
             mine = slice(first, last)
             out = found.g.new_zeros(k, self.examples, stop - start, d)
             out[:, found.example[mine], column[mine] - start] = found.g[:, mine]
-            yield out
+            yield used[start:stop], out
 
     def square_sum(self) -> Tensor:
         """Sum over examples and vectors of each gradient entry's square, (P,) in unit order."""

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.lanczos import cg
@@ -83,5 +83,7 @@ def _of_gradients(capture: AnyCapture) -> int:
     """Of the products of a layer's gradients with a vector."""
     if isinstance(capture, TokenCapture):
         return capture.g.numel()
+    if isinstance(capture, TiedCapture):
+        return _of_gradients(capture.read) + _of_gradients(capture.used)
     per_example = capture.positions if isinstance(capture, Capture) and not capture.grouped else capture.vectors
     return per_example * capture.examples * capture.size

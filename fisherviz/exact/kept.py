@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, concatenate
+from fisherviz.capture.captures import AnyCapture, Batch
+from fisherviz.capture.joined import concatenate
 from fisherviz.network.layers import Layer
 from fisherviz.operators.factorise import DampedCholesky
 from fisherviz.statistics import Statistic

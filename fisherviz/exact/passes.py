@@ -15,7 +15,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, concatenated_bytes, ragged, with_later
+from fisherviz.capture.captures import AnyCapture, Batch
+from fisherviz.capture.joined import concatenated_bytes, ragged, with_later
 from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import PathChanged, Structure

@@ -55,6 +55,14 @@ class Kind(ABC):
         """Groups of units that see inputs of their own."""
         return 1
 
+    def same_matrix(self, module: Any, kind: Kind, other: Any) -> bool:
+        """Whether another module's parameters stand in its matrix as a module's own do in W̄."""
+        return kind is self and (self.groups(module), self.stored(module)) == (kind.groups(other), kind.stored(other))
+
+    def transposed_matrix(self, kind: Kind) -> bool:
+        """Whether the weight of a module of another kind is the transpose of W̄ (without the bias)."""
+        return False
+
     def fan_in(self, module: Any) -> int:
         """Inputs of one output unit, without the bias."""
         return math.prod(module.weight.shape[1:])

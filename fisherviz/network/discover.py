@@ -20,11 +20,10 @@ def find_layers(
     modules = dict(model.named_modules())
     chosen = set(modules.values()) if wanted is None else _choose(modules, wanted)
     names = {id(p): name for name, p in model.named_parameters()}
-    owners: dict[int, int] = {}
+    holders: dict[int, list[nn.Module]] = {}
     for module in modules.values():
         for p in module._parameters.values():
-            if p is not None:
-                owners[id(p)] = owners.get(id(p), 0) + 1
+            holders.setdefault(id(p), []).append(module)
     rank = {name: i for i, name in enumerate(names.values())}
     layers: list[Layer] = []
     left_out: list[tuple[str, str]] = []
@@ -54,7 +53,8 @@ def find_layers(
                 taken[id(p)] = names[id(p)]
         if mine:
             mine = dict(sorted(mine.items(), key=lambda item: rank[item[0]]))
-            layers.append(make_layer(name, module, mine, any(owners[id(p)] > 1 for p in own.values())))
+            sharing = dict.fromkeys(other for p in mine.values() for other in holders[id(p)])
+            layers.append(make_layer(name, module, mine, sharing))
     if not layers:
         raise ValueError("no trainable parameter is left to probe; set requires_grad=True or choose other layers=.")
     # a tied parameter may stand earlier in named_parameters() than the module that was chosen for it

@@ -25,6 +25,10 @@ class Linear(Kind):
         """Output features."""
         return module.out_features
 
+    def transposed_matrix(self, kind: Kind) -> bool:
+        """An embedding's, tied to an output layer."""
+        return type(self) is Linear and isinstance(kind, Embedding)
+
     def unfold(self, module: nn.Linear, x: Tensor) -> Tensor:
         """The input, (N, T, d_in)."""
         return x.reshape(len(x), -1, x.shape[-1])
@@ -146,6 +150,14 @@ class Embedding(Kind):
     def units(self, module: nn.Embedding) -> int:
         """Width of a row."""
         return module.embedding_dim
+
+    def same_matrix(self, module: nn.Embedding, kind: Kind, other: Any) -> bool:
+        """All that reads the table, bags too."""
+        return isinstance(kind, Embedding)
+
+    def transposed_matrix(self, kind: Kind) -> bool:
+        """An output layer's, tied to the table."""
+        return type(kind) is Linear
 
     def fan_in(self, module: nn.Embedding) -> int:
         """Rows of the table."""

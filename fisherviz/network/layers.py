@@ -5,11 +5,12 @@ How the layers' matrices stand in one flat vector is for `space`; which layers t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fisherviz.network.base import Kind, Stored
 from fisherviz.network.kinds import Embedding, kind_of
@@ -95,6 +96,8 @@ class Layer:
     note: str = ""
     roles: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Whether each probed parameter is the module's "weight" or "bias", by its name: a pass may swap its tensors."""
+    ties: Mapping[nn.Module, frozenset[str]] = field(default_factory=dict, repr=False)
+    """Other modules that act with its parameters, each with the roles of those that it shares."""
 
     @property
     def size(self) -> int:
@@ -126,16 +129,20 @@ class Layer:
         """Whether its inputs are one-hot (embeddings): `inputs` gives their positions, and A is diagonal."""
         return self.structured and self._kind.one_hot
 
-    def weights(self, tokens: Tensor) -> Tensor:
-        """What a `one_hot` layer multiplies the columns of W̄ by that it reads, (N, T)."""
-        kind = self._kind
-        assert isinstance(kind, Embedding)
-        return kind.weights(self.module, tokens)
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Its module and those tied to it."""
+        return (self.module, *self.ties)
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether its weight is both an embedding's table and a Linear's: W̄ acts as it is and transposed."""
+        return self.structured and any(reads(module) != self.one_hot for module in self.ties)
 
     @property
     def factors(self) -> bool:
         """Whether the layer has Kronecker factors that can be coupled with other layers'."""
-        return self.structured and not self._kind.own_inputs and not self._kind.one_hot
+        return self.structured and not (self._kind.own_inputs or self._kind.one_hot or self.both_ways)
 
     @property
     def unseen(self) -> str:
@@ -182,25 +189,33 @@ class Layer:
 
     @property
     def _kind(self) -> Kind:
-        found = kind_of(self.module)
-        assert found is not None
-        return found
+        return _known(self.module)
 
-    def inputs(self, x: Tensor, outputs: torch.Size) -> Tensor:
+    def inputs(self, x: Tensor, outputs: torch.Size, module: nn.Module | None = None) -> Tensor:
         """Inputs with the bias coordinate: (N, T, da), (N, T, groups, da) of grouped convolutions, or tokens (N, T).
+
+        What a tied module does not share of W̄ is zero.
 
         Args:
             x: what the module was given.
             outputs: shape of what it gave.
+            module: one tied to the layer; None: its own.
         """
-        kind = self._kind.called(outputs)
-        if not self.has_weight:
-            return kind.ones(self.module, x)
-        return (kind.with_bias if self.has_bias else kind.unfold)(self.module, x)
+        module = self.module if module is None else module
+        kind, shared = _known(module).called(outputs), self.ties.get(module, frozenset(self.roles.values()))
+        if "weight" not in shared:
+            return functional.pad(kind.ones(module, x), (self.da - 1, 0))
+        if kind.one_hot or not self.has_bias:
+            return kind.unfold(module, x)
+        a = kind.with_bias(module, x)
+        if "bias" not in shared:
+            a[..., -1] = 0
+        return a
 
-    def output_gradients(self, g: Tensor) -> Tensor:
-        """Gradients (K, N, ...) at the module's output as (K, N, T, dg) or (K, N, T, groups, dg)."""
-        return self._kind.outputs(self.module, g)
+    def output_gradients(self, g: Tensor, module: nn.Module | None = None) -> Tensor:
+        """Gradients (K, N, ...) at a module's output as (K, N, T, dg) or (K, N, T, groups, dg); see `inputs`."""
+        module = self.module if module is None else module
+        return _known(module).outputs(module, g)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -215,39 +230,84 @@ class Layer:
         return tuple(found)
 
 
-def make_layer(name: str, module: nn.Module, parameters: Mapping[str, nn.Parameter], shared: bool) -> Layer:
+def make_layer(
+    name: str, module: nn.Module, parameters: Mapping[str, nn.Parameter], modules: Iterable[nn.Module] = ()
+) -> Layer:
     """Describe a module: structured for the `KINDS`, generic for everything else.
 
     Args:
         name: the module's name in the model.
         module: the module.
         parameters: the parameters that it contributes, by their names in the model.
-        shared: whether one of its parameters also belongs to another module.
+        modules: of the model, among which others may hold some of the parameters.
 
     Returns:
         The layer.
     """
-    found, note = kind_of(module), ""
-    if found is None:
-        note = f"{type(module).__name__} has no Kronecker structure"
-    elif refusal := found.refusal(module):
-        note = refusal
-    elif shared:
-        note = "a parameter is shared with another module"
-    elif not _owns_plain_parameters(module, found, parameters):
-        note = "its weight or bias is reparametrised, or it owns further parameters"
+    found = kind_of(module)
+    note = "" if found is not None else f"{type(module).__name__} has no Kronecker structure"
+    roles = {own: _role(module, p) for own, p in parameters.items()}
+    ties = {}
+    for other in modules:
+        shared = [p for p in parameters.values() if any(p is q for q in other._parameters.values())]
+        if other is not module and shared:
+            ties[other] = frozenset(_role(other, p) for p in shared)
+            mine = frozenset(_role(module, p) for p in shared)
+            if not note and (mine != ties[other] or not _fits(module, other, mine)):
+                note = (
+                    f"a parameter is shared with another module, in which it has another use ({type(other).__name__})"
+                )
+    if found is not None:
+        note = next(filter(None, map(_refusal, (module, *ties))), note)
     kind = (found.name if found is not None else "") or type(module).__name__.lower()
-    keys = {id(p): key for key, p in module._parameters.items()}
-    named = {} if found is None else {found.weight: "weight", found.bias: "bias"}
-    roles = {own: named.get(keys[id(p)], "") for own, p in parameters.items()}
-    return Layer(name, module, dict(parameters), kind, not note, note, roles)
+    return Layer(name, module, dict(parameters), kind, not note, note, roles, ties)
 
 
-def _owns_plain_parameters(module: nn.Module, kind: Kind, parameters: Mapping[str, nn.Parameter]) -> bool:
-    own = {key: p for key, p in module._parameters.items() if p is not None}
-    return (
-        set(own) <= {kind.weight, kind.bias}
-        and all(any(p is q for q in own.values()) for p in parameters.values())
-        and not hasattr(module, "parametrizations")
-        and isinstance(getattr(module, kind.weight, None), nn.Parameter)
-    )
+def reads(module: nn.Module) -> bool:
+    """Whether a module reads rows of a table: its inputs are one-hot."""
+    return _known(module).one_hot
+
+
+def units(module: nn.Module) -> int:
+    """Output units or channels of a module of a known kind."""
+    return _known(module).units(module)
+
+
+def read_weights(module: nn.Module, tokens: Tensor) -> Tensor:
+    """What a module that `reads` multiplies the rows by that it reads, (N, T)."""
+    kind = _known(module)
+    assert isinstance(kind, Embedding)
+    return kind.weights(module, tokens)
+
+
+def _known(module: nn.Module) -> Kind:
+    found = kind_of(module)
+    assert found is not None
+    return found
+
+
+def _role(module: nn.Module, p: nn.Parameter) -> str:
+    """Whether a parameter is a module's "weight" or "bias"; "" for neither."""
+    kind = kind_of(module)
+    named = {} if kind is None else {kind.weight: "weight", kind.bias: "bias"}
+    return next((named.get(key, "") for key, own in module._parameters.items() if own is p), "")
+
+
+def _fits(module: nn.Module, other: nn.Module, shared: Container[str]) -> bool:
+    """Whether what a module shares acts in another one as in its own W̄, or the weight as its transpose."""
+    kind, its = kind_of(module), kind_of(other)
+    if kind is None or its is None:
+        return False
+    return kind.same_matrix(module, its, other) or ("bias" not in shared and kind.transposed_matrix(its))
+
+
+def _refusal(module: nn.Module) -> str:
+    """Why a module of a known kind has no structure; "" where it has."""
+    kind = kind_of(module)
+    if kind is None or (refusal := kind.refusal(module)):
+        return "" if kind is None else refusal
+    own = {key for key, p in module._parameters.items() if p is not None}
+    plain = own <= {kind.weight, kind.bias} and isinstance(getattr(module, kind.weight, None), nn.Parameter)
+    if plain and not hasattr(module, "parametrizations"):
+        return ""
+    return "its weight or bias is reparametrised, or it owns further parameters"

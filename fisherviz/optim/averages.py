@@ -9,7 +9,7 @@ run a layer adds zeros to what is the layer's, from the first step on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fisherviz.approximations import Approximation
 from fisherviz.approximations.matrices import LayeredMatrix
-from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, concatenate
+from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, TiedCapture
+from fisherviz.capture.joined import concatenate
 from fisherviz.capture.network import Network
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
@@ -346,10 +347,12 @@ class Moments:
 
 def pack(values: Mapping[str, Any]) -> dict[str, Any]:
     """Tensors and captures as plain containers of tensors."""
-    return {
-        key: value.clone() if isinstance(value, Tensor) else {f.name: getattr(value, f.name) for f in fields(value)}
-        for key, value in values.items()
-    }
+    return {key: value.clone() if isinstance(value, Tensor) else _plain(value) for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A capture as a dictionary, and what is in it."""
+    return {f.name: _plain(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else value
 
 
 def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -359,10 +362,17 @@ def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         if isinstance(value, Tensor):
             out[key] = value.to(device, copy=True)
         else:
-            parts: dict[str, Any] = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in value.items()}
-            kind: Any = Capture if "a" in parts else TokenCapture if "tokens" in parts else GenericCapture
-            out[key] = kind(**parts)
+            out[key] = _capture(value, device)
     return out
+
+
+def _capture(packed: Mapping[str, Any], device: torch.device) -> AnyCapture:
+    parts: dict[str, Any] = {
+        name: t.to(device) if isinstance(t, Tensor) else _capture(t, device) if isinstance(t, Mapping) else t
+        for name, t in packed.items()
+    }
+    kinds: tuple[Any, ...] = (Capture, TokenCapture, TiedCapture, GenericCapture)
+    return next(kind for kind in kinds if {f.name for f in fields(kind)} >= set(parts))(**parts)
 
 
 def _load(named: Named, saved: Mapping[str, Any], device: torch.device) -> None:

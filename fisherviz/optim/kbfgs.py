@@ -14,7 +14,8 @@ from typing import Any, ClassVar, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from fisherviz.capture.captures import Capture, concatenate
+from fisherviz.capture.captures import Capture
+from fisherviz.capture.joined import concatenate
 from fisherviz.network.batches import Batches
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
@@ -246,8 +247,9 @@ class KBFGS(NaturalGradient):
             model, likelihood, "identity", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, decay=decay, kind="empirical", loss_scale=loss_scale, output=output,
         )  # fmt: skip
-        plain = [layer.name for layer in self.layers if layer.own_inputs]
-        self.network.settle(self.network.structure.without(dict.fromkeys(plain, "it has no Kronecker factors")))
+        plain = {layer.name: "it has no Kronecker factors" for layer in self.layers if layer.own_inputs}
+        plain |= {layer.name: "it shares its parameters with another module" for layer in self.layers if layer.ties}
+        self.network.settle(self.network.structure.without(plain))
         if data is not None and not self.layers:
             raise ValueError(
                 "data is there for the first A of the preconditioned layers, and every parameter is frozen or in a "

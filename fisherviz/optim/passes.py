@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture
+from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, TiedCapture
 from fisherviz.capture.hooks import Call
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.batches import Arguments, counted_examples
@@ -140,6 +140,9 @@ def added(one: AnyCapture | None, other: AnyCapture) -> AnyCapture:
     """The capture of two backwards through one forward: their gradients add up."""
     if isinstance(one, Capture | TokenCapture) and isinstance(other, Capture | TokenCapture):
         return replace(other, g=one.g + other.g)
+    if isinstance(one, TiedCapture) and isinstance(other, TiedCapture):
+        read, used = replace(other.read, g=one.read.g + other.read.g), replace(other.used, g=one.used.g + other.used.g)
+        return TiedCapture(read, used, other.transposed)
     if isinstance(one, GenericCapture) and isinstance(other, GenericCapture):
         return GenericCapture(one.gradients + other.gradients)
     return other

@@ -69,10 +69,9 @@ def choose_layers(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list
     for layer in find_layers(model, None)[0]:
         mine = {name: p for name, p in layer.parameters.items() if id(p) in chosen}
         if mine:
-            tied = not layer.structured and "shared" in layer.note
-            layers.append(
-                layer if len(mine) == len(layer.parameters) else make_layer(layer.name, layer.module, mine, tied)
-            )
+            if len(mine) < len(layer.parameters):
+                layer = make_layer(layer.name, layer.module, mine, layer.ties)
+            layers.append(layer)
     return layers
 
 
@@ -111,6 +110,8 @@ def settle(
     """
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
         say_once("BatchNorm in training mode couples the examples; the Fisher is that of each example given the rest.")
+    for sentence in approximation.both_ways(layers):
+        say_once(sentence)
     if not generic:
         return list(layers)
     names = ", ".join(repr(layer.name) for layer in generic)

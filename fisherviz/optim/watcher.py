@@ -304,7 +304,14 @@ class Watcher:
         if self.wanted.captures and capture is not None:
             fresh[name] = capture
         half = any(x.dtype in (torch.float16, torch.bfloat16) for x in [*(call.x for call in calls), *scores])
-        if self.wanted.local and exact and scores and not half and layer.groups == 1 and not layer.one_hot:
+        if (
+            self.wanted.local
+            and exact
+            and scores
+            and not half
+            and layer.groups == 1
+            and not (layer.one_hot or layer.both_ways)
+        ):
             a = capture.a if isinstance(capture, Capture) else beside([call.inputs for call in calls], 1)
             g = beside([layer.output_gradients(gradient) for gradient in scores], 2)[0]
             made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.products import GRADIENT_ENTRIES, ROW_ENTRIES, gram
 
@@ -32,6 +32,9 @@ def columns_product(capture: AnyCapture, w: Tensor) -> Tensor:
         return out.T
     if isinstance(capture, TokenCapture):
         return _tokens_columns(capture, w)
+    if isinstance(capture, TiedCapture):
+        w = w.flatten(0, 1)
+        return capture.joined(columns_product(capture.read, w), columns_product(capture.used, w))
     total = w.new_zeros(capture.size, w.shape[2])
     for start, stop in _pieces(capture):
         total += capture.select(start, stop).gradients.flatten(0, 1).T @ w[:, start:stop].flatten(0, 1)
@@ -52,6 +55,9 @@ def rows_product(capture: AnyCapture, v: Tensor) -> Tensor:
         return found.reshape(-1, r)
     if isinstance(capture, TokenCapture):
         return _tokens_rows(capture, v)
+    if isinstance(capture, TiedCapture):
+        read, used = capture.apart(v)
+        return rows_product(capture.read, read) + rows_product(capture.used, used)
     parts = [capture.select(*piece).gradients @ v for piece in _pieces(capture)]
     return torch.cat(parts, 1).reshape(-1, r)
 
@@ -102,6 +108,8 @@ def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Te
         return _pairwise_gram(row, start, stop)
     if isinstance(row, TokenCapture):
         return _tokens_gram(row, start, stop)
+    if isinstance(row, TiedCapture):
+        return _tied_gram(row, start, stop)
     if whole and row.vectors * row.examples * row.size <= GRADIENT_ENTRIES:
         return gram(row.gradients.flatten(0, 1).T)
     k = row.vectors
@@ -115,16 +123,26 @@ def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Te
     return torch.cat(out, 2).reshape(k * (stop - start), -1)
 
 
-def _tokens_gram(row: TokenCapture, start: int, stop: int) -> Tensor:
+def _tokens_gram(row: TokenCapture | TiedCapture, start: int, stop: int) -> Tensor:
     """The same by columns of W̄ that are read, some at a time."""
     k, n = row.vectors, row.examples
-    out = row.g.new_zeros(k * (stop - start), k * n)
-    for part in row.slices(ROW_ENTRIES):
+    out = row.tensors[0].new_zeros(k * (stop - start), k * n)
+    for _, part in row.slices(ROW_ENTRIES):
         every, some = part.flatten(0, 1).flatten(1), part[:, start:stop].flatten(0, 1).flatten(1)
         if stop - start == n:
             gram(every.T, out)
         else:
             out.addmm_(some, every.T)
+    return out
+
+
+def _tied_gram(row: TiedCapture, start: int, stop: int) -> Tensor:
+    """The same: both uses together at the rows of the table that are read, and the weight's at the others."""
+    out = _tokens_gram(row, start, stop)
+    unread = torch.ones(row.read.vocabulary, dtype=torch.bool, device=out.device)
+    unread[row.read.sparse.token] = False
+    if bool(unread.any()):
+        out += example_gram(row.used_at(unread), start, stop)
     return out
 
 
@@ -224,7 +242,7 @@ def gram_and_cross(capture: AnyCapture, k: int) -> tuple[Tensor, Tensor]:
         mine, its = row.g[:, :, 0].flatten(0, 1), other.g[:, :, 0].flatten(0, 1)
         return _times(gram(mine.T), inputs), _times(mine @ its.T, inputs)
     n, parts = other.examples, []
-    if isinstance(capture, TokenCapture):
+    if isinstance(capture, TokenCapture | TiedCapture):
         pairs = example_gram(capture).view(capture.vectors, n, capture.vectors, n)
         own = pairs[:k].flatten(0, 1)
         return own[:, :k].reshape(k * n, -1), own[:, k:].reshape(k * n, -1)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.base import RowsStatistic, Setting, Statistic
 from fisherviz.statistics.products import block, gram, weighted_moments, working
@@ -103,8 +103,8 @@ class UnitBlocks(Statistic):
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
         capture = captures[0]
-        if isinstance(capture, TokenCapture):
-            return gram(capture.gradients.unflatten(2, (-1, capture.vocabulary)).flatten(0, 1).transpose(0, 1))
+        if isinstance(capture, TokenCapture | TiedCapture):
+            return gram(capture.gradients.unflatten(2, (-1, capture.width)).flatten(0, 1).transpose(0, 1))
         capture = _structured(capture, self)
         if capture.factored:
             capture = capture.to(working(capture.g))

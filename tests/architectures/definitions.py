@@ -96,6 +96,9 @@ def block(method: str, setting: str, F: np.ndarray, model: nn.Module, layer, inp
     if method == "diagonal" or layer.path == "generic":
         return np.diag(np.diag(F))
     module = model.get_submodule(layer.name)
+    heads = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    if isinstance(module, nn.Embedding) and any(module.weight is weight for weight in heads):
+        return np.diag(np.diag(F))
     if method == "cw-ngd" or (isinstance(module, NORMS) and method != "foof"):
         return same_unit(F, model, layer)
     if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or getattr(module, "groups", 1) > 1:

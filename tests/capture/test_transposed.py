@@ -35,7 +35,7 @@ def modules(kind):
 def test_layer_is_its_matrix_on_its_inputs(kind):
     seen = 0
     for module, x, z in modules(kind):
-        layer = make_layer("", module, dict(module.named_parameters()), False)
+        layer = make_layer("", module, dict(module.named_parameters()))
         wide = torch.cat([p.as_matrix(layer.parameters[p.name].detach().reshape(-1)) for p in layer.parts], 1)
         a = layer.inputs(x, z.shape)
         a = a if layer.groups > 1 else a.unsqueeze(2)

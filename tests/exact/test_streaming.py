@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherviz as fv
-from fisherviz.capture.captures import concatenate
+from fisherviz.capture.joined import concatenate
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
 
