@@ -14,10 +14,14 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from fisherviz.approximations.example_units import ExampleUnits
+from fisherviz.capture.captures import Capture
+from fisherviz.capture.tokens import TokenCapture
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import Damping
 from fisherviz.operators.factorise import definite_factor, eigenvalues, log_determinant_of
 from fisherviz.results.metrics import METRICS
+from fisherviz.statistics.gradients import block_square_norm
 
 
 @dataclass(frozen=True)
@@ -338,10 +342,11 @@ def kl(pair: Pair) -> Estimate | float | None:
 @measure
 def off_unit_share(fisher: Fisher, i: int) -> float | None:
     """Share of a structured layer's ‖F_l‖² off its unit blocks (Sang et al. 2022, eqs. 5-7)."""
-    if not fisher.space.layers[i].structured:
+    capture = fisher.example_space()[fisher.space.names[i]]
+    if not isinstance(capture, Capture | TokenCapture):
         return None
-    total = fisher.norm("fro", block=(i, i)) ** 2
-    return max(0.0, 1.0 - fisher.units_square_norm(i) / total) if total > 0 else None
+    total = block_square_norm(capture, capture)
+    return max(0.0, 1.0 - ExampleUnits(capture, 1.0).square_sum() / total) if total > 0 else None
 
 
 # ---- costs -----------------------------------------------------------------------------------------------------------

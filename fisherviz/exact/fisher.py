@@ -13,7 +13,6 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import Capture
 from fisherviz.exact import spectra
 from fisherviz.exact.blocks import JointBlocks
 from fisherviz.exact.passes import Consumer
@@ -24,7 +23,6 @@ from fisherviz.operators.factorise import DampedCholesky, eigenvalues
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.statistics import Block, Diagonal, UnitBlocks
 from fisherviz.statistics.examples import Woodbury, solve_combination
-from fisherviz.statistics.products import weighted_moments_square_norm
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.memory import require
 
@@ -104,15 +102,6 @@ class Fisher(Products):
         """
         (statistic,) = self.collect([UnitBlocks(self.space.names[self.space.position(layer)])])
         return statistic.mean * self.weight
-
-    def units_square_norm(self, layer: str | int) -> float:
-        """Squared Frobenius norm of a layer's exact unit blocks; without forming them where T = 1."""
-        i = self.space.position(layer)
-        capture = self.example_space()[self.space.names[i]]
-        if isinstance(capture, Capture) and capture.factored:
-            a, weights = capture.a[:, 0], capture.g[:, :, 0].square().sum(0)
-            return self.scale**2 * weighted_moments_square_norm(a, weights)
-        return float(self.units(i).square().sum(dtype=torch.float64))
 
     def diagonal(self) -> Tensor:
         """Diagonal of the matrix, flat in torch order, (P,)."""
