@@ -66,11 +66,10 @@ class Products(Passes):
 
     def _streamed_product(self, v: Tensor) -> Tensor:
         """F v by one pass, from the captures of some examples and vectors at a time; they are kept where they fit."""
-        pieces, totals = self.space.split(v), list[Tensor]()
+        pieces, totals = list[Tensor](), list[Tensor]()
 
         def begin() -> Consumer:
-            nonlocal pieces
-            pieces = self.space.split(v)  # anew: the layers' paths may have changed
+            pieces[:] = self.space.split(v)  # anew where the pass starts again: the layers' paths have changed
             totals[:] = [torch.zeros_like(piece) for piece in pieces]
             return add
 
@@ -137,8 +136,8 @@ class Products(Passes):
         if self._kept.held is None and self._forward_mode() and self._verified_everywhere():
             return self._forward_form(first, second)
         if self._kept.held is None:
-            product = self._streamed_product(first.unsqueeze(1))[:, 0]
-            return float((product * (first if second is None else second)).sum(dtype=torch.float64))
+            image = self._streamed_product(first.unsqueeze(1))[:, 0]
+            return float((image * (first if second is None else second)).sum(dtype=torch.float64))
         examples = self.in_example_space()
         left = examples.project(self.space.split(first.unsqueeze(1)))
         right = left if second is None else examples.project(self.space.split(second.unsqueeze(1)))

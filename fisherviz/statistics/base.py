@@ -138,8 +138,14 @@ class RowsStatistic(Statistic):
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Rows (R, d), or (groups, R, d) of a grouped convolution, and w."""
 
+    def diagonal(self, capture: AnyCapture) -> Tensor | None:
+        """The moment's diagonal (d,), where its rows are one-hot and it has no other entries; None elsewhere."""
+        return None
+
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
+        if (alone := self.diagonal(captures[0])) is not None:
+            return alone
         rows, weight = self.rows(captures[0])
         total = gram(rows)
         return total if weight == 1 else total.mul_(weight)

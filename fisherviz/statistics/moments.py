@@ -27,14 +27,13 @@ class InputFactor(RowsStatistic):
 
     needs_gradients = False
 
-    def contribution(self, *captures: AnyCapture) -> Tensor:
-        """Sum over the batch."""
-        (capture,) = captures
-        if isinstance(capture, TokenCapture):
-            shares = _shares(capture, self.setting)
-            scale = 1 if self.setting == "sum" or shares is not None else capture.positions
-            return capture.counts(shares) / scale
-        return super().contribution(capture)
+    def diagonal(self, capture: AnyCapture) -> Tensor | None:
+        """How often each token is read."""
+        if not isinstance(capture, TokenCapture):
+            return None
+        shares = _shares(capture, self.setting)
+        scale = 1 if self.setting == "sum" or shares is not None else capture.positions
+        return capture.counts(shares) / scale
 
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Inputs, 1/T for "expand"."""

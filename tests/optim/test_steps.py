@@ -323,4 +323,6 @@ def test_deferred_averages_are_the_averages_at_every_snapshot(passes):
                 nn.functional.cross_entropy(model(x), y).backward()
             opt.step()
         found.append([v[key] for v in opt.moments.values for key in ("A", "G")])
+        waits = {key: deferred.buffer is not None for key, deferred in opt.moments.deferred[0].items()}
+        assert waits == ({"A": True, "G": True} if T == 12 else {})
     assert_same(found[0], found[1], 1e-12)
