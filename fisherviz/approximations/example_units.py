@@ -50,11 +50,10 @@ class ExampleUnits(Symmetric):
     def __init__(self, capture: Capture | TokenCapture, factor: float, shift: float = 0.0) -> None:
         self.capture, self.factor, self.shift = capture, factor, shift
         self.shape, self.tensors = (capture.size, capture.size), capture.tensors
-        self.width = capture.vocabulary if isinstance(capture, TokenCapture) else capture.a.shape[-1]
+        self.width = capture.width
         """da."""
         self.units = capture.size // self.width
-        rows = capture.examples if capture.factored else capture.examples * capture.vectors
-        self.rows = rows
+        self.rows = capture.examples if capture.factored else capture.examples * capture.vectors
         """R: of a single outer product per example and vector, the vectors' sum up in one row."""
 
     # ---- some units at a time ------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ class Capture:
         return self.a.dim() == 4
 
     @property
+    def width(self) -> int:
+        """Of W̄, or of a group's rows of it."""
+        return self.a.shape[-1]
+
+    @property
     def factored(self) -> bool:
         """Whether every per-example gradient is a single outer product g aᵀ."""
         return self.positions == 1 and not self.grouped

@@ -132,13 +132,16 @@ class StructuredComparison:
         return found
 
     def prepare(self, fitted: Mapping[str, Approximation]) -> None:
-        """What all matrices share one sweep over the gradients for."""
-        blocks: dict[str, dict[tuple[int, int], Operator]] = {label: {} for label in fitted}
+        """One sweep over the gradients for all matrices; what ends one of them is raised when its rows are wanted."""
+        blocks: dict[str, dict[tuple[int, int], Operator]] = {}
         for label, approximation in fitted.items():
-            for place in self.square:
-                if not self._is_known(place, operator := approximation.operator(*place)):
-                    blocks[label][place] = operator
-        self.inner = inner_with_exact(self.fisher, blocks)
+            try:
+                found = {place: approximation.operator(*place) for place in self.square}
+            except FAILURES as error:
+                self.inner[label] = error
+            else:
+                blocks[label] = {place: own for place, own in found.items() if not self._is_known(place, own)}
+        self.inner |= inner_with_exact(self.fisher, blocks)
 
     def rows(self, label: str, approximation: Approximation, cost: Cost) -> list[Row]:
         """All rows (row, col, metric, value, standard error) of a fitted approximation."""

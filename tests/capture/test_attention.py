@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import fisherviz as fv
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import FLOAT32, assert_matches
+from tests.training_runs import half_squares, trained
 
 E, T = 4, 3
 
@@ -174,23 +175,8 @@ def test_methods_are_those_of_the_twin(options, method):
 @pytest.mark.parametrize("options", TWINS, ids=str)
 def test_optimizers_step_as_on_the_twin(options, optimizer):
     net, other, x = twins(**options)
-    y = torch.randn(6, 2, dtype=torch.float64)
-    for model in (net, other):
-        torch.manual_seed(1)
-        made = getattr(fv.optim, optimizer)(model.train(), "gaussian")
-
-        def closure(model=model, made=made):
-            made.zero_grad()
-            loss = 0.5 * (model(x) - y).square().sum(1).mean()
-            loss.backward()
-            return loss
-
-        # Hessian-free's later choices are among iterates that are equal to rounding
-        for _ in range(1 if optimizer == "HessianFree" else 3):
-            made.step(closure)
-        assert all(layer.structured for layer in made.layers)
-    mine, its = (torch.cat([p.detach().reshape(-1) for p in m.parameters()]) for m in (net, other))
-    assert_matches(mine, its, 1e-8)
+    loss = half_squares(x, torch.randn(6, 2, dtype=torch.float64))
+    assert_matches(trained(optimizer, net, loss), trained(optimizer, other, loss), 1e-8)
 
 
 # ---- what has no structure, and why ------------------------------------------------------------------------------

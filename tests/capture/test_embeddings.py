@@ -10,6 +10,7 @@ from torch import nn
 import fisherviz as fv
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
+from tests.training_runs import assert_resumes, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*chain")
 
@@ -206,52 +207,25 @@ def test_methods_are_those_of_a_linear_layer_on_one_hot_inputs(tokens, method):
 def test_optimizers_step_as_on_one_hot_inputs(tokens, optimizer):
     net, linear, x, a, index = twins(tokens)
     y = torch.randint(2, (len(x),), generator=torch.Generator().manual_seed(0))
-    weights = []
-    for model, inputs in ((net, x), (linear, a)):
-        torch.manual_seed(1)
-        model.train()
-        made = (
-            getattr(fv.optim, optimizer)(model, "categorical")
-            if hasattr(fv.optim, optimizer)
-            else fv.optim.NaturalGradient(model, "categorical", optimizer.lower(), damping=0.1, lr=0.1)
-        )
 
-        def closure(model=model, made=made, inputs=inputs):
-            made.zero_grad()
-            loss = nn.functional.cross_entropy(model(inputs), y)
-            loss.backward()
-            return loss
+    def build(model):
+        if hasattr(fv.optim, optimizer):
+            return getattr(fv.optim, optimizer)(model, "categorical")
+        return fv.optim.NaturalGradient(model, "categorical", optimizer.lower(), damping=0.1, lr=0.1)
 
-        for _ in range(1 if optimizer == "HessianFree" else 3):
-            made.step(closure)
-        weights.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
-    assert_matches(weights[0], weights[1][index], 1e-8)
+    mine = trained(build, net, lambda model: nn.functional.cross_entropy(model(x), y))
+    its = trained(build, linear, lambda model: nn.functional.cross_entropy(model(a), y))
+    assert_matches(mine, its[index], 1e-8)
 
 
-def test_an_optimizer_resumes_with_a_table(tmp_path):
+@pytest.mark.parametrize("method", ["kfac", "ekfac", "nearest-kronecker", "layer"])
+def test_an_optimizer_resumes_with_a_table(method, tmp_path):
     net, _, x, _, _ = twins(4)
     y = torch.randint(2, (len(x),), generator=torch.Generator().manual_seed(0))
-
-    def run(model, optimizer, steps):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-
-    options = {"lr": 0.1, "damping": 0.1, "T": 3}
-    for method in ("kfac", "ekfac", "nearest-kronecker", "layer"):
-        model = copy.deepcopy(net).train()
-        torch.manual_seed(0)
-        optimizer = fv.optim.NaturalGradient(model, "categorical", method, **options)
-        run(model, optimizer, 4)
-        again = copy.deepcopy(model)
-        other = fv.optim.NaturalGradient(again, "categorical", method, **options)
-        torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-        other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
-        run(model, optimizer, 4)
-        run(again, other, 4)
-        for p, q in zip(model.parameters(), again.parameters(), strict=True):
-            assert torch.equal(p, q)
+    assert_resumes(
+        lambda model: fv.optim.NaturalGradient(model, "categorical", method, lr=0.1, damping=0.1, T=3),
+        net.train(), lambda model: nn.functional.cross_entropy(model(x), y), tmp_path,
+    )  # fmt: skip
 
 
 def test_in_float32_and_in_batches_of_other_lengths():

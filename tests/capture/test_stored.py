@@ -8,6 +8,7 @@ from torch import nn
 import fisherviz as fv
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
+from tests.training_runs import half_squares, trained
 
 
 class Conv1D(nn.Module):
@@ -94,21 +95,5 @@ def test_optimizers_step_as_on_the_twin(shape, optimizer):
     net, other, x = twins(shape)
     if optimizer == "KBFGS" and len(shape) > 1:
         pytest.skip("K-BFGS is not defined for weight sharing")
-    torch.manual_seed(0)
-    y = torch.randn(6, 2, dtype=torch.float64)
-    for model in (net, other):
-        torch.manual_seed(1)
-        model.train()
-        made = getattr(fv.optim, optimizer)(model, "gaussian")
-
-        def closure(model=model, made=made):
-            made.zero_grad()
-            loss = 0.5 * (model(x) - y).square().sum(1).mean()
-            loss.backward()
-            return loss
-
-        # Hessian-free's later choices are among iterates that are equal to rounding
-        for _ in range(1 if optimizer == "HessianFree" else 3):
-            made.step(closure)
-    mine, its = (torch.cat([p.detach().reshape(-1) for p in m.parameters()]) for m in (net, other))
-    assert_matches(mine, its[reorder(other)], 1e-8)
+    loss = half_squares(x, torch.randn(6, 2, dtype=torch.float64))
+    assert_matches(trained(optimizer, net, loss), trained(optimizer, other, loss)[reorder(other)], 1e-8)

@@ -13,6 +13,7 @@ from fisherviz.capture.captures import TiedCapture
 from fisherviz.statistics.gradients import example_gram
 from tests.oracles import exact, laws, nets, positions
 from tests.oracles.checks import FLOAT32, assert_matches
+from tests.training_runs import assert_resumes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*chain", "ignore:.*share the weight", "ignore:.*exact 2 x 2")
 
@@ -383,26 +384,11 @@ def test_an_optimizer_that_keeps_the_captures_resumes(tmp_path):
     torch.manual_seed(0)
     net, x = nets.randomised(Language(bias=True)).train(), torch.randint(V, (4, 3))
 
-    def run(model, optimizer, steps):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            optimizer.step()
-
     def build(model):
         approximation = LayerWise(dense_parameters=1)
         return fv.optim.NaturalGradient(model, "gaussian", approximation, lr=0.1, damping=0.1, T=3)
 
-    optimizer = build(net)
-    run(net, optimizer, 4)
-    again = copy.deepcopy(net)
-    other = build(again)
-    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
-    run(net, optimizer, 4)
-    run(again, other, 4)
-    for p, q in zip(net.parameters(), again.parameters(), strict=True):
-        assert torch.equal(p, q)
+    assert_resumes(build, net, lambda model: model(x).square().mean(), tmp_path)
 
 
 def test_optimizers_say_once_what_is_taken():

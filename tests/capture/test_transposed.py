@@ -14,6 +14,7 @@ import fisherviz as fv
 from fisherviz.network.layers import make_layer
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import FLOAT32, assert_matches
+from tests.training_runs import half_squares, trained
 
 KINDS = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
 CONVOLUTIONS = dict(zip(KINDS, [nn.Conv1d, nn.Conv2d, nn.Conv3d], strict=True))
@@ -193,22 +194,8 @@ def test_methods_are_those_of_the_convolution(kind, options, method):
 @pytest.mark.parametrize(("kind", "options"), CASES)
 def test_optimizers_step_as_on_the_convolution(kind, options, optimizer):
     net, other, x, index = twins(kind, **options)
-    y = torch.randn(6, 2, dtype=torch.float64)
-    for model in (net, other):
-        torch.manual_seed(1)
-        made = getattr(fv.optim, optimizer)(model.train(), "gaussian")
-
-        def closure(model=model, made=made):
-            made.zero_grad()
-            loss = 0.5 * (model(x) - y).square().sum(1).mean()
-            loss.backward()
-            return loss
-
-        # Hessian-free's later choices are among iterates that are equal to rounding
-        for _ in range(1 if optimizer == "HessianFree" else 2):
-            made.step(closure)
-    mine, its = (torch.cat([p.detach().reshape(-1) for p in m.parameters()]) for m in (net, other))
-    assert_matches(mine[index], its, 1e-8)
+    loss = half_squares(x, torch.randn(6, 2, dtype=torch.float64))
+    assert_matches(trained(optimizer, net, loss, 2)[index], trained(optimizer, other, loss, 2), 1e-8)
 
 
 def test_pieces_that_fit_the_memory_are_those_of_the_output():

@@ -9,7 +9,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz.comparison.measures import MEASURES
-from fisherviz.operators import Dense, Identity, Kronecker
+from fisherviz.operators import Dense, Identity, Kronecker, KroneckerSum
 from fisherviz.results import outputs
 from fisherviz.results.comparison import load_comparison
 from fisherviz.results.metrics import METRICS
@@ -160,6 +160,43 @@ def test_a_method_that_fails_is_a_note_and_the_others_are_compared_as_without_it
     assert [note for note in found.notes if note.startswith("Broken is left out: ")] != []
     for metric in ("relative_frobenius", "kl", "direction_cosine"):
         assert whole(found, metric) == pytest.approx(whole(expected, metric), rel=1e-10)
+
+
+class Blockless(fv.Approximation):
+    """An approximation that cannot show a block."""
+
+    def statistics(self, layer):
+        return {"d": Diagonal(layer.name)}
+
+    def operator_for(self, layer, values):
+        return Dense(values["d"].diag())
+
+    def operator(self, row, col):
+        raise ValueError("there is no such block.")
+
+
+class Productless(Blockless):
+    """An approximation whose blocks multiply nothing."""
+
+    def operator(self, row, col):
+        class Unsummed(KroneckerSum):
+            def _matmul(self, v):
+                raise ValueError("there is no such product.")
+
+        return Unsummed([(torch.eye(4).double(), torch.eye(2).double())])
+
+
+@pytest.mark.parametrize(("method", "why"), [(Blockless, "block"), (Productless, "product")])
+def test_without_matrices_too_a_method_that_fails_is_a_note(method, why, monkeypatch):
+    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv1d(3, 2, 1), nn.Tanh(), nets.MeanPixels()).double()
+    fisher = fv.Probe(net, "categorical").fisher(torch.randn(5, 3, 4, dtype=torch.float64))
+    expected = fv.compare(fisher, ["kfac", "ekfac"], damping=0.1)
+    found = fv.compare(fisher, ["kfac", method, "ekfac"], damping=0.1)
+    assert found.methods == ("kfac", "ekfac")
+    assert f"{method.__name__} is left out: there is no such {why}." in found.notes
+    assert whole(found, "relative_frobenius") == pytest.approx(whole(expected, "relative_frobenius"), rel=1e-10)
 
 
 @pytest.mark.parametrize(("where", "error"), [("statistic", ValueError), ("building", MemoryError)])
