@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
-from typing import Any
+from typing import Any, Literal, overload
 
 import pandas as pd
 import torch
@@ -19,26 +19,27 @@ from torch import Tensor
 from fisherviz._version import __version__
 from fisherviz.approximations import FAILURES, Approximation, fit_all, resolve
 from fisherviz.approximations.registry import Method
+from fisherviz.comparison import planning
 from fisherviz.comparison.dense import DenseComparison
 from fisherviz.comparison.measures import MEASURES, Cost, Question, as_estimate
-from fisherviz.comparison.structured import StructuredComparison
+from fisherviz.comparison.structured import PROBES, StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
 from fisherviz.results.metrics import check_metrics, needing
 from fisherviz.support.memory import require
+from fisherviz.support.plan import Plan
 from fisherviz.support.progress import progress_bar
 
 DENSE_PARAMETERS = 3000
 """Matrices up to this size are compared dense; larger ones where a metric that was asked for needs it."""
-_DENSE_COPIES = 12
-"""Float64 matrices of the Fisher's size that a dense comparison holds at once."""
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
 """Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
 
 
+@overload
 def compare(
     fisher: Fisher,
     methods: Iterable[Method] | Mapping[str, Method] | Method | None = None,
@@ -47,7 +48,29 @@ def compare(
     metrics: Iterable[str] | None = None,
     gradient: Tensor | Mapping[str, Tensor] | None = None,
     progress: bool = True,
-) -> Comparison:
+    plan: Literal[False] = False,
+) -> Comparison: ...
+@overload
+def compare(
+    fisher: Fisher,
+    methods: Iterable[Method] | Mapping[str, Method] | Method | None = None,
+    *,
+    damping: float | Damping | None = None,
+    metrics: Iterable[str] | None = None,
+    gradient: Tensor | Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+    plan: Literal[True],
+) -> Plan: ...
+def compare(
+    fisher: Fisher,
+    methods: Iterable[Method] | Mapping[str, Method] | Method | None = None,
+    *,
+    damping: float | Damping | None = None,
+    metrics: Iterable[str] | None = None,
+    gradient: Tensor | Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+    plan: bool = False,
+) -> Comparison | Plan:
     """Compare approximations with the exact Fisher.
 
     Args:
@@ -59,9 +82,10 @@ def compare(
         metrics: names out of `results.metrics`, whatever they cost; None: all that are affordable for this size.
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
         progress: show a progress bar where it takes longer than a moment, on a terminal or in a notebook; False: never.
+        plan: say what it will take instead of doing it: passes, multiply-adds, bytes and time, step by step.
 
     Returns:
-        A `Comparison`; its `notes` say what was left out.
+        A `Comparison`, whose `notes` say what was left out; or its `Plan`.
 
     Raises:
         ValueError: a method or a metric is unknown, nothing of what was asked for can be measured, or a fitted
@@ -77,18 +101,21 @@ def compare(
         if approximation.fitted:
             _check_fitted(fisher, approximation)
     fisher.look()
+    small = fisher.shape[0] <= DENSE_PARAMETERS
+    asked = sorted(wanted & needing("matrix")) if metrics is not None and not small else []
+    if plan:
+        inverses = wanted & needing("damping") or wanted & needing("direction")
+        return planning.plan(fisher, chosen, bool(small or asked), PROBES if inverses else 0)
     notes: list[str] = []
     rule, strength = strength_of(fisher, damping)
     if damping is None:
-        small = _LEAST_DAMPING * fisher.shape[0] <= _DEFAULT_DAMPING
-        what = "a hundredth of the Fisher's mean eigenvalue" if small else "2e-6 of the Fisher's trace"
+        resolved = _LEAST_DAMPING * fisher.shape[0] <= _DEFAULT_DAMPING
+        what = "a hundredth of the Fisher's mean eigenvalue" if resolved else "2e-6 of the Fisher's trace"
         notes.append(f"damping was not given: λ = {strength:.3g}, {what}.")
     slope = _gradient(fisher, gradient, wanted, notes)
     unit = fisher.seconds_per_pass()
-    small = fisher.shape[0] <= DENSE_PARAMETERS
-    asked = sorted(wanted & needing("matrix")) if metrics is not None and not small else []
     if asked:
-        size = _DENSE_COPIES * 8 * fisher.shape[0] ** 2
+        size = planning.DENSE_COPIES * 8 * fisher.shape[0] ** 2
         require(size, fisher.network.device, f"the dense matrices for {', '.join(asked)}", "leave these metrics out")
     kind = DenseComparison if small or asked else StructuredComparison
     measured = kind(Question(fisher, rule, strength, slope, wanted, metrics is not None))

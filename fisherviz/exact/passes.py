@@ -31,6 +31,7 @@ from fisherviz.statistics import GradientSum, Statistic, update_all
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.choices import one_of
 from fisherviz.support.memory import human, keep_limit
+from fisherviz.support.progress import progress_bar
 
 REDUCTIONS = ("mean", "sum")
 
@@ -180,6 +181,7 @@ class Passes:
 
         def hand(batch: Batch) -> None:
             nonlocal held, size, consumed
+            bar.update(0 if batch.later else batch.examples)
             start = self._clock()
             consume(batch)
             consumed += self._clock() - start
@@ -187,10 +189,11 @@ class Passes:
                 size += batch.bytes
                 held = [*held, batch] if size <= limit else None
 
-        for inputs, targets in self.data:
-            if labels and targets is None:
-                raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
-            first += take(self.network, inputs, targets, vectors, hand, first)
+        with progress_bar(None, "passing over the data", "example", total=self._examples) as bar:
+            for inputs, targets in self.data:
+                if labels and targets is None:
+                    raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
+                first += take(self.network, inputs, targets, vectors, hand, first)
         self._examples = first
         if looked and not labels:  # the first look is no part of a pass
             spent, gradients = self._clock() - began - consumed, not isinstance(vectors, NoVectors)

@@ -6,28 +6,45 @@ Work that ends within the moment shows nothing, and neither do logs and pipes (D
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm.auto import tqdm
 
 MOMENT = 2.0
 """Seconds without a bar."""
+_shown: ContextVar[bool] = ContextVar("shown", default=True)
 
 
-def progress_bar(items: Iterable[Any], what: str, unit: str, shown: bool) -> tqdm:
+def progress_bar(
+    items: Iterable[Any] | None, what: str, unit: str, shown: bool = True, total: float | None = None
+) -> tqdm:
     """Iterate over items behind a bar that goes away when it is done.
 
     Args:
-        items: what to iterate over.
+        items: what to iterate over; None: the bar is moved by its `update`.
         what: the work, before the bar.
         unit: what an item is.
-        shown: False turns the bar off.
+        shown: False turns the bar off, and so does `showing(False)`.
+        total: how many there are, where the items do not say so.
 
     Returns:
         The iterable bar.
     """
-    return tqdm(items, desc=what, unit=unit, leave=False, delay=MOMENT, disable=not (shown and watched()))
+    off = not (shown and _shown.get() and watched())
+    return tqdm(items, desc=what, unit=unit, total=total, leave=False, delay=MOMENT, disable=off)
+
+
+@contextmanager
+def showing(shown: bool) -> Iterator[None]:
+    """What runs inside shows its bars, or none does where `shown` is False here or further out."""
+    token = _shown.set(shown and _shown.get())
+    try:
+        yield
+    finally:
+        _shown.reset(token)
 
 
 def watched() -> bool:
