@@ -148,6 +148,7 @@ class Fisher(Products):
             return made[-1].update
 
         self._pass(begin)
+        made[-1].add_up(self.processes)
         return made[-1]
 
     # ---- solves ----------------------------------------------------------------------------------------------------

@@ -16,21 +16,22 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Batch
-from fisherviz.capture.joined import concatenated_bytes, ragged, with_later
 from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
-from fisherviz.capture.structure import PathChanged, Structure
-from fisherviz.capture.take import VectorSource, loss_gradient, take
+from fisherviz.capture.structure import Structure
+from fisherviz.capture.take import VectorSource, loss_gradient
 from fisherviz.exact.kept import Held, Kept
+from fisherviz.exact.run import Run
 from fisherviz.network import guest
 from fisherviz.network.batches import Batches
 from fisherviz.network.layers import LayerInfo
 from fisherviz.network.space import ParameterSpace
-from fisherviz.network.vectors import EmpiricalVectors, NoVectors, WithScores, make_vectors
-from fisherviz.statistics import GradientSum, Statistic, update_all
+from fisherviz.network.vectors import EmpiricalVectors, NoVectors, SampledVectors, WithScores, make_vectors
+from fisherviz.statistics import GradientSum, Statistic, add_up, update_all
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.choices import one_of
 from fisherviz.support.memory import human, keep_limit
+from fisherviz.support.processes import Processes
 
 REDUCTIONS = ("mean", "sum")
 
@@ -58,8 +59,10 @@ class Passes:
         samples: int = 1,
         reduction: str = "mean",
         generator: torch.Generator | None = None,
+        processes: bool = False,
     ) -> None:
         one_of("reduction", reduction, REDUCTIONS)
+        self.processes = Processes.of_group() if processes else Processes()
         self.probe: Any = probe
         self.network = probe.network
         self.kind = kind
@@ -68,6 +71,8 @@ class Passes:
         if samples != 1 and kind in ("exact", "empirical"):
             raise ValueError(f"samples={samples!r} belongs to kind='mc'; kind={kind!r} draws no labels.")
         self.vectors = make_vectors(self.network.likelihood, kind, samples, generator, self.network.device)
+        if isinstance(self.vectors, SampledVectors):  # processes may have been seeded differently
+            self.vectors.seed = self.processes.exchange(self.vectors.seed)[0]
         self.data = Batches(data, targets, counted=self.network.likelihood.counted)
         if kind == "empirical" and self.data.certainly_without_targets:
             raise ValueError(
@@ -149,12 +154,13 @@ class Passes:
             begin: gives what consumes the batches; asked again where the pass starts anew.
             gradients: whether vectors are backpropagated.
         """
-        self.check_unchanged()
         kept = self._kept
         if kept.held is not None and self.keeps_captures:
             consume = begin()
-            for batch in kept.held.batches:
-                consume(batch)
+            with self.processes.agreeing("captures that are kept"):
+                self.check_unchanged()
+                for batch in kept.held.own:
+                    consume(batch)
             return
         found = self._over(self.vectors if gradients else NoVectors(), begin, keep=gradients)
         if found is not None:
@@ -167,47 +173,43 @@ class Passes:
 
         The one place that starts again: where a layer turns out to have no structure, what was summed is worth nothing.
         """
+        gradients = not isinstance(vectors, NoVectors)
         while True:
-            try:
-                return self._once(vectors, begin(), keep, labels)
-            except PathChanged as changed:
-                self.network.settle(changed.structure)
+            run = Run(self.network, self.data, vectors, self.processes)
+            consume, looked = begin(), self.structure.looked
+            with self.processes.agreeing("a pass over the data"):
+                self.check_unchanged()
+                began = self._clock()
+                run.go(consume, self._clock, keep_limit(self.network.device) if keep else 0, labels=labels)
+            spent = self._clock() - began - run.consumed
+            if whys := self._agreed(run):
+                self.network.settle(self.structure.without(whys))
+                continue
+            self._examples = run.examples
+            if looked and not labels:  # the first look is no part of a pass
+                self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
+            return run.held() if keep else None
 
-    def _once(self, vectors: VectorSource, consume: Consumer, keep: bool, labels: bool) -> Held | None:
-        held: list[Batch] | None = [] if keep else None
-        size, limit, first = 0, keep_limit(self.network.device), 0
-        looked, began, consumed = self.structure.looked, self._clock(), 0.0
-
-        def hand(batch: Batch) -> None:
-            nonlocal held, size, consumed
-            start = self._clock()
-            consume(batch)
-            consumed += self._clock() - start
-            if held is not None:
-                size += batch.bytes
-                held = [*held, batch] if size <= limit else None
-
-        for inputs, targets in self.data:
-            if labels and targets is None:
-                raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
-            first += take(self.network, inputs, targets, vectors, hand, first)
-        self._examples = first
-        if looked and not labels:  # the first look is no part of a pass
-            spent, gradients = self._clock() - began - consumed, not isinstance(vectors, NoVectors)
-            self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
-        if not held:
-            return None
-        held = with_later(held)
-        made = {name: [batch.captures[name] for batch in held] for name in self.space.names}
-        if sum(concatenated_bytes(captures) for captures in made.values()) > limit:
-            return None  # batches of different lengths, padded to the longest
-        return Held(held, any(ragged(captures) for captures in made.values()))
+    def _agreed(self, run: Run) -> dict[str, str]:
+        """Why layers have no structure after all, by what any process found; RuntimeError for other data or weights."""
+        if self.processes.count == 1:
+            return run.whys
+        said = self.processes.exchange(({"data": self.data.fingerprint, "weights": self.weights_fingerprint}, run.whys))
+        for what in ("weights", "data"):
+            marks = [(rank, marks[what]) for rank, (marks, whys) in enumerate(said) if not whys]
+            if others := [rank for rank, mark in marks if mark != marks[0][1]]:
+                raise RuntimeError(
+                    f"process {others[0]} has other {what} than process {marks[0][0]}; give all processes the same "
+                    f"{what}: each takes its own share of the examples, without a DistributedSampler."
+                )
+        return {name: why for _, whys in said for name, why in whys.items()}
 
     def look(self) -> None:
         """Make sure that the network has been seen running: the layers' paths and positions are known."""
         if not self.structure.looked:
-            inputs, _ = next(iter(self.data))
-            look(self.network, inputs)
+            with self.processes.agreeing("a first look at the network"):
+                inputs, _ = next(iter(self.data))
+                look(self.network, inputs)
 
     def fresh(self) -> Self:
         """The same Fisher with nothing computed yet."""
@@ -277,6 +279,7 @@ class Passes:
             self._pass(begin, gradients=any(s.needs_gradients for s in unknown))
         else:
             self.check_unchanged()
+        add_up(fresh.values(), self.processes)
         for key, statistic in fresh.items():
             statistic.normalise()
             self._kept.statistics[key] = (statistic, _version_of(statistic))
@@ -303,7 +306,7 @@ class Passes:
                 f"the inputs and pseudo-gradients of {self.examples:,} examples exceed the "
                 f"{human(keep_limit(self.network.device))} meant for them; use fewer examples, or kind='mc'."
             )
-        return self._kept.held.whole()
+        return self._kept.held.whole(self.network.device)
 
     def in_example_space(self) -> Examples:
         """The Fisher as F = s U Uᵀ."""
@@ -315,7 +318,7 @@ class Passes:
         if self._kept.held is None:
             self.example_space()
         assert self._kept.held is not None
-        return self._kept.held.columns
+        return self._kept.held.vectors * self.examples
 
     # ---- the data's gradient ---------------------------------------------------------------------------------------
 
@@ -350,6 +353,7 @@ class Passes:
             return lambda batch: update_all(sums, batch)
 
         self._over(EmpiricalVectors(self.network.likelihood), begin, keep=False, labels=True)
+        add_up(sums, self.processes)
         return [s.total for s in sums if s.total is not None]
 
     def with_scores(self) -> Examples | None:
@@ -365,21 +369,24 @@ class Passes:
             if found is None:
                 return None
             kept = self._kept
-            kept.joint = found.whole()
-            own = {name: c.select_vectors(0, c.vectors - 1) for name, c in kept.joint.items()}
-            kept.held = Held([Batch(own, self.examples)], found.ragged)
+            kept.joint = found.whole(self.network.device)
+            kept.held = found.of_vectors(0, found.vectors - 1)
         assert kept.joint is not None
         return Examples(list(kept.joint.values()), self.scale)
 
     def seconds_per_pass(self) -> float:
-        """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in."""
+        """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in.
+
+        Of several processes, those of the one that takes longest for its share.
+        """
         best = float("inf")
         for _ in range(3):
             start = self._clock()
-            for inputs, targets in self.data:
-                loss_gradient(self.network, inputs, targets)
+            with self.processes.agreeing("the seconds of a pass"):
+                for inputs, targets, _ in Run(self.network, self.data, NoVectors(), self.processes).shares():
+                    loss_gradient(self.network, inputs, targets)
             best = min(best, self._clock() - start)
-        return best
+        return max(self.processes.exchange(best))
 
 
 def _version_of(statistic: Statistic) -> int:

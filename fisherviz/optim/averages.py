@@ -24,8 +24,8 @@ from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
-from fisherviz.optim.processes import distributed, summed
 from fisherviz.statistics import Statistic
+from fisherviz.support.processes import grouped, summed
 
 Named = dict[str, Statistic]
 
@@ -105,7 +105,7 @@ class Moments:
     def _hold(self, i: int, key: str, captures: dict[str, AnyCapture], examples: int) -> bool:
         """Keep the rows of a factor where they are few; they are multiplied when they are averaged."""
         statistic = self.fresh[i][key]
-        if not deferrable(statistic) or statistic.total is not None or distributed():
+        if not deferrable(statistic) or statistic.total is not None or grouped():
             return False
         found = rows_of(statistic, captures[statistic.layers[0]])
         if found is None:
@@ -140,7 +140,7 @@ class Moments:
             return
         if decay == 0:
             average.total, average.count = None, 0.0
-        if self.pairs and not distributed():
+        if self.pairs and not grouped():
             fresh.count = self.examples
             if begun and decay > 0 and average.total is None:
                 average.total, average.count = torch.zeros_like(fresh.total), 1.0
@@ -271,7 +271,7 @@ class Moments:
 
     def _reduce(self) -> None:
         """Sum fresh totals and counts over the processes of a distributed run."""
-        if not distributed():
+        if not grouped():
             return
         if self.keeps_captures:
             raise NotImplementedError(

@@ -23,10 +23,10 @@ from fisherviz.optim.gradients import Moves, Tensors, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import MODEL, NaturalGradientOptions, require_known
 from fisherviz.optim.preconditioner import Preconditioner
-from fisherviz.optim.processes import distributed
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.rules import ModelRule, StepRule, descend
 from fisherviz.support import choices, timing
+from fisherviz.support.processes import grouped
 
 SPACING = 1.3
 """Ratio of the iterations at which conjugate gradients leave an iterate for the backtracking."""
@@ -149,7 +149,7 @@ class LineSearch(ModelRule[ConjugateGradients]):
 
     def take(self, step: Step, directions: ConjugateGradients) -> None:
         """Change the weights, then λ."""
-        if distributed():
+        if grouped():
             raise NotImplementedError("HessianFree runs in one process; under torch.distributed use foof or kfac.")
         self.say_ignored(step.groups)
         if not step.inputs:

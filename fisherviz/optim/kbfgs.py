@@ -26,10 +26,10 @@ from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, mat
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.passes import Pass
-from fisherviz.optim.processes import distributed
 from fisherviz.optim.rules import StepRule, descend
 from fisherviz.optim.selection import say_once
 from fisherviz.support import choices, timing
+from fisherviz.support.processes import grouped
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
@@ -177,7 +177,7 @@ class Follow(StepRule[QuasiNewton]):
 
     def take(self, step: Step, directions: QuasiNewton) -> None:
         """Change the weights."""
-        if distributed():
+        if grouped():
             raise NotImplementedError("K-BFGS runs in one process; under torch.distributed use foof or kfac.")
         before = directions.means(step)
         moves = directions.of(step)

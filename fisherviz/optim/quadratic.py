@@ -18,9 +18,9 @@ from fisherviz.network.batches import Arguments, count_examples, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import FreshVectors
-from fisherviz.optim.processes import summed
 from fisherviz.optim.watcher import Watcher, at_least_float32
 from fisherviz.statistics.examples import Examples
+from fisherviz.support.processes import summed
 
 Direction = Mapping[nn.Parameter, Tensor]
 

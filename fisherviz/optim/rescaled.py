@@ -21,9 +21,9 @@ from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Group, Preconditioned, Step
 from fisherviz.optim.gradients import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
-from fisherviz.optim.processes import summed
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.rules import ModelRule, descend
+from fisherviz.support.processes import summed
 
 NO_CLOSURE = (
     "the loss is evaluated again to adjust λ: call step(closure) with a closure that zeroes the gradients, "

@@ -25,11 +25,11 @@ from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, gradient_matrix, layer_gradients, matrix_of, split_matrix, split_rows
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import DIRECTION, require_known
-from fisherviz.optim.processes import distributed
 from fisherviz.optim.rules import Momentum, StepRule
 from fisherviz.statistics.examples import Examples, Woodbury
 from fisherviz.statistics.gradients import columns_product, rows_product
 from fisherviz.support import choices, timing
+from fisherviz.support.processes import grouped
 
 STRUCTURES = ("full", "layer")
 
@@ -57,7 +57,7 @@ class SubsampledFisher(Directions):
 
     def of(self, step: Step) -> Moves:
         """Natural gradients of all layers with a gradient."""
-        if distributed():
+        if grouped():
             raise NotImplementedError(
                 "SubsampledNaturalGradient works on examples that other processes do not see; "
                 "under torch.distributed use foof or kfac."
