@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_
 from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
 from fisherviz.results.metrics import check_metrics, needing
 from fisherviz.support.memory import require
+from fisherviz.support.processes import plain
 from fisherviz.support.progress import progress_bar
 
 DENSE_PARAMETERS = 3000
@@ -37,6 +39,20 @@ _DENSE_COPIES = 12
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
 """Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
+
+
+@dataclass
+class _Measured:
+    """What was measured of one approximation, by whichever process it was."""
+
+    rows: list[tuple[str, str, str, str, float, float]] = field(default_factory=list)
+    error: Exception | None = None
+    notes: list[str] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As other processes can read it."""
+        return {**self.__dict__, "error": None if self.error is None else plain(self.error)}
 
 
 def compare(
@@ -88,22 +104,38 @@ def compare(
     small = fisher.shape[0] <= DENSE_PARAMETERS
     asked = sorted(wanted & needing("matrix")) if metrics is not None and not small else []
     if asked:
-        size = _DENSE_COPIES * 8 * fisher.shape[0] ** 2
-        require(size, fisher.network.device, f"the dense matrices for {', '.join(asked)}", "leave these metrics out")
+        size, what = _DENSE_COPIES * 8 * fisher.shape[0] ** 2, f"the dense matrices for {', '.join(asked)}"
+        with fisher.processes.agreeing("the memory for dense matrices"):
+            require(size, fisher.network.device, what, "leave these metrics out")
     kind = DenseComparison if small or asked else StructuredComparison
     measured = kind(Question(fisher, rule, strength, slope, wanted, metrics is not None))
     errors, said = _fit(fisher, chosen)
-    rows: list[tuple[str, str, str, str, float, float]] = []
     measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
-    bar = progress_bar(chosen.items(), "comparing", "method", progress)
-    for label, fitted in bar:
+    bar = progress_bar(len(chosen), "comparing", "method", progress and fisher.processes.rank == 0)
+
+    def measure(label: str) -> _Measured:
         bar.set_postfix_str(label, refresh=False)  # a refresh would not wait for the moment
+        notes, arrays, found = len(measured.notes), set(measured.arrays), _Measured()
+        fitted = chosen[label]
         try:
             if label not in errors:
                 cost = Cost(fitted.seconds, fitted.seconds / unit, float(fitted.bytes))
-                rows += [(label, *row) for row in measured.rows(label, fitted, cost)]
+                found.rows = [(label, *row) for row in measured.rows(label, fitted, cost)]
         except FAILURES as error:
-            errors[label] = error
+            found.error = error
+        found.notes = measured.notes[notes:]
+        found.arrays = {name: array for name, array in measured.arrays.items() if name not in arrays}
+        bar.update()
+        return found
+
+    said, arrays = [*said, *measured.notes], dict(measured.arrays)
+    with bar:
+        outcomes = dict(zip(chosen, fisher.deal(list(chosen), measure, "the measures of approximations"), strict=True))
+    rows = [row for found in outcomes.values() for row in found.rows]
+    errors |= {label: found.error for label, found in outcomes.items() if found.error is not None}
+    for found in outcomes.values():
+        said += found.notes
+        arrays |= found.arrays
     if len(errors) == len(chosen):
         raise next(iter(errors.values()))
     for i, layer in enumerate(map(row_label, fisher.space.names)):
@@ -111,12 +143,12 @@ def compare(
             if (value := MEASURES[name](fisher, i)) is not None:
                 rows.append((EXACT, layer, layer, name, *astuple(as_estimate(value))))
     notes += [f"{label} is left out: {error}" for label, error in errors.items()]
-    notes += [*said, *measured.notes]
+    notes += said
     if not rows:
         raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {' '.join(notes)}")
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     meta = _meta(fisher, rule, strength, unit, notes)
-    return Comparison(frame, meta, measured.arrays)
+    return Comparison(frame, meta, arrays)
 
 
 def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Damping, float]:

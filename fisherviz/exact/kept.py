@@ -24,12 +24,14 @@ class Held:
     Args:
         own: of this process's share of each batch of the data.
         vectors: the most backpropagated vectors of an example, in any process.
+        uneven: whether batches differ in their numbers of these.
         ragged: whether batches differ in their numbers of positions, so that passes must not read them as one.
         processes: that hold the others.
     """
 
     own: list[Batch]
     vectors: int
+    uneven: bool
     ragged: bool
     processes: Processes
     _whole: dict[str, AnyCapture] | None = None
@@ -65,6 +67,8 @@ class Kept:
     statistics: dict[Hashable, tuple[Statistic, int]] = field(default_factory=dict)
     held: Held | None = None
     """Captures of all examples, where they fit."""
+    verified: bool = False
+    """Whether forward mode has agreed with reverse mode on all of the data."""
     joint: dict[str, AnyCapture] | None = None
     """Captures with the scores of the data's labels as the last vector."""
     gradient: Tensor | None = None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,16 +27,18 @@ from fisherviz.network import guest
 from fisherviz.network.batches import Batches
 from fisherviz.network.layers import LayerInfo
 from fisherviz.network.space import ParameterSpace
-from fisherviz.network.vectors import EmpiricalVectors, NoVectors, SampledVectors, WithScores, make_vectors
-from fisherviz.statistics import GradientSum, Statistic, add_up, update_all
+from fisherviz.network.vectors import NoVectors, SampledVectors, make_vectors
+from fisherviz.statistics import Statistic, add_up
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.choices import one_of
 from fisherviz.support.memory import human, keep_limit
-from fisherviz.support.processes import Processes
+from fisherviz.support.processes import ALONE, Processes
 
 REDUCTIONS = ("mean", "sum")
 
 Consumer = Callable[[Batch], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class View(Protocol):
@@ -62,7 +65,7 @@ class Passes:
         processes: bool = False,
     ) -> None:
         one_of("reduction", reduction, REDUCTIONS)
-        self.processes = Processes.of_group() if processes else Processes()
+        self.processes = Processes.of_group() if processes else ALONE
         self.probe: Any = probe
         self.network = probe.network
         self.kind = kind
@@ -320,60 +323,6 @@ class Passes:
         assert self._kept.held is not None
         return self._kept.held.vectors * self.examples
 
-    # ---- the data's gradient ---------------------------------------------------------------------------------------
-
-    def has_targets(self) -> bool:
-        """Whether every batch of the data carries targets; looks at one batch after the other until one has none."""
-        return all(targets is not None for _, targets in self.data)
-
-    def gradient(self) -> Tensor:
-        """Gradient of the data's mean (or summed) negative log-likelihood, flat in torch order, (P,).
-
-        Raises:
-            ValueError: the data has no targets.
-        """
-        self.check_unchanged()
-        if self._kept.gradient is None:
-            summed = self._sum_scores() if self._kept.joint is None else [c.sum() for c in self._scores()]
-            self._kept.gradient = self.space.join(summed)
-        return self._kept.gradient * self.scale
-
-    def _scores(self) -> list[AnyCapture]:
-        """The last vectors of the joint captures."""
-        assert self._kept.joint is not None
-        return [c.select_vectors(c.vectors - 1, c.vectors) for c in self._kept.joint.values()]
-
-    def _sum_scores(self) -> list[Tensor]:
-        """Sums of the scores' gradients by a pass of their own, by layer."""
-        sums: list[GradientSum] = []
-
-        def begin() -> Consumer:
-            nonlocal sums
-            sums = [GradientSum(name) for name in self.space.names]
-            return lambda batch: update_all(sums, batch)
-
-        self._over(EmpiricalVectors(self.network.likelihood), begin, keep=False, labels=True)
-        add_up(sums, self.processes)
-        return [s.total for s in sums if s.total is not None]
-
-    def with_scores(self) -> Examples | None:
-        """Kind's vectors and, as the last one, the scores of the data's labels, by one pass; None if they do not fit.
-
-        Captures stay for later requests.
-        """
-        self.check_unchanged()
-        kept = self._kept
-        if kept.joint is None:
-            vectors = WithScores(self.vectors, EmpiricalVectors(self.network.likelihood))
-            found = self._over(vectors, lambda: lambda batch: None, keep=True, labels=True)
-            if found is None:
-                return None
-            kept = self._kept
-            kept.joint = found.whole(self.network.device)
-            kept.held = found.of_vectors(0, found.vectors - 1)
-        assert kept.joint is not None
-        return Examples(list(kept.joint.values()), self.scale)
-
     def seconds_per_pass(self) -> float:
         """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in.
 
@@ -381,12 +330,44 @@ class Passes:
         """
         best = float("inf")
         for _ in range(3):
-            start = self._clock()
             with self.processes.agreeing("the seconds of a pass"):
+                start = self._clock()
                 for inputs, targets, _ in Run(self.network, self.data, NoVectors(), self.processes).shares():
                     loss_gradient(self.network, inputs, targets)
-            best = min(best, self._clock() - start)
+                best = min(best, self._clock() - start)
         return max(self.processes.exchange(best))
+
+    # ---- several processes -----------------------------------------------------------------------------------------
+
+    def deal(self, items: Sequence[T], work: Callable[[T], R], what: str) -> list[R]:
+        """The work's result for each item, in order and in all processes, each item done by one of them.
+
+        Args:
+            items: the same in all processes.
+            work: what it asks of this Fisher is the affair of the process that does it, and is forgotten afterwards.
+            what: the work in words.
+        """
+        if self.processes.count == 1:
+            return [work(item) for item in items]
+        processes = self.processes
+        with self._on_its_own():
+            return processes.deal(items, work, what)
+
+    @contextmanager
+    def _on_its_own(self) -> Iterator[None]:
+        """Requests are answered by this process alone and leave nothing behind, since the others have not made them."""
+        kept, structure, examples = self._kept, self.structure, self.examples
+        before = self.processes, self._pass_seconds
+        alone = replace(kept, statistics=dict(kept.statistics))
+        if kept.held is not None:
+            whole = kept.held.whole(self.network.device)
+            alone.held = replace(kept.held, own=[Batch(whole, examples)], processes=ALONE)
+        self.__kept, self.processes, self._pass_seconds = alone, ALONE, dict(self._pass_seconds)
+        try:
+            yield
+        finally:
+            self.__kept, (self.processes, self._pass_seconds) = kept, before
+            self.network.settle(structure)
 
 
 def _version_of(statistic: Statistic) -> int:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fisherviz.capture.captures import Batch
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
-from fisherviz.exact.passes import Consumer, Passes
+from fisherviz.exact.passes import Consumer
 from fisherviz.exact.run import Run
+from fisherviz.exact.scores import Scores
 from fisherviz.network.batches import Inputs
 from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
@@ -24,11 +25,8 @@ from fisherviz.statistics.examples import Examples
 Vector = Tensor | Mapping[str, Tensor]
 
 
-class Products(Passes):
+class Products(Scores):
     """The Fisher as what it does to vectors."""
-
-    _verified = False
-    """Whether forward mode has agreed with reverse mode on all of the data."""
 
     def _held(self) -> Tensor | None:
         """The whole matrix in torch order, if an earlier request has left it."""
@@ -96,12 +94,12 @@ class Products(Passes):
 
     def _verified_everywhere(self) -> bool:
         """Whether forward mode is right on every batch: forms, unlike products, do not show it themselves."""
-        if not self._verified:
+        if not self._kept.verified:
             with self.processes.agreeing("a try of forward mode"):
                 right = all(try_forward_mode(self.network, inputs) for inputs, _, _ in self._shares())
-            self._verified = self.processes.all(right)
-            self.network.note(forward_mode=self._verified)
-        return self._verified
+            self._kept.verified = self.processes.all(right)
+            self.network.note(forward_mode=self._kept.verified)
+        return self._kept.verified
 
     def _shares(self) -> Iterator[tuple[Inputs, Tensor | None, int]]:
         """This process's part of each batch, with the position of its first example."""

@@ -89,5 +89,5 @@ class Run:
         layers = [[extent for part in parts for extent in part] for parts in zip(*of_all, strict=True)]
         if sum(map(concatenated_bytes, layers)) > min(limits):
             return None  # batches of different lengths, padded to the longest
-        vectors = max(extent.vectors for layer in layers for extent in layer)
-        return Held(own, vectors, any(map(ragged, layers)), self.processes)
+        vectors = {extent.vectors for layer in layers for extent in layer}
+        return Held(own, max(vectors), len(vectors) > 1, any(map(ragged, layers)), self.processes)

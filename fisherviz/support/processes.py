@@ -119,7 +119,7 @@ class Processes:
             raise
         except Exception as raised:
             error = raised
-        said = self.exchange((what, None if error is None else (_simple(error), str(error))))
+        said = self.exchange((what, None if error is None else (type(plain(error)), str(error))))
         if others := [(rank, other) for rank, (other, _) in enumerate(said) if other != said[0][0]]:
             rank, other = others[0]
             raise ProcessesParted(
@@ -199,6 +199,10 @@ class Processes:
         return found
 
 
+ALONE = Processes()
+"""This process, which waits for no other."""
+
+
 class _Packed(pickle.Pickler):
     """Pickles all but the tensors, which are set aside."""
 
@@ -226,12 +230,14 @@ class _Unpacked(pickle.Unpickler):
         return self.tensors[pid]
 
 
-def _simple(error: Exception) -> type[Exception]:
-    """The nearest class that every process can make from a sentence alone."""
-    return next((kind for kind in _SIMPLE if isinstance(error, kind)), RuntimeError)
+def plain(error: Exception) -> Exception:
+    """An error that every process can make: itself, or its sentence as the nearest builtin class."""
+    if type(error) in _PLAIN and len(error.args) == 1:
+        return error
+    return next((kind for kind in _PLAIN if isinstance(error, kind)), RuntimeError)(str(error))
 
 
-_SIMPLE = (NotImplementedError, RuntimeError, MemoryError, ValueError, TypeError, OSError)
+_PLAIN = (NotImplementedError, RuntimeError, MemoryError, ValueError, TypeError, OSError)
 
 
 @contextmanager

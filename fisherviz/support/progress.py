@@ -15,19 +15,20 @@ MOMENT = 2.0
 """Seconds without a bar."""
 
 
-def progress_bar(items: Iterable[Any], what: str, unit: str, shown: bool) -> tqdm:
-    """Iterate over items behind a bar that goes away when it is done.
+def progress_bar(items: Iterable[Any] | int, what: str, unit: str, shown: bool) -> tqdm:
+    """A bar that goes away when it is done.
 
     Args:
-        items: what to iterate over.
+        items: what to iterate over; or their number, for those who update the bar themselves.
         what: the work, before the bar.
         unit: what an item is.
         shown: False turns the bar off.
 
     Returns:
-        The iterable bar.
+        The bar.
     """
-    return tqdm(items, desc=what, unit=unit, leave=False, delay=MOMENT, disable=not (shown and watched()))
+    given = {"total": items} if isinstance(items, int) else {"iterable": items}
+    return tqdm(**given, desc=what, unit=unit, leave=False, delay=MOMENT, disable=not (shown and watched()))
 
 
 def watched() -> bool:
