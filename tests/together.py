@@ -1,7 +1,6 @@
 """Several real processes of one process group (gloo), each running the same function; what each of them saved."""
 
 import multiprocessing
-import os
 import time
 from datetime import timedelta
 
@@ -13,17 +12,12 @@ TIMEOUT = 240
 
 def run(function, count, folder, *arguments):
     """The results of `function(*arguments)` in `count` processes by rank, None of one that was killed."""
-    spawn = multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([function.__module__])  # torch is imported once for all
     folder.mkdir()
-    started = [spawn.Process(target=_work, args=(function, rank, count, folder, arguments)) for rank in range(count)]
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    started = [server.Process(target=_work, args=(function, rank, count, folder, arguments)) for rank in range(count)]
     for process in started:
         process.start()
-    if threads is None:
-        del os.environ["OMP_NUM_THREADS"]
-    else:
-        os.environ["OMP_NUM_THREADS"] = threads
     deadline = time.monotonic() + TIMEOUT
     for process in started:
         process.join(max(0.0, deadline - time.monotonic()))

@@ -180,9 +180,9 @@ class Passes:
         while True:
             run = Run(self.network, self.data, vectors, self.processes)
             consume, looked = begin(), self.structure.looked
-            with self.processes.agreeing("a pass over the data"):
+            with self.processes.agreeing("a pass over the data") as check:
                 self.check_unchanged()
-                began = self._clock()
+                began, run.check = self._clock(), check
                 run.go(consume, self._clock, keep_limit(self.network.device) if keep else 0, labels=labels)
             spent = self._clock() - began - run.consumed
             if whys := self._agreed(run):

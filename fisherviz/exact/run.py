@@ -34,6 +34,8 @@ class Run:
         """Seconds that the consumer took."""
         self.whys: dict[str, str] = {}
         """Why layers turned out to have no structure, by name; the pass has ended there."""
+        self.check: Callable[[], None] = lambda: None
+        """Called after every batch; where it raises, the pass ends."""
         self._own: list[Batch] | None = None
         self._limit = 0
 
@@ -43,6 +45,7 @@ class Run:
             n, first = count_examples(inputs), self.examples
             start, stop = self.processes.share(n, first)
             self.vectors.start(first, n)
+            self.check()
             if self.processes.count == 1:
                 yield inputs, targets, first
             elif start < stop:
@@ -66,6 +69,7 @@ class Run:
             start = clock()
             consume(batch)
             self.consumed += clock() - start
+            self.check()
             if self._own is not None:
                 size += batch.bytes
                 self._own = [*self._own, batch] if size <= limit else None

@@ -7,7 +7,9 @@ that all go on or all stop with the same sentence, and decisions that depend on 
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,35 +92,42 @@ class Processes:
             what: the work in words.
         """
         mine: dict[int, R] = {}
-        with self.agreeing(what):
+        with self.agreeing(what) as check:
             for i in range(self.rank, len(items), self.count):
                 mine[i] = work(items[i])
+                check()
         found = {i: result for part in self.exchange(mine) for i, result in part.items()}
         return [found[i] for i in range(len(items))]
 
     # ---- exchange --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def agreeing(self, what: str) -> Iterator[None]:
+    def agreeing(self, what: str) -> Iterator[Callable[[], None]]:
         """Work of each process for itself, after which all go on, or all raise what ended it in the first of them.
 
         Args:
             what: the work in words.
+
+        Yields:
+            What long work calls now and then, to end early where another process has failed.
 
         Raises:
             ProcessesParted: other processes are at other work, or gone.
             Exception: with the failing one's sentence and rank, of its builtin class; where all fail alike, their own.
         """
         if self.count == 1:
-            yield
+            yield lambda: None
             return
-        error: Exception | None = None
+        word, error = _Word(), None
         try:
-            yield
+            yield word.check
         except ProcessesParted:
             raise
+        except _Stopped:
+            pass
         except Exception as raised:
             error = raised
+            word.leave()
         said = self.exchange((what, None if error is None else (type(plain(error)), str(error))))
         if others := [(rank, other) for rank, (other, _) in enumerate(said) if other != said[0][0]]:
             rank, other = others[0]
@@ -203,6 +212,35 @@ ALONE = Processes()
 """This process, which waits for no other."""
 
 
+_turns = itertools.count()
+"""Numbers of the pieces of work, the same in all processes."""
+
+
+class _Stopped(Exception):
+    """Another process has failed at the same work; the exchange that follows tells how."""
+
+
+class _Word:
+    """What a process that fails leaves in the group's store for those that are still at the same work."""
+
+    def __init__(self) -> None:
+        self.key, self.looked = f"fisherviz/{next(_turns)}", time.monotonic()
+        self.store = distributed.distributed_c10d._get_default_store()
+
+    def leave(self) -> None:
+        """Say that this process has failed."""
+        with _connected():
+            self.store.set(self.key, "failed")
+
+    def check(self) -> None:
+        """Stop where another process has failed; looked up once a second."""
+        if time.monotonic() - self.looked > 1:
+            self.looked = time.monotonic()
+            with _connected():
+                if self.store.check([self.key]):
+                    raise _Stopped
+
+
 class _Packed(pickle.Pickler):
     """Pickles all but the tensors, which are set aside."""
 
@@ -245,6 +283,4 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's class for a connection that breaks, and for one that waits too long
-        raise ProcessesParted(
-            f"another process has ended or does not answer; look at what it says itself ({error})."
-        ) from error
+        raise ProcessesParted("another process has ended or does not answer; look at what it says itself.") from error
