@@ -24,8 +24,8 @@ from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
-from fisherviz.statistics import Statistic
-from fisherviz.support.processes import grouped, summed
+from fisherviz.statistics import Statistic, add_up
+from fisherviz.support.processes import Processes, grouped
 
 Named = dict[str, Statistic]
 
@@ -61,7 +61,7 @@ class Moments:
         self._rows: dict[tuple[int, str], list[tuple[Tensor, float, int]]] = {}
         self.window: list[dict[str, AnyCapture]] = []
         self.examples = 0
-        """Examples since the last step."""
+        """Examples since the last step; of all processes, once the averages have advanced."""
         self.values: list[dict[str, Any]] | None = None
         """Snapshot: per layer, then per pair, what the matrix is built from."""
         self.snapshot_examples = 1
@@ -100,7 +100,7 @@ class Moments:
                 if all(name in captures for name in statistic.layers) and not self._hold(i, key, captures, examples):
                     statistic.update(batch)
         self.examples += examples
-        self.window.append(captures if self.keeps_captures else dict.fromkeys(captures, _SEEN))
+        self.window.append(captures if self.keeps_captures and examples else dict.fromkeys(captures, _SEEN))
 
     def _hold(self, i: int, key: str, captures: dict[str, AnyCapture], examples: int) -> bool:
         """Keep the rows of a factor where they are few; they are multiplied when they are averaged."""
@@ -157,7 +157,7 @@ class Moments:
 
     def capture(self, name: str) -> AnyCapture | None:
         """All examples of a layer since the last step."""
-        parts = [captures[name] for captures in self.window if name in captures]
+        parts = [c for captures in self.window if (c := captures.get(name, _SEEN)) is not _SEEN]
         return concatenate(parts) if parts else None
 
     def forget(self) -> None:
@@ -207,12 +207,10 @@ class Moments:
         for waiting in self.deferred:
             for deferred in waiting.values():
                 deferred.flush()
-        # over all processes, whose sums the averages are: with reduction="sum" all scale alike
-        examples = int(summed([self.examples], self.device)[0])
-        missing = missing and examples == self.snapshot_examples
+        missing = missing and self.examples == self.snapshot_examples
         old = self.values if missing and self.values is not None else [{}] * len(self.average)
         self.values = []
-        self.snapshot_examples = examples
+        self.snapshot_examples = self.examples
         for i, named in enumerate(self.average):
             if old[i]:
                 self.values.append(old[i])
@@ -270,21 +268,21 @@ class Moments:
     # ---- several processes -------------------------------------------------------------------------------------------
 
     def _reduce(self) -> None:
-        """Sum fresh totals and counts over the processes of a distributed run."""
-        if not grouped():
-            return
-        if self.keeps_captures:
-            raise NotImplementedError(
-                f"{self.approximation.name} works on the examples themselves, which other processes do not see; "
-                "under torch.distributed use a method made of averages (foof, plain kfac)."
-            )
-        for named in self.fresh:
-            for statistic in named.values():
-                if statistic.total is None:
-                    continue
-                statistic.total = statistic.total.contiguous()
-                torch.distributed.all_reduce(statistic.total)
-                (statistic.count,) = summed([statistic.count], statistic.total.device)
+        """Make of the fresh sums those of all processes that train together; what reads examples gets all of them."""
+        add_up([statistic for named in self.fresh for statistic in named.values()], Processes.training())
+        self.gather(self.keeps_captures)
+
+    def gather(self, captures: bool) -> None:
+        """Count the examples of all processes, and take over their captures.
+
+        Args:
+            captures: whether they are wanted.
+        """
+        processes = Processes.training()
+        self.examples = sum(processes.exchange(self.examples))
+        if captures:
+            shown = [captures for captures in self.window if _SEEN not in captures.values()]
+            self.window = [captures for part in processes.gather(shown, self.device) for captures in part]
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 

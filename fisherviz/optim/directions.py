@@ -26,7 +26,7 @@ from fisherviz.optim.passes import Pass, Source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
 from fisherviz.optim.watcher import Watcher
 from fisherviz.support import timing
-from fisherviz.support.processes import grouped
+from fisherviz.support.processes import grouped, summed
 
 Group = dict[str, Any]
 
@@ -73,6 +73,11 @@ class Step:
     def inputs(self) -> list[Arguments]:
         """Arguments of the passes' forwards of which anything counts, where they are kept."""
         return [made.inputs for made in self.passes if made.inputs is not None and made.examples]
+
+    @cached_property
+    def any_inputs(self) -> bool:
+        """Whether any process has `inputs`: then all take part in the step."""
+        return summed([len(self.inputs)], self.moments.device)[0] > 0
 
     @cached_property
     def group_of(self) -> dict[nn.Parameter, Group]:

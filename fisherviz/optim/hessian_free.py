@@ -26,7 +26,6 @@ from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.rules import ModelRule, StepRule, descend
 from fisherviz.support import choices, timing
-from fisherviz.support.processes import grouped
 
 SPACING = 1.3
 """Ratio of the iterations at which conjugate gradients leave an iterate for the backtracking."""
@@ -149,10 +148,8 @@ class LineSearch(ModelRule[ConjugateGradients]):
 
     def take(self, step: Step, directions: ConjugateGradients) -> None:
         """Change the weights, then λ."""
-        if grouped():
-            raise NotImplementedError("HessianFree runs in one process; under torch.distributed use foof or kfac.")
         self.say_ignored(step.groups)
-        if not step.inputs:
+        if not step.any_inputs:
             descend(step.groups, step.state, {})
             return
         # F has no need of structure: layers that an approximation would leave out are solved for as well

@@ -29,10 +29,13 @@ from fisherviz.optim.passes import Pass
 from fisherviz.optim.rules import StepRule, descend
 from fisherviz.optim.selection import say_once
 from fisherviz.support import choices, timing
-from fisherviz.support.processes import grouped
+from fisherviz.support.processes import Processes, grouped
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
+
+Means = tuple[Tensor, Tensor, Tensor]
+"""Mean input, mean pre-activation and mean score of a layer."""
 
 
 class QuasiNewton(Directions):
@@ -57,8 +60,7 @@ class QuasiNewton(Directions):
         """Directions at the old weights."""
         if self.first is not None and step.active and not self.factors:
             self.average_data(step)
-        for layer in step.active:
-            self.update_inputs(step, layer)
+        self.update_inputs(step)
         moves: Moves = {}
         for layer in step.active:
             own = self.factors[layer.name]
@@ -68,11 +70,18 @@ class QuasiNewton(Directions):
             moves |= split_matrix(layer, own["Hg"] @ own["v"] @ own["Ha"])
         return moves
 
-    def means(self, step: Step) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Mean input, mean pre-activation and mean score of each layer."""
-        return {layer.name: self._means(step, layer) for layer in step.active}
+    def means(self, step: Step) -> dict[str, Means]:
+        """Mean input, mean pre-activation W̄ ā and mean score of each layer."""
+        found = self._averages(step, lambda capture: capture.a[:, 0].sum(0), lambda capture: capture.g[0, :, 0].sum(0))
+        out = {}
+        for layer, (a, g) in zip(step.active, found, strict=True):
+            W = matrix_of(layer, {p: p.detach() for p in layer.parameters.values()}).to(a.dtype)
+            if layer.da > W.shape[1]:
+                raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
+            out[layer.name] = a, W @ a, g
+        return out
 
-    def learn(self, step: Step, before: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    def learn(self, step: Step, before: Mapping[str, Means]) -> None:
         """H_a and H_g from the means before and after the weights have changed."""
         if not step.active:
             return
@@ -82,11 +91,14 @@ class QuasiNewton(Directions):
             damped = own["A"] @ s + _root(step, layer) * s
             own["Ha"] = bfgs(own["Ha"], s, damped, mean_a)
         self.again(step)
+        after = self.means(step)
         for layer in step.active:
-            self.update_outputs(step, layer, before[layer.name])
+            self.update_outputs(step, layer, before[layer.name], after[layer.name])
 
-    def _capture(self, step: Step, layer: Layer) -> Capture:
-        parts = [made.captures[layer.name] for made in step.passes if layer.name in made.captures]
+    def _capture(self, step: Step, layer: Layer) -> Capture | None:
+        parts = [made.captures[layer.name] for made in step.passes if made.examples and layer.name in made.captures]
+        if not parts:
+            return None  # nothing of this process's examples counts
         capture = concatenate(parts)
         if not isinstance(capture, Capture) or not capture.factored:
             raise NotImplementedError(
@@ -95,33 +107,30 @@ class QuasiNewton(Directions):
             )
         return capture
 
-    def _means(self, step: Step, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean input, mean pre-activation W̄ ā and mean score."""
-        capture = self._capture(step, layer)
-        a = capture.a[:, 0].mean(0)
-        W = matrix_of(layer, {p: p.detach() for p in layer.parameters.values()}).to(a.dtype)
-        if layer.da > W.shape[1]:
-            raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
-        return a, W @ a, capture.g[0, :, 0].mean(0)
+    def _averages(self, step: Step, *sums: Callable[[Capture], Tensor]) -> list[list[Tensor]]:
+        """By layer, means over the examples of all processes that train together, from sums over each one's own."""
+        processes, captures = Processes.training(), [self._capture(step, layer) for layer in step.active]
+        mine = [0 if capture is None else capture.examples for capture in captures]
+        counts = [sum(of_all) for of_all in zip(*processes.exchange(mine), strict=True)]
+        found = iter(processes.add_up([None if c is None else sum_of(c) for c in captures for sum_of in sums]))
+        return [[total / n for _ in sums if (total := next(found)) is not None] for n in counts]
 
     @timing.part("statistics")
-    def update_inputs(self, step: Step, layer: Layer) -> None:
+    def update_inputs(self, step: Step) -> None:
         """A, and at the first step the two inverses."""
-        capture = self._capture(step, layer)
-        a = capture.a[:, 0]
-        own = self.factors.setdefault(layer.name, {})
-        fresh = a.mT @ a / len(a)
-        own["A"] = fresh if "A" not in own else own["A"].mul_(step.decay).add_(fresh, alpha=1 - step.decay)
-        if "Ha" not in own:
-            damped = plus_identity(own["A"], _root(step, layer))
-            own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
-            own["Hg"] = torch.eye(layer.d_out, dtype=a.dtype, device=a.device)
+        found = self._averages(step, lambda capture: capture.a[:, 0].mT @ capture.a[:, 0])
+        for layer, (fresh,) in zip(step.active, found, strict=True):
+            own = self.factors.setdefault(layer.name, {})
+            own["A"] = fresh if "A" not in own else own["A"].mul_(step.decay).add_(fresh, alpha=1 - step.decay)
+            if "Ha" not in own:
+                damped = plus_identity(own["A"], _root(step, layer))
+                own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
+                own["Hg"] = torch.eye(layer.d_out, dtype=fresh.dtype, device=fresh.device)
 
     @timing.part("statistics")
-    def update_outputs(self, step: Step, layer: Layer, before: tuple[Tensor, Tensor, Tensor]) -> None:
+    def update_outputs(self, step: Step, layer: Layer, before: Means, after: Means) -> None:
         """H_g from the pair of the step."""
-        _, h, g = before
-        _, h_new, g_new = self._means(step, layer)
+        (_, h, g), (_, h_new, g_new) = before, after
         own, keep = self.factors[layer.name], self.pair_decay
         for key, change in (("s", h_new - h), ("y", g_new - g)):
             own[key] = (1 - keep) * change if key not in own else own[key].mul_(keep).add_(change, alpha=1 - keep)
@@ -132,7 +141,8 @@ class QuasiNewton(Directions):
     def again(self, step: Step) -> None:
         """The closure at the new weights; its passes replace the step's, its gradients are dropped."""
         assert step.closure is not None
-        gradients = [(p, p.grad) for p in step.group_of]
+        # by value where the next backward of DistributedDataParallel may overwrite the memory of those that it gave
+        gradients = [(p, p.grad.clone() if p.grad is not None and grouped() else p.grad) for p in step.group_of]
         buffers = [(b, b.clone()) for b in step.watcher.model.buffers()]
         step.passes.clear()
         for p, _ in gradients:
@@ -157,8 +167,11 @@ class QuasiNewton(Directions):
             for layer in step.active:
                 a = captures[layer.name].a[:, 0]  # type: ignore[union-attr]
                 totals[layer.name] = a.mT @ a + totals.get(layer.name, 0)
-        for name, total in totals.items():
-            self.factors[name] = {"A": total / count}
+        processes = Processes.training()
+        count = sum(processes.exchange(count))
+        for name, total in zip(totals, processes.add_up(list(totals.values())), strict=True):
+            if total is not None:
+                self.factors[name] = {"A": total / count}
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """A, H_a, H_g and the averages of each layer."""
@@ -177,8 +190,6 @@ class Follow(StepRule[QuasiNewton]):
 
     def take(self, step: Step, directions: QuasiNewton) -> None:
         """Change the weights."""
-        if grouped():
-            raise NotImplementedError("K-BFGS runs in one process; under torch.distributed use foof or kfac.")
         before = directions.means(step)
         moves = directions.of(step)
         for p, d in moves.items():

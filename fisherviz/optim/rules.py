@@ -21,6 +21,7 @@ from fisherviz.optim.directions import Directions, Group, Part, Step
 from fisherviz.optim.gradients import Moves, add_direction, dense, inner
 from fisherviz.optim.quadratic import dot
 from fisherviz.optim.selection import say_once
+from fisherviz.support.processes import Processes
 
 JOINT = ("lr", "damping", "momentum", "weight_decay")
 """What the quadratic model takes from the optimizer and not from its groups."""
@@ -190,8 +191,9 @@ class ModelRule(StepRule[D]):
         self._given = given
 
     def objective(self, loss: Any, parameters: Iterable[nn.Parameter]) -> float:
-        """H = loss + η/2 ‖θ‖²."""
-        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        """H = loss + η/2 ‖θ‖²; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""
+        losses = Processes.training().exchange(float(loss.detach() if isinstance(loss, Tensor) else loss))
+        value = sum(losses) / len(losses)
         weights = {p: p.detach() for p in parameters} if self.eta else {}
         return value + self.eta / 2 * dot(weights, weights)
 

@@ -70,6 +70,11 @@ class Processes:
             )
         return cls(distributed.get_rank(), distributed.get_world_size())
 
+    @classmethod
+    def training(cls) -> Processes:
+        """Those that train together: the group's, where there is one."""
+        return cls.of_group() if grouped() else ALONE
+
     # ---- shares ----------------------------------------------------------------------------------------------------
 
     def share(self, size: int, first: int = 0) -> tuple[int, int]:
