@@ -11,6 +11,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fisherviz as fv
+from fisherviz.statistics import gradients
 from fisherviz.support.processes import Processes
 from tests import together
 from tests.oracles import nets
@@ -206,6 +207,7 @@ def die():
 
 def everything(count):
     """All that is asked in one process of several."""
+    gradients._TILE_ENTRIES = 200  # several tiles to share
     found = {name: quantities(name, True) for name in (CASES if count == 3 else OF_TWO)}
     if count == 3:
         found |= {parameters: comparison(parameters, True) for parameters in ("few", "many")}
