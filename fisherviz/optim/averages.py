@@ -25,7 +25,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.statistics import Statistic, add_up
-from fisherviz.support.processes import Processes, grouped
+from fisherviz.support.processes import Processes, grouped, summed
 
 Named = dict[str, Statistic]
 
@@ -269,20 +269,27 @@ class Moments:
 
     def _reduce(self) -> None:
         """Make of the fresh sums those of all processes that train together; what reads examples gets all of them."""
-        add_up([statistic for named in self.fresh for statistic in named.values()], Processes.training())
+        processes, fresh = Processes.training(), [statistic for named in self.fresh for statistic in named.values()]
+        if processes.count == 1:
+            return
+        there = summed([statistic.total is not None for statistic in fresh], self.device)
+        if set(there) <= {0, processes.count}:
+            counts = summed([statistic.count for statistic in fresh], self.device)
+            for statistic, count in zip(fresh, counts, strict=True):
+                if statistic.total is not None:
+                    statistic.total, statistic.count = processes.total(statistic.total), count
+        else:  # a process has not run a layer
+            add_up(fresh, processes)
         self.gather(self.keeps_captures)
 
     def gather(self, captures: bool) -> None:
-        """Count the examples of all processes, and take over their captures.
-
-        Args:
-            captures: whether they are wanted.
-        """
-        processes = Processes.training()
-        self.examples = sum(processes.exchange(self.examples))
+        """Count the examples of all processes, and take over their captures where these are wanted."""
+        (examples,) = summed([self.examples], self.device)
+        self.examples = int(examples)
         if captures:
             shown = [captures for captures in self.window if _SEEN not in captures.values()]
-            self.window = [captures for part in processes.gather(shown, self.device) for captures in part]
+            gathered = Processes.training().gather(shown, self.device)
+            self.window = [captures for part in gathered for captures in part]
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 

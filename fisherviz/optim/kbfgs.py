@@ -28,8 +28,9 @@ from fisherviz.optim.options import require_known
 from fisherviz.optim.passes import Pass
 from fisherviz.optim.rules import StepRule, descend
 from fisherviz.optim.selection import say_once
+from fisherviz.optim.watcher import at_least_float32
 from fisherviz.support import choices, timing
-from fisherviz.support.processes import Processes, grouped
+from fisherviz.support.processes import Processes, grouped, summed
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
@@ -95,10 +96,11 @@ class QuasiNewton(Directions):
         for layer in step.active:
             self.update_outputs(step, layer, before[layer.name], after[layer.name])
 
-    def _capture(self, step: Step, layer: Layer) -> Capture | None:
+    def _capture(self, step: Step, layer: Layer) -> Capture:
         parts = [made.captures[layer.name] for made in step.passes if made.examples and layer.name in made.captures]
-        if not parts:
-            return None  # nothing of this process's examples counts
+        if not parts:  # nothing of this process's examples counts
+            like = at_least_float32(next(iter(layer.parameters.values())))
+            return Capture(like.new_zeros(0, 1, layer.da), like.new_zeros(1, 0, 1, layer.d_out))
         capture = concatenate(parts)
         if not isinstance(capture, Capture) or not capture.factored:
             raise NotImplementedError(
@@ -110,10 +112,11 @@ class QuasiNewton(Directions):
     def _averages(self, step: Step, *sums: Callable[[Capture], Tensor]) -> list[list[Tensor]]:
         """By layer, means over the examples of all processes that train together, from sums over each one's own."""
         processes, captures = Processes.training(), [self._capture(step, layer) for layer in step.active]
-        mine = [0 if capture is None else capture.examples for capture in captures]
-        counts = [sum(of_all) for of_all in zip(*processes.exchange(mine), strict=True)]
-        found = iter(processes.add_up([None if c is None else sum_of(c) for c in captures for sum_of in sums]))
-        return [[total / n for _ in sums if (total := next(found)) is not None] for n in counts]
+        counts = summed([capture.examples for capture in captures], step.moments.device)
+        return [
+            [processes.total(sum_of(capture)) / n for sum_of in sums]
+            for capture, n in zip(captures, counts, strict=True)
+        ]
 
     @timing.part("statistics")
     def update_inputs(self, step: Step) -> None:
@@ -159,7 +162,7 @@ class QuasiNewton(Directions):
         """A over one pass of the data."""
         assert self.first is not None
         totals: dict[str, Tensor] = {}
-        count = 0
+        count = 0.0
         for batch, targets in self.first:
             inputs = step.watcher.weighed(batch, targets)
             captures, n = step.watcher.captures_of(inputs, lambda z: torch.zeros_like(z).unsqueeze(0))
@@ -167,11 +170,9 @@ class QuasiNewton(Directions):
             for layer in step.active:
                 a = captures[layer.name].a[:, 0]  # type: ignore[union-attr]
                 totals[layer.name] = a.mT @ a + totals.get(layer.name, 0)
-        processes = Processes.training()
-        count = sum(processes.exchange(count))
-        for name, total in zip(totals, processes.add_up(list(totals.values())), strict=True):
-            if total is not None:
-                self.factors[name] = {"A": total / count}
+        processes, (count,) = Processes.training(), summed([count], step.moments.device)
+        for name, total in totals.items():
+            self.factors[name] = {"A": processes.total(total) / count}
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """A, H_a, H_g and the averages of each layer."""

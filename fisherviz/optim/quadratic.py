@@ -77,7 +77,7 @@ class FisherForms:
     def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Arguments]) -> None:
         self.watcher, self.network, self.likelihood = watcher, watcher.network, likelihood
         self.batches = [Arguments(*batch) for batch in batches]
-        self.examples = sum(Processes.training().exchange(sum(examples_of(batch) for batch in self.batches)))
+        (self.examples,) = summed([sum(examples_of(batch) for batch in self.batches)], self.network.device)
         """Of all processes, each of which has batches of its own, or none."""
         if hidden := [layer.name for layer in watcher.layers if layer.note == REENTRANT]:
             raise NotImplementedError(
@@ -185,8 +185,8 @@ class FisherForms:
 
 def _summed(parts: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
     """Sums over the processes that train together."""
-    totals = Processes.training().add_up(list(parts.values()))
-    return {p: total for p, total in zip(parts, totals, strict=True) if total is not None}
+    processes = Processes.training()
+    return {p: processes.total(part) for p, part in parts.items()}
 
 
 def dot(u: Direction, v: Direction) -> float:

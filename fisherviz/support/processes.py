@@ -184,11 +184,17 @@ class Processes:
                 found.append(None)
                 continue
             ((shape, dtype, device),) = known
-            total = torch.zeros(shape, dtype=dtype, device=device) if mine is None else mine.contiguous()
-            with _connected():
-                distributed.all_reduce(total)
-            found.append(total)
+            found.append(self.total(torch.zeros(shape, dtype=dtype, device=device) if mine is None else mine))
         return found
+
+    def total(self, mine: Tensor) -> Tensor:
+        """The sum over the processes, in place where there is a place, of a tensor that all of them have."""
+        if self.count == 1:
+            return mine
+        mine = mine.contiguous()
+        with _connected():
+            distributed.all_reduce(mine)
+        return mine
 
     def gather(self, mine: T, device: torch.device) -> list[T]:
         """What each process gives, by rank, in all of them; its tensors go as they are, without being pickled.
