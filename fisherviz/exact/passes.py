@@ -184,7 +184,7 @@ class Passes:
                 self.check_unchanged()
                 began, run.check = self._clock(), check
                 run.go(consume, self._clock, keep_limit(self.network.device) if keep else 0, labels=labels)
-            spent = self._clock() - began - run.consumed
+                spent = self._clock() - began - run.consumed
             if whys := self._agreed(run):
                 self.network.settle(self.structure.without(whys))
                 continue

@@ -95,24 +95,25 @@ class Products(Scores):
     def _verified_everywhere(self) -> bool:
         """Whether forward mode is right on every batch: forms, unlike products, do not show it themselves."""
         if not self._kept.verified:
-            with self.processes.agreeing("a try of forward mode"):
-                right = all(try_forward_mode(self.network, inputs) for inputs, _, _ in self._shares())
+            with self.processes.agreeing("a try of forward mode") as check:
+                right = all(try_forward_mode(self.network, inputs) for inputs, _, _ in self._shares(check))
             self._kept.verified = self.processes.all(right)
             self.network.note(forward_mode=self._kept.verified)
         return self._kept.verified
 
-    def _shares(self) -> Iterator[tuple[Inputs, Tensor | None, int]]:
+    def _shares(self, check: Callable[[], None]) -> Iterator[tuple[Inputs, Tensor | None, int]]:
         """This process's part of each batch, with the position of its first example."""
         run = Run(self.network, self.data, self.vectors, self.processes)
+        run.check = check
         yield from run.shares()
         self._examples = run.examples
 
     def _network_product(self, v: Tensor) -> Tensor | None:
         """F v by forward and reverse mode; None where they disagree on a batch: then forward mode is given up."""
         tangents, total, agrees = self.space.unflatten(v), torch.zeros_like(v), True
-        with self.processes.agreeing("a product with the Fisher"):
+        with self.processes.agreeing("a product with the Fisher") as check:
             check_modes(self.network.model)
-            for inputs, targets, first in self._shares():
+            for inputs, targets, first in self._shares(check):
                 part = self._one_product(inputs, targets, tangents, first)
                 if not (agrees := part.agrees):
                     break
@@ -157,8 +158,8 @@ class Products(Scores):
     def _forward_form(self, u: Tensor, v: Tensor | None) -> float:
         """uᵀ F v (uᵀ F u without v) by forward mode alone."""
         total = 0.0
-        with self.processes.agreeing("a form of the Fisher"):
-            for inputs, targets, first in self._shares():
+        with self.processes.agreeing("a form of the Fisher") as check:
+            for inputs, targets, first in self._shares(check):
                 z, t = tangent(self.network, inputs, self.space.unflatten(u))
                 other = t if v is None else tangent(self.network, inputs, self.space.unflatten(v))[1]
                 total += float((other * self.vectors.product(z, t, targets, first)).sum(dtype=torch.float64))

@@ -15,9 +15,16 @@ KEEP_BYTES = 2 * 2**30
 
 
 def available(device: torch.device) -> int:
-    """Free bytes on a device; on the CPU, physical memory that can be had without swapping."""
+    """Free bytes on a device; on the CPU, physical memory that can be had without swapping.
+
+    Processes that torchrun has started on one machine share it evenly.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return _free() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _free() -> int:
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:

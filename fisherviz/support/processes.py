@@ -44,7 +44,8 @@ def summed(values: Sequence[float], device: torch.device) -> list[float]:
     if not grouped():
         return list(values)
     total = torch.tensor(list(values), dtype=torch.float64, device=device)
-    distributed.all_reduce(total)
+    with _connected():
+        distributed.all_reduce(total)
     return total.tolist()
 
 
@@ -89,16 +90,19 @@ class Processes:
         return start, start + sizes[self.rank]
 
     def deal(self, items: Sequence[T], work: Callable[[T], R], what: str) -> list[R]:
-        """The work's result for each item, in order and in all processes, each item done by one of them.
+        """The work's result for each item, in order and in all processes, each item done by the next that is free.
 
         Args:
             items: the same in all processes.
             work: must wait for no other process; its results are pickled.
             what: the work in words.
         """
+        if self.count == 1:
+            return [work(item) for item in items]
         mine: dict[int, R] = {}
+        board = _Board()
         with self.agreeing(what) as check:
-            for i in range(self.rank, len(items), self.count):
+            while (i := board.take()) < len(items):
                 mine[i] = work(items[i])
                 check()
         found = {i: result for part in self.exchange(mine) for i, result in part.items()}
@@ -123,16 +127,16 @@ class Processes:
         if self.count == 1:
             yield lambda: None
             return
-        word, error = _Word(), None
+        board, error = _Board(), None
         try:
-            yield word.check
+            yield board.check
         except ProcessesParted:
             raise
         except _Stopped:
             pass
         except Exception as raised:
             error = raised
-            word.leave()
+            board.leave()
         said = self.exchange((what, None if error is None else (type(plain(error)), str(error))))
         if others := [(rank, other) for rank, (other, _) in enumerate(said) if other != said[0][0]]:
             rank, other = others[0]
@@ -231,8 +235,8 @@ class _Stopped(Exception):
     """Another process has failed at the same work; the exchange that follows tells how."""
 
 
-class _Word:
-    """What a process that fails leaves in the group's store for those that are still at the same work."""
+class _Board:
+    """What processes at the same work leave for one another in the group's store, without waiting."""
 
     def __init__(self) -> None:
         self.key, self.looked = f"fisherviz/{next(_turns)}", time.monotonic()
@@ -242,6 +246,11 @@ class _Word:
         """Say that this process has failed."""
         with _connected():
             self.store.set(self.key, "failed")
+
+    def take(self) -> int:
+        """The number of the next thing to do, which no other process gets."""
+        with _connected():
+            return self.store.add(self.key, 1) - 1
 
     def check(self) -> None:
         """Stop where another process has failed; looked up once a second."""
