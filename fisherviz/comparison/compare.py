@@ -8,10 +8,11 @@ space, Lanczos, and random probes whose standard errors the table holds. The res
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
-from dataclasses import astuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, overload
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -30,13 +31,28 @@ from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
 from fisherviz.results.metrics import check_metrics, needing
 from fisherviz.support.memory import require
 from fisherviz.support.plan import Plan
-from fisherviz.support.progress import progress_bar
+from fisherviz.support.processes import plain
+from fisherviz.support.progress import progress_bar, showing
 
 DENSE_PARAMETERS = 3000
 """Matrices up to this size are compared dense; larger ones where a metric that was asked for needs it."""
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
 """Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
+
+
+@dataclass
+class _Measured:
+    """What was measured of one approximation, by whichever process it was."""
+
+    rows: list[tuple[str, str, str, str, float, float]] = field(default_factory=list)
+    error: Exception | None = None
+    notes: list[str] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As other processes can read it."""
+        return {**self.__dict__, "error": None if self.error is None else plain(self.error)}
 
 
 @overload
@@ -106,6 +122,22 @@ def compare(
     if plan:
         inverses = wanted & needing("damping") or wanted & needing("direction")
         return planning.plan(fisher, chosen, bool(small or asked), PROBES if inverses else 0)
+    with showing(progress and fisher.processes.rank == 0):
+        kind = DenseComparison if small or asked else StructuredComparison
+        return _compared(fisher, chosen, kind, damping, wanted, asked, metrics is not None, gradient)
+
+
+def _compared(
+    fisher: Fisher,
+    chosen: Mapping[str, Approximation],
+    kind: type[DenseComparison] | type[StructuredComparison],
+    damping: float | Damping | None,
+    wanted: set[str],
+    asked: Sequence[str],
+    explicit: bool,
+    gradient: Tensor | Mapping[str, Tensor] | None,
+) -> Comparison:
+    """The comparison; `asked` are the metrics that were named for which matrices larger than usual are written out."""
     notes: list[str] = []
     rule, strength = strength_of(fisher, damping)
     if damping is None:
@@ -115,22 +147,37 @@ def compare(
     slope = _gradient(fisher, gradient, wanted, notes)
     unit = fisher.seconds_per_pass()
     if asked:
-        size = planning.DENSE_COPIES * 8 * fisher.shape[0] ** 2
-        require(size, fisher.network.device, f"the dense matrices for {', '.join(asked)}", "leave these metrics out")
-    kind = DenseComparison if small or asked else StructuredComparison
-    measured = kind(Question(fisher, rule, strength, slope, wanted, metrics is not None))
+        size, what = planning.DENSE_COPIES * 8 * fisher.shape[0] ** 2, f"the dense matrices for {', '.join(asked)}"
+        with fisher.processes.agreeing("the memory for dense matrices"):
+            require(size, fisher.network.device, what, "leave these metrics out")
+    measured = kind(Question(fisher, rule, strength, slope, wanted, explicit))
     errors, said = _fit(fisher, chosen)
-    rows: list[tuple[str, str, str, str, float, float]] = []
     measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
-    bar = progress_bar(chosen.items(), "comparing", "method", progress)
-    for label, fitted in bar:
+    bar = progress_bar(len(chosen), "comparing", "method")
+
+    def measure(label: str) -> _Measured:
         bar.set_postfix_str(label, refresh=False)  # a refresh would not wait for the moment
+        notes, arrays, found = len(measured.notes), set(measured.arrays), _Measured()
+        fitted = chosen[label]
         try:
             if label not in errors:
                 cost = Cost(fitted.seconds, fitted.seconds / unit, float(fitted.bytes))
-                rows += [(label, *row) for row in measured.rows(label, fitted, cost)]
+                found.rows = [(label, *row) for row in measured.rows(label, fitted, cost)]
         except FAILURES as error:
-            errors[label] = error
+            found.error = error
+        found.notes = measured.notes[notes:]
+        found.arrays = {name: array for name, array in measured.arrays.items() if name not in arrays}
+        bar.update()
+        return found
+
+    said, arrays = [*said, *measured.notes], dict(measured.arrays)
+    with bar:
+        outcomes = dict(zip(chosen, fisher.deal(list(chosen), measure, "the measures of approximations"), strict=True))
+    rows = [row for found in outcomes.values() for row in found.rows]
+    errors |= {label: found.error for label, found in outcomes.items() if found.error is not None}
+    for found in outcomes.values():
+        said += found.notes
+        arrays |= found.arrays
     if len(errors) == len(chosen):
         raise next(iter(errors.values()))
     for i, layer in enumerate(map(row_label, fisher.space.names)):
@@ -138,12 +185,12 @@ def compare(
             if (value := MEASURES[name](fisher, i)) is not None:
                 rows.append((EXACT, layer, layer, name, *astuple(as_estimate(value))))
     notes += [f"{label} is left out: {error}" for label, error in errors.items()]
-    notes += [*said, *measured.notes]
+    notes += said
     if not rows:
         raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {' '.join(notes)}")
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     meta = _meta(fisher, rule, strength, unit, notes)
-    return Comparison(frame, meta, measured.arrays)
+    return Comparison(frame, meta, arrays)
 
 
 def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Damping, float]:

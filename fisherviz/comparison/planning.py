@@ -13,7 +13,7 @@ from fisherviz.exact.fisher import Fisher
 from fisherviz.exact.planning import DOUBLE, Sizes, pass_seconds, sizes_of
 from fisherviz.operators.khatri_rao import PAIRS
 from fisherviz.statistics import Statistic
-from fisherviz.statistics.extent import CHOLESKY, EIGEN, Extent, block_cost, symmetric_cost
+from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, symmetric_cost
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 from fisherviz.support.plan import Plan, Step
 
@@ -66,7 +66,7 @@ def _fit(label: str, method: Approximation, fisher: Fisher, sizes: Sizes) -> lis
     return [Step(label, "statistics and factors", count, sizes.item * entries)]
 
 
-def _statistic(statistic: Statistic, of: Sequence[Extent]) -> tuple[float, int]:
+def _statistic(statistic: Statistic, of: Sequence[LayerCosts]) -> tuple[float, int]:
     """Multiply-adds of a statistic with its factorisation, and its entries."""
     row, col, kind = of[0], of[-1], type(statistic).__name__
     shared = statistic.setting != "reduce"

@@ -113,7 +113,8 @@ class Fisher(Products):
     def _plan(self, entries: int, what: str) -> None:
         size = 3 * entries * torch.empty((), dtype=self.network.precision).element_size()
         way_out = "ask for products, norms or solves instead (they never form it), or probe fewer layers="
-        require(size, self.network.device, what, way_out)
+        with self.processes.agreeing("the memory for a matrix"):
+            require(size, self.network.device, what, way_out)
 
     def units(self, layer: str | int) -> Tensor:
         """Exact blocks of each output unit's weights with its bias last, (d_out, fan_in [+ 1], fan_in [+ 1]).
@@ -169,6 +170,7 @@ class Fisher(Products):
             return made[-1].update
 
         self._pass(begin)
+        made[-1].add_up(self.processes)
         return made[-1]
 
     # ---- solves ----------------------------------------------------------------------------------------------------
@@ -259,7 +261,8 @@ class Fisher(Products):
     def _plan_gram(self) -> None:
         size = self.columns**2 * torch.empty((), dtype=self.network.precision).element_size()
         what = f"the Gram matrix of {self.columns:,} gradients"
-        require(4 * size, self.network.device, what, "use fewer examples or kind='mc'")
+        with self.processes.agreeing("the memory for a Gram matrix"):
+            require(4 * size, self.network.device, what, "use fewer examples or kind='mc'")
 
     # ---- norms and spectra -----------------------------------------------------------------------------------------
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from fisherviz.capture.network import CAPTURE_BYTES
 from fisherviz.capture.take import loss_gradient
+from fisherviz.exact.passes import Passes
 from fisherviz.network.batches import count_examples, select
-from fisherviz.statistics.extent import CHOLESKY, EIGEN, Extent, block_cost, extents
+from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, layer_costs
 from fisherviz.statistics.gradients import TILE_ENTRIES
 from fisherviz.statistics.products import GRADIENT_ENTRIES, WHOLE_ENTRIES
 from fisherviz.support.memory import keep_limit
 from fisherviz.support.plan import Plan, Step
-
-if TYPE_CHECKING:
-    from fisherviz.exact.fisher import Fisher
 
 FORWARD_MODE = 1.7
 """Passes of a product by forward and reverse mode."""
@@ -34,14 +31,14 @@ class Sizes:
     """What the counts of a Fisher come from.
 
     Attributes:
-        layers: extents of the captures.
+        layers: what their captures hold and cost.
         item: bytes of a number.
         kept: whether captures of an earlier request are there.
         forward_mode: whether products run on the network itself until there are captures; None: not tried yet.
         limit: bytes of captures that may be kept.
     """
 
-    layers: Sequence[Extent]
+    layers: Sequence[LayerCosts]
     item: int
     kept: bool
     forward_mode: bool | None
@@ -89,7 +86,7 @@ class Sizes:
         """Of the Gram matrix while its layers' parts are added up."""
         return self.item * max(self._gram_entries(layer) for layer in self.layers)
 
-    def _gram_entries(self, layer: Extent) -> int:
+    def _gram_entries(self, layer: LayerCosts) -> int:
         square = self.columns**2
         if layer.kind == "outer":
             return square + 3 * layer.examples**2
@@ -140,7 +137,7 @@ class Sizes:
         return [Step("captures", how, bytes=size, passes=passes, allowed=allowed)]
 
 
-def sizes_of(fisher: Fisher) -> Sizes:
+def sizes_of(fisher: Passes) -> Sizes:
     """Look at the network and count the data; neither takes a pass of the network."""
     fisher.look()
     structure, network = fisher.structure, fisher.network
@@ -148,7 +145,7 @@ def sizes_of(fisher: Fisher) -> Sizes:
     assert structure.example_output is not None
     vectors = fisher.vectors.count(structure.example_output)
     return Sizes(
-        extents(structure.layers, structure.positions, count, vectors),
+        layer_costs(structure.layers, structure.positions, count, vectors),
         torch.empty((), dtype=network.precision).element_size(),
         fisher.keeps_captures,
         structure.forward_mode,
@@ -156,12 +153,12 @@ def sizes_of(fisher: Fisher) -> Sizes:
     )
 
 
-def _count(fisher: Fisher) -> int:
+def _count(fisher: Passes) -> int:
     """Examples in the data, those included that targets leave out."""
     return sum(count_examples(inputs) for inputs, _ in fisher.data)
 
 
-def pass_seconds(fisher: Fisher, examples: int) -> float:
+def pass_seconds(fisher: Passes, examples: int) -> float:
     """Seconds of one forward+backward pass over so many examples, from a few of them."""
     inputs, targets = next(iter(fisher.data))
     n = min(_TIMED, count_examples(inputs))
@@ -176,7 +173,7 @@ def pass_seconds(fisher: Fisher, examples: int) -> float:
     return best * examples / n
 
 
-def plan(fisher: Fisher, requests: Sequence[str]) -> Plan:
+def plan(fisher: Passes, requests: Sequence[str]) -> Plan:
     """The steps of some requests, each as if it came first; see `Fisher.plan`."""
     sizes = sizes_of(fisher)
     steps = [step for request in requests for step in REQUESTS[request](sizes)]

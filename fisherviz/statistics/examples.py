@@ -16,7 +16,14 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.factorise import DampedCholesky
-from fisherviz.statistics.gradients import add_example_gram, columns_product, gram_and_cross, gram_tiles, rows_product
+from fisherviz.statistics.gradients import (
+    Rows,
+    add_example_gram,
+    columns_product,
+    gram_and_cross,
+    gram_tiles,
+    rows_product,
+)
 
 ACCURATE = 1e4
 """Condition number of the damped matrix up to which float32 keeps enough digits for Woodbury's difference."""
@@ -94,10 +101,10 @@ class Examples:
         grams, crosses = zip(*(gram_and_cross(capture, k) for capture in self.captures), strict=True)
         return _sum(grams), _sum(crosses)
 
-    def square_norm(self) -> float:
-        """‖F‖²_F, accumulated in float64 over tiles of the Gram matrix."""
+    def square_norm(self, ranges: Sequence[Rows] | None = None) -> float:
+        """‖F‖²_F, accumulated in float64 over tiles of the Gram matrix; what some `tile_ranges` give of it."""
         total = 0.0
-        for tiles in gram_tiles(self.captures):
+        for tiles in gram_tiles(self.captures, ranges):
             whole = _sum(tiles)
             total += float(whole.square_().sum(dtype=torch.float64))
         return self.scale**2 * total

@@ -17,6 +17,8 @@ from fisherviz.statistics.products import GRADIENT_ENTRIES, ROW_ENTRIES, gram
 from fisherviz.support.progress import progress_bar
 
 TILE_ENTRIES = 2**24
+Rows = tuple[int, int]
+"""Examples start..stop."""
 
 
 def columns_product(capture: AnyCapture, w: Tensor) -> Tensor:
@@ -196,12 +198,17 @@ def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
     return out.reshape(k * (stop - start), k * n)
 
 
-def gram_tiles(captures: Sequence[AnyCapture]) -> Iterator[list[Tensor]]:
-    """Row strips of every layer's Gram matrix, small enough to be held together."""
+def tile_ranges(captures: Sequence[AnyCapture]) -> list[Rows]:
+    """Ranges of examples whose rows of every layer's Gram matrix are small enough to be held together."""
     n, k = captures[0].examples, captures[0].vectors
     step = max(1, TILE_ENTRIES // (k * k * n * max(1, len(captures) // 4)))
-    for start in progress_bar(range(0, n, step), "Gram matrices", "tile"):
-        yield [example_gram(capture, start, min(start + step, n)) for capture in captures]
+    return [(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def gram_tiles(captures: Sequence[AnyCapture], ranges: Sequence[Rows] | None = None) -> Iterator[list[Tensor]]:
+    """Row strips of every layer's Gram matrix, of some `tile_ranges` or all."""
+    for start, stop in progress_bar(tile_ranges(captures) if ranges is None else ranges, "Gram matrices", "tile"):
+        yield [example_gram(capture, start, stop) for capture in captures]
 
 
 def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
@@ -214,11 +221,13 @@ def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
     return total
 
 
-def block_square_norms(captures: Sequence[AnyCapture]) -> dict[tuple[int, int], float]:
-    """`block_square_norm` of all pairs (i, j), i <= j, each layer's Gram matrix computed once."""
+def block_square_norms(
+    captures: Sequence[AnyCapture], ranges: Sequence[Rows] | None = None
+) -> dict[tuple[int, int], float]:
+    """`block_square_norm` of all pairs (i, j), i <= j, each Gram matrix computed once; what some ranges give of it."""
     pairs = [(i, j) for i in range(len(captures)) for j in range(i, len(captures))]
     total = dict.fromkeys(pairs, 0.0)
-    for tiles in gram_tiles(captures):
+    for tiles in gram_tiles(captures, ranges):
         for i, j in pairs:
             total[i, j] += float((tiles[i] * tiles[j]).sum(dtype=torch.float64))
     return total

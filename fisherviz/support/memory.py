@@ -45,15 +45,21 @@ config = Config()
 
 
 def available(device: torch.device) -> int:
-    """Bytes that may be taken on a device: those that are free, or `config.memory_budget` where that is less."""
+    """Bytes that may be taken on a device: those that are free, or `config.memory_budget` where that is less.
+
+    On the CPU these are physical, without swapping; processes that torchrun has started on one machine share them.
+    """
     free = _free(device)
     return free if config.memory_budget is None else min(free, config.memory_budget)
 
 
 def _free(device: torch.device) -> int:
-    """Free bytes on a device; on the CPU, physical memory that can be had without swapping."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return _physical() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _physical() -> int:
     try:
         with open("/proc/meminfo") as lines:
             for line in lines:

@@ -18,23 +18,21 @@ MOMENT = 2.0
 _shown: ContextVar[bool] = ContextVar("shown", default=True)
 
 
-def progress_bar(
-    items: Iterable[Any] | None, what: str, unit: str, shown: bool = True, total: float | None = None
-) -> tqdm:
-    """Iterate over items behind a bar that goes away when it is done.
+def progress_bar(items: Iterable[Any] | int | None, what: str, unit: str, shown: bool = True) -> tqdm:
+    """A bar that goes away when it is done.
 
     Args:
-        items: what to iterate over; None: the bar is moved by its `update`.
+        items: what to iterate over; or their number, None where that is unknown, for those who update the bar.
         what: the work, before the bar.
         unit: what an item is.
         shown: False turns the bar off, and so does `showing(False)`.
-        total: how many there are, where the items do not say so.
 
     Returns:
-        The iterable bar.
+        The bar.
     """
+    given = {"total": items} if items is None or isinstance(items, int) else {"iterable": items}
     off = not (shown and _shown.get() and watched())
-    return tqdm(items, desc=what, unit=unit, total=total, leave=False, delay=MOMENT, disable=off)
+    return tqdm(**given, desc=what, unit=unit, leave=False, delay=MOMENT, disable=off)
 
 
 @contextmanager

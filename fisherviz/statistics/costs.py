@@ -22,8 +22,8 @@ CHOLESKY = 1 / 6
 
 
 @dataclass(frozen=True)
-class Extent:
-    """The sizes of one layer's captures over all examples.
+class LayerCosts:
+    """What one layer's captures over all examples hold, and what is made of them costs.
 
     Attributes:
         kind: "outer" where every gradient is one outer product, "shared" where positions share the weight, "grouped",
@@ -125,7 +125,7 @@ def symmetric_cost(rows: int, n: int) -> float:
     return rows * n * (n + strip_width(n)) / 2
 
 
-def block_cost(row: Extent, col: Extent) -> float:
+def block_cost(row: LayerCosts, col: LayerCosts) -> float:
     """Multiply-adds of the exact block between two layers, or of a layer's own."""
     if row.kind == col.kind == "outer":
         half = 2 if row is col else 1
@@ -136,7 +136,9 @@ def block_cost(row: Extent, col: Extent) -> float:
     return row.forming + col.forming + row.columns * row.size * col.size
 
 
-def extents(layers: tuple[Layer, ...], positions: Mapping[str, int], examples: int, vectors: int) -> list[Extent]:
+def layer_costs(
+    layers: tuple[Layer, ...], positions: Mapping[str, int], examples: int, vectors: int
+) -> list[LayerCosts]:
     """Of the probed layers, in order.
 
     Args:
@@ -145,14 +147,14 @@ def extents(layers: tuple[Layer, ...], positions: Mapping[str, int], examples: i
         examples: N.
         vectors: K.
     """
-    return [_extent(layer, positions.get(layer.name, 1), examples, vectors) for layer in layers]
+    return [_costs_of(layer, positions.get(layer.name, 1), examples, vectors) for layer in layers]
 
 
-def _extent(layer: Layer, positions: int, examples: int, vectors: int) -> Extent:
+def _costs_of(layer: Layer, positions: int, examples: int, vectors: int) -> LayerCosts:
     if not layer.structured:
-        return Extent("gradients", layer.size, layer.size, 1, 1, 1, examples, vectors)
+        return LayerCosts("gradients", layer.size, layer.size, 1, 1, 1, examples, vectors)
     kind: CaptureKind = "tokens" if layer.one_hot else "grouped" if layer.groups > 1 else "shared"
     if kind == "shared" and positions == 1:
         kind = "outer"
     groups = layer.groups
-    return Extent(kind, layer.size, layer.da, layer.d_out // groups, positions, groups, examples, vectors)
+    return LayerCosts(kind, layer.size, layer.da, layer.d_out // groups, positions, groups, examples, vectors)
