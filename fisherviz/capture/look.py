@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fisherviz.capture.backward import HIDDEN, backpropagate
-from fisherviz.capture.hooks import Call, behind, capture_calls, feeders
+from fisherviz.capture.calls import Call, Layout, behind, feeders, placed
+from fisherviz.capture.hooks import capture_calls
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
 from fisherviz.capture.structure import Structure
@@ -75,6 +76,7 @@ def _verdict(before: Structure, few: _Evidence, whys: Mapping[str, str], void: f
         looked=True,
         looks=1,
         undecided=void - set(whys),
+        layouts=layouts(calls),
         positions=positions(calls),
         neighbours=neighbours(few.calls, whys),
         is_chain=_is_chain(few.z, few.calls),
@@ -92,7 +94,7 @@ class _Evidence:
         network.likelihood.check_output(self.z)
         network.check_finite(self.z, self.calls, 0)
         self.v = noise(self.z, 0)
-        sound = {name: made for name, made in self.calls.items() if counts_examples(made, self.z)}
+        sound = {name: made for name, made in self.calls.items() if counts_examples(made)}
         gradients = backpropagate(self.z, sound, self.v.unsqueeze(0), keep=True)
         self.captures = {name: capture_calls(sound[name], g) for name, g in gradients.items()}
 
@@ -150,7 +152,8 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     """
     waiting = [layer for layer in network.structure.layers if layer.structured and layer.name not in calls]
     acting, reentrant = _behind(z) if waiting else (Counter(), False)
-    whys = elsewhere(calls, z) | {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
+    calls = placed(calls, z, network.structure.layouts)
+    whys = elsewhere(calls, z) | {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made)}
     for layer in waiting:
         if any(p in acting for p in layer.parameters.values()):
             whys[layer.name] = layer.unseen
@@ -159,8 +162,8 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     structure = network.structure.without(whys)
     gone = {layer.name for layer in structure.generic}
     kept = {name: made for name, made in calls.items() if name not in gone}
-    found = replace(structure, looked=True, positions=positions(kept), neighbours=neighbours(kept))
-    network.settle(replace(found, is_chain=_is_chain(z, calls)))
+    found = replace(structure, looked=True, layouts=layouts(kept), positions=positions(kept))
+    network.settle(replace(found, neighbours=neighbours(kept), is_chain=_is_chain(z, calls)))
 
 
 def elsewhere(calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, str]:
@@ -192,7 +195,7 @@ def late(known: Container[str], calls: Mapping[str, Sequence[Call]], z: Tensor) 
     """
     new = {name: made for name, made in calls.items() if made[0].layer.structured and name not in known}
     for name, made in new.items():
-        if not counts_examples(made, z):
+        if not counts_examples(made):
             raise RuntimeError(
                 f"layer {name!r} ran for the first time after the first pass, and {NOT_EXAMPLES}; put it in a group "
                 "with approximation='none', or make it run in the first pass."
@@ -272,10 +275,15 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return bool(gap <= TOLERANCE.get(found.dtype, 0.1) * size + 1e-30)
 
 
-def counts_examples(calls: Sequence[Call], z: Tensor) -> bool:
-    """Whether the first dimension of every input and output counts the examples."""
-    n = len(z) if z.dim() else 1
-    return all(call.x.shape[:1] == (n,) and call.shape[:1] == (n,) for call in calls)
+def counts_examples(calls: Sequence[Call]) -> bool:
+    """Whether it is known of every call which rows are whose."""
+    return all(call.examples for call in calls)
+
+
+def layouts(calls: Mapping[str, Sequence[Call]]) -> dict[str, Layout]:
+    """Where the examples of each layer stand whose calls all have them in the same place; one example tells nothing."""
+    found = {name: {call.layout for call in made} for name, made in calls.items() if made[0].examples > 1}
+    return {name: layouts.pop() for name, layouts in found.items() if len(layouts) == 1}
 
 
 def positions(calls: Mapping[str, Sequence[Call]]) -> dict[str, int]:
@@ -315,6 +323,6 @@ def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: 
     for made in calls.values():
         layer = made[0].layer
         width = layer.groups * (layer.d_out if layer.one_hot else layer.da)  # of what is multiplied
-        inputs += sum(2 * call.x[:1].numel() if call.one_hot else call.positions * width for call in made)
-        outputs += sum(call.shape[1:].numel() for call in made)
+        inputs += sum(2 * call.of_one(call.x.shape) if call.one_hot else call.positions * width for call in made)
+        outputs += sum(call.of_one(call.shape) for call in made)
     return item * inputs, item * outputs

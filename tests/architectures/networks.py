@@ -279,8 +279,8 @@ CASES = {
     "ResNet": Case(ResNet, of_images),
     "MobileNet": Case(MobileNet, of_images),
     "ViT": Case(ViT, of_images, generic=("",)),
-    "GPT": Case(GPT, next_tokens, generic=("wpe",), aligned=True),
-    "BERT": Case(BERT, hidden_tokens, generic=("positions",), aligned=True),
+    "GPT": Case(GPT, next_tokens, aligned=True),
+    "BERT": Case(BERT, hidden_tokens, aligned=True),
     "GRU tagger": Case(Tagger, darker, generic=("gru",), aligned=True),
     "U-Net": Case(UNet, shades, class_axis=1),
     "Mixture of Experts": Case(

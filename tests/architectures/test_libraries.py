@@ -142,11 +142,8 @@ def test_exact_quantities(name):
 
 
 WITHOUT_STRUCTURE = {
-    "GPT-2": ("transformer.wpe",),  # one row of positions for all examples
-    "BERT": (
-        "bert.embeddings.position_embeddings",
-        "cls.predictions",  # the decoder's bias is the one of the module around it
-    ),
+    "GPT-2": (),
+    "BERT": ("cls.predictions",),  # the decoder's bias is the one of the module around it
     "ViT": ("vit.embeddings",),  # positions and class token, as bare parameters
     "timm ResNet": (),
     # BatchNormAct2d gives what its activation made of it
