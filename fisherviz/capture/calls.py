@@ -26,6 +26,15 @@ VIEWS = {
 SUMS = {"AddBackward0", "ExpandBackward0", "RepeatBackward0"}
 """Nodes that have an operand's entries for each example, at which its gradient is not yet summed over them."""
 
+CHOICES = {
+    "GatherBackward0", "IndexBackward0", "IndexSelectBackward0", "MaskedSelectBackward0", "PackPaddedSequenceBackward0",
+    "TakeBackward0",
+}  # fmt: skip
+"""Nodes that may choose rows by what the examples hold; those below may on the first axis."""
+CHOICES_OF_ROWS = {
+    "CatBackward0", "SliceBackward0", "SplitBackward0", "SplitWithSizesBackward0", "StackBackward0",
+}  # fmt: skip
+
 
 class Layout(Enum):
     """Where a layer's examples stand."""
@@ -33,6 +42,8 @@ class Layout(Enum):
     FIRST = "first"
     SECOND = "second"
     """Behind the positions: (T, N, d), or (T N, d)."""
+    MERGED = "merged"
+    """Before the positions, as one with them: (N T, d), windows and frames."""
     SHARED = "shared"
     """Nowhere: the layer acts once for all of them."""
 
@@ -106,7 +117,7 @@ class Call:
 
     def _by_example(self, rows: Tensor, leading: int) -> Tensor:
         """(..., N, T, ...) from rows of all examples, (..., L, L', ...)."""
-        if self.layout is Layout.FIRST and self.examples in (0, rows.shape[leading]):
+        if not self.examples or (self.layout is Layout.FIRST and self.examples == rows.shape[leading]):
             return rows
         rows = rows.flatten(leading, leading + 1)
         if self.layout is Layout.SECOND:
@@ -122,14 +133,33 @@ def placed(calls: Mapping[str, Sequence[Call]], z: Tensor, layouts: Mapping[str,
         z: the output with its graph, (N, ...).
         layouts: of the layers that have been looked at.
     """
-    graph = _Graph(z)
+    graph = Graph(z)
     return {name: [_placed(call, graph, layouts.get(name)) for call in made] for name, made in calls.items()}
 
 
-def _placed(call: Call, graph: _Graph, known: Layout | None) -> Call:
+def _placed(call: Call, graph: Graph, known: Layout | None) -> Call:
+    if call.layout is not Layout.SECOND:  # else seen inside attention
+        if known is Layout.SECOND or known is Layout.MERGED:
+            call = rearranged(call, graph, known)
+        else:
+            call = _in_front(call, graph, known)
+    if call.examples:
+        graph.known.add(call.edge.node)
+    return call
+
+
+def rearranged(call: Call, graph: Graph, layout: Layout) -> Call:
+    """The call with its examples behind the positions, or as one with them, where it can have them there."""
+    n, length = graph.examples, call.shape[0]
+    vectors = call.shape[1:].numel() // units(call.module)
+    second = layout is Layout.SECOND and vectors == n and call.x.shape[1:2] == (n,) == call.shape[1:2]
+    merged = length % n == 0 and (vectors == 1 or layout is Layout.MERGED) and not graph.selects(call.source)
+    fits = call.x.shape[:1] == (length,) and (second or merged)
+    return replace(call, layout=layout, examples=n if fits else 0)
+
+
+def _in_front(call: Call, graph: Graph, known: Layout | None) -> Call:
     n = graph.examples
-    if call.layout is Layout.SECOND:  # seen inside attention
-        return call
     first = call.x.shape[:1] == (n,) == call.shape[:1]
     # one row of positions (T,) may be as long as the batch
     ambiguous = known is None and call.one_hot and call.x.dim() == 1
@@ -141,11 +171,25 @@ def _placed(call: Call, graph: _Graph, known: Layout | None) -> Call:
     return replace(call, layout=Layout.FIRST, examples=n if first and (known is not Layout.SHARED or n == 1) else 0)
 
 
-class _Graph:
+class Graph:
     """What depends on what behind an output (N, ...)."""
 
     def __init__(self, z: Tensor) -> None:
         self.z, self.examples = z, len(z) if z.dim() else 1
+        self.known: set[Node] = set()
+        """Outputs of calls that know their examples."""
+
+    def selects(self, source: Node | None) -> bool:
+        """Whether rows may have been chosen, so that their number does not tell whose they are."""
+        if source is None:
+            return True
+        for node in behind(source, self.known):
+            name, first = node.name(), getattr(node, "_saved_dim", None) == 0
+            ours = name == "torch::autograd::AccumulateGrad" or name[:-1].endswith("Backward")
+            choice = name in CHOICES or (first and name in CHOICES_OF_ROWS)
+            if node not in self.known and (not ours or (choice and not _of_parameters(node))):
+                return True
+        return False
 
     @cached_property
     def users(self) -> dict[tuple[Node, int], list[Node]]:
@@ -175,6 +219,12 @@ class _Graph:
                 else:
                     return ()
         return tuple(found)
+
+
+def _of_parameters(node: Node) -> bool:
+    """Whether a node only moves entries of parameters."""
+    leaf = "torch::autograd::AccumulateGrad"
+    return all(other is node or other.name() in VIEWS or other.name() == leaf for other in behind(node))
 
 
 def _shape(node: Node) -> torch.Size | None:

@@ -1,6 +1,6 @@
 """Which path each layer takes, by evidence: captured gradients against autograd's own, on examples that can tell.
 
-A layer whose weights also act outside its forward, or whose first dimension is not the batch, goes the generic way.
+A layer whose weights also act outside its forward, or whose rows are of no known example, goes the generic way.
 Outputs that differ between the batch and the single example are an error: there is no Fisher of coupled examples.
 """
 
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fisherviz.capture.attribution import attributed
 from fisherviz.capture.backward import HIDDEN, backpropagate
 from fisherviz.capture.calls import Call, Layout, behind, feeders, placed
+from fisherviz.capture.captures import StructuredCapture
 from fisherviz.capture.hooks import capture_calls
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
@@ -29,9 +31,9 @@ ALONE, TOGETHER, SEARCHED = 2, 32, 2048
 """Examples whose gradients are compared one by one, and in their sum; among how many they are chosen."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
 """Relative differences that rounding explains, by type; 0.1 for the half precisions."""
-NOT_EXAMPLES = "the first dimension of its input does not count examples"
+NOT_EXAMPLES = "it is not known which rows of its input are whose"
 PARTLY = "it sees only some of the examples"
-ELSEWHERE = "its parameters also act outside its forward, or its batch is not the first dimension"
+ELSEWHERE = "its parameters also act outside its forward, or it mixes the examples"
 REENTRANT = "its forward ran inside checkpoint(use_reentrant=True), where nothing sees it; pass use_reentrant=False"
 
 
@@ -54,7 +56,12 @@ def look(network: Network, inputs: Inputs) -> None:
         few = _Evidence(network, take_rows(inputs, order[:ALONE]))
         whys, void = many.refuted_by_sums()
         truths = few.alone()
-        network.settle(_verdict(network.structure, few, whys | few.refuted_by(truths), void))
+        whys |= few.refuted_by(truths)
+        if found := many.rearranged(whys):
+            few.take(found)
+            again = many.refuted_by_sums()[0] | few.refuted_by(truths)
+            whys = {name: why for name, why in whys.items() if name not in found or name in again}
+        network.settle(_verdict(network.structure, few, whys, void))
         _check_generic(network, few, truths)
 
 
@@ -94,9 +101,25 @@ class _Evidence:
         network.likelihood.check_output(self.z)
         network.check_finite(self.z, self.calls, 0)
         self.v = noise(self.z, 0)
-        sound = {name: made for name, made in self.calls.items() if counts_examples(made)}
+        self.captures = self._captured(self.calls)
+
+    def _captured(self, calls: Mapping[str, Sequence[Call]]) -> dict[str, StructuredCapture]:
+        sound = {name: made for name, made in calls.items() if counts_examples(made)}
         gradients = backpropagate(self.z, sound, self.v.unsqueeze(0), keep=True)
-        self.captures = {name: capture_calls(sound[name], g) for name, g in gradients.items()}
+        return {name: capture_calls(sound[name], g) for name, g in gradients.items()}
+
+    def rearranged(self, whys: Mapping[str, str]) -> dict[str, Layout]:
+        """Layers whose examples stand elsewhere than first, among those that are refuted if they have them there."""
+        names = [name for name, why in whys.items() if why in (NOT_EXAMPLES, ELSEWHERE)]
+        found = attributed(self.calls, names, self.z, self.v)
+        self.take(layouts(found))
+        return layouts(found)
+
+    def take(self, found: Mapping[str, Layout]) -> None:
+        """Place the calls of layers anew."""
+        calls = placed(self.calls, self.z, layouts(self.calls) | dict(found))
+        self.calls |= {name: calls[name] for name in found}
+        self.captures |= self._captured({name: calls[name] for name in found})
 
     def refuted_by_sums(self) -> tuple[dict[str, str], frozenset[str]]:
         """Layers whose captured gradients do not add up to autograd's, with the reason; and those without gradient."""
@@ -153,6 +176,9 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     waiting = [layer for layer in network.structure.layers if layer.structured and layer.name not in calls]
     acting, reentrant = _behind(z) if waiting else (Counter(), False)
     calls = placed(calls, z, network.structure.layouts)
+    if not network.structure.looked:
+        unknown = [name for name, made in calls.items() if not counts_examples(made)]
+        calls |= attributed(calls, unknown, z, noise(z, 0))
     whys = elsewhere(calls, z) | {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made)}
     for layer in waiting:
         if any(p in acting for p in layer.parameters.values()):

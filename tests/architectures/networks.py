@@ -283,9 +283,7 @@ CASES = {
     "BERT": Case(BERT, hidden_tokens, aligned=True),
     "GRU tagger": Case(Tagger, darker, generic=("gru",), aligned=True),
     "U-Net": Case(UNet, shades, class_axis=1),
-    "Mixture of Experts": Case(
-        Experts, labelled, generic=("router", *(f"experts.{i}.{j}" for i in range(3) for j in (0, 2)))
-    ),
+    "Mixture of Experts": Case(Experts, labelled, generic=EXPERTS),
 }
 
 
