@@ -207,10 +207,11 @@ class Graph:
         while pending:
             at, before = pending.pop()
             for user in self.users.get((at.node, at.output_nr), ()):
-                after = _shape(user)
+                shapes = _shapes(user)
                 plain = user.name() in VIEWS or (user.name() in SUMS and getattr(user, "_saved_alpha", 1) == 1)
-                if not plain or after is None:
+                if not plain or len(shapes) != 1:
                     return ()
+                after = shapes[0]
                 own = before[1:] if before[:1] == (1,) else before
                 if after.numel() == before.numel():
                     pending.append((GradientEdge(user, 0), after))
@@ -227,10 +228,27 @@ def _of_parameters(node: Node) -> bool:
     return all(other is node or other.name() in VIEWS or other.name() == leaf for other in behind(node))
 
 
-def _shape(node: Node) -> torch.Size | None:
-    """Of a node's only output; None where torch does not tell."""
+def _shapes(node: Node) -> list[torch.Size]:
+    """Of a node's outputs; none where torch does not tell."""
     told: list[Any] = getattr(node, "_input_metadata", [])
-    return torch.Size(told[0].shape) if len(told) == 1 else None
+    return [torch.Size(one.shape) for one in told]
+
+
+def given(output: Tensor, source: Node | None, module: nn.Module) -> tuple[GradientEdge, torch.Size] | None:
+    """Where a module's matrix has acted, though the module did more, and the shape there; None where that is not found.
+
+    Args:
+        output: of the module.
+        source: where its input stands in the graph.
+        module: owns the parameters.
+    """
+    own = {p for p in module.parameters(recurse=False) if p.requires_grad}
+    for node in behind(output.grad_fn, () if source is None else {source}):
+        here = {getattr(before, "variable", None) for before, _ in node.next_functions}
+        if own & here:
+            shapes = _shapes(node)  # of a normalisation, then perhaps those of its moments
+            return (GradientEdge(node, 0), shapes[0]) if own <= here and shapes else None
+    return None
 
 
 def feeders(source: Node | None, calls: Sequence[Call]) -> set[str]:

@@ -19,11 +19,11 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.capture.attention import Inside
-from fisherviz.capture.calls import Call, Layout
+from fisherviz.capture.calls import Call, Layout, given
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
-from fisherviz.network.layers import Layer, read_weights
+from fisherviz.network.layers import Layer, goes_on, read_weights
 
 
 def no_hook(module: nn.Module, *rest: Any) -> None:
@@ -152,10 +152,15 @@ class Recorder:
         """
         if not self.active or not output.requires_grad:
             return
-        source, edge = x.grad_fn, get_gradient_edge(output)
-        x = x.detach().clone() if layer.name in self.cloned else x.detach()
         module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
-        self.calls.append(Call(layer, module, x, x._version, edge, output.shape, source, layout, examples))
+        source, place = x.grad_fn, (get_gradient_edge(output), output.shape)
+        if goes_on(module):
+            found = given(output, source, module)
+            if found is None:
+                return
+            place = found
+        x = x.detach().clone() if layer.name in self.cloned else x.detach()
+        self.calls.append(Call(layer, module, x, x._version, *place, source, layout, examples))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""

@@ -154,8 +154,7 @@ WITHOUT_STRUCTURE = {
     "BERT": ("cls.predictions",),  # the decoder's bias is the one of the module around it
     "ViT": ("vit.embeddings",),  # positions and class token, as bare parameters
     "timm ResNet": (),
-    # BatchNormAct2d gives what its activation made of it
-    "timm MobileNet": ("bn1", "blocks.0.0.bn1", "blocks.0.0.bn2", *(f"blocks.1.0.bn{i}" for i in (1, 2, 3))),
+    "timm MobileNet": (),
     "timm ViT": ("",),
     # tables of relative positions
     "timm Swin": ("layers.0.blocks.0.attn", "layers.0.blocks.1.attn"),
