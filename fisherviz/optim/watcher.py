@@ -30,7 +30,7 @@ from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.calls import Call, placed
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.capture.hooks import Recorder, beside, capture_calls
-from fisherviz.capture.look import refuse_reentrant
+from fisherviz.capture.look import NOT_EXAMPLES, counts_examples, refuse_reentrant
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.reach import indicators, marked
@@ -300,6 +300,11 @@ class Watcher:
         if not all(call.intact for call in calls):
             raise RuntimeError(
                 f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
+            )
+        if not counts_examples(calls):
+            raise RuntimeError(
+                f"layer {name!r} has changed since the first pass: {NOT_EXAMPLES}; put it in a group with "
+                "approximation='none'."
             )
         heard = [
             call.together([ear.gradient for ear in ears], 0)

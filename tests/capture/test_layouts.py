@@ -280,3 +280,17 @@ def test_examples_in_another_order_are_not_taken_for_positions():
     fisher = fv.Probe(net, "gaussian").fisher(x)
     assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Gaussian()))
     assert [layer.path for layer in fisher.layers].count("generic") == 3
+
+
+def test_an_optimizer_says_where_it_loses_the_examples():
+    torch.manual_seed(0)
+    net, x = nets.randomised(Chosen(CHOICES["index"])).train(), torch.randn(4, T, D, dtype=torch.float64)
+    net.choose = lambda flat, there: flat if len(there) == len(flat) else flat[there]
+    optimizer = fv.optim.NaturalGradient(net, "gaussian", "kfac", lr=0.1, damping=0.1)
+    net(x).square().sum(1).mean().backward()
+    optimizer.step()
+    x[:, 0, 0] = 10.0
+    with pytest.raises(
+        RuntimeError, match=r"layer 'expert.0' has changed since the first pass: .* approximation='none'"
+    ):
+        net(x).square().sum(1).mean().backward()
