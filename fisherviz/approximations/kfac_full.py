@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from fisherviz.approximations.base import Approximation, Couplings, PerFeature, Values, check_per_feature
 from fisherviz.approximations.kronecker import SUM_OF_USES, check_kfac_setting, product
-from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal, full_matrix
+from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal
 from fisherviz.approximations.tied import tied_product, tied_statistics
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
-from fisherviz.operators import BlockTridiagonal, DirectSum, Kronecker, Operator, Permuted
+from fisherviz.operators import BlockMatrix, BlockTridiagonal, DirectSum, Kronecker, Operator, Permuted
+from fisherviz.operators.khatri_rao import LeadingPairs
 from fisherviz.statistics import (
     CrossInputFactor,
     CrossOutputFactor,
@@ -96,7 +97,9 @@ class KFACFull(Approximation):
 
     def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̃ over all pairs."""
-        return full_matrix(space, operators, {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()})
+        blocks = {(i, i): op for i, op in enumerate(operators)}
+        blocks |= {pair: Kronecker(v["A"], v["G"]) for pair, v in couplings.items()}
+        return LayeredMatrix(space, BlockMatrix(blocks, LeadingPairs(blocks)))
 
 
 class KFACTridiagonal(KFACFull):

@@ -1,11 +1,12 @@
 """A symmetric matrix with an operator for each pair of segments: what couples layers without further structure.
 
 Products and norms stay with the blocks. Solving is dense while that is small, and beyond by conjugate gradients that
-the diagonal blocks precondition.
+the diagonal blocks precondition, or what is known to be near the inverse.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import Dense
 from fisherviz.operators.direct_sum import DirectSum
+from fisherviz.operators.factorise import SingularMatrixError
 from fisherviz.operators.inverse import Inverse
-from fisherviz.operators.lanczos import cg
+from fisherviz.operators.lanczos import Product, cg
 from fisherviz.operators.simple import Zero
 
 DENSE_SOLVE = 6000
@@ -29,13 +31,21 @@ class BlockMatrix(Symmetric):
     Args:
         blocks: operators by (row, col) on and above the diagonal; those below are their transposes. Every diagonal
             block is there, a pair that is not is zero.
+        near: for a λ > 0 an approximate inverse of the matrix plus λI, which preconditions; None: that of the diagonal
+            blocks. It may raise `SingularMatrixError` for a λ that is too small for it.
+        shift: multiple of the identity that has been added to the blocks since, but is not in `near`.
 
     Raises:
         ValueError: when a diagonal block is missing, or a pair is given that stands below the diagonal.
     """
 
-    def __init__(self, blocks: Mapping[tuple[int, int], Operator]) -> None:
-        self.blocks = dict(blocks)
+    def __init__(
+        self,
+        blocks: Mapping[tuple[int, int], Operator],
+        near: Callable[[float], Product] | None = None,
+        shift: float = 0.0,
+    ) -> None:
+        self.blocks, self._near, self._shift = dict(blocks), near, shift
         count = 1 + max(col for _, col in self.blocks)
         wrong = [(i, i) for i in range(count) if (i, i) not in blocks] + [(i, j) for i, j in blocks if i > j]
         if wrong:
@@ -84,11 +94,14 @@ class BlockMatrix(Symmetric):
 
     def scale(self, factor: float) -> BlockMatrix:
         """Multiply by a number."""
-        return BlockMatrix({pair: op.scale(factor) for pair, op in self.blocks.items()})
+        near = self._near
+        scaled = None if near is None or not factor > 0 else lambda value: _divided(near(value / factor), factor)
+        blocks = {pair: op.scale(factor) for pair, op in self.blocks.items()}
+        return BlockMatrix(blocks, scaled, self._shift * factor)
 
     def shifted(self, value: float) -> BlockMatrix:
         """Add a multiple of the identity."""
-        return self.each(lambda op: op.shifted(value))
+        return BlockMatrix(self.each(lambda op: op.shifted(value)).blocks, self._near, self._shift + value)
 
     def each(self, function: Callable[[Operator], Operator]) -> BlockMatrix:
         """Change the diagonal blocks; those between segments stay as they are."""
@@ -133,7 +146,18 @@ class BlockMatrix(Symmetric):
     def _solve(self, v: Tensor) -> Tensor:
         if self._factorised is not None:
             return self._factorised.solve(v)
-        return cg(self.__matmul__, v, preconditioner=self._own.solve)
+        return cg(self.__matmul__, v, preconditioner=self._preconditioner)
+
+    @cached_property
+    def _preconditioner(self) -> Product:
+        if self._near is not None and self._shift > 0:
+            with contextlib.suppress(SingularMatrixError):
+                return self._near(self._shift)
+        return self._own.solve
+
+
+def _divided(product: Product, factor: float) -> Product:
+    return lambda v: product(v) / factor
 
 
 def dense_from_blocks(count: int, block: Callable[[int, int], Operator]) -> Tensor:

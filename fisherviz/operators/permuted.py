@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.block_matrix import BlockMatrix, dense_from_blocks
+from fisherviz.operators.damping import FactoredTikhonov, damp
 from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.inverse import Inverse
 from fisherviz.operators.simple import Zero
@@ -100,10 +101,14 @@ class Permuted(Symmetric):
         return Permuted(self.parts.each(function), self.cover)
 
     def shifted(self, value: float) -> Operator:
-        """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs."""
+        """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs.
+
+        The inverse with its factors damped instead is near, and still a chain's.
+        """
         count = len(self.sizes)
         pairs = {(i, j): self.block(i, j) for i in range(count) for j in range(i, count)}
-        return BlockMatrix({k: op for k, op in pairs.items() if not isinstance(op, Zero)}).shifted(value)
+        blocks = {k: op for k, op in pairs.items() if not isinstance(op, Zero)}
+        return BlockMatrix(blocks, lambda total: damp(self, FactoredTikhonov(total**0.5)).solve).shifted(value)
 
     def _norm(self, order: NormOrder) -> float:
         return self.parts.norm(order)

@@ -1,0 +1,108 @@
+"""An approximate inverse of F̃ + λI for F̃_ij = A_ij ⊗ G_ij, from F̃'s leading terms of rank one.
+
+With the eigenpairs of the joint matrices, A = Σ_p x_p x_pᵀ and G = Σ_q y_q y_qᵀ, F̃ is the sum of u_pq u_pqᵀ over all
+pairs, whose segment l is x_p[l] ⊗ y_q[l] (the row-wise Khatri-Rao product of A's and G's roots). The largest of them
+make most of F̃, and Woodbury inverts λI plus these. Conjugate gradients on F̃ + λI are preconditioned by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, reduce
+
+import torch
+from torch import Tensor
+
+from fisherviz.operators.base import Operator
+from fisherviz.operators.factorise import DampedCholesky, eigh
+from fisherviz.operators.kronecker import Kronecker
+
+
+class LeadingPairs:
+    """Approximate inverses of a Khatri-Rao product with damping; work is in float64.
+
+    Args:
+        blocks: operators by (row, col) on and above the diagonal. Segments with a `Kronecker` on it are coupled by
+            those of a positive semidefinite A and G; others stand alone.
+        rank: of A and of G that is looked at, at most.
+        pairs: terms of rank one that are taken, at most.
+    """
+
+    def __init__(self, blocks: Mapping[tuple[int, int], Operator], rank: int = 1000, pairs: int = 4000) -> None:
+        self.blocks, self.rank, self.pairs = blocks, rank, pairs
+        self.count = 1 + max(col for _, col in blocks)
+        self.coupled = [i for i in range(self.count) if isinstance(blocks[i, i], Kronecker)]
+
+    @cached_property
+    def _roots(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The x_p and y_q of the coupled segments, (d_a, rank) and (d_g, rank) each, longest first."""
+        return self._leading(lambda block: block.A), self._leading(lambda block: block.G)
+
+    def _leading(self, factor: Callable[[Kronecker], Tensor]) -> list[Tensor]:
+        """Of one joint matrix: a pivoted Cholesky factor, turned so that its columns are orthogonal."""
+        own = [self._factors(i, i, factor) for i in self.coupled]
+        sizes = [len(block) for block in own]
+        left = torch.cat([block.diagonal() for block in own]).double()
+        least = torch.finfo(own[0].dtype).eps * float(left.sum())
+        segment = [k for k, size in enumerate(sizes) for _ in range(size)]
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        root = left.new_zeros(min(self.rank, len(left)), len(left))
+        for r in range(len(root)):
+            pivot = int(left.argmax())
+            if float(left[pivot]) <= 0 or float(left.clamp(min=0).sum()) <= least:
+                root = root[:r]
+                break
+            at = segment[pivot]
+            entry = pivot - starts[at]
+            column = torch.cat([self._factors(i, self.coupled[at], factor)[:, entry] for i in self.coupled]).double()
+            column -= root[:r, pivot] @ root[:r]
+            root[r] = column / left[pivot].sqrt()
+            left -= root[r].square()
+            left[pivot] = 0
+        _, turn = eigh(root @ root.mT, "the Gram matrix of a Cholesky factor")
+        return list((root.mT @ turn.flip(1)).split(sizes))
+
+    def _factors(self, row: int, col: int, factor: Callable[[Kronecker], Tensor]) -> Tensor:
+        block = self.blocks[min(row, col), max(row, col)]
+        assert isinstance(block, Kronecker)
+        return factor(block) if row <= col else factor(block).mT
+
+    def __call__(self, damping: float) -> Callable[[Tensor], Tensor]:
+        """The approximate inverse of the whole matrix plus `damping` I, for columns (P, k) in unit order.
+
+        Raises:
+            SingularMatrixError: the damping drowns in rounding.
+        """
+        inputs, outputs = self._roots
+        lengths = [torch.cat(roots).square().sum(0) for roots in (inputs, outputs)]
+        sizes = torch.outer(*lengths).flatten()
+        found, places = sizes.topk(min(self.pairs, len(sizes)))
+        places = places[found > damping]
+        p, q = places // len(lengths[1]), places % len(lengths[1])
+        inputs, outputs = ([part[:, : int(k.max()) + 1] for part in roots] for roots, k in ((inputs, p), (outputs, q)))
+        products = ((x.mT @ x)[p][:, p] * (y.mT @ y)[q][:, q] for x, y in zip(inputs, outputs, strict=True))
+        gram = reduce(torch.add, products)
+        factor = DampedCholesky(gram, damping, "the leading part of a Khatri-Rao product")
+        alone = {i: self.blocks[i, i].shifted(damping) for i in range(self.count) if i not in self.coupled}
+        widths = [self.blocks[i, i].shape[0] for i in range(self.count)]
+
+        def inverse(v: Tensor) -> Tensor:
+            parts = list(v.split(widths))
+            mine = [self._matrices(i, parts[i]) for i in self.coupled]
+            products = (y.mT @ part @ x for part, x, y in zip(mine, inputs, outputs, strict=True))
+            along = reduce(torch.add, products)  # (k, rank of G, rank of A)
+            mixed = torch.zeros_like(along)
+            mixed[:, q, p] = factor.solve(along[:, q, p].mT).mT
+            for i, part, x, y in zip(self.coupled, mine, inputs, outputs, strict=True):
+                parts[i] = ((part - y @ mixed @ x.mT) / damping).flatten(1).mT.to(v.dtype)
+            for i, own in alone.items():
+                parts[i] = own.solve(parts[i])
+            return torch.cat(parts)
+
+        return inverse
+
+    def _matrices(self, i: int, v: Tensor) -> Tensor:
+        """Columns (P_i, k) as matrices (k, d_g, d_a) in float64."""
+        block = self.blocks[i, i]
+        assert isinstance(block, Kronecker)
+        return v.double().mT.reshape(v.shape[1], len(block.G), len(block.A))
