@@ -27,12 +27,14 @@ SUMS = {"AddBackward0", "ExpandBackward0", "RepeatBackward0"}
 """Nodes that have an operand's entries for each example, at which its gradient is not yet summed over them."""
 
 CHOICES = {
-    "GatherBackward0", "IndexBackward0", "IndexSelectBackward0", "MaskedSelectBackward0", "PackPaddedSequenceBackward0",
-    "TakeBackward0",
+    "GatherBackward0", "IndexAddBackward0", "IndexBackward0", "IndexCopyBackward0", "IndexPutBackward0",
+    "IndexSelectBackward0", "MaskedScatterBackward0", "MaskedSelectBackward0", "PackPaddedSequenceBackward0",
+    "ScatterAddBackward0", "ScatterBackward0", "TakeBackward0",
 }  # fmt: skip
-"""Nodes that may choose rows by what the examples hold; those below may on the first axis."""
+"""Nodes that may choose rows, or their order, by what the examples hold; those below may along the first axis."""
 CHOICES_OF_ROWS = {
-    "CatBackward0", "SliceBackward0", "SplitBackward0", "SplitWithSizesBackward0", "StackBackward0",
+    "CatBackward0", "SliceBackward0", "SortBackward0", "SplitBackward0", "SplitWithSizesBackward0", "StackBackward0",
+    "TopkBackward0",
 }  # fmt: skip
 
 
@@ -184,9 +186,9 @@ class Graph:
         if source is None:
             return True
         for node in behind(source, self.known):
-            name, first = node.name(), getattr(node, "_saved_dim", None) == 0
+            name = node.name()
             ours = name == "torch::autograd::AccumulateGrad" or name[:-1].endswith("Backward")
-            choice = name in CHOICES or (first and name in CHOICES_OF_ROWS)
+            choice = name in CHOICES or (name in CHOICES_OF_ROWS and _along_rows(node))
             if node not in self.known and (not ours or (choice and not _of_parameters(node))):
                 return True
         return False
@@ -220,6 +222,14 @@ class Graph:
                 else:
                     return ()
         return tuple(found)
+
+
+def _along_rows(node: Node) -> bool:
+    """Whether a node acts along the first axis, as far as torch tells."""
+    dim, shapes = getattr(node, "_saved_dim", 0), _shapes(node)
+    return (
+        not shapes or (dim if dim < 2**63 else dim - 2**64) % max(1, len(shapes[0])) == 0
+    )  # negative ones are unsigned
 
 
 def _of_parameters(node: Node) -> bool:

@@ -255,6 +255,7 @@ CHOICES = {
     "index_select": lambda flat, there: flat.index_select(0, there),
     "gather": lambda flat, there: flat.gather(0, there.unsqueeze(1).expand(-1, D)),
     "rows put together": lambda flat, there: torch.cat([flat[int(i) : int(i) + 1] for i in there]),
+    "rows put together, counted from the end": lambda flat, there: torch.cat([flat[int(i), None] for i in there], -2),
     "rows stacked": lambda flat, there: torch.stack([flat[int(i)] for i in there]),
 }
 
