@@ -7,6 +7,7 @@ where that example takes part, and none where it does not; so many subsets tell 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,9 +27,8 @@ def attributed(
         z: the output with its graph, (N, ...), which is kept.
         noise: like the output.
     """
-    n = len(z) if z.dim() else 1
-    wanted = set(names)
-    asked = {name: made for name, made in calls.items() if name in wanted}  # as they ran
+    n, wanted = len(z) if z.dim() else 1, set(names)
+    asked = {name: [_unplaced(call) for call in made] for name, made in calls.items() if name in wanted}
     if n < 2 or not asked:
         return {}
     graph = Graph(z)
@@ -36,17 +36,34 @@ def attributed(
         call.edge.node for name, made in calls.items() if name not in asked for call in made if call.examples
     }
     taking_part = subsets(n, z.device)
-    gradients = backpropagate(z, asked, noise * taking_part.view(*taking_part.shape, *[1] * (z.dim() - 1)), keep=True)
+    rows = _with_gradient(asked, z, noise, taking_part)
     found = {}
-    for name, made in asked.items():
+    for name, made in asked.items():  # as they ran
         for layout in (Layout.SECOND, Layout.MERGED):
             tried = [rearranged(call, graph, layout) for call in made]
-            shown = zip(tried, gradients[name], strict=True)
-            if all(call.examples and _borne_out(call.output_gradients(g), taking_part) for call, g in shown):
+            shown = zip(tried, rows[name], strict=True)
+            if all(call.examples and _borne_out(call.by_example(there, 1), taking_part) for call, there in shown):
                 found[name] = tried
                 graph.known |= {call.edge.node for call in tried}
                 break
     return found
+
+
+def _unplaced(call: Call) -> Call:
+    return replace(call, layout=Layout.FIRST, examples=0, joins=())
+
+
+def _with_gradient(
+    calls: Mapping[str, Sequence[Call]], z: Tensor, noise: Tensor, taking_part: Tensor
+) -> dict[str, list[Tensor]]:
+    """Which rows (K, L, T) of each call have a gradient, for each subset; outputs may be large: one after another."""
+    found: dict[str, list[list[Tensor]]] = {name: [[] for _ in made] for name, made in calls.items()}
+    for some in taking_part:
+        v = noise * some.view(-1, *[1] * (z.dim() - 1))
+        for name, gradients in backpropagate(z, calls, v.unsqueeze(0), keep=True).items():
+            for call, g, there in zip(calls[name], gradients, found[name], strict=True):
+                there.append((call.output_gradients(g) != 0).flatten(3).any(3))
+    return {name: [torch.cat(there) for there in made] for name, made in found.items()}
 
 
 def subsets(n: int, device: torch.device) -> Tensor:
@@ -56,7 +73,7 @@ def subsets(n: int, device: torch.device) -> Tensor:
     return torch.cat([there, ~there])
 
 
-def _borne_out(g: Tensor, taking_part: Tensor) -> bool:
-    """Whether gradients (K, N, ...) vanish where an example does not take part, and not where two and more do."""
-    there = (g != 0).flatten(2).any(2)
+def _borne_out(there: Tensor, taking_part: Tensor) -> bool:
+    """Whether rows (K, N, T) have a gradient only where their example takes part, and some of two examples do."""
+    there = there.any(2)
     return not bool((there & ~taking_part).any()) and int(there.any(0).sum()) > 1

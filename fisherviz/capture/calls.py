@@ -79,7 +79,7 @@ class Call:
         """What the layer's matrix multiplies, examples first."""
         rows = self.layer.inputs(self.x, self.shape, self.module)
         if self.layout is not Layout.SHARED:
-            return self._by_example(rows, 0)
+            return self.by_example(rows, 0)
         rows = rows.flatten(0, 1)
         return rows.expand(self.examples, *rows.shape)
 
@@ -115,9 +115,9 @@ class Call:
 
     def output_gradients(self, g: Tensor) -> Tensor:
         """Gradients (K, *gradient_shape) as (K, N, T, dg) or (K, N, T, groups, dg)."""
-        return self._by_example(self.layer.output_gradients(g, self.module), 1)
+        return self.by_example(self.layer.output_gradients(g, self.module), 1)
 
-    def _by_example(self, rows: Tensor, leading: int) -> Tensor:
+    def by_example(self, rows: Tensor, leading: int) -> Tensor:
         """(..., N, T, ...) from rows of all examples, (..., L, L', ...)."""
         if not self.examples or (self.layout is Layout.FIRST and self.examples == rows.shape[leading]):
             return rows
@@ -157,7 +157,7 @@ def rearranged(call: Call, graph: Graph, layout: Layout) -> Call:
     second = layout is Layout.SECOND and vectors == n and call.x.shape[1:2] == (n,) == call.shape[1:2]
     merged = length % n == 0 and (vectors == 1 or layout is Layout.MERGED) and not graph.selects(call.source)
     fits = call.x.shape[:1] == (length,) and (second or merged)
-    return replace(call, layout=layout, examples=n if fits else 0)
+    return replace(call, layout=layout, examples=n if fits else 0, joins=())
 
 
 def _in_front(call: Call, graph: Graph, known: Layout | None) -> Call:

@@ -309,7 +309,7 @@ def counts_examples(calls: Sequence[Call]) -> bool:
 def layouts(calls: Mapping[str, Sequence[Call]]) -> dict[str, Layout]:
     """Where the examples of each layer stand whose calls all have them in the same place; one example tells nothing."""
     found = {name: {call.layout for call in made} for name, made in calls.items() if made[0].examples > 1}
-    return {name: layouts.pop() for name, layouts in found.items() if len(layouts) == 1}
+    return {name: several.pop() for name, several in found.items() if len(several) == 1}
 
 
 def positions(calls: Mapping[str, Sequence[Call]]) -> dict[str, int]:
