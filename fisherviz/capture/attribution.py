@@ -27,7 +27,8 @@ def attributed(
         z: the output with its graph, (N, ...), which is kept.
         noise: like the output.
     """
-    n, wanted = len(z) if z.dim() else 1, set(names)
+    n = len(z) if z.dim() else 1
+    wanted = {name for name in names if name in calls and all(call.stacked for call in calls[name])}
     asked = {name: [_unplaced(call) for call in made] for name, made in calls.items() if name in wanted}
     if n < 2 or not asked:
         return {}

@@ -89,6 +89,11 @@ class Call:
         return reads(self.module)
 
     @property
+    def stacked(self) -> bool:
+        """Whether it acts on several vectors or images, of examples or positions, along the first axis."""
+        return self.x.shape[:1] == self.shape[:1] and self.shape[1:].numel() >= units(self.module)
+
+    @property
     def positions(self) -> int:
         """Weight-sharing positions."""
         return self.of_one(self.shape) // units(self.module)
@@ -156,17 +161,17 @@ def rearranged(call: Call, graph: Graph, layout: Layout) -> Call:
     vectors = call.shape[1:].numel() // units(call.module)
     second = layout is Layout.SECOND and vectors == n and call.x.shape[1:2] == (n,) == call.shape[1:2]
     merged = length % n == 0 and (vectors == 1 or layout is Layout.MERGED) and not graph.selects(call.source)
-    fits = call.x.shape[:1] == (length,) and (second or merged)
+    fits = call.stacked and (second or merged)
     return replace(call, layout=layout, examples=n if fits else 0, joins=())
 
 
 def _in_front(call: Call, graph: Graph, known: Layout | None) -> Call:
     n = graph.examples
-    first = call.x.shape[:1] == (n,) == call.shape[:1]
+    first = call.stacked and call.shape[:1] == (n,)
     # one row of positions (T,) may be as long as the batch
     ambiguous = known is None and call.one_hot and call.x.dim() == 1
     if known is Layout.SHARED or not first or ambiguous:
-        if n == 1 and not first:  # all is the one example's
+        if n == 1 and not first and call.stacked:  # all is the one example's
             return replace(call, layout=Layout.SHARED, examples=1)
         if joins := graph.joins(call.edge, call.shape):
             return replace(call, layout=Layout.SHARED, examples=n, joins=joins)

@@ -272,6 +272,25 @@ def test_rows_that_were_chosen_are_generic_even_if_all_were(choose):
     assert generic == ["expert.0", "expert.1", "expert.3"]
 
 
+class OneByOne(nn.Module):
+    """A layer that sees each example alone, without an axis of examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(D, D)
+
+    def forward(self, x):
+        return torch.stack([self.layer(row) for row in x])
+
+
+@pytest.mark.parametrize("n", [1, 2, D])
+def test_vectors_as_wide_as_the_examples_are_many(n):
+    net, x = nets.randomised(OneByOne()), torch.randn(n, D, dtype=torch.float64)
+    fisher = fv.Probe(net, "gaussian").fisher(x)
+    assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Gaussian()))
+    assert fisher.layers[0].path == "generic"
+
+
 def test_examples_in_another_order_are_not_taken_for_positions():
     torch.manual_seed(0)
     net = nets.randomised(
