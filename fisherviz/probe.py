@@ -186,6 +186,7 @@ class Probe:
         samples: int = 1,
         reduction: str = "mean",
         generator: torch.Generator | None = None,
+        processes: bool = False,
     ) -> Fisher:
         """The Fisher information matrix of the probed parameters over data.
 
@@ -200,6 +201,9 @@ class Probe:
             samples: sampled labels per example, for kind "mc".
             reduction: "mean" over examples (1/N) or "sum".
             generator: source of the sampled labels; None: a private one seeded from `torch.initial_seed()`.
+            processes: share the work with the other processes of torch's process group. All of them make this Fisher
+                of the same data and weights, and ask the same of it in the same order; each runs the network on its
+                own share of every batch, and all get the same results. False: this process works for itself.
 
         Returns:
             A `Fisher`; nothing is computed before it is asked for.
@@ -207,7 +211,7 @@ class Probe:
         Raises:
             ValueError: an option is unknown, or kind "empirical" comes without targets.
             TypeError: the data is a one-shot iterator or nothing that can be iterated.
-            RuntimeError: the model's parameters are others than when the Probe was made.
+            RuntimeError: the model's parameters are others than when the Probe was made, or there is no process group.
         """
         now = dict(self.model.named_parameters(remove_duplicate=False))
         if gone := [name for name, p in self.parameters().items() if now.get(name) is not p]:
@@ -215,7 +219,10 @@ class Probe:
                 f"parameter {gone[0]!r} is not the model's any more: a module was replaced, pruned or reparametrised "
                 "since the Probe was made; make a new Probe."
             )
-        return Fisher(self, data, targets, kind=kind, samples=samples, reduction=reduction, generator=generator)
+        return Fisher(
+            self, data, targets, kind=kind, samples=samples, reduction=reduction, generator=generator,
+            processes=processes,
+        )  # fmt: skip
 
 
 def _check_types(layers: Sequence[Layer]) -> None:

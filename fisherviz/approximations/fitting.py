@@ -65,16 +65,23 @@ class Fit:
 
     def go_on(self, fisher: Fisher, found: Found | None = None) -> None:
         """Run the recipe up to what it wants next, or to its end."""
-        start, self.wanted = time.perf_counter(), None
+        self.wanted = None
+        try:
+            with fisher.processes.agreeing("a fit"):
+                self._run(fisher, found)
+        except FAILURES as error:
+            self.wanted, self.error = None, error
+
+    def _run(self, fisher: Fisher, found: Found | None) -> None:
+        start = time.perf_counter()
         try:
             self.wanted = next(self.recipe) if found is None else self.recipe.send(found)
         except StopIteration as end:
             self.result = end.value
-        except FAILURES as error:
-            self.error = error
-        if fisher.network.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - start
+        finally:
+            if fisher.network.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - start
 
     def supply(self, fisher: Fisher, captures: Mapping[str, AnyCapture] | Exception, replayed: bool) -> None:
         """Give the recipe what it wants; of statistics that others wanted too, nothing is computed again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
     if len(captures) == 1:
         return captures[0]
     vectors = max(c.vectors for c in captures)
-    positions = max(_positions(c) for c in captures)
+    positions = max(1 if isinstance(c, GenericCapture) else c.positions for c in captures)
     if any(isinstance(c, GenericCapture) for c in captures):
         return GenericCapture(torch.cat([_padded(c.gradients, 0, vectors) for c in captures], 1))
     if tied := [c for c in captures if isinstance(c, TiedCapture)]:
@@ -69,23 +70,45 @@ def _vectors_of(parts: Sequence[AnyCapture]) -> AnyCapture:
     return replace(first, g=torch.cat([c.g for c in parts if isinstance(c, Capture | TokenCapture)]))
 
 
-def concatenated_bytes(captures: Sequence[AnyCapture]) -> int:
+class Extent(NamedTuple):
+    """What is to be known of a capture before it is put together with others of the same layer.
+
+    Attributes:
+        part: "read" or "used" of a tied one, otherwise "".
+        bytes: of memory.
+        vectors: number of backpropagated vectors.
+        positions: number of weight-sharing positions, 0 where there are none.
+    """
+
+    part: str
+    bytes: int
+    vectors: int
+    positions: int
+
+
+def extents(capture: AnyCapture) -> list[Extent]:
+    """Of a capture's parts."""
+    if isinstance(capture, TiedCapture):
+        parts: dict[str, Capture | TokenCapture] = {"read": capture.read, "used": capture.used}
+        return [Extent(part, c.bytes, c.vectors, c.positions) for part, c in parts.items()]
+    positions = 0 if isinstance(capture, GenericCapture) else capture.positions
+    return [Extent("", capture.bytes, capture.vectors, positions)]
+
+
+def concatenated_bytes(of_layer: Sequence[Extent]) -> int:
     """Memory that one capture of them all holds at most."""
-    if tied := [c for c in captures if isinstance(c, TiedCapture)]:
-        return concatenated_bytes([c.read for c in tied]) + concatenated_bytes([c.used for c in tied])
-    vectors, positions = max(c.vectors for c in captures), max(_positions(c) for c in captures)
-    return sum(c.bytes * vectors * positions // (max(c.vectors, 1) * _positions(c)) for c in captures)
+    total = 0
+    for part in {extent.part for extent in of_layer}:
+        mine = [extent for extent in of_layer if extent.part == part]
+        most = max(e.vectors for e in mine) * max(max(e.positions, 1) for e in mine)
+        total += sum(e.bytes * most // (max(e.vectors, 1) * max(e.positions, 1)) for e in mine)
+    return total
 
 
-def _positions(capture: AnyCapture) -> int:
-    return 1 if isinstance(capture, GenericCapture) else capture.positions
-
-
-def ragged(captures: Sequence[AnyCapture]) -> bool:
+def ragged(of_layer: Sequence[Extent]) -> bool:
     """Whether captures of the same layer differ in their numbers of positions, or in kind."""
-    if tied := [c for c in captures if isinstance(c, TiedCapture)]:
-        return len(tied) < len(captures) or ragged([c.read for c in tied]) or ragged([c.used for c in tied])
-    return len({-1 if isinstance(c, GenericCapture) else c.positions for c in captures}) > 1
+    parts = {extent.part for extent in of_layer}
+    return len({(e.part, e.positions) for e in of_layer}) > len(parts) or {"", "used"} <= parts
 
 
 def _padded(t: Tensor, axis: int, size: int) -> Tensor:

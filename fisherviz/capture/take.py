@@ -47,6 +47,7 @@ def take(
     vectors: VectorSource,
     consume: Callable[[Batch], None],
     first: int = 0,
+    share: tuple[int, int] | None = None,
 ) -> int:
     """Hand a batch's captures to a consumer, piece by piece.
 
@@ -57,9 +58,10 @@ def take(
         vectors: the vectors to backpropagate.
         consume: called with each `Batch`.
         first: position of the batch's first example in the data.
+        share: the range of the examples that are taken, where other processes take the others; None: all.
 
     Returns:
-        The number of examples.
+        The number of examples of the whole batch, all of which evidence and labels are drawn from.
 
     Raises:
         ValueError: the model is in a mode without a Fisher, or an activation is not finite.
@@ -74,9 +76,11 @@ def take(
         with network.hooked():
             step, most = _piece(network, vectors)
             vectors.start(first, n)
-            for start in range(0, n, step):
-                part = None if targets is None else targets[start : start + step]
-                some = select(inputs, start, start + step)
+            low, high = share or (0, n)
+            for start in range(low, high, step):
+                stop = min(start + step, high)
+                part = None if targets is None else targets[start:stop]
+                some = select(inputs, start, stop)
                 for batch in _captured(network, some, part, vectors, first + start, most):
                     consume(batch)
     return n

@@ -29,18 +29,20 @@ from fisherviz.results.comparison import WHOLE, Comparison
 from fisherviz.results.metrics import needing
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
+from fisherviz.support.processes import ALONE, Processes
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
 DATA = "digits:16"
 CUMULANT_PARAMETERS = 3000
 
 
-def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
+def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALONE) -> list[Section]:
     """Do the job and write its folder.
 
     Args:
         job: what to report on.
         say: told what is going on, a line at a time.
+        processes: that share the work, all with the same job; the first alone says and writes anything.
 
     Returns:
         The sections of the page.
@@ -49,34 +51,41 @@ def run(job: Job, say: Callable[[str], None] = print) -> list[Section]:
         OptionError: an option cannot be followed; the message begins with it.
         ValueError: the network, its data or a matrix refuses.
     """
-    device = _checked(job)
-    data = load_data(job.data or DATA, job.examples, progress=not job.quiet)
-    likelihood = job.likelihood or data.likelihood or "categorical"
-    with option("--likelihood"):
-        likelihoods.resolve(likelihood)
-    model, settings = _network(job, data, say)
-    model.to(device)
-    data = data.shaped_for(model)
+    if processes.rank > 0:
+        job, say = job.model_copy(update={"quiet": True}), lambda line: None
+    with processes.agreeing("the network and its data"):
+        device = _checked(job)
+        data = load_data(job.data or DATA, job.examples, progress=not job.quiet)
+        likelihood = job.likelihood or data.likelihood or "categorical"
+        with option("--likelihood"):
+            likelihoods.resolve(likelihood)
+        model, settings = _network(job, data, say)
+        model.to(device)
+        data = data.shaped_for(model)
+    if processes.count > 1:
+        settings["processes"] = processes.count
     joint_layers = job.layers
     if job.model is None and job.layers is None:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         joint_layers = tuple(linear[1:-1])
 
-    def fisher(layers: Sequence[str] | None) -> Fisher:
+    def fisher(layers: Sequence[str] | None, together: bool = False) -> Fisher:
         with option("--layers"):
             probe = Probe(model, likelihood, layers=layers)
         generator = torch.Generator(device).manual_seed(job.seed)
-        return probe.fisher(data.batches, kind=job.kind, generator=generator)
+        return probe.fisher(data.batches, kind=job.kind, generator=generator, processes=together)
 
-    joint = fisher(joint_layers)
+    joint = fisher(joint_layers, together=processes.count > 1)
     joint.look()  # the table then tells each layer's path as it is
     say(repr(joint.probe))
     sections = [_jointly(job, joint, settings, data)]
     everything = joint_layers if job.layers is not None else fisher(None).space.names
     if everything is not None and len(everything) > 1:
-        sections.append(_one_by_one(job, fisher, everything, settings))
-    with option("--out"), tqdm(desc="drawing", unit="picture", disable=job.quiet) as bar:
-        write_report(job.out, sections, progress=lambda name: bar.update())
+        sections.append(_one_by_one(job, fisher, everything, settings, processes))
+    with processes.agreeing("the page"):
+        if processes.rank == 0:
+            with option("--out"), tqdm(desc="drawing", unit="picture", disable=job.quiet) as bar:
+                write_report(job.out, sections, progress=lambda name: bar.update())
     return sections
 
 
@@ -160,14 +169,23 @@ def _one_by_one(
     fisher: Callable[[Sequence[str] | None], Fisher],
     layers: Sequence[str],
     settings: dict[str, Any],
+    processes: Processes,
 ) -> Section:
     methods, same = differing_alone(job.methods or tuple(approximations))
-    found, failed = [], []
-    for name in tqdm(layers, desc="layer by layer", unit="layer", disable=job.quiet):
+    bar = tqdm(total=len(layers), desc="layer by layer", unit="layer", disable=job.quiet)
+
+    def compared(name: str) -> Comparison | str:
         try:
-            found.append((name, compare(fisher([name]), methods, damping=job.damping, progress=False)))
+            return compare(fisher([name]), methods, damping=job.damping, progress=False)
         except FAILURES as error:
-            failed.append(f"Layer {name} is left out: {error}")
+            return f"Layer {name} is left out: {error}"
+        finally:
+            bar.update()
+
+    with bar:  # each layer is one process's: with its own passes, it waits for nobody
+        outcomes = processes.deal(layers, compared, "the layers one by one")
+    found = [(name, outcome) for name, outcome in zip(layers, outcomes, strict=True) if isinstance(outcome, Comparison)]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if not found:
         raise ValueError(" ".join(failed))
     intro = " ".join(["One comparison per layer; each sees its own block only.", *same, *failed])

@@ -20,11 +20,19 @@ EXAMPLE = (
 
 @with_flags(Job, hint=" (--data, --examples, --layers and --damping change what is computed.)")
 def report(fields: dict[str, Any]) -> None:
-    """Compare every approximation of the Fisher with the exact one, and write a page about it."""
+    """Compare every approximation of the Fisher with the exact one, and write a page about it.
+
+    Started by `torchrun --nproc-per-node=3 -m fisherviz report ...`, three processes share the work.
+    """
+    from fisherviz.commands.launched import launched
     from fisherviz.commands.report import run
 
     job = Job(**fields)
-    sections = run(job, say=(lambda line: None) if job.quiet else typer.echo)
+    with launched(job.device) as (processes, device):
+        job = job.model_copy(update={"device": device})
+        sections = run(job, (lambda line: None) if job.quiet else typer.echo, processes)
+    if processes.rank > 0:
+        return
     if not job.quiet:
         _show(sections)
     typer.echo(f"Wrote {job.out / 'index.html'}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Batch, Capture
 from fisherviz.network.space import ParameterSpace
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block, cross_block, gram, half_block, write_half
+from fisherviz.support.processes import Processes
 
 
 class JointBlocks:
@@ -88,6 +89,15 @@ class JointBlocks:
         else:
             out.view(*rows, *cols).copy_(kept.transpose(1, 2))
         return out
+
+    def add_up(self, processes: Processes) -> None:
+        """Make of this process's sums those of all; a layer counts as factored where it is in all of them."""
+        if processes.count == 1:
+            return
+        self._settle(list(self.factored.difference(self.factored.intersection(*processes.exchange(self.factored)))))
+        pairs = sorted(set().union(*processes.exchange(set(self.blocks))))
+        totals = processes.add_up([self.blocks.get(pair) for pair in pairs])
+        self.blocks = {pair: total for pair, total in zip(pairs, totals, strict=True) if total is not None}
 
     def finish(self, scale: float) -> Tensor:
         """The whole symmetric matrix in torch order, times `scale`."""

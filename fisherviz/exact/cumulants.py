@@ -86,8 +86,16 @@ def cumulants(
     factor = fisher.scale * fisher.examples
     rows = []
     pairs = [(i, j) for i in chosen for j in chosen if i <= j]
-    for i, j in progress_bar(pairs, "cumulants", "block", progress):
-        error, bound = _pair(sides[i], sides[j], fisher.kind)
+    bar = progress_bar(len(pairs), "cumulants", "block", progress and fisher.processes.rank == 0)
+
+    def summed(pair: tuple[int, int]) -> tuple[float, float]:
+        found = _pair(sides[pair[0]], sides[pair[1]], fisher.kind)
+        bar.update()
+        return found
+
+    with bar:
+        sums = fisher.deal(pairs, summed, "cumulant sums")
+    for (i, j), (error, bound) in zip(pairs, sums, strict=True):
         for row, col in sorted({(i, j), (j, i)}):
             rows.append((fisher.space.names[row], fisher.space.names[col], factor * error, factor * bound))
     frame = pd.DataFrame(rows, columns=["row", "col", "error", "bound"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Batch
@@ -13,33 +14,49 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators.factorise import DampedCholesky
 from fisherviz.statistics import Statistic
 from fisherviz.statistics.examples import Woodbury
+from fisherviz.support.processes import Processes
 
 
 @dataclass
 class Held:
-    """Captures of all examples, batch by batch until somebody reads them as one: that copies them all.
+    """Captures of all examples: this process's batch by batch, and all as one where somebody has read them so.
 
     Args:
-        batches: of the data.
-        ragged: whether they differ in their numbers of positions, so that passes must not read them as one batch.
+        own: of this process's share of each batch of the data.
+        vectors: the most backpropagated vectors of an example, in any process.
+        uneven: whether batches differ in their numbers of these.
+        ragged: whether batches differ in their numbers of positions, so that passes must not read them as one.
+        processes: that hold the others.
     """
 
-    batches: list[Batch]
+    own: list[Batch]
+    vectors: int
+    uneven: bool
     ragged: bool
+    processes: Processes
+    _whole: dict[str, AnyCapture] | None = None
 
-    @property
-    def columns(self) -> int:
-        """Examples times backpropagated vectors, of the batch that has most of these."""
-        vectors = max(next(iter(batch.captures.values())).vectors for batch in self.batches)
-        return vectors * sum(batch.examples for batch in self.batches)
+    def whole(self, device: torch.device) -> dict[str, AnyCapture]:
+        """One capture of all processes' examples for each layer, in the order of the data; all processes ask for it."""
+        if self._whole is None:
+            with self.processes.agreeing("the captures of all examples"):
+                gathered = self.processes.gather(self.own, device)
+                batches = sorted((batch for part in gathered for batch in part), key=lambda batch: batch.first)
+                names = batches[0].captures
+                self._whole = {name: concatenate([batch.captures[name] for batch in batches]) for name in names}
+            if self.processes.count == 1:
+                self.own = [Batch(self._whole, sum(batch.examples for batch in batches))]  # not two copies
+        return self._whole
 
-    def whole(self) -> dict[str, AnyCapture]:
-        """One capture for each layer."""
-        if len(self.batches) > 1:
-            names = self.batches[0].captures
-            made = {name: concatenate([batch.captures[name] for batch in self.batches]) for name in names}
-            self.batches = [Batch(made, sum(batch.examples for batch in self.batches))]
-        return self.batches[0].captures
+    def of_vectors(self, start: int, stop: int) -> Held:
+        """Those of vectors start..stop."""
+        own = [replace(batch, captures=_of_vectors(batch.captures, start, stop)) for batch in self.own]
+        whole = None if self._whole is None else _of_vectors(self._whole, start, stop)
+        return replace(self, own=own, vectors=stop - start, _whole=whole)
+
+
+def _of_vectors(captures: Mapping[str, AnyCapture], start: int, stop: int) -> dict[str, AnyCapture]:
+    return {name: capture.select_vectors(start, stop) for name, capture in captures.items()}
 
 
 @dataclass
@@ -50,6 +67,8 @@ class Kept:
     statistics: dict[Hashable, tuple[Statistic, int]] = field(default_factory=dict)
     held: Held | None = None
     """Captures of all examples, where they fit."""
+    verified: bool = False
+    """Whether forward mode has agreed with reverse mode on all of the data."""
     joint: dict[str, AnyCapture] | None = None
     """Captures with the scores of the data's labels as the last vector."""
     gradient: Tensor | None = None

@@ -8,33 +8,37 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Batch
-from fisherviz.capture.joined import concatenated_bytes, ragged, with_later
 from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
-from fisherviz.capture.structure import PathChanged, Structure
-from fisherviz.capture.take import VectorSource, loss_gradient, take
+from fisherviz.capture.structure import Structure
+from fisherviz.capture.take import VectorSource, loss_gradient
 from fisherviz.exact.kept import Held, Kept
+from fisherviz.exact.run import Run
 from fisherviz.network import guest
 from fisherviz.network.batches import Batches
 from fisherviz.network.layers import LayerInfo
 from fisherviz.network.space import ParameterSpace
-from fisherviz.network.vectors import EmpiricalVectors, NoVectors, WithScores, make_vectors
-from fisherviz.statistics import GradientSum, Statistic, update_all
+from fisherviz.network.vectors import NoVectors, SampledVectors, make_vectors
+from fisherviz.statistics import Statistic, add_up
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.choices import one_of
 from fisherviz.support.memory import human, keep_limit
+from fisherviz.support.processes import ALONE, Processes
 
 REDUCTIONS = ("mean", "sum")
 
 Consumer = Callable[[Batch], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class View(Protocol):
@@ -58,8 +62,10 @@ class Passes:
         samples: int = 1,
         reduction: str = "mean",
         generator: torch.Generator | None = None,
+        processes: bool = False,
     ) -> None:
         one_of("reduction", reduction, REDUCTIONS)
+        self.processes = Processes.of_group() if processes else ALONE
         self.probe: Any = probe
         self.network = probe.network
         self.kind = kind
@@ -68,6 +74,8 @@ class Passes:
         if samples != 1 and kind in ("exact", "empirical"):
             raise ValueError(f"samples={samples!r} belongs to kind='mc'; kind={kind!r} draws no labels.")
         self.vectors = make_vectors(self.network.likelihood, kind, samples, generator, self.network.device)
+        if isinstance(self.vectors, SampledVectors):  # processes may have been seeded differently
+            self.vectors.seed = self.processes.exchange(self.vectors.seed)[0]
         self.data = Batches(data, targets, counted=self.network.likelihood.counted)
         if kind == "empirical" and self.data.certainly_without_targets:
             raise ValueError(
@@ -149,12 +157,13 @@ class Passes:
             begin: gives what consumes the batches; asked again where the pass starts anew.
             gradients: whether vectors are backpropagated.
         """
-        self.check_unchanged()
         kept = self._kept
         if kept.held is not None and self.keeps_captures:
             consume = begin()
-            for batch in kept.held.batches:
-                consume(batch)
+            with self.processes.agreeing("captures that are kept"):
+                self.check_unchanged()
+                for batch in kept.held.own:
+                    consume(batch)
             return
         found = self._over(self.vectors if gradients else NoVectors(), begin, keep=gradients)
         if found is not None:
@@ -167,47 +176,43 @@ class Passes:
 
         The one place that starts again: where a layer turns out to have no structure, what was summed is worth nothing.
         """
+        gradients = not isinstance(vectors, NoVectors)
         while True:
-            try:
-                return self._once(vectors, begin(), keep, labels)
-            except PathChanged as changed:
-                self.network.settle(changed.structure)
+            run = Run(self.network, self.data, vectors, self.processes)
+            consume, looked = begin(), self.structure.looked
+            with self.processes.agreeing("a pass over the data") as check:
+                self.check_unchanged()
+                began, run.check = self._clock(), check
+                run.go(consume, self._clock, keep_limit(self.network.device) if keep else 0, labels=labels)
+                spent = self._clock() - began - run.consumed
+            if whys := self._agreed(run):
+                self.network.settle(self.structure.without(whys))
+                continue
+            self._examples = run.examples
+            if looked and not labels:  # the first look is no part of a pass
+                self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
+            return run.held() if keep else None
 
-    def _once(self, vectors: VectorSource, consume: Consumer, keep: bool, labels: bool) -> Held | None:
-        held: list[Batch] | None = [] if keep else None
-        size, limit, first = 0, keep_limit(self.network.device), 0
-        looked, began, consumed = self.structure.looked, self._clock(), 0.0
-
-        def hand(batch: Batch) -> None:
-            nonlocal held, size, consumed
-            start = self._clock()
-            consume(batch)
-            consumed += self._clock() - start
-            if held is not None:
-                size += batch.bytes
-                held = [*held, batch] if size <= limit else None
-
-        for inputs, targets in self.data:
-            if labels and targets is None:
-                raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
-            first += take(self.network, inputs, targets, vectors, hand, first)
-        self._examples = first
-        if looked and not labels:  # the first look is no part of a pass
-            spent, gradients = self._clock() - began - consumed, not isinstance(vectors, NoVectors)
-            self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
-        if not held:
-            return None
-        held = with_later(held)
-        made = {name: [batch.captures[name] for batch in held] for name in self.space.names}
-        if sum(concatenated_bytes(captures) for captures in made.values()) > limit:
-            return None  # batches of different lengths, padded to the longest
-        return Held(held, any(ragged(captures) for captures in made.values()))
+    def _agreed(self, run: Run) -> dict[str, str]:
+        """Why layers have no structure after all, by what any process found; RuntimeError for other data or weights."""
+        if self.processes.count == 1:
+            return run.whys
+        said = self.processes.exchange(({"data": self.data.fingerprint, "weights": self.weights_fingerprint}, run.whys))
+        for what in ("weights", "data"):
+            marks = [(rank, marks[what]) for rank, (marks, whys) in enumerate(said) if not whys]
+            if others := [rank for rank, mark in marks if mark != marks[0][1]]:
+                raise RuntimeError(
+                    f"process {others[0]} has other {what} than process {marks[0][0]}; give all processes the same "
+                    f"{what}: each takes its own share of the examples, without a DistributedSampler."
+                )
+        return {name: why for _, whys in said for name, why in whys.items()}
 
     def look(self) -> None:
         """Make sure that the network has been seen running: the layers' paths and positions are known."""
         if not self.structure.looked:
-            inputs, _ = next(iter(self.data))
-            look(self.network, inputs)
+            with self.processes.agreeing("a first look at the network"):
+                inputs, _ = next(iter(self.data))
+                look(self.network, inputs)
 
     def fresh(self) -> Self:
         """The same Fisher with nothing computed yet."""
@@ -277,6 +282,7 @@ class Passes:
             self._pass(begin, gradients=any(s.needs_gradients for s in unknown))
         else:
             self.check_unchanged()
+        add_up(fresh.values(), self.processes)
         for key, statistic in fresh.items():
             statistic.normalise()
             self._kept.statistics[key] = (statistic, _version_of(statistic))
@@ -303,7 +309,7 @@ class Passes:
                 f"the inputs and pseudo-gradients of {self.examples:,} examples exceed the "
                 f"{human(keep_limit(self.network.device))} meant for them; use fewer examples, or kind='mc'."
             )
-        return self._kept.held.whole()
+        return self._kept.held.whole(self.network.device)
 
     def in_example_space(self) -> Examples:
         """The Fisher as F = s U Uᵀ."""
@@ -315,71 +321,53 @@ class Passes:
         if self._kept.held is None:
             self.example_space()
         assert self._kept.held is not None
-        return self._kept.held.columns
-
-    # ---- the data's gradient ---------------------------------------------------------------------------------------
-
-    def has_targets(self) -> bool:
-        """Whether every batch of the data carries targets; looks at one batch after the other until one has none."""
-        return all(targets is not None for _, targets in self.data)
-
-    def gradient(self) -> Tensor:
-        """Gradient of the data's mean (or summed) negative log-likelihood, flat in torch order, (P,).
-
-        Raises:
-            ValueError: the data has no targets.
-        """
-        self.check_unchanged()
-        if self._kept.gradient is None:
-            summed = self._sum_scores() if self._kept.joint is None else [c.sum() for c in self._scores()]
-            self._kept.gradient = self.space.join(summed)
-        return self._kept.gradient * self.scale
-
-    def _scores(self) -> list[AnyCapture]:
-        """The last vectors of the joint captures."""
-        assert self._kept.joint is not None
-        return [c.select_vectors(c.vectors - 1, c.vectors) for c in self._kept.joint.values()]
-
-    def _sum_scores(self) -> list[Tensor]:
-        """Sums of the scores' gradients by a pass of their own, by layer."""
-        sums: list[GradientSum] = []
-
-        def begin() -> Consumer:
-            nonlocal sums
-            sums = [GradientSum(name) for name in self.space.names]
-            return lambda batch: update_all(sums, batch)
-
-        self._over(EmpiricalVectors(self.network.likelihood), begin, keep=False, labels=True)
-        return [s.total for s in sums if s.total is not None]
-
-    def with_scores(self) -> Examples | None:
-        """Kind's vectors and, as the last one, the scores of the data's labels, by one pass; None if they do not fit.
-
-        Captures stay for later requests.
-        """
-        self.check_unchanged()
-        kept = self._kept
-        if kept.joint is None:
-            vectors = WithScores(self.vectors, EmpiricalVectors(self.network.likelihood))
-            found = self._over(vectors, lambda: lambda batch: None, keep=True, labels=True)
-            if found is None:
-                return None
-            kept = self._kept
-            kept.joint = found.whole()
-            own = {name: c.select_vectors(0, c.vectors - 1) for name, c in kept.joint.items()}
-            kept.held = Held([Batch(own, self.examples)], found.ragged)
-        assert kept.joint is not None
-        return Examples(list(kept.joint.values()), self.scale)
+        return self._kept.held.vectors * self.examples
 
     def seconds_per_pass(self) -> float:
-        """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in."""
+        """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in.
+
+        Of several processes, those of the one that takes longest for its share.
+        """
         best = float("inf")
         for _ in range(3):
-            start = self._clock()
-            for inputs, targets in self.data:
-                loss_gradient(self.network, inputs, targets)
-            best = min(best, self._clock() - start)
-        return best
+            with self.processes.agreeing("the seconds of a pass"):
+                start = self._clock()
+                for inputs, targets, _ in Run(self.network, self.data, NoVectors(), self.processes).shares():
+                    loss_gradient(self.network, inputs, targets)
+                best = min(best, self._clock() - start)
+        return max(self.processes.exchange(best))
+
+    # ---- several processes -----------------------------------------------------------------------------------------
+
+    def deal(self, items: Sequence[T], work: Callable[[T], R], what: str) -> list[R]:
+        """The work's result for each item, in order and in all processes, each item done by one of them.
+
+        Args:
+            items: the same in all processes.
+            work: what it asks of this Fisher is the affair of the process that does it, and is forgotten afterwards.
+            what: the work in words.
+        """
+        if self.processes.count == 1:
+            return [work(item) for item in items]
+        processes = self.processes
+        with self._on_its_own():
+            return processes.deal(items, work, what)
+
+    @contextmanager
+    def _on_its_own(self) -> Iterator[None]:
+        """Requests are answered by this process alone and leave nothing behind, since the others have not made them."""
+        kept, structure, examples = self._kept, self.structure, self.examples
+        before = self.processes, self._pass_seconds
+        alone = replace(kept, statistics=dict(kept.statistics))
+        if kept.held is not None:
+            whole = kept.held.whole(self.network.device)
+            alone.held = replace(kept.held, own=[Batch(whole, examples)], processes=ALONE)
+        self.__kept, self.processes, self._pass_seconds = alone, ALONE, dict(self._pass_seconds)
+        try:
+            yield
+        finally:
+            self.__kept, (self.processes, self._pass_seconds) = kept, before
+            self.network.settle(structure)
 
 
 def _version_of(statistic: Statistic) -> int:

@@ -5,7 +5,7 @@ F v = Jᵀ F_R J v costs about 1.7 forward+backward passes whatever the layer's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any, overload
 
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from fisherviz.capture.captures import Batch
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
-from fisherviz.exact.passes import Consumer, Passes
+from fisherviz.exact.passes import Consumer
+from fisherviz.exact.run import Run
+from fisherviz.exact.scores import Scores
+from fisherviz.network.batches import Inputs
 from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
 from fisherviz.statistics.examples import Examples
@@ -22,11 +25,8 @@ from fisherviz.statistics.examples import Examples
 Vector = Tensor | Mapping[str, Tensor]
 
 
-class Products(Passes):
+class Products(Scores):
     """The Fisher as what it does to vectors."""
-
-    _verified = False
-    """Whether forward mode has agreed with reverse mode on all of the data."""
 
     def _held(self) -> Tensor | None:
         """The whole matrix in torch order, if an earlier request has left it."""
@@ -79,38 +79,50 @@ class Products(Passes):
                 total += found
 
         self._pass(begin)
-        return self.space.join(totals).mul_(self.scale)
+        return self.space.join(_there(self.processes.add_up(totals))).mul_(self.scale)
 
     def _forward_mode(self) -> bool:
         """Whether products may run on the network itself; otherwise they come from captures, just as exact."""
         self.look()
         if self.network.dtype != self.network.precision:
             return False  # derivatives of half precisions have two or three digits, captures are summed in float32
-        known = self.structure.forward_mode
-        return try_forward_mode(self.network, next(iter(self.data))[0]) if known is None else known
+        if self.structure.forward_mode is None:
+            with self.processes.agreeing("a try of forward mode"):
+                right = try_forward_mode(self.network, next(iter(self.data))[0])
+            self.network.note(forward_mode=self.processes.all(right))
+        return bool(self.structure.forward_mode)
 
     def _verified_everywhere(self) -> bool:
         """Whether forward mode is right on every batch: forms, unlike products, do not show it themselves."""
-        if not self._verified:
-            self._verified = all(try_forward_mode(self.network, inputs) for inputs, _ in self.data)
-        return self._verified
+        if not self._kept.verified:
+            with self.processes.agreeing("a try of forward mode") as check:
+                right = all(try_forward_mode(self.network, inputs) for inputs, _, _ in self._shares(check))
+            self._kept.verified = self.processes.all(right)
+            self.network.note(forward_mode=self._kept.verified)
+        return self._kept.verified
+
+    def _shares(self, check: Callable[[], None]) -> Iterator[tuple[Inputs, Tensor | None, int]]:
+        """This process's part of each batch, with the position of its first example."""
+        run = Run(self.network, self.data, self.vectors, self.processes)
+        run.check = check
+        yield from run.shares()
+        self._examples = run.examples
 
     def _network_product(self, v: Tensor) -> Tensor | None:
         """F v by forward and reverse mode; None where they disagree on a batch: then forward mode is given up."""
-        check_modes(self.network.model)
-        total: Tensor | None = None
-        tangents, first = self.space.unflatten(v), 0
-        for inputs, targets in self.data:
-            part = self._one_product(inputs, targets, tangents, first)
-            if not part.agrees:
-                self.network.note(forward_mode=False)
-                return None
-            flat = self.space.flatten(part.parts)
-            total = flat if total is None else total.add_(flat)
-            first += part.examples
-        self._examples = first
-        assert total is not None
-        return total.mul_(self.scale)
+        tangents, total, agrees = self.space.unflatten(v), torch.zeros_like(v), True
+        with self.processes.agreeing("a product with the Fisher") as check:
+            check_modes(self.network.model)
+            for inputs, targets, first in self._shares(check):
+                part = self._one_product(inputs, targets, tangents, first)
+                if not (agrees := part.agrees):
+                    break
+                total += self.space.flatten(part.parts)
+        if not self.processes.all(agrees):
+            self.network.note(forward_mode=False)
+            return None
+        (found,) = _there(self.processes.add_up([total]))
+        return found.mul_(self.scale)
 
     def _one_product(self, inputs: Any, targets: Tensor | None, tangents: Mapping[str, Tensor], first: int) -> Product:
         def output(z: Tensor, t: Tensor) -> Tensor:
@@ -145,14 +157,13 @@ class Products(Passes):
 
     def _forward_form(self, u: Tensor, v: Tensor | None) -> float:
         """uᵀ F v (uᵀ F u without v) by forward mode alone."""
-        total, first = 0.0, 0
-        for inputs, targets in self.data:
-            z, t = tangent(self.network, inputs, self.space.unflatten(u))
-            other = t if v is None else tangent(self.network, inputs, self.space.unflatten(v))[1]
-            total += float((other * self.vectors.product(z, t, targets, first)).sum(dtype=torch.float64))
-            first += len(z)
-        self._examples = first
-        return self.scale * total
+        total = 0.0
+        with self.processes.agreeing("a form of the Fisher") as check:
+            for inputs, targets, first in self._shares(check):
+                z, t = tangent(self.network, inputs, self.space.unflatten(u))
+                other = t if v is None else tangent(self.network, inputs, self.space.unflatten(v))[1]
+                total += float((other * self.vectors.product(z, t, targets, first)).sum(dtype=torch.float64))
+        return self.scale * sum(self.processes.exchange(total))
 
     def _check_vector(self, v: Any, flat: bool = False) -> Tensor:
         if not isinstance(v, Tensor):
@@ -165,6 +176,11 @@ class Products(Passes):
                 f"got shape {tuple(v.shape)}."
             )
         return v.detach().to(device=self.network.device, dtype=self.network.precision)
+
+
+def _there(sums: Sequence[Tensor | None]) -> list[Tensor]:
+    """Sums to which every process has given something, if only zeros."""
+    return [total for total in sums if total is not None]
 
 
 def damping_number(damping: Any) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherviz.exact.passes import Passes
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.statistics import Diagonal
-from fisherviz.statistics.gradients import block_square_norm, block_square_norms
+from fisherviz.statistics.gradients import block_square_norm, block_square_norms, tile_ranges
 
 FULL = 3000
 """Spectra of matrices up to this size come from a full eigendecomposition, larger ones from Lanczos."""
@@ -32,15 +32,18 @@ def frobenius(fisher: Passes, pair: Pair) -> float:
     """Frobenius norm from Gram matrices, in tiles, accumulated in float64."""
     examples = fisher.in_example_space()
     if pair is None:
-        return examples.square_norm() ** 0.5
+        ranges = tile_ranges(examples.captures)
+        return sum(fisher.deal(ranges, lambda rows: examples.square_norm([rows]), "tiles of Gram matrices")) ** 0.5
     row, col = (examples.captures[i] for i in pair)
     return fisher.scale * block_square_norm(row, col) ** 0.5
 
 
 def square_norms(fisher: Passes) -> dict[tuple[int, int], float]:
     """Squared Frobenius norms of all blocks (i, j), i <= j, by layers' positions."""
-    examples = fisher.in_example_space()
-    return {pair: fisher.scale**2 * value for pair, value in block_square_norms(examples.captures).items()}
+    captures = fisher.in_example_space().captures
+    ranges = tile_ranges(captures)
+    parts = fisher.deal(ranges, lambda rows: block_square_norms(captures, [rows]), "tiles of Gram matrices")
+    return {pair: fisher.scale**2 * sum(part[pair] for part in parts) for pair in parts[0]}
 
 
 def spectral(fisher: Passes, pair: tuple[int, int]) -> float:

@@ -30,6 +30,11 @@ def find_layers(
     taken: dict[int, str] = {}
     for name, module in modules.items():
         own = {key: p for key, p in module._parameters.items() if p is not None}
+        if any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__):
+            raise TypeError(
+                f"module {name or '(root)'!r} is FullyShardedDataParallel, whose flat parameters hide the layers and "
+                "are in parts in the processes; use whole parameters, as DistributedDataParallel does."
+            )
         if not own:
             continue
         if module not in chosen:
@@ -38,6 +43,11 @@ def find_layers(
         mine: dict[str, nn.Parameter] = {}
         for key, p in own.items():
             full = f"{name}.{key}" if name else key
+            if hasattr(p, "placements"):
+                raise TypeError(
+                    f"{full!r} is a DTensor (FSDP2, tensor parallelism), of which this process holds a part, while its "
+                    "layer's Fisher couples all of it; use whole parameters, as DistributedDataParallel does."
+                )
             if id(p) in taken:
                 left_out.append((full, f"tied to {taken[id(p)]}, counted there"))
             elif not p.requires_grad:

@@ -73,14 +73,13 @@ class ExactVectors(Vectors):
 class SampledVectors(Vectors):
     """Scores of labels drawn from the model, over √samples; the labels of the first pass serve all later ones.
 
-    Labels depend on the seed and on the batches alone: neither on the pieces that a batch is cut into, nor on an
-    exception in the middle of the pass that draws them.
+    Labels depend on the seed and on the batches alone: neither on the pieces that a batch is cut into, nor on which
+    of them this process takes, nor on an exception in the middle of the pass that draws them.
     """
 
-    def __init__(self, likelihood: Likelihood, samples: int, generator: torch.Generator) -> None:
-        self.likelihood = likelihood
-        self.samples = samples
-        self.generator = generator
+    def __init__(self, likelihood: Likelihood, samples: int, seed: int, device: torch.device) -> None:
+        self.likelihood, self.samples, self.seed = likelihood, samples, seed
+        self.generator = torch.Generator(device=device)
         self._drawn: dict[int, _Labels] = {}
         """By position of a batch's first example."""
         self._current = 0
@@ -93,7 +92,7 @@ class SampledVectors(Vectors):
         """Announce a batch that may come in pieces."""
         self._current = first
         if first not in self._drawn:
-            self._drawn[first] = _Labels(examples, self.generator.get_state())
+            self._drawn[first] = _Labels(examples)
 
     def labels(self, z: Tensor, first: int) -> Tensor:
         """Sampled labels (samples, N, ...) of examples first, first + 1, ..."""
@@ -102,7 +101,7 @@ class SampledVectors(Vectors):
             self.start(first, len(z))
             batch = self._drawn[first]
         low = first - self._current
-        if batch.known < low + len(z):
+        if not bool(batch.known[low : low + len(z)].all()):
             self._draw(batch, z, low)
         return batch.labels[:, low : low + len(z)]
 
@@ -112,13 +111,13 @@ class SampledVectors(Vectors):
         if len(z) < batch.examples:
             whole = z[:1].repeat(batch.examples, *[1] * (z.dim() - 1))
             whole[low : low + len(z)] = z
-        self.generator.set_state(batch.state)
+        # each batch has its own stream, which those who skip the batches before it need not draw
+        self.generator.manual_seed((self.seed + _STRIDE * self._current) % 2**63)
         drawn = torch.stack([self.likelihood.sample(whole, self.generator) for _ in range(self.samples)])
-        if batch.known:
-            drawn[:, : batch.known] = batch.labels[:, : batch.known]
-        batch.labels, batch.known = drawn, low + len(z)
-        if batch.known == batch.examples:
-            batch.state = batch.state.new_empty(0)
+        if bool(batch.known.any()):
+            drawn[:, batch.known] = batch.labels[:, batch.known]
+        batch.labels = drawn
+        batch.known[low : low + len(z)] = True
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Scores (samples, N, ...) over √samples."""
@@ -131,12 +130,16 @@ class SampledVectors(Vectors):
         return _outer_product(self(z, targets, first), t)
 
 
-class _Labels:
-    """Labels of one batch: the first `known` of them are drawn, `state` is that of the generator before."""
+_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of neighbouring positions in the data: odd, and far apart modulo any power of two."""
 
-    def __init__(self, examples: int, state: Tensor) -> None:
-        self.examples, self.state = examples, state
-        self.labels, self.known = torch.empty(0), 0
+
+class _Labels:
+    """Labels of one batch, those of `known` examples drawn."""
+
+    def __init__(self, examples: int) -> None:
+        self.examples, self.known = examples, torch.zeros(examples, dtype=torch.bool)
+        self.labels = torch.empty(0)
 
 
 class EmpiricalVectors(Vectors):
@@ -290,5 +293,4 @@ def make_vectors(
         if generator is None
         else int(torch.randint(2**62, (), generator=generator, device=generator.device))
     )
-    private = torch.Generator(device=device).manual_seed(seed)
-    return SampledVectors(likelihood, samples, private)
+    return SampledVectors(likelihood, samples, seed, device)

@@ -24,8 +24,8 @@ from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
-from fisherviz.optim.processes import distributed, summed
-from fisherviz.statistics import Statistic
+from fisherviz.statistics import Statistic, add_up
+from fisherviz.support.processes import Processes, grouped, summed
 
 Named = dict[str, Statistic]
 
@@ -61,7 +61,7 @@ class Moments:
         self._rows: dict[tuple[int, str], list[tuple[Tensor, float, int]]] = {}
         self.window: list[dict[str, AnyCapture]] = []
         self.examples = 0
-        """Examples since the last step."""
+        """Examples since the last step; of all processes, once the averages have advanced."""
         self.values: list[dict[str, Any]] | None = None
         """Snapshot: per layer, then per pair, what the matrix is built from."""
         self.snapshot_examples = 1
@@ -100,12 +100,12 @@ class Moments:
                 if all(name in captures for name in statistic.layers) and not self._hold(i, key, captures, examples):
                     statistic.update(batch)
         self.examples += examples
-        self.window.append(captures if self.keeps_captures else dict.fromkeys(captures, _SEEN))
+        self.window.append(captures if self.keeps_captures and examples else dict.fromkeys(captures, _SEEN))
 
     def _hold(self, i: int, key: str, captures: dict[str, AnyCapture], examples: int) -> bool:
         """Keep the rows of a factor where they are few; they are multiplied when they are averaged."""
         statistic = self.fresh[i][key]
-        if not deferrable(statistic) or statistic.total is not None or distributed():
+        if not deferrable(statistic) or statistic.total is not None or grouped():
             return False
         found = rows_of(statistic, captures[statistic.layers[0]])
         if found is None:
@@ -140,7 +140,7 @@ class Moments:
             return
         if decay == 0:
             average.total, average.count = None, 0.0
-        if self.pairs and not distributed():
+        if self.pairs and not grouped():
             fresh.count = self.examples
             if begun and decay > 0 and average.total is None:
                 average.total, average.count = torch.zeros_like(fresh.total), 1.0
@@ -157,7 +157,7 @@ class Moments:
 
     def capture(self, name: str) -> AnyCapture | None:
         """All examples of a layer since the last step."""
-        parts = [captures[name] for captures in self.window if name in captures]
+        parts = [c for captures in self.window if (c := captures.get(name, _SEEN)) is not _SEEN]
         return concatenate(parts) if parts else None
 
     def forget(self) -> None:
@@ -207,12 +207,10 @@ class Moments:
         for waiting in self.deferred:
             for deferred in waiting.values():
                 deferred.flush()
-        # over all processes, whose sums the averages are: with reduction="sum" all scale alike
-        examples = int(summed([self.examples], self.device)[0])
-        missing = missing and examples == self.snapshot_examples
+        missing = missing and self.examples == self.snapshot_examples
         old = self.values if missing and self.values is not None else [{}] * len(self.average)
         self.values = []
-        self.snapshot_examples = examples
+        self.snapshot_examples = self.examples
         for i, named in enumerate(self.average):
             if old[i]:
                 self.values.append(old[i])
@@ -270,21 +268,28 @@ class Moments:
     # ---- several processes -------------------------------------------------------------------------------------------
 
     def _reduce(self) -> None:
-        """Sum fresh totals and counts over the processes of a distributed run."""
-        if not distributed():
+        """Make of the fresh sums those of all processes that train together; what reads examples gets all of them."""
+        processes, fresh = Processes.training(), [statistic for named in self.fresh for statistic in named.values()]
+        if processes.count == 1:
             return
-        if self.keeps_captures:
-            raise NotImplementedError(
-                f"{self.approximation.name} works on the examples themselves, which other processes do not see; "
-                "under torch.distributed use a method made of averages (foof, plain kfac)."
-            )
-        for named in self.fresh:
-            for statistic in named.values():
-                if statistic.total is None:
-                    continue
-                statistic.total = statistic.total.contiguous()
-                torch.distributed.all_reduce(statistic.total)
-                (statistic.count,) = summed([statistic.count], statistic.total.device)
+        there = summed([statistic.total is not None for statistic in fresh], self.device)
+        if set(there) <= {0, processes.count}:
+            counts = summed([statistic.count for statistic in fresh], self.device)
+            for statistic, count in zip(fresh, counts, strict=True):
+                if statistic.total is not None:
+                    statistic.total, statistic.count = processes.total(statistic.total), count
+        else:  # a process has not run a layer
+            add_up(fresh, processes)
+        self.gather(self.keeps_captures)
+
+    def gather(self, captures: bool) -> None:
+        """Count the examples of all processes, and take over their captures where these are wanted."""
+        (examples,) = summed([self.examples], self.device)
+        self.examples = int(examples)
+        if captures:
+            shown = [captures for captures in self.window if _SEEN not in captures.values()]
+            gathered = Processes.training().gather(shown, self.device)
+            self.window = [captures for part in gathered for captures in part]
 
     # ---- saving ------------------------------------------------------------------------------------------------------
 

@@ -24,9 +24,9 @@ from fisherviz.optim.averages import Moments
 from fisherviz.optim.gradients import Moves, gradient_matrix, rows_explain, split_matrix, split_rows
 from fisherviz.optim.passes import Pass, Source
 from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
-from fisherviz.optim.processes import distributed
 from fisherviz.optim.watcher import Watcher
 from fisherviz.support import timing
+from fisherviz.support.processes import grouped, summed
 
 Group = dict[str, Any]
 
@@ -75,6 +75,11 @@ class Step:
         return [made.inputs for made in self.passes if made.inputs is not None and made.examples]
 
     @cached_property
+    def any_inputs(self) -> bool:
+        """Whether any process has `inputs`: then all take part in the step."""
+        return summed([len(self.inputs)], self.moments.device)[0] > 0
+
+    @cached_property
     def group_of(self) -> dict[nn.Parameter, Group]:
         """Each parameter's group."""
         return {p: group for group in self.groups for p in group["params"]}
@@ -95,7 +100,7 @@ class Step:
 
     def rows(self, layer: Layer, pays: Callable[[int], bool]) -> Rows | None:
         """The rows behind the layer's gradient, if their number pays and they are one unmodified local backward."""
-        if len(self.passes) != 1 or distributed() or any(self.decays[p] for p in layer.parameters.values()):
+        if len(self.passes) != 1 or grouped() or any(self.decays[p] for p in layer.parameters.values()):
             return None
         rows = self.passes[0].rows_behind(layer)
         if rows is None or not pays(len(rows[0])):
@@ -107,7 +112,7 @@ class Step:
         assert self.closure is not None
         gradients = {p: p.grad for p in self.group_of}
         # by value where the next backward of DistributedDataParallel may overwrite the memory of those that it gave
-        values = {p: g.clone() for p, g in gradients.items() if g is not None and distributed()}
+        values = {p: g.clone() for p, g in gradients.items() if g is not None and grouped()}
         for p in gradients:
             p.grad = None
         try:

@@ -23,7 +23,6 @@ from fisherviz.optim.gradients import Moves, Tensors, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import MODEL, NaturalGradientOptions, require_known
 from fisherviz.optim.preconditioner import Preconditioner
-from fisherviz.optim.processes import distributed
 from fisherviz.optim.quadratic import FisherForms, combine, dot
 from fisherviz.optim.rules import ModelRule, StepRule, descend
 from fisherviz.support import choices, timing
@@ -149,10 +148,8 @@ class LineSearch(ModelRule[ConjugateGradients]):
 
     def take(self, step: Step, directions: ConjugateGradients) -> None:
         """Change the weights, then λ."""
-        if distributed():
-            raise NotImplementedError("HessianFree runs in one process; under torch.distributed use foof or kfac.")
         self.say_ignored(step.groups)
-        if not step.inputs:
+        if not step.any_inputs:
             descend(step.groups, step.state, {})
             return
         # F has no need of structure: layers that an approximation would leave out are solved for as well

@@ -26,13 +26,17 @@ from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, mat
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.passes import Pass
-from fisherviz.optim.processes import distributed
 from fisherviz.optim.rules import StepRule, descend
 from fisherviz.optim.selection import say_once
+from fisherviz.optim.watcher import at_least_float32
 from fisherviz.support import choices, timing
+from fisherviz.support.processes import Processes, grouped, summed
 
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
+
+Means = tuple[Tensor, Tensor, Tensor]
+"""Mean input, mean pre-activation and mean score of a layer."""
 
 
 class QuasiNewton(Directions):
@@ -57,8 +61,7 @@ class QuasiNewton(Directions):
         """Directions at the old weights."""
         if self.first is not None and step.active and not self.factors:
             self.average_data(step)
-        for layer in step.active:
-            self.update_inputs(step, layer)
+        self.update_inputs(step)
         moves: Moves = {}
         for layer in step.active:
             own = self.factors[layer.name]
@@ -68,11 +71,18 @@ class QuasiNewton(Directions):
             moves |= split_matrix(layer, own["Hg"] @ own["v"] @ own["Ha"])
         return moves
 
-    def means(self, step: Step) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Mean input, mean pre-activation and mean score of each layer."""
-        return {layer.name: self._means(step, layer) for layer in step.active}
+    def means(self, step: Step) -> dict[str, Means]:
+        """Mean input, mean pre-activation W̄ ā and mean score of each layer."""
+        found = self._averages(step, lambda capture: capture.a[:, 0].sum(0), lambda capture: capture.g[0, :, 0].sum(0))
+        out = {}
+        for layer, (a, g) in zip(step.active, found, strict=True):
+            W = matrix_of(layer, {p: p.detach() for p in layer.parameters.values()}).to(a.dtype)
+            if layer.da > W.shape[1]:
+                raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
+            out[layer.name] = a, W @ a, g
+        return out
 
-    def learn(self, step: Step, before: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    def learn(self, step: Step, before: Mapping[str, Means]) -> None:
         """H_a and H_g from the means before and after the weights have changed."""
         if not step.active:
             return
@@ -82,11 +92,15 @@ class QuasiNewton(Directions):
             damped = own["A"] @ s + _root(step, layer) * s
             own["Ha"] = bfgs(own["Ha"], s, damped, mean_a)
         self.again(step)
+        after = self.means(step)
         for layer in step.active:
-            self.update_outputs(step, layer, before[layer.name])
+            self.update_outputs(step, layer, before[layer.name], after[layer.name])
 
     def _capture(self, step: Step, layer: Layer) -> Capture:
-        parts = [made.captures[layer.name] for made in step.passes if layer.name in made.captures]
+        parts = [made.captures[layer.name] for made in step.passes if made.examples and layer.name in made.captures]
+        if not parts:  # nothing of this process's examples counts
+            like = at_least_float32(next(iter(layer.parameters.values())))
+            return Capture(like.new_zeros(0, 1, layer.da), like.new_zeros(1, 0, 1, layer.d_out))
         capture = concatenate(parts)
         if not isinstance(capture, Capture) or not capture.factored:
             raise NotImplementedError(
@@ -95,33 +109,31 @@ class QuasiNewton(Directions):
             )
         return capture
 
-    def _means(self, step: Step, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean input, mean pre-activation W̄ ā and mean score."""
-        capture = self._capture(step, layer)
-        a = capture.a[:, 0].mean(0)
-        W = matrix_of(layer, {p: p.detach() for p in layer.parameters.values()}).to(a.dtype)
-        if layer.da > W.shape[1]:
-            raise RuntimeError(f"layer {layer.name!r} has a bias that is not trained here; train or leave both.")
-        return a, W @ a, capture.g[0, :, 0].mean(0)
+    def _averages(self, step: Step, *sums: Callable[[Capture], Tensor]) -> list[list[Tensor]]:
+        """By layer, means over the examples of all processes that train together, from sums over each one's own."""
+        processes, captures = Processes.training(), [self._capture(step, layer) for layer in step.active]
+        counts = summed([capture.examples for capture in captures], step.moments.device)
+        return [
+            [processes.total(sum_of(capture)) / n for sum_of in sums]
+            for capture, n in zip(captures, counts, strict=True)
+        ]
 
     @timing.part("statistics")
-    def update_inputs(self, step: Step, layer: Layer) -> None:
+    def update_inputs(self, step: Step) -> None:
         """A, and at the first step the two inverses."""
-        capture = self._capture(step, layer)
-        a = capture.a[:, 0]
-        own = self.factors.setdefault(layer.name, {})
-        fresh = a.mT @ a / len(a)
-        own["A"] = fresh if "A" not in own else own["A"].mul_(step.decay).add_(fresh, alpha=1 - step.decay)
-        if "Ha" not in own:
-            damped = plus_identity(own["A"], _root(step, layer))
-            own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
-            own["Hg"] = torch.eye(layer.d_out, dtype=a.dtype, device=a.device)
+        found = self._averages(step, lambda capture: capture.a[:, 0].mT @ capture.a[:, 0])
+        for layer, (fresh,) in zip(step.active, found, strict=True):
+            own = self.factors.setdefault(layer.name, {})
+            own["A"] = fresh if "A" not in own else own["A"].mul_(step.decay).add_(fresh, alpha=1 - step.decay)
+            if "Ha" not in own:
+                damped = plus_identity(own["A"], _root(step, layer))
+                own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
+                own["Hg"] = torch.eye(layer.d_out, dtype=fresh.dtype, device=fresh.device)
 
     @timing.part("statistics")
-    def update_outputs(self, step: Step, layer: Layer, before: tuple[Tensor, Tensor, Tensor]) -> None:
+    def update_outputs(self, step: Step, layer: Layer, before: Means, after: Means) -> None:
         """H_g from the pair of the step."""
-        _, h, g = before
-        _, h_new, g_new = self._means(step, layer)
+        (_, h, g), (_, h_new, g_new) = before, after
         own, keep = self.factors[layer.name], self.pair_decay
         for key, change in (("s", h_new - h), ("y", g_new - g)):
             own[key] = (1 - keep) * change if key not in own else own[key].mul_(keep).add_(change, alpha=1 - keep)
@@ -132,7 +144,8 @@ class QuasiNewton(Directions):
     def again(self, step: Step) -> None:
         """The closure at the new weights; its passes replace the step's, its gradients are dropped."""
         assert step.closure is not None
-        gradients = [(p, p.grad) for p in step.group_of]
+        # by value where the next backward of DistributedDataParallel may overwrite the memory of those that it gave
+        gradients = [(p, p.grad.clone() if p.grad is not None and grouped() else p.grad) for p in step.group_of]
         buffers = [(b, b.clone()) for b in step.watcher.model.buffers()]
         step.passes.clear()
         for p, _ in gradients:
@@ -149,7 +162,7 @@ class QuasiNewton(Directions):
         """A over one pass of the data."""
         assert self.first is not None
         totals: dict[str, Tensor] = {}
-        count = 0
+        count = 0.0
         for batch, targets in self.first:
             inputs = step.watcher.weighed(batch, targets)
             captures, n = step.watcher.captures_of(inputs, lambda z: torch.zeros_like(z).unsqueeze(0))
@@ -157,8 +170,9 @@ class QuasiNewton(Directions):
             for layer in step.active:
                 a = captures[layer.name].a[:, 0]  # type: ignore[union-attr]
                 totals[layer.name] = a.mT @ a + totals.get(layer.name, 0)
+        processes, (count,) = Processes.training(), summed([count], step.moments.device)
         for name, total in totals.items():
-            self.factors[name] = {"A": total / count}
+            self.factors[name] = {"A": processes.total(total) / count}
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """A, H_a, H_g and the averages of each layer."""
@@ -177,8 +191,6 @@ class Follow(StepRule[QuasiNewton]):
 
     def take(self, step: Step, directions: QuasiNewton) -> None:
         """Change the weights."""
-        if distributed():
-            raise NotImplementedError("K-BFGS runs in one process; under torch.distributed use foof or kfac.")
         before = directions.means(step)
         moves = directions.of(step)
         for p, d in moves.items():

@@ -18,9 +18,9 @@ from fisherviz.network.batches import Arguments, count_examples, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import FreshVectors
-from fisherviz.optim.processes import summed
 from fisherviz.optim.watcher import Watcher, at_least_float32
 from fisherviz.statistics.examples import Examples
+from fisherviz.support.processes import Processes, summed
 
 Direction = Mapping[nn.Parameter, Tensor]
 
@@ -77,17 +77,18 @@ class FisherForms:
     def __init__(self, watcher: Watcher, likelihood: Likelihood, batches: Sequence[Arguments]) -> None:
         self.watcher, self.network, self.likelihood = watcher, watcher.network, likelihood
         self.batches = [Arguments(*batch) for batch in batches]
-        self.examples = sum(examples_of(batch) for batch in self.batches)
+        (self.examples,) = summed([sum(examples_of(batch) for batch in self.batches)], self.network.device)
+        """Of all processes, each of which has batches of its own, or none."""
         if hidden := [layer.name for layer in watcher.layers if layer.note == REENTRANT]:
             raise NotImplementedError(
                 f"layer {hidden[0]!r} runs inside checkpoint(use_reentrant=True), through which no forward-mode "
                 "product passes; for KFAC pass use_reentrant=False, for HessianFree run the model without checkpoint."
             )
         self._spaces: list[tuple[list[int], Examples]] | None = None
-        if self.network.structure.forward_mode is None:
+        if self.network.structure.forward_mode is None and self.batches:
             with watcher.looking_away():
                 try_forward_mode(self.network, self.batches[0])
-        if not self.network.structure.forward_mode:
+        if not self.network.structure.forward_mode and self.batches:
             self._leave_forward_mode()
 
     def _leave_forward_mode(self) -> None:
@@ -140,6 +141,10 @@ class FisherForms:
 
     def product(self, direction: Direction) -> dict[nn.Parameter, Tensor]:
         """F · direction: forward mode, the output Fisher, and one reverse pass."""
+        return _summed(self._own_product(direction))
+
+    def _own_product(self, direction: Direction) -> dict[nn.Parameter, Tensor]:
+        """This process's part."""
         if self._spaces is not None:
             return self._example_product(direction)
         own, named = self.network.parameters, self._named(direction)
@@ -175,8 +180,13 @@ class FisherForms:
         for one, other in zip(u, v, strict=True):
             t = other.t if one.z is None else self._output(one.weight, one.z, other.t)
             total += float((one.t.double() * t.double()).sum())
-        total, examples = summed([total, self.examples], u[0].t.device)
-        return total / examples
+        return summed([total], self.network.device)[0] / self.examples
+
+
+def _summed(parts: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+    """Sums over the processes that train together."""
+    processes = Processes.training()
+    return {p: processes.total(part) for p, part in parts.items()}
 
 
 def dot(u: Direction, v: Direction) -> float:

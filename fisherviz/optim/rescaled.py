@@ -21,7 +21,6 @@ from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Group, Preconditioned, Step
 from fisherviz.optim.gradients import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
-from fisherviz.optim.processes import summed
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
 from fisherviz.optim.rules import ModelRule, descend
 
@@ -71,7 +70,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
         """Change the weights, then λ."""
         self.say_ignored(step.groups)
         batches = step.inputs
-        if not batches:
+        if not step.any_inputs:
             descend(step.groups, step.state, {})
             return
         options = self.options
@@ -156,10 +155,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
         return quadratic, linear
 
     def _objective(self, loss: Any, step: Step) -> float:
-        """H; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""
-        own = self.objective(loss, [p for layer in step.active for p in layer.parameters.values()])
-        total, processes = summed([own, 1.0], step.generator.device)
-        return total / processes
+        return self.objective(loss, [p for layer in step.active for p in layer.parameters.values()])
 
     def _adjust(self, step: Step, before: float, lr: float) -> None:
         """λ by the reduction ratio ρ (section 6.5); the closure's gradients and side effects are undone."""

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, MutableMapping, Seque
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fisherviz.network.layers import Layer
@@ -21,6 +22,7 @@ from fisherviz.optim.directions import Directions, Group, Part, Step
 from fisherviz.optim.gradients import Moves, add_direction, dense, inner
 from fisherviz.optim.quadratic import dot
 from fisherviz.optim.selection import say_once
+from fisherviz.support.processes import summed
 
 JOINT = ("lr", "damping", "momentum", "weight_decay")
 """What the quadratic model takes from the optimizer and not from its groups."""
@@ -190,10 +192,11 @@ class ModelRule(StepRule[D]):
         self._given = given
 
     def objective(self, loss: Any, parameters: Iterable[nn.Parameter]) -> float:
-        """H = loss + η/2 ‖θ‖²."""
-        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
-        weights = {p: p.detach() for p in parameters} if self.eta else {}
-        return value + self.eta / 2 * dot(weights, weights)
+        """H = loss + η/2 ‖θ‖²; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""
+        own, known = float(loss.detach() if isinstance(loss, Tensor) else loss), list(parameters)
+        total, processes = summed([own, 1.0], known[0].device if known else torch.device("cpu"))
+        weights = {p: p.detach() for p in known} if self.eta else {}
+        return total / processes + self.eta / 2 * dot(weights, weights)
 
     def adjust(self, rho: float, lower: float, higher: float) -> None:
         """λ after a step with reduction ratio ρ: lower where the model foresaw it well, higher where badly."""

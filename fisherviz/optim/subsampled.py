@@ -25,7 +25,6 @@ from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, gradient_matrix, layer_gradients, matrix_of, split_matrix, split_rows
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import DIRECTION, require_known
-from fisherviz.optim.processes import distributed
 from fisherviz.optim.rules import Momentum, StepRule
 from fisherviz.statistics.examples import Examples, Woodbury
 from fisherviz.statistics.gradients import columns_product, rows_product
@@ -51,22 +50,17 @@ class SubsampledFisher(Directions):
         self._data = None if data is None or self._same else Batches(data, repeats=False)
         self._batches: Iterator[Any] | None = None
         self._drawn = 0
-        self._previous: list[Arguments] = []
+        self._previous: list[Arguments] | None = None
         self.fisher: dict[str, AnyCapture] = {}
         self._factors: dict[tuple[Any, ...], list[tuple[list[Layer], Woodbury]]] = {}
 
     def of(self, step: Step) -> Moves:
         """Natural gradients of all layers with a gradient."""
-        if distributed():
-            raise NotImplementedError(
-                "SubsampledNaturalGradient works on examples that other processes do not see; "
-                "under torch.distributed use foof or kfac."
-            )
         inputs = step.inputs
-        if not inputs:
+        if not step.any_inputs:
             return {}
         if step.due:
-            own = inputs if self._same else self._previous or inputs
+            own = inputs if self._same or self._previous is None else self._previous
             batches = own if self._data is None else [step.watcher.weighed(*self._draw())]
             self.estimate(step, batches)
         if any(layer.name not in self.fisher for layer in step.active):
@@ -95,12 +89,13 @@ class SubsampledFisher(Directions):
 
     @timing.part("statistics")
     def estimate(self, step: Step, batches: Sequence[Arguments]) -> None:
-        """The Fisher of a mini-batch at the present weights."""
+        """The Fisher of a mini-batch at the present weights, of all processes' examples."""
         parts = [step.watcher.captures_of(batch, step.source) for batch in batches]
         step.moments.forget()
         for captures, examples in parts:
             step.moments.window.append(captures)
             step.moments.examples += examples
+        step.moments.gather(captures=True)
         found = {layer.name: step.moments.capture(layer.name) for layer in step.moments.space.layers}
         self.fisher = {name: capture for name, capture in found.items() if capture is not None}
         self._factors = {}
@@ -169,7 +164,7 @@ class SubsampledFisher(Directions):
             "structure": self.structure,
             "fisher": pack(self.fisher),
             "drawn": self._drawn,
-            "previous": [[list(given.args), dict(given.kwargs), given.weight] for given in self._previous],
+            "previous": [[list(given.args), dict(given.kwargs), given.weight] for given in self._previous or ()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -178,7 +173,7 @@ class SubsampledFisher(Directions):
         self.fisher, self._factors = unpack(state["fisher"], device), {}
         self._previous = [
             move(Arguments(tuple(args), dict(kwargs), *weight), device) for args, kwargs, *weight in state["previous"]
-        ]
+        ] or None
         self._batches, self._drawn = None, 0
         if self._data is not None:
             for _ in range(state["drawn"]):

@@ -20,10 +20,10 @@ from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.passes import Pass, Wanted
 from fisherviz.optim.preconditioner import INVERT_FROM
-from fisherviz.optim.processes import distributed, summed
 from fisherviz.optim.selection import choose_layers, refuse_thawed, say_once, settle
 from fisherviz.optim.watcher import Watcher
 from fisherviz.support import timing
+from fisherviz.support.processes import grouped, summed
 
 
 class Watching(torch.optim.Optimizer):
@@ -121,7 +121,7 @@ class Watching(torch.optim.Optimizer):
         """Add a pass to the fresh sums, once no other backward can change what it showed."""
         made.retained = False
         made.leave_out()
-        if self.moments is not None and self._captures and (made.examples or distributed()):
+        if self.moments is not None and self._captures and (made.examples or grouped()):
             self.moments.collect(made.captures, made.examples)
 
     def _drop(self, names: Collection[str]) -> None:

@@ -1,6 +1,6 @@
 """Sums over examples that a pass feeds: what an approximation names in `statistics(layer)`."""
 
-from fisherviz.statistics.base import SETTINGS, RowsStatistic, Setting, Statistic, update_all
+from fisherviz.statistics.base import SETTINGS, RowsStatistic, Setting, Statistic, add_up, update_all
 from fisherviz.statistics.moments import (
     Block,
     CrossInputFactor,
@@ -29,5 +29,6 @@ __all__ = [
     "Setting",
     "Statistic",
     "UnitBlocks",
+    "add_up",
     "update_all",
 ]

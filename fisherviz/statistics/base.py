@@ -18,6 +18,7 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Batch
 from fisherviz.statistics.products import gram
 from fisherviz.support.choices import one_of
+from fisherviz.support.processes import Processes
 
 Setting = Literal["expand", "reduce", "sum"]
 SETTINGS: tuple[Setting, ...] = ("expand", "reduce", "sum")
@@ -155,3 +156,19 @@ def update_all(statistics: Iterable[Statistic], batch: Batch) -> None:
     """Feed one batch to all statistics."""
     for statistic in statistics:
         statistic.update(batch)
+
+
+def add_up(statistics: Iterable[Statistic], processes: Processes) -> None:
+    """Make of each process's sums those of all of them; a process may have seen no example.
+
+    Args:
+        statistics: of the same keys in the same order in all processes, not normalised.
+        processes: whose sums are added.
+    """
+    if processes.count == 1:
+        return
+    mine = list(statistics)
+    totals = processes.add_up([statistic.total for statistic in mine])
+    counts = processes.exchange([statistic.count for statistic in mine])
+    for statistic, total, of_all in zip(mine, totals, zip(*counts, strict=True), strict=True):
+        statistic.total, statistic.count = total, sum(of_all)

@@ -54,6 +54,16 @@ def test_it_is_the_dense_solve(model, kind, reduction, batches):
     assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
+def test_it_is_the_dense_solve_where_examples_have_different_numbers_of_outputs():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(20, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    batches = [(torch.randint(20, (2, T)), torch.randint(3, (2, T))) for T in (3, 5)]
+    found = fv.Probe(net, "categorical").fisher(batches).natural_gradient(0.1)
+    x, y = (torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*batches, strict=True))
+    wanted = expected(net, x, y, "exact", 4 * 0.1, True)  # of four examples, whose tokens are independent
+    assert torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("samples", [1, 3])
 def test_it_is_the_solve_with_the_fisher_of_the_same_sampled_labels(samples):
     net, x = network("dense")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
-from fisherviz.exact import passes
+from fisherviz.exact import passes, run
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
 
@@ -39,9 +39,9 @@ WAYS = ["one vector", "some", "nearly all"]
 
 def cut(way, monkeypatch):
     """Limits below one example's four vectors; whether a piece had vectors of the same examples as the one before."""
-    taking, original, seen = sys.modules["fisherviz.capture.take"], passes.take, []
+    taking, original, seen = sys.modules["fisherviz.capture.take"], run.take, []
 
-    def limited(network, inputs, targets, vectors, consume, first=0):
+    def limited(network, inputs, targets, vectors, consume, first=0, share=None):
         def noted(batch):
             seen.append(batch.later)
             consume(batch)
@@ -49,10 +49,10 @@ def cut(way, monkeypatch):
         fixed, per_vector = network.structure.example_bytes
         most = {"one vector": 0, "some": fixed + 2 * per_vector, "nearly all": fixed + 4 * per_vector - 1}
         network.capture_bytes = most[way]
-        return original(network, inputs, targets, vectors, noted, first)
+        return original(network, inputs, targets, vectors, noted, first, share)
 
     monkeypatch.setattr(taking, "TOGETHER", 1)
-    monkeypatch.setattr(passes, "take", limited)
+    monkeypatch.setattr(run, "take", limited)
     return seen
 
 

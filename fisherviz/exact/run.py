@@ -1,0 +1,103 @@
+"""One pass over the data as one process makes it: its share of each batch, and what is kept of its captures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from fisherviz.capture.captures import Batch
+from fisherviz.capture.joined import concatenated_bytes, extents, ragged, with_later
+from fisherviz.capture.network import Network
+from fisherviz.capture.structure import PathChanged
+from fisherviz.capture.take import VectorSource, take
+from fisherviz.exact.kept import Held
+from fisherviz.network.batches import Batches, Inputs, count_examples, select
+from fisherviz.support.processes import Processes
+from fisherviz.support.progress import progress_bar
+
+
+class Run:
+    """A pass on its way.
+
+    Args:
+        network: the network.
+        data: its batches.
+        vectors: the vectors to backpropagate.
+        processes: that share each batch's examples.
+    """
+
+    def __init__(self, network: Network, data: Batches, vectors: VectorSource, processes: Processes) -> None:
+        self.network, self.data, self.vectors, self.processes = network, data, vectors, processes
+        self.examples = 0
+        """Of all processes, so far."""
+        self.consumed = 0.0
+        """Seconds that the consumer took."""
+        self.whys: dict[str, str] = {}
+        """Why layers turned out to have no structure, by name; the pass has ended there."""
+        self.check: Callable[[], None] = lambda: None
+        """Called after every batch; where it raises, the pass ends."""
+        self._own: list[Batch] | None = None
+        self._limit = 0
+
+    def shares(self) -> Iterator[tuple[Inputs, Tensor | None, int]]:
+        """This process's part of each batch, with the position of its first example in the data."""
+        for inputs, targets in self.data:
+            n, first = count_examples(inputs), self.examples
+            start, stop = self.processes.share(n, first)
+            self.vectors.start(first, n)
+            self.check()
+            if self.processes.count == 1:
+                yield inputs, targets, first
+            elif start < stop:
+                yield select(inputs, start, stop), None if targets is None else targets[start:stop], first + start
+            self.examples += n
+
+    def go(self, consume: Callable[[Batch], None], clock: Callable[[], float], limit: int, *, labels: bool) -> None:
+        """Hand this process's captures to a consumer.
+
+        Args:
+            consume: called with each `Batch`.
+            clock: the time in seconds.
+            limit: bytes of captures that may be kept.
+            labels: whether the data must have targets.
+        """
+        size = 0
+        self._own, self._limit = [] if limit else None, limit
+
+        def hand(batch: Batch) -> None:
+            nonlocal size
+            bar.update(0 if batch.later else batch.examples)
+            start = clock()
+            consume(batch)
+            self.consumed += clock() - start
+            self.check()
+            if self._own is not None:
+                size += batch.bytes
+                self._own = [*self._own, batch] if size <= limit else None
+
+        with progress_bar(None, "passing over the data", "example", self.processes.rank == 0) as bar:
+            try:
+                for inputs, targets in self.data:
+                    self._one(inputs, targets, hand, labels)
+            except PathChanged as changed:
+                self.whys = {layer.name: layer.note for layer in changed.structure.generic}
+
+    def _one(self, inputs: Inputs, targets: Tensor | None, hand: Callable[[Batch], None], labels: bool) -> None:
+        if labels and targets is None:
+            raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
+        share = self.processes.share(count_examples(inputs), self.examples)
+        self.examples += take(self.network, inputs, targets, self.vectors, hand, self.examples, share)
+
+    def held(self) -> Held | None:
+        """The captures, where those of all processes fit in each of them."""
+        own, names = None if self._own is None else with_later(self._own), self.network.space.names
+        mine = None if own is None else [[e for batch in own for e in extents(batch.captures[name])] for name in names]
+        of_all, limits = zip(*self.processes.exchange((mine, self._limit)), strict=True)
+        if own is None or None in of_all:
+            return None
+        layers = [[extent for part in parts for extent in part] for parts in zip(*of_all, strict=True)]
+        if sum(map(concatenated_bytes, layers)) > min(limits):
+            return None  # batches of different lengths, padded to the longest
+        vectors = {extent.vectors for layer in layers for extent in layer}
+        return Held(own, max(vectors), len(vectors) > 1, any(map(ragged, layers)), self.processes)

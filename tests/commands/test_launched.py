@@ -1,0 +1,90 @@
+"""`torchrun -m fisherviz report`: the page of one process, written by one; a process that fails ends all."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fisherviz.commands.job import Job
+from fisherviz.commands.report import run
+from fisherviz.results.comparison import load_comparison
+
+MODULE = """
+import os, signal
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+def batches():
+    draws = torch.Generator().manual_seed(1)
+    inputs, targets = torch.randn(11, 6, generator=draws).double(), torch.randint(3, (11,), generator=draws)
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=4)
+
+def failing():
+    model = build()
+    def hook(module, inputs, output):
+        if os.environ["RANK"] == "1" and os.environ["FATE"] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ["RANK"] == "1":
+            raise ValueError("a layer of mine is gone.")
+    model[0].register_forward_hook(hook)
+    return model
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "launched_nets.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def torchrun(model, count=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    options = [
+        "--model",
+        f"launched_nets:{model}",
+        "--data",
+        "launched_nets:batches",
+        "--kind",
+        "mc",
+        "--out",
+        "several",
+    ]
+    return subprocess.run(
+        [*command, "-m", "fisherviz", "report", *options], capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_page_of_one(here):
+    done = torchrun("build")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Wrote several/index.html") == done.stdout.count("Probe of Sequential") == 1
+    run(Job(model="launched_nets:build", data="launched_nets:batches", kind="mc", out="one", quiet=True))
+    for part in ("", "layers"):
+        one, several = (load_comparison(here / folder / part) for folder in ("one", "several"))
+        keys = ["method", "row", "col", "metric"]
+        frames = [
+            c.frame[~c.frame["metric"].isin(["seconds", "passes"])].reset_index(drop=True) for c in (one, several)
+        ]
+        assert frames[0][keys].equals(frames[1][keys])
+        gap = (frames[0]["value"] - frames[1]["value"]).abs()
+        assert (gap <= 1e-6 * frames[0]["value"].abs() + 1e-7).all()
+        assert one.notes == several.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fate", ["failed", "killed"])
+def test_a_process_that_ends_ends_all_and_nothing_is_written(here, monkeypatch, fate):
+    monkeypatch.setenv("FATE", fate)
+    done = torchrun("failing")
+    assert done.returncode != 0
+    if fate == "failed":  # where one is killed, torchrun may end the other before it has said so
+        assert "fisherviz: process 1 of 2: a layer of mine is gone." in done.stderr
+    assert not (here / "several").exists()
