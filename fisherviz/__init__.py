@@ -18,6 +18,8 @@ from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
 from fisherviz.probe import Probe
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.results.outputs import set_output
+from fisherviz.support.memory import config
+from fisherviz.support.plan import Plan
 
 __all__ = [
     "Approximation",
@@ -31,11 +33,13 @@ __all__ = [
     "LayerInfo",
     "Likelihood",
     "Monitor",
+    "Plan",
     "Probe",
     "Tikhonov",
     "approximate",
     "approximations",
     "compare",
+    "config",
     "cumulants",
     "datasets",
     "load_comparison",

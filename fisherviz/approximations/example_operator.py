@@ -48,7 +48,7 @@ class ExampleSpace(Symmetric):
         return ExampleSpace(Examples([self.capture], self.factor * factor), self.shift * factor)
 
     def shifted(self, value: float) -> ExampleSpace:
-        """Plus a multiple of the identity; the Gram matrix is kept."""
+        """Plus a multiple of the identity."""
         return ExampleSpace(self.examples, self.shift + value)
 
     def _norm(self, order: NormOrder) -> float:

@@ -1,7 +1,7 @@
 """Unit blocks as an operator that never forms them all: CW-NGD of one batch, and of wide layers (Sang et al. 2022).
 
 Unit o's block is s V_oᵀ V_o + shift I with few rows V_o (R, da). It is solved for over the fan-in or over the rows,
-whichever are fewer; units are taken as many at a time as fit.
+whichever costs less; units are taken as many at a time as fit.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class ExampleUnits(Symmetric):
 
     @property
     def _fewer_rows(self) -> bool:
-        """Whether blocks are solved for over the rows."""
-        return self.rows < self.width and self.shift > 0
+        """Whether blocks are solved for over the rows: in float64, where blocks themselves often do with float32."""
+        return 2 * self.rows**3 < self.width**3 and self.shift > 0
 
     def _factorised_parts(self) -> Iterator[tuple[slice, ExampleUnits]]:
         """All units, as many at a time as fit with what is factorised of them."""

@@ -8,9 +8,9 @@ space, Lanczos, and random probes whose standard errors the table holds. The res
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -20,22 +20,22 @@ from torch import Tensor
 from fisherviz._version import __version__
 from fisherviz.approximations import FAILURES, Approximation, fit_all, resolve
 from fisherviz.approximations.registry import Method
+from fisherviz.comparison import planning
 from fisherviz.comparison.dense import DenseComparison
 from fisherviz.comparison.measures import MEASURES, Cost, Question, as_estimate
-from fisherviz.comparison.structured import StructuredComparison
+from fisherviz.comparison.structured import PROBES, StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
 from fisherviz.results.metrics import check_metrics, needing
 from fisherviz.support.memory import require
+from fisherviz.support.plan import Plan
 from fisherviz.support.processes import plain
-from fisherviz.support.progress import progress_bar
+from fisherviz.support.progress import progress_bar, showing
 
 DENSE_PARAMETERS = 3000
 """Matrices up to this size are compared dense; larger ones where a metric that was asked for needs it."""
-_DENSE_COPIES = 12
-"""Float64 matrices of the Fisher's size that a dense comparison holds at once."""
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
 """Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
@@ -55,6 +55,7 @@ class _Measured:
         return {**self.__dict__, "error": None if self.error is None else plain(self.error)}
 
 
+@overload
 def compare(
     fisher: Fisher,
     methods: Iterable[Method] | Mapping[str, Method] | Method | None = None,
@@ -63,7 +64,29 @@ def compare(
     metrics: Iterable[str] | None = None,
     gradient: Tensor | Mapping[str, Tensor] | None = None,
     progress: bool = True,
-) -> Comparison:
+    plan: Literal[False] = False,
+) -> Comparison: ...
+@overload
+def compare(
+    fisher: Fisher,
+    methods: Iterable[Method] | Mapping[str, Method] | Method | None = None,
+    *,
+    damping: float | Damping | None = None,
+    metrics: Iterable[str] | None = None,
+    gradient: Tensor | Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+    plan: Literal[True],
+) -> Plan: ...
+def compare(
+    fisher: Fisher,
+    methods: Iterable[Method] | Mapping[str, Method] | Method | None = None,
+    *,
+    damping: float | Damping | None = None,
+    metrics: Iterable[str] | None = None,
+    gradient: Tensor | Mapping[str, Tensor] | None = None,
+    progress: bool = True,
+    plan: bool = False,
+) -> Comparison | Plan:
     """Compare approximations with the exact Fisher.
 
     Args:
@@ -75,9 +98,10 @@ def compare(
         metrics: names out of `results.metrics`, whatever they cost; None: all that are affordable for this size.
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
         progress: show a progress bar where it takes longer than a moment, on a terminal or in a notebook; False: never.
+        plan: say what it will take instead of doing it: passes, multiply-adds, bytes and time, step by step.
 
     Returns:
-        A `Comparison`; its `notes` say what was left out.
+        A `Comparison`, whose `notes` say what was left out; or its `Plan`.
 
     Raises:
         ValueError: a method or a metric is unknown, nothing of what was asked for can be measured, or a fitted
@@ -93,25 +117,43 @@ def compare(
         if approximation.fitted:
             _check_fitted(fisher, approximation)
     fisher.look()
+    small = fisher.shape[0] <= DENSE_PARAMETERS
+    asked = sorted(wanted & needing("matrix")) if metrics is not None and not small else []
+    if plan:
+        inverses = wanted & needing("damping") or wanted & needing("direction")
+        return planning.plan(fisher, chosen, bool(small or asked), PROBES if inverses else 0)
+    with showing(progress and fisher.processes.rank == 0):
+        kind = DenseComparison if small or asked else StructuredComparison
+        return _compared(fisher, chosen, kind, damping, wanted, asked, metrics is not None, gradient)
+
+
+def _compared(
+    fisher: Fisher,
+    chosen: Mapping[str, Approximation],
+    kind: type[DenseComparison] | type[StructuredComparison],
+    damping: float | Damping | None,
+    wanted: set[str],
+    asked: Sequence[str],
+    explicit: bool,
+    gradient: Tensor | Mapping[str, Tensor] | None,
+) -> Comparison:
+    """The comparison; `asked` are the metrics that were named for which matrices larger than usual are written out."""
     notes: list[str] = []
     rule, strength = strength_of(fisher, damping)
     if damping is None:
-        small = _LEAST_DAMPING * fisher.shape[0] <= _DEFAULT_DAMPING
-        what = "a hundredth of the Fisher's mean eigenvalue" if small else "2e-6 of the Fisher's trace"
+        resolved = _LEAST_DAMPING * fisher.shape[0] <= _DEFAULT_DAMPING
+        what = "a hundredth of the Fisher's mean eigenvalue" if resolved else "2e-6 of the Fisher's trace"
         notes.append(f"damping was not given: λ = {strength:.3g}, {what}.")
     slope = _gradient(fisher, gradient, wanted, notes)
     unit = fisher.seconds_per_pass()
-    small = fisher.shape[0] <= DENSE_PARAMETERS
-    asked = sorted(wanted & needing("matrix")) if metrics is not None and not small else []
     if asked:
-        size, what = _DENSE_COPIES * 8 * fisher.shape[0] ** 2, f"the dense matrices for {', '.join(asked)}"
+        size, what = planning.DENSE_COPIES * 8 * fisher.shape[0] ** 2, f"the dense matrices for {', '.join(asked)}"
         with fisher.processes.agreeing("the memory for dense matrices"):
             require(size, fisher.network.device, what, "leave these metrics out")
-    kind = DenseComparison if small or asked else StructuredComparison
-    measured = kind(Question(fisher, rule, strength, slope, wanted, metrics is not None))
+    measured = kind(Question(fisher, rule, strength, slope, wanted, explicit))
     errors, said = _fit(fisher, chosen)
     measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
-    bar = progress_bar(len(chosen), "comparing", "method", progress and fisher.processes.rank == 0)
+    bar = progress_bar(len(chosen), "comparing", "method")
 
     def measure(label: str) -> _Measured:
         bar.set_postfix_str(label, refresh=False)  # a refresh would not wait for the moment

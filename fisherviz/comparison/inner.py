@@ -32,6 +32,7 @@ from fisherviz.operators import (
 from fisherviz.operators.factorise import eigh
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block
+from fisherviz.support.progress import progress_bar
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
@@ -178,7 +179,7 @@ def _pieces(captures: Sequence[AnyCapture], layers: Collection[int]) -> Iterator
         return
     size = captures[0].vectors * sum(captures[k].size for k in layers)
     step = max(1, GRADIENT_ENTRIES // (2 * size))
-    for start in range(0, captures[0].examples, step):
+    for start in progress_bar(range(0, captures[0].examples, step), "inner products", "piece"):
         yield _Gradients({k: captures[k].select(start, start + step).gradients.flatten(0, 1) for k in layers})
 
 

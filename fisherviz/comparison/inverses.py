@@ -91,7 +91,7 @@ class Eigenvectors:
     def __init__(self, damped: DampedFisher) -> None:
         self.damped, self.space = damped, damped.fisher.space
         self.examples = damped.fisher.in_example_space().double()
-        squares, vectors = eigh(self.examples.gram, "the Gram matrix")
+        squares, vectors = eigh(self.examples.make_gram(), "the Gram matrix")
         kept = squares > torch.finfo(squares.dtype).eps * len(squares) * squares.max()
         self.values, self._vectors = squares[kept] * self.examples.scale, vectors[:, kept] / squares[kept].sqrt()
         self.gaps = 1 / (self.values + damped.strength) - 1 / damped.strength

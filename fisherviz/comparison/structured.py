@@ -36,7 +36,7 @@ _PRODUCTS = 1000
 _ITERATIONS = 10_000
 """Of conjugate gradients, at most; all approximations share what they give."""
 _SPECTRAL_TOLERANCE = 1e-4
-_PROBES = 32
+PROBES = 32
 """Of inverses and divergences, at most; a quarter of them still has a standard error."""
 _EIGENVECTORS = {False: 128, True: 1024}
 """Up to so many gradients inverses and divergences are exact; more where they were asked for by name."""
@@ -113,15 +113,15 @@ class StructuredComparison:
             return None
         said = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
         explicit, damped = self.question.explicit, self.damped
-        probes = _PROBES if explicit else min(_PROBES, self.affordable)
+        probes = PROBES if explicit else min(PROBES, self.affordable)
         if damped.strength <= 0:
             self.notes.append(f"{said} left out: without damping the Fisher has no inverse; give damping=.")
             return None
         if not explicit and not damped.direct:
             self._costly(said, f"each probe takes conjugate gradients with {self.fisher.columns:,} gradients")
             return None
-        if probes < _PROBES // 4:
-            self._costly(said, f"{_PROBES // 4} probes take more products with F than the budget has")
+        if probes < PROBES // 4:
+            self._costly(said, f"{PROBES // 4} probes take more products with F than the budget has")
             return None
         try:
             found = Inverses(damped, names, probes, _EIGENVECTORS[explicit])

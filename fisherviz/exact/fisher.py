@@ -16,6 +16,7 @@ from torch import Tensor
 from fisherviz.exact import spectra
 from fisherviz.exact.blocks import JointBlocks
 from fisherviz.exact.passes import Consumer
+from fisherviz.exact.planning import REQUESTS, plan
 from fisherviz.exact.posterior import Posterior
 from fisherviz.exact.products import Products, Vector, damping_number
 from fisherviz.network.space import ORDERS, Order
@@ -25,6 +26,7 @@ from fisherviz.statistics import Block, Diagonal, UnitBlocks
 from fisherviz.statistics.examples import Woodbury, solve_combination
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.memory import require
+from fisherviz.support.plan import Plan
 
 _KEPT = 3000
 """Matrices of more than this squared entries are not kept beside what the caller holds."""
@@ -47,6 +49,25 @@ class Fisher(Products):
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>{self.probe._repr_html_()}"
+
+    def plan(self, *requests: str) -> Plan:
+        """What requests will take, before any of them runs: bytes, multiply-adds, passes and time (`Plan`).
+
+        The network runs on a few examples; the data are read once, to count them.
+
+        Args:
+            requests: names of methods, of "diagonal", "product" (F @ v), "norm", "example_gram", "solve", "spectrum"
+                and "to_dense"; without any, all of these.
+
+        Returns:
+            The plan; print it.
+
+        Raises:
+            ValueError: a request is unknown.
+        """
+        for request in requests:
+            one_of("request", request, tuple(REQUESTS))
+        return plan(self, requests or tuple(REQUESTS))
 
     # ---- parts of the matrix ---------------------------------------------------------------------------------------
 
@@ -235,7 +256,7 @@ class Fisher(Products):
     def example_gram(self) -> Tensor:
         """UᵀU over all layers, (K N, K N), for F = s U Uᵀ."""
         self._plan_gram()
-        return self.in_example_space().gram
+        return self.in_example_space().make_gram()
 
     def _plan_gram(self) -> None:
         size = self.columns**2 * torch.empty((), dtype=self.network.precision).element_size()

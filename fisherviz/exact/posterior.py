@@ -69,7 +69,7 @@ class Posterior:
         """VᵀV, in float64."""
         covariance = self.precision.reciprocal()
         if bool((covariance == covariance[0]).all()):
-            return examples.gram.double() * covariance[0]
+            return examples.make_gram().double() * covariance[0]
         weights = self.fisher.space.split(covariance.to(examples.dtype).unsqueeze(1))
         eye = torch.eye(examples.columns, dtype=examples.dtype, device=covariance.device)
         strips = []

@@ -14,6 +14,7 @@ from fisherviz.capture.take import VectorSource, take
 from fisherviz.exact.kept import Held
 from fisherviz.network.batches import Batches, Inputs, count_examples, select
 from fisherviz.support.processes import Processes
+from fisherviz.support.progress import progress_bar
 
 
 class Run:
@@ -66,6 +67,7 @@ class Run:
 
         def hand(batch: Batch) -> None:
             nonlocal size
+            bar.update(0 if batch.later else batch.examples)
             start = clock()
             consume(batch)
             self.consumed += clock() - start
@@ -74,14 +76,18 @@ class Run:
                 size += batch.bytes
                 self._own = [*self._own, batch] if size <= limit else None
 
-        try:
-            for inputs, targets in self.data:
-                if labels and targets is None:
-                    raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
-                share = self.processes.share(count_examples(inputs), self.examples)
-                self.examples += take(self.network, inputs, targets, self.vectors, hand, self.examples, share)
-        except PathChanged as changed:
-            self.whys = {layer.name: layer.note for layer in changed.structure.generic}
+        with progress_bar(None, "passing over the data", "example", self.processes.rank == 0) as bar:
+            try:
+                for inputs, targets in self.data:
+                    self._one(inputs, targets, hand, labels)
+            except PathChanged as changed:
+                self.whys = {layer.name: layer.note for layer in changed.structure.generic}
+
+    def _one(self, inputs: Inputs, targets: Tensor | None, hand: Callable[[Batch], None], labels: bool) -> None:
+        if labels and targets is None:
+            raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
+        share = self.processes.share(count_examples(inputs), self.examples)
+        self.examples += take(self.network, inputs, targets, self.vectors, hand, self.examples, share)
 
     def held(self) -> Held | None:
         """The captures, where those of all processes fit in each of them."""

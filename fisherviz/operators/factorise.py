@@ -269,13 +269,19 @@ class DampedCholesky:
         what: the matrix in words, for the error.
         unit: what errors multiply M's eigenvalues and dampings by, to state them in the caller's units (s, where M
             is the Gram matrix of F = s U Uᵀ).
+        given_away: whether M is the factorisation's own to write into.
 
     Raises:
         SingularMatrixError: when the sum is not positive definite.
     """
 
-    def __init__(self, matrix: Tensor, damping: float, what: str, unit: float = 1.0) -> None:
-        self.factor, info = torch.linalg.cholesky_ex(plus_identity(matrix.double(), damping))
+    def __init__(self, matrix: Tensor, damping: float, what: str, unit: float = 1.0, given_away: bool = False) -> None:
+        damped = matrix.to(torch.float64, copy=not given_away)
+        damped.diagonal().add_(damping)
+        self.factor, info = torch.linalg.cholesky_ex(damped)
+        if damped is matrix:
+            damped.diagonal().sub_(damping)
+        del damped
         if bool(info > 0) or (damping == 0 and not bool(_smallest_eigenvalue(self.factor) > _floors(matrix))):
             raise _singular(matrix, what, damping, unit)
 

@@ -17,18 +17,25 @@ from fisherviz.operators.base import Operator
 from fisherviz.operators.factorise import DampedCholesky, eigh
 from fisherviz.operators.kronecker import Kronecker
 
+RANK = 1000
+"""Of A and of G that is looked at, at most."""
+PAIRS = 4000
+"""Terms of rank one that are taken, at most: what is factorised has this size."""
+
 
 class LeadingPairs:
-    """Approximate inverses of a Khatri-Rao product with damping; work is in float64.
+    """Approximate inverses of a Khatri-Rao product with damping.
+
+    They are applied in the operators' precision where its rounding leaves two digits of what Woodbury subtracts.
 
     Args:
         blocks: operators by (row, col) on and above the diagonal. Segments with a `Kronecker` on it are coupled by
             those of a positive semidefinite A and G; others stand alone.
-        rank: of A and of G that is looked at, at most.
-        pairs: terms of rank one that are taken, at most.
+        rank: see `RANK`.
+        pairs: see `PAIRS`.
     """
 
-    def __init__(self, blocks: Mapping[tuple[int, int], Operator], rank: int = 1000, pairs: int = 4000) -> None:
+    def __init__(self, blocks: Mapping[tuple[int, int], Operator], rank: int = RANK, pairs: int = PAIRS) -> None:
         self.blocks, self.rank, self.pairs = blocks, rank, pairs
         self.count = 1 + max(col for _, col in blocks)
         self.coupled = [i for i in range(self.count) if isinstance(blocks[i, i], Kronecker)]
@@ -79,16 +86,23 @@ class LeadingPairs:
         found, places = sizes.topk(min(self.pairs, len(sizes)))
         places = places[found > damping]
         p, q = places // len(lengths[1]), places % len(lengths[1])
-        inputs, outputs = ([part[:, : int(k.max()) + 1] for part in roots] for roots, k in ((inputs, p), (outputs, q)))
+        ranks = (int(k.max()) + 1 if len(k) else 0 for k in (p, q))
+        inputs, outputs = (
+            [part[:, :rank] for part in roots] for roots, rank in zip((inputs, outputs), ranks, strict=True)
+        )
         products = ((x.mT @ x)[p][:, p] * (y.mT @ y)[q][:, q] for x, y in zip(inputs, outputs, strict=True))
         gram = reduce(torch.add, products)
         factor = DampedCholesky(gram, damping, "the leading part of a Khatri-Rao product")
         alone = {i: self.blocks[i, i].shifted(damping) for i in range(self.count) if i not in self.coupled}
         widths = [self.blocks[i, i].shape[0] for i in range(self.count)]
+        given = self.blocks[0, 0].dtype
+        enough = torch.finfo(given).eps * (float(found[0]) if len(found) else 0.0) < 1e-2 * damping
+        work = given if enough else torch.float64
+        inputs, outputs = ([part.to(work) for part in roots] for roots in (inputs, outputs))
 
         def inverse(v: Tensor) -> Tensor:
             parts = list(v.split(widths))
-            mine = [self._matrices(i, parts[i]) for i in self.coupled]
+            mine = [self._matrices(i, parts[i].to(work)) for i in self.coupled]
             products = (y.mT @ part @ x for part, x, y in zip(mine, inputs, outputs, strict=True))
             along = reduce(torch.add, products)  # (k, rank of G, rank of A)
             mixed = torch.zeros_like(along)
@@ -102,7 +116,7 @@ class LeadingPairs:
         return inverse
 
     def _matrices(self, i: int, v: Tensor) -> Tensor:
-        """Columns (P_i, k) as matrices (k, d_g, d_a) in float64."""
+        """Columns (P_i, k) as matrices (k, d_g, d_a)."""
         block = self.blocks[i, i]
         assert isinstance(block, Kronecker)
-        return v.double().mT.reshape(v.shape[1], len(block.G), len(block.A))
+        return v.mT.reshape(v.shape[1], len(block.G), len(block.A))

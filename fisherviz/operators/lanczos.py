@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.factorise import eigenvalues, eigh
+from fisherviz.support.progress import progress_bar
 
 Product = Callable[[Tensor], Tensor]
 Which = Literal["largest", "smallest", "magnitude"]
@@ -69,7 +70,7 @@ def extreme_eigenvalues(
     projected = basis.new_zeros(0, 0)
     residual = float("inf")
     next_check = 1
-    for step in range(1, maxiter + 1):
+    for step in progress_bar(range(1, maxiter + 1), "Lanczos", "product"):
         W = _finite(matvec(block))
         width = block.shape[1]
         basis = torch.cat([basis, block], 1)
@@ -210,7 +211,7 @@ def cg(
     target = tol * columns.norm(dim=0)
     z = r if preconditioner is None else preconditioner(r)
     p, rz = z, (r * z).sum(0)
-    for step in range(maxiter + 1):
+    for step in progress_bar(range(maxiter + 1), "conjugate gradients", "product"):
         active = r.norm(dim=0) > target
         if not bool(active.any()):
             return x.reshape(b.shape)
@@ -262,7 +263,7 @@ def log_quadratures(matvec: Product, z: Tensor, tol: float = 1e-4, maxiter: int 
     off: list[Tensor] = []
     value = z.new_full((z.shape[1],), float("inf"), dtype=torch.float64)
     change = float("inf")
-    for step in range(1, maxiter + 1):
+    for step in progress_bar(range(1, maxiter + 1), "Lanczos", "product"):
         Mq = _finite(matvec(q))
         diagonal.append((q * Mq).sum(0))
         w = Mq - diagonal[-1] * q - (off[-1] * before if off else 0.0)

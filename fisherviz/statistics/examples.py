@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import cached_property, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -16,7 +16,14 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.factorise import DampedCholesky
-from fisherviz.statistics.gradients import Rows, columns_product, example_gram, gram_and_cross, gram_tiles, rows_product
+from fisherviz.statistics.gradients import (
+    Rows,
+    add_example_gram,
+    columns_product,
+    gram_and_cross,
+    gram_tiles,
+    rows_product,
+)
 
 ACCURATE = 1e4
 """Condition number of the damped matrix up to which float32 keeps enough digits for Woodbury's difference."""
@@ -82,10 +89,12 @@ class Examples:
         """F v by pieces."""
         return self.combine(self.project(pieces).mul_(self.scale))
 
-    @cached_property
-    def gram(self) -> Tensor:
+    def make_gram(self) -> Tensor:
         """UᵀU, (K N, K N)."""
-        return _sum(example_gram(capture) for capture in self.captures)
+        total = self.captures[0].tensors[0].new_zeros(self.columns, self.columns)
+        for capture in self.captures:
+            add_example_gram(total, capture)
+        return total
 
     def gram_and_cross(self, k: int) -> tuple[Tensor, Tensor]:
         """UᵀU and Uᵀ U' with the first k vectors' columns in U and the others' in U'."""
@@ -122,7 +131,8 @@ class Woodbury:
 
     def __init__(self, examples: Examples, damping: float, gram: Tensor | None = None) -> None:
         self.damping, self.dtype = damping, examples.dtype
-        s, gram = examples.scale, examples.gram if gram is None else gram
+        own = gram is None
+        s, gram = examples.scale, examples.make_gram() if gram is None else gram
         size = s * float(torch.linalg.matrix_norm(gram))
         condition = 1 + size / damping
         if damping < torch.finfo(self.dtype).eps * size:
@@ -134,10 +144,13 @@ class Woodbury:
         self.widened = condition > ACCURATE and examples.dtype != torch.float64
         """Whether it works in float64 on examples of less."""
         if self.widened:
+            own, gram = True, None  # before a larger one is made
             examples = examples.double()
-            gram = examples.gram
+            gram = examples.make_gram()
         self.examples = examples
-        self.factor = DampedCholesky(gram, damping / s, "the Fisher in example space", unit=s)
+        if own:
+            gram = gram.double()  # what it was made in goes before the factor comes
+        self.factor = DampedCholesky(gram, damping / s, "the Fisher in example space", unit=s, given_away=own)
 
     @property
     def log_determinant(self) -> float:

@@ -14,8 +14,9 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.products import GRADIENT_ENTRIES, ROW_ENTRIES, gram
+from fisherviz.support.progress import progress_bar
 
-_TILE_ENTRIES = 2**24
+TILE_ENTRIES = 2**24
 Rows = tuple[int, int]
 """Examples start..stop."""
 
@@ -106,7 +107,11 @@ def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Te
         if k == 1:
             return outputs.mul_(inputs)
         return outputs.reshape(k, stop - start, k, n).mul_(inputs.unsqueeze(1)).reshape(k * (stop - start), k * n)
-    if isinstance(row, Capture) and not row.grouped and _pairwise_is_cheaper(row):
+    if (
+        isinstance(row, Capture)
+        and not row.grouped
+        and pairwise_is_cheaper(row.examples, row.vectors, row.positions, row.a.shape[-1], row.g.shape[-1])
+    ):
         return _pairwise_gram(row, start, stop)
     if isinstance(row, TokenCapture):
         return _tokens_gram(row, start, stop)
@@ -123,6 +128,21 @@ def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Te
         ]  # (K, e - s, K (high - low))
         out.append(torch.cat(strips, 1).reshape(k * (stop - start), k, high - low))
     return torch.cat(out, 2).reshape(k * (stop - start), -1)
+
+
+def add_example_gram(total: Tensor, row: AnyCapture) -> None:
+    """Add `example_gram` of all examples in place, where that needs no second matrix of its size."""
+    if isinstance(row, Capture) and row.factored:
+        inputs, g = gram(row.a[:, 0].T), row.g[:, :, 0]
+        tiles = total.view(row.vectors, row.examples, row.vectors, row.examples)
+        for k in range(row.vectors):
+            tiles[k, :, k] += gram(g[k].T).mul_(inputs)
+            for other in range(k + 1, row.vectors):
+                product = (g[k] @ g[other].T).mul_(inputs)
+                tiles[k, :, other] += product
+                tiles[other, :, k] += product.T
+    else:
+        total += example_gram(row)
 
 
 def _tokens_gram(row: TokenCapture | TiedCapture, start: int, stop: int) -> Tensor:
@@ -148,10 +168,16 @@ def _tied_gram(row: TiedCapture, start: int, stop: int) -> Tensor:
     return out
 
 
-def _pairwise_is_cheaper(row: Capture) -> bool:
-    """Products of positions pair by pair, or of whole per-example gradients?"""
-    n, k, t = row.examples, row.vectors, row.positions
-    da, dg = row.a.shape[-1], row.g.shape[-1]
+def pairwise_is_cheaper(n: int, k: int, t: int, da: int, dg: int) -> bool:
+    """Products of positions pair by pair, or of whole per-example gradients?
+
+    Args:
+        n: examples.
+        k: vectors.
+        t: positions.
+        da: width of the inputs.
+        dg: of the pseudo-gradients.
+    """
     pairwise = n * n * t * t * (da + k * k * dg)
     gradients = n * k * t * da * dg + (n * k) ** 2 * da * dg
     return pairwise < gradients
@@ -161,7 +187,7 @@ def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
     """Σ_tt' (ā_nt·ā_mt') (g_nkt·g_mlt'), in tiles of examples."""
     k, n, t = row.vectors, row.examples, row.positions
     out = row.a.new_empty(k, stop - start, k, n)
-    step = max(1, int((_TILE_ENTRIES / (t * t * k * k)) ** 0.5))
+    step = max(1, int((TILE_ENTRIES / (t * t * k * k)) ** 0.5))
     for s in range(start, stop, step):
         e = min(s + step, stop)
         for low in range(0, n, step):
@@ -175,13 +201,13 @@ def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
 def tile_ranges(captures: Sequence[AnyCapture]) -> list[Rows]:
     """Ranges of examples whose rows of every layer's Gram matrix are small enough to be held together."""
     n, k = captures[0].examples, captures[0].vectors
-    step = max(1, _TILE_ENTRIES // (k * k * n * max(1, len(captures) // 4)))
+    step = max(1, TILE_ENTRIES // (k * k * n * max(1, len(captures) // 4)))
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def gram_tiles(captures: Sequence[AnyCapture], ranges: Sequence[Rows] | None = None) -> Iterator[list[Tensor]]:
     """Row strips of every layer's Gram matrix, of some `tile_ranges` or all."""
-    for start, stop in tile_ranges(captures) if ranges is None else ranges:
+    for start, stop in progress_bar(tile_ranges(captures) if ranges is None else ranges, "Gram matrices", "tile"):
         yield [example_gram(capture, start, stop) for capture in captures]
 
 
@@ -211,7 +237,7 @@ def _factored_square_norm(capture: Capture) -> float:
     """The same over pairs of examples n <= m only, each off-diagonal pair twice."""
     a, g = capture.a[:, 0], capture.g[:, :, 0]
     n, k = capture.examples, capture.vectors
-    step = max(1, min(256, _TILE_ENTRIES // (k * k * n)))
+    step = max(1, min(256, TILE_ENTRIES // (k * k * n)))
     total = 0.0
     for start in range(0, n, step):
         stop = min(start + step, n)

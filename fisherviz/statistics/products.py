@@ -18,12 +18,12 @@ ROW_ENTRIES = 2**22
 """Entries of per-example gradients that are multiplied at once for one block: memory that is used again, not fresh."""
 OUTER_ENTRIES = 2**19
 """Entries of per-example outer products that are held at once."""
-_WHOLE_ENTRIES = 2**22
+WHOLE_ENTRIES = 2**22
 """Diagonal blocks up to this many entries are expanded whole before they are written."""
-_STRIP = MIRRORED
+STRIP = MIRRORED
 """Least number of rows of a Gram matrix that are computed at once, from the diagonal to the right; others are multiples
 of it."""
-_STRIP_ENTRIES = 2**16
+STRIP_ENTRIES = 2**16
 """Rows with fewer entries are multiplied whole: many small products cost more than half of a large one."""
 
 
@@ -33,11 +33,11 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
     Where it pays one triangle is computed, strip by strip, and mirrored.
     """
     d = x.shape[-1]
-    if d <= 2 * _STRIP or x.shape[-2] * d < _STRIP_ENTRIES:
+    if d <= 2 * STRIP or x.shape[-2] * d < STRIP_ENTRIES:
         product = symmetric(x.mT @ x)
         return product if total is None else total.add_(product)
     out = x.new_empty(*x.shape[:-2], d, d) if total is None else total
-    width = _STRIP * max(1, min(3, d // (6 * _STRIP)))
+    width = strip_width(d)
     for low in range(0, d, width):
         high = min(low + width, d)
         rows, strip = x[..., low:high].mT, out[..., low:high, low:]
@@ -48,6 +48,11 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
         else:
             strip.addmm_(rows, x[:, low:])
     return symmetric(out)
+
+
+def strip_width(d: int) -> int:
+    """Rows of a symmetric (d, d) product that are computed at once."""
+    return STRIP * max(1, min(3, d // (6 * STRIP)))
 
 
 def working(x: Tensor) -> torch.dtype:
@@ -196,7 +201,7 @@ def write_half(half: Tensor, targets: list[tuple[Tensor, slice, slice]], dg: int
         scale: a factor.
     """
     index = unpack_index(da, half.device)
-    if (dg * da) ** 2 <= _WHOLE_ENTRIES:  # many small writes would cost more than the products
+    if (dg * da) ** 2 <= WHOLE_ENTRIES:  # many small writes would cost more than the products
         whole = half.index_select(0, unpack_index(dg, half.device)).index_select(1, index).reshape(dg, dg, da, da)
         for out, rows, cols in targets:
             torch.mul(whole[:, :, rows, cols].transpose(1, 2), scale, out=out)

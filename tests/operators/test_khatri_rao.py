@@ -47,6 +47,15 @@ def test_with_all_pairs_it_is_the_inverse(dtype, tol, rank):
     torch.testing.assert_close(found.double(), torch.linalg.solve(plus(dense, 1e-2), v), rtol=tol, atol=tol * 100)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-9])
+def test_what_lies_below_the_damping_is_left_out(size):
+    blocks, dense = coupled(2)
+    blocks = {pair: op if pair == (2, 2) else Kronecker(size * op.A, op.G) for pair, op in blocks.items()}
+    v = normal(len(dense), 2, seed=3)
+    expected = torch.linalg.solve(plus(BlockMatrix(blocks).to_dense(), 1.0), v)
+    torch.testing.assert_close(LeadingPairs(blocks)(1.0)(v), expected, rtol=0, atol=1e-6)
+
+
 def test_it_takes_the_largest_terms_of_rank_one():
     """Against all u_pq written out from the joint matrices' eigenvectors, sorted by length."""
     damping = 1e-3

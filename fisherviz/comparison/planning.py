@@ -1,0 +1,122 @@
+"""What a comparison will take: the parts that every comparison has, and what each method adds.
+
+Iterations and random probes are counted at their most; what they share (products with F, captures in float64) once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fisherviz.approximations import Approximation
+from fisherviz.approximations.kfac_full import KFACFull
+from fisherviz.exact.fisher import Fisher
+from fisherviz.exact.planning import DOUBLE, Sizes, pass_seconds, sizes_of
+from fisherviz.operators.khatri_rao import PAIRS
+from fisherviz.statistics import Statistic
+from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, symmetric_cost
+from fisherviz.statistics.products import GRADIENT_ENTRIES
+from fisherviz.support.plan import Plan, Step
+
+DENSE_COPIES = 12
+"""Float64 matrices of the Fisher's size that a dense comparison holds at once."""
+_DENSE_METHOD = 7.0
+"""Multiply-adds of a method's spectra, singular values and inverses over P³, dense; of the exact Fisher's likewise."""
+_LANCZOS = 40
+"""Products that a spectral norm usually takes."""
+_COUPLED = 100
+"""Products that a solve of a matrix coupled across layers usually takes."""
+_PROBE_COPIES = 12
+"""Arrays of all probes that are held at once."""
+
+
+def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probes: int) -> Plan:
+    """The steps of a comparison; see `compare`.
+
+    Args:
+        fisher: the exact Fisher.
+        chosen: the approximations by label.
+        dense: whether matrices are written out.
+        probes: random vectors of inverses and divergences, at most.
+    """
+    sizes = sizes_of(fisher)
+    own = [step for label, method in chosen.items() if not method.fitted for step in _fit(label, method, fisher, sizes)]
+    held = sum(step.bytes for step in own) + sizes.held
+    fits = [Step(s.what, s.how, s.multiply_adds, held, s.passes, s.at_most) for s in own]
+    measured = (_dense if dense else _structured)(sizes, chosen, held, probes)
+    network = fisher.network
+    seconds = pass_seconds(fisher, sizes.layers[0].examples)
+    passes = Step("cost of a pass", "three passes, timed", passes=3.0)
+    return Plan([*sizes.capture(), passes, *fits, *measured], network.device, network.precision, seconds)
+
+
+def _fit(label: str, method: Approximation, fisher: Fisher, sizes: Sizes) -> list[Step]:
+    """Statistics and factorisations of a method; `bytes` are those that it keeps."""
+    layers = fisher.space.layers
+    by_name = {layer.name: extent for layer, extent in zip(layers, sizes.layers, strict=True)}
+    method.prepare(layers, fisher.structure.positions)
+    statistics = [s for layer in layers for s in method.needs(layer).values()]
+    pairs = method.pairs(layers, fisher.structure.neighbours)
+    statistics += [s for i, j in pairs for s in method.pair_statistics(layers[i], layers[j]).values()]
+    count, entries = 0.0, 0
+    for statistic in statistics:
+        cost, size = _statistic(statistic, [by_name[name] for name in statistic.layers])
+        count, entries = count + cost, entries + size
+    if type(method).refine is not Approximation.refine:
+        count += sum(layer.forming + layer.columns * layer.positions * layer.size for layer in sizes.layers)
+    return [Step(label, "statistics and factors", count, sizes.item * entries)]
+
+
+def _statistic(statistic: Statistic, of: Sequence[LayerCosts]) -> tuple[float, int]:
+    """Multiply-adds of a statistic with its factorisation, and its entries."""
+    row, col, kind = of[0], of[-1], type(statistic).__name__
+    shared = statistic.setting != "reduce"
+    rows = row.examples * (row.positions if shared else 1)
+    if kind == "InputFactor":
+        if row.kind == "tokens":
+            return 0.0, row.da
+        return row.groups * (symmetric_cost(rows, row.da) + EIGEN * row.da**3), row.groups * row.da**2
+    if kind == "OutputFactor":
+        made = symmetric_cost(rows * row.vectors, row.dg)
+        return row.groups * (made + EIGEN * row.dg**3), row.groups * row.dg**2
+    if kind == "CrossInputFactor":
+        return rows * row.da * col.da, row.da * col.da
+    if kind == "CrossOutputFactor":
+        return rows * row.vectors * row.dg * col.dg, row.dg * col.dg
+    if kind == "UnitBlocks":
+        units = row.groups * row.dg
+        return row.units + CHOLESKY * units * row.da**3, units * row.da**2
+    if kind == "Block":
+        return block_cost(row, col) + CHOLESKY * row.size**3, row.size * col.size
+    return row.diagonal, row.size
+
+
+def _dense(sizes: Sizes, chosen: Mapping[str, Approximation], held: float, probes: int) -> list[Step]:
+    size = held + DENSE_COPIES * DOUBLE * sizes.size**2
+    cube = _DENSE_METHOD * sizes.size**3
+    return [
+        Step("exact Fisher", "dense in float64", sizes.dense + cube, size),
+        *(Step(f"{label}: metrics", "dense in float64", cube, size) for label in chosen),
+    ]
+
+
+def _structured(sizes: Sizes, chosen: Mapping[str, Approximation], held: float, probes: int) -> list[Step]:
+    columns, size = sizes.columns, sizes.size
+    images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in sizes.layers)
+    vectors = _PROBE_COPIES * probes * sizes.item * size + 3 * DOUBLE * min(GRADIENT_ENTRIES, images * probes)
+    direct = min(size, columns)
+    solver = 2 * DOUBLE * direct**2 + DOUBLE // sizes.item * sizes.captured
+    formed = [layer for layer in sizes.layers if layer.kind != "outer"]  # of the others inner products are closed
+    gradients = 2 * sizes.item * min(columns * sum(layer.size for layer in formed), GRADIENT_ENTRIES // 2)
+    solves = sizes.gram + CHOLESKY * direct**3 + 2 * probes * sizes.product
+    steps = [
+        Step("exact Fisher", "norms by Gram matrices", sizes.gram, held + sizes.tile_bytes),
+        Step("exact Fisher", "solves for directions and probes", solves, held + solver + vectors, at_most=True),
+        Step("inner products", "gradients formed once", sum(layer.forming for layer in formed), held + gradients),
+    ]
+    among = sum(layer.size * (layer.da + layer.dg) for layer in sizes.layers if layer.kind != "gradients")
+    for label, method in chosen.items():
+        coupled = isinstance(method, KFACFull) and len(sizes.layers) > 1
+        pairs = 6 * DOUBLE * min(PAIRS, size) ** 2 if coupled and type(method) is KFACFull else 0
+        products = (2 * probes + _LANCZOS) * (sizes.product + among) + (_COUPLED * among if coupled else 0)
+        steps.append(Step(f"{label}: metrics", "products and solves", products, held + vectors + pairs, at_most=True))
+    return steps

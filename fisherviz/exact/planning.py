@@ -1,0 +1,245 @@
+"""What requests to an exact Fisher will take, from the sizes of its layers alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fisherviz.capture.network import CAPTURE_BYTES
+from fisherviz.capture.take import loss_gradient
+from fisherviz.exact.passes import Passes
+from fisherviz.network.batches import count_examples, select
+from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, layer_costs
+from fisherviz.statistics.gradients import TILE_ENTRIES
+from fisherviz.statistics.products import GRADIENT_ENTRIES, WHOLE_ENTRIES
+from fisherviz.support.memory import keep_limit
+from fisherviz.support.plan import Plan, Step
+
+FORWARD_MODE = 1.7
+"""Passes of a product by forward and reverse mode."""
+_TIMED = 32
+"""Examples whose forward+backward pass is timed."""
+DOUBLE = 8
+"""Bytes of a number in float64."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the counts of a Fisher come from.
+
+    Attributes:
+        layers: what their captures hold and cost.
+        item: bytes of a number.
+        kept: whether captures of an earlier request are there.
+        forward_mode: whether products run on the network itself until there are captures; None: not tried yet.
+        limit: bytes of captures that may be kept.
+    """
+
+    layers: Sequence[LayerCosts]
+    item: int
+    kept: bool
+    forward_mode: bool | None
+    limit: int
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def columns(self) -> int:
+        """K N."""
+        return self.layers[0].columns
+
+    @property
+    def captured(self) -> int:
+        """Bytes of all captures."""
+        return self.item * sum(layer.captured for layer in self.layers)
+
+    @property
+    def product(self) -> float:
+        """Multiply-adds of a product from captures."""
+        return 2 * sum(layer.product for layer in self.layers)
+
+    @property
+    def gram(self) -> float:
+        """Multiply-adds of the Gram matrix."""
+        return sum(layer.gram() for layer in self.layers)
+
+    @property
+    def tile(self) -> int:
+        """Examples whose rows of all layers' Gram matrices are held together."""
+        n, k, count = self.layers[0].examples, self.layers[0].vectors, len(self.layers)
+        return min(n, max(1, TILE_ENTRIES // (k * k * n * max(1, count // 4))))
+
+    @property
+    def dense(self) -> float:
+        """Multiply-adds of the whole matrix."""
+        pairs = ((i, j) for i in range(len(self.layers)) for j in range(i, len(self.layers)))
+        return sum(block_cost(self.layers[i], self.layers[j]) for i, j in pairs)
+
+    @property
+    def gram_bytes(self) -> int:
+        """Of the Gram matrix while its layers' parts are added up."""
+        return self.item * max(self._gram_entries(layer) for layer in self.layers)
+
+    def _gram_entries(self, layer: LayerCosts) -> int:
+        square = self.columns**2
+        if layer.kind == "outer":
+            return square + 3 * layer.examples**2
+        return 2 * square + (2 * TILE_ENTRIES if layer.pairwise else layer.formed)
+
+    @property
+    def tile_bytes(self) -> int:
+        """Of all layers' Gram matrices by tiles, with their square and a copy."""
+        n, tile = self.layers[0].examples, self.columns * self.layers[0].vectors * self.tile
+        formed = max(2 * TILE_ENTRIES if layer.pairwise else layer.formed for layer in self.layers)
+        part = formed if self.tile == n else formed * (n + self.tile) // (2 * n)
+        return self.item * (len(self.layers) * tile + max(2 * tile, part))
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of the whole matrix beside its blocks while it is written, or of these while gradients are multiplied."""
+        outer = [layer for layer in self.layers if layer.kind == "outer"]
+        stacked = [layer for layer in self.layers if layer.kind != "outer"]
+        kept = sum(a.size * b.size for i, a in enumerate(self.layers) for b in self.layers[i:])
+        kept -= sum(3 * layer.size**2 // 4 for layer in outer)
+        whole = max((layer.size**2 for layer in outer if layer.size**2 <= WHOLE_ENTRIES), default=0)
+        among = sum(layer.size for layer in stacked)
+        gradients = 2 * min(self.columns * among, GRADIENT_ENTRIES)
+        return self.item * (kept + max(self.size**2 + whole, among**2 + gradients))
+
+    @property
+    def held(self) -> int:
+        """Bytes of captures that stay."""
+        return self.captured if self.captured <= self.limit else 0
+
+    def step(self, what: str, how: str, multiply_adds: float, size: float, at_most: bool = False) -> Step:
+        """A step that reads captures, and holds so many bytes beside them."""
+        return Step(what, how, multiply_adds, self.held + size, at_most=at_most)
+
+    def capture(self, together: bool = True) -> list[Step]:
+        """The pass that makes captures, where there are none.
+
+        Args:
+            together: whether those of all examples are needed at once.
+        """
+        if self.kept:
+            return []
+        passes = (1 + self.layers[0].vectors) / 3
+        if together or self.held:
+            how, size, allowed = "captures of all examples, kept", self.captured, self.limit
+        else:
+            how, size, allowed = "captures batch by batch", min(self.captured, CAPTURE_BYTES), None
+        return [Step("captures", how, bytes=size, passes=passes, allowed=allowed)]
+
+
+def sizes_of(fisher: Passes) -> Sizes:
+    """Look at the network and count the data; neither takes a pass of the network."""
+    fisher.look()
+    structure, network = fisher.structure, fisher.network
+    count = _count(fisher)
+    assert structure.example_output is not None
+    vectors = fisher.vectors.count(structure.example_output)
+    return Sizes(
+        layer_costs(structure.layers, structure.positions, count, vectors),
+        torch.empty((), dtype=network.precision).element_size(),
+        fisher.keeps_captures,
+        structure.forward_mode,
+        keep_limit(network.device),
+    )
+
+
+def _count(fisher: Passes) -> int:
+    """Examples in the data, those included that targets leave out."""
+    return sum(count_examples(inputs) for inputs, _ in fisher.data)
+
+
+def pass_seconds(fisher: Passes, examples: int) -> float:
+    """Seconds of one forward+backward pass over so many examples, from a few of them."""
+    inputs, targets = next(iter(fisher.data))
+    n = min(_TIMED, count_examples(inputs))
+    part = select(inputs, 0, n), None if targets is None else targets[:n]
+    best = float("inf")
+    for _ in range(2):
+        start = time.perf_counter()
+        loss_gradient(fisher.network, *part)
+        if fisher.network.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best * examples / n
+
+
+def plan(fisher: Passes, requests: Sequence[str]) -> Plan:
+    """The steps of some requests, each as if it came first; see `Fisher.plan`."""
+    sizes = sizes_of(fisher)
+    steps = [step for request in requests for step in REQUESTS[request](sizes)]
+    unique = list(dict.fromkeys(steps))  # the pass for captures is made once
+    return Plan(unique, fisher.network.device, fisher.network.precision, pass_seconds(fisher, sizes.layers[0].examples))
+
+
+def _product(s: Sizes) -> list[Step]:
+    if not s.kept and s.forward_mode is not False:
+        return [Step("product", "forward and reverse mode on the network", passes=FORWARD_MODE)]
+    images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in s.layers)
+    copied = max((layer.vectors * images for layer in s.layers if layer.kind != "outer"), default=0)
+    return [
+        *s.capture(together=False),
+        s.step("product", "from captures", s.product, s.item * (4 * s.size + images + copied)),
+    ]
+
+
+def _diagonal(s: Sizes) -> list[Step]:
+    count = sum(layer.diagonal for layer in s.layers)
+    squares = max(layer.columns * layer.dg if layer.kind == "outer" else layer.formed for layer in s.layers)
+    size = s.item * max(3 * s.size, s.size + squares)
+    return [*s.capture(together=False), s.step("diagonal", "squares summed", count, size)]
+
+
+def _dense(s: Sizes) -> list[Step]:
+    return [*s.capture(together=False), s.step("to_dense", "blocks summed over examples", s.dense, s.dense_bytes)]
+
+
+def _gram(s: Sizes) -> list[Step]:
+    return [*s.capture(), s.step("example_gram", "inner products of gradients", s.gram, s.gram_bytes)]
+
+
+def _norm(s: Sizes) -> list[Step]:
+    count = sum(layer.gram(whole=s.tile == layer.examples) for layer in s.layers)
+    return [*s.capture(), s.step("norm", "Gram matrices by tiles", count, s.tile_bytes)]
+
+
+def _solve(s: Sizes) -> list[Step]:
+    n = min(s.size, s.columns)
+    if s.size <= s.columns:  # F, its damped copy in float64, the factor
+        count, size = s.dense + CHOLESKY * n**3, max(s.dense_bytes, (s.item + 2 * DOUBLE) * n**2)
+        return [*s.capture(together=False), s.step("solve", f"dense Cholesky of {n:,} parameters", count, size)]
+    count = s.gram + CHOLESKY * n**3 + s.product
+    size = max(s.gram_bytes, 2 * DOUBLE * n**2)
+    if s.item < DOUBLE:  # at a small damping all of it again in float64
+        count += s.gram
+        size = DOUBLE // s.item * s.captured + max(DOUBLE // s.item * s.gram_bytes, 2 * DOUBLE * n**2)
+    return [*s.capture(), s.step("solve", f"Woodbury over {n:,} gradients", count, size, at_most=s.item < DOUBLE)]
+
+
+def _spectrum(s: Sizes) -> list[Step]:
+    n, dense = min(s.size, s.columns), s.size <= s.columns
+    how = f"eigenvalues of the {'dense' if dense else 'Gram'} matrix, {n:,} x {n:,}"
+    count = (s.dense if dense else s.gram) + EIGEN * n**3
+    made = s.dense_bytes if dense else s.gram_bytes
+    return [*s.capture(together=not dense), s.step("spectrum", how, count, max(made, (s.item + 2 * DOUBLE) * n**2))]
+
+
+REQUESTS: dict[str, Callable[[Sizes], list[Step]]] = {
+    "diagonal": _diagonal,
+    "product": _product,
+    "norm": _norm,
+    "example_gram": _gram,
+    "solve": _solve,
+    "spectrum": _spectrum,
+    "to_dense": _dense,
+}
+"""By the name of the method that is asked."""
