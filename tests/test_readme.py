@@ -33,7 +33,7 @@ def ran(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_readmes_python_runs(ran):
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     assert "report.html" in ran["pages"]
     assert ran["kfac"].shape == ran["fisher"].shape == (1680, 1680)
 

@@ -1,0 +1,59 @@
+"""A comparison's plan against the comparison: same steps, peaks of tensors, operations within what it says."""
+
+import pytest
+import torch
+from torch import nn
+
+import fisherviz as fv
+from benchmarks.measure import operations
+from tests.exact.test_plan import peak
+
+
+def fisher(width, layers, examples):
+    torch.manual_seed(0)
+    sizes = [30, *[width] * layers]
+    modules = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.Tanh())]
+    net = nn.Sequential(*modules, nn.Linear(width, 10))
+    return fv.Probe(net, "categorical").fisher(torch.randn(examples, 30), torch.randint(10, (examples,)))
+
+
+@pytest.mark.parametrize("sizes", [(25, 2, 100), (100, 2, 120), (200, 1, 60)])
+def test_its_peak_is_that_of_the_comparison(sizes):
+    plan = fv.compare(fisher(*sizes), plan=True)
+    found = peak(lambda: fv.compare(fisher(*sizes)))
+    assert plan.bytes == pytest.approx(found, rel=0.25)
+
+
+@pytest.mark.parametrize("sizes", [(25, 2, 100), (100, 2, 120)])
+def test_its_count_is_of_the_comparisons_size(sizes):
+    """Iterations end when they do, and spectra stop where they may: within a factor of two."""
+    plan = fv.compare(fisher(*sizes), plan=True)
+    found = operations(lambda: fv.compare(fisher(*sizes), progress=False))
+    assert 0.5 < 2 * plan.multiply_adds / 1e9 / found < 2
+
+
+def test_it_names_every_method_and_what_is_dense():
+    small, large = (fv.compare(fisher(*sizes), ["kfac", "foof"], plan=True) for sizes in ((25, 2, 20), (100, 2, 20)))
+    for plan, how in ((small, "dense in float64"), (large, "products and solves")):
+        steps = plan.frame().set_index("what")["how"]
+        assert set(steps[[f"{name}: metrics" for name in ("kfac", "foof")]]) == {how}
+        assert {"captures", "kfac", "foof", "exact Fisher"} <= set(steps.index)
+    named = fv.compare(fisher(100, 2, 20), ["kfac"], metrics=["relative_nuclear"], plan=True)
+    assert "dense in float64" in set(named.frame()["how"])
+
+
+def test_fitted_methods_are_not_fitted_again_and_nothing_is_left_behind():
+    of = fisher(25, 2, 20)
+    kfac = fv.approximate(of, "kfac")
+    matrix = kfac.matrix
+    plan = fv.compare(of, {"mine": kfac, "ekfac": "ekfac"}, plan=True)
+    assert "mine" not in set(plan.frame()["what"])
+    assert "ekfac" in set(plan.frame()["what"])
+    assert kfac.matrix is matrix
+
+
+def test_it_says_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(fv.config, "_memory_budget", 2**20)
+    plan = fv.compare(fisher(25, 2, 20), ["kfac"], plan=True)
+    assert not plan.fits
+    assert "exact Fisher" in plan.verdict
