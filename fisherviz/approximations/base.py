@@ -56,14 +56,15 @@ class Approximation(LayeredMatrix, ABC):
     plot_order: ClassVar[Order] = "torch"
     """The order of the paper that it comes from, for plots."""
     handles_generic: ClassVar[bool] = False
-    """Whether `operator_for` takes layers of the generic path, and weights that are both an embedding's and a Linear's,
-    whose uses have no factors in common; otherwise they get the exact diagonal."""
+    """Whether `operator_for` takes layers of the generic path; otherwise they get the exact diagonal."""
     takes_factors: ClassVar[bool] = False
     """Whether `operator_for` needs Kronecker factors; normalisation and PReLU get `per_feature` instead."""
     per_feature: PerFeature = "units"
     """What stands for a normalisation or PReLU: exact 2 x 2 "units", the exact "block", or its "diagonal"."""
     needs_chain: ClassVar[bool] = False
     """Whether it is meant for networks whose layers form a chain."""
+    of_both_uses: ClassVar[str] = ""
+    """What it takes of a weight that is an embedding's first and a Linear's too; "": the exact diagonal."""
     follows_scale: ClassVar[bool] = True
     """Whether the operators scale with the Fisher's `reduction`; FOOF and the identity do not depend on it."""
 
@@ -97,6 +98,10 @@ class Approximation(LayeredMatrix, ABC):
         """Whether `operator_for` reads the layer's capture itself, as `values["capture"]`. False by default."""
         return False
 
+    def takes_tied(self, layer: Layer) -> bool:
+        """Whether `operator_for` takes a weight that is both an embedding's and a Linear's; else its exact diagonal."""
+        return self.handles_generic or (bool(self.of_both_uses) and layer.one_hot)
+
     def prepare(self, layers: Sequence[Layer], positions: Mapping[str, int]) -> None:
         """Look at the layers and their numbers of weight-sharing positions first. Nothing by default."""
 
@@ -123,7 +128,8 @@ class Approximation(LayeredMatrix, ABC):
         """What stands for a layer that the method does not take: a part of its exact block."""
         if self.takes_factors and layer.own_inputs:
             return self.per_feature
-        return None if self.handles_generic or (layer.structured and not layer.both_ways) else "diagonal"
+        taken = self.takes_tied(layer) if layer.both_ways else layer.structured or self.handles_generic
+        return None if taken else "diagonal"
 
     def _handles(self, layer: Layer) -> bool:
         return self._exactly(layer) is None
@@ -225,10 +231,12 @@ class Approximation(LayeredMatrix, ABC):
 
     def both_ways(self, layers: Sequence[Layer]) -> list[str]:
         """What is taken of weights whose uses are the transposes of one another, if there are any."""
-        tied = [repr(layer.name) for layer in layers if layer.both_ways and not self._handles(layer)]
-        if not tied:
-            return []
-        return [f"an embedding and a Linear share the weight of {', '.join(tied)}: the exact diagonal is taken there."]
+        out = []
+        for handled, what in ((False, "the exact diagonal"), (True, self.of_both_uses)):
+            tied = [repr(layer.name) for layer in layers if layer.both_ways and self._handles(layer) is handled]
+            if tied and what:
+                out.append(f"an embedding and a Linear share the weight of {', '.join(tied)}: {what} is taken there.")
+        return out
 
     def _recipe(self, fisher: Fisher) -> Recipe:
         """The fit as `run_together` runs it."""

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import Capture
+from fisherviz.capture.captures import Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
@@ -47,7 +47,7 @@ class ExampleUnits(Symmetric):
         shift: damping that has been added.
     """
 
-    def __init__(self, capture: Capture | TokenCapture, factor: float, shift: float = 0.0) -> None:
+    def __init__(self, capture: Capture | TokenCapture | TiedCapture, factor: float, shift: float = 0.0) -> None:
         self.capture, self.factor, self.shift = capture, factor, shift
         self.shape, self.tensors = (capture.size, capture.size), capture.tensors
         self.width = capture.width
@@ -65,6 +65,8 @@ class ExampleUnits(Symmetric):
             each = capture.g.shape[-1]
             groups = slice(start // each, stop // each)
             capture = Capture(capture.a[:, :, groups], capture.g[:, :, :, groups])
+        elif isinstance(capture, TiedCapture):
+            capture = capture.units(start, stop)
         else:
             capture = replace(capture, g=capture.g[..., start:stop])
         return ExampleUnits(capture, self.factor, self.shift)

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fisherviz.approximations.base import Approximation, Couplings, PerFeature, Values, check_per_feature
-from fisherviz.approximations.kronecker import check_kfac_setting, product
+from fisherviz.approximations.kronecker import SUM_OF_USES, check_kfac_setting, product
 from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal
+from fisherviz.approximations.tied import tied_product, tied_statistics
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import BlockMatrix, BlockTridiagonal, DirectSum, Kronecker, Operator, Permuted
@@ -46,6 +47,7 @@ class KFACFull(Approximation):
 
     plot_order = "input"
     takes_factors = True
+    of_both_uses = SUM_OF_USES
 
     def __init__(self, setting: Setting | None = None, per_feature: PerFeature = "units") -> None:
         super().__init__()
@@ -66,13 +68,15 @@ class KFACFull(Approximation):
             )
 
     def statistics(self, layer: Layer) -> dict[str, Statistic]:
-        """A and G, of each group."""
+        """A and G, of each group, or of each use of a table that is a head."""
+        if layer.both_ways:
+            return tied_statistics(layer)
         setting = self.used_setting if has_cross_factors(layer) else self.setting or "expand"
         return {"A": InputFactor(layer.name, setting), "G": OutputFactor(layer.name, setting)}
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
-        """A ⊗ G, of each group."""
-        return product(values["A"], values["G"])
+        """A ⊗ G, of each group; as kfac's of a table that is a head."""
+        return tied_product(values) if layer.both_ways else product(values["A"], values["G"])
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Every pair of layers with cross factors."""

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fisherviz.approximations.base import Approximation, PerFeature, Values, check_per_feature
+from fisherviz.approximations.tied import tied_basis, tied_product, tied_statistics
 from fisherviz.network.layers import Layer
 from fisherviz.operators import Diagonal, DiagonalKronecker, DirectSum, Kronecker, KroneckerEigen, Operator, UnitBlocks
 from fisherviz.operators.factorise import eigh
 from fisherviz.statistics import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
+
+SUM_OF_USES = "the sum over both uses, in an eigenbasis that they share,"
 
 
 def product(A: Tensor, G: Tensor) -> Operator:
@@ -37,7 +40,7 @@ def check_kfac_setting(setting: str) -> Setting:
 
 
 class KFAC(Approximation):
-    """Block-diagonal Kronecker factors A ⊗ G, one pair per layer.
+    """Block-diagonal Kronecker factors A ⊗ G, one pair per layer; the sum over both uses of a table that is a head.
 
     Args:
         setting: "expand" (weight-sharing positions as examples) or "reduce" (averaged first); embeddings are always
@@ -48,6 +51,7 @@ class KFAC(Approximation):
 
     plot_order = "input"
     takes_factors = True
+    of_both_uses = SUM_OF_USES
 
     def __init__(self, setting: Setting = "expand", per_feature: PerFeature = "units") -> None:
         super().__init__()
@@ -55,12 +59,14 @@ class KFAC(Approximation):
         self.per_feature = check_per_feature(per_feature)
 
     def statistics(self, layer: Layer) -> dict[str, Statistic]:
-        """A and G."""
+        """A and G; of each use, where a table is a head too."""
+        if layer.both_ways:
+            return tied_statistics(layer)
         return {"A": InputFactor(layer.name, self.setting), "G": OutputFactor(layer.name, self.setting)}
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
-        """A ⊗ G."""
-        return product(values["A"], values["G"])
+        """A ⊗ G, summed over both uses of a table that is a head."""
+        return tied_product(values) if layer.both_ways else product(values["A"], values["G"])
 
 
 class EKFAC(KFAC):
@@ -71,6 +77,8 @@ class EKFAC(KFAC):
         per_feature: as for KFAC.
     """
 
+    of_both_uses = "the exact second moment in an eigenbasis of both uses"
+
     def __init__(self, setting: Setting = "expand", per_feature: PerFeature = "units") -> None:
         super().__init__(setting, per_feature)
         self.bases: dict[str, tuple[Tensor | None, Tensor]] = {}
@@ -78,7 +86,7 @@ class EKFAC(KFAC):
 
     def refine(self, layer: Layer, values: Values) -> dict[str, Statistic]:
         """The second moment in the eigenbasis: a second pass."""
-        qg = eigh(values["G"], "the G factor")[1]
+        qg = tied_basis(values) if layer.both_ways else eigh(values["G"], "the G factor")[1]
         qa = None if layer.one_hot else eigh(values["A"], "the A factor")[1]
         self.bases[layer.name] = (qa, qg)
         return {"S": EigenMoment(layer.name, qa, qg)}
@@ -94,13 +102,19 @@ class FOOF(Approximation):
 
     plot_order = "input"
     follows_scale = False
+    of_both_uses = "the sum over both uses"
 
     def statistics(self, layer: Layer) -> dict[str, Statistic]:
-        """A, summed over weight-sharing positions."""
+        """A, summed over weight-sharing positions; of each use, where there are two."""
+        if layer.both_ways:
+            return {use: InputFactor(layer.name, "sum", use) for use in ("read", "used")}
         return {"A": InputFactor(layer.name, "sum")}
 
     def operator_for(self, layer: Layer, values: Values) -> Operator:
-        """A ⊗ I; of a layer that scales single features, one A for each."""
+        """A ⊗ I; of a layer that scales single features, one A for each; of a table that is a head, the sum of both."""
+        if layer.both_ways:
+            inputs, basis = eigh(values["used"], "the A factor")
+            return KroneckerEigen(None, basis, inputs.unsqueeze(1) + values["read"])
         A = values["A"]
         if layer.own_inputs and A.dim() == 3:
             return UnitBlocks(A)

@@ -34,6 +34,10 @@ class CWNGD(Approximation):
         flag("entrywise", entrywise)
         self.entrywise = entrywise
 
+    def takes_tied(self, layer: Layer) -> bool:
+        """Unit blocks are exact, whatever the uses of a weight."""
+        return True
+
     def wants_capture(self, layer: Layer) -> bool:
         """Wide layers keep their inputs instead of their blocks."""
         return not self.entrywise and layer.structured and layer.d_out * layer.da**2 > FORMED_ENTRIES
@@ -51,4 +55,4 @@ class CWNGD(Approximation):
         if not self.wants_capture(layer):
             return UnitBlocksOperator(values["units"])
         capture = values["capture"]
-        return ExampleUnits(capture.to(working(capture.g)), 1 / capture.examples)
+        return ExampleUnits(capture.to(working(capture.tensors[0])), 1 / capture.examples)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherviz.capture.hooks import Call
+from fisherviz.capture.calls import Call
 
 BATCHED_ENTRIES = 2**17
 """Above this many entries per vector and layer one backward pass per vector is faster than a batched one."""
@@ -32,38 +32,40 @@ def backpropagate(
         keep: whether the graph is needed afterwards.
 
     Returns:
-        (K, N, ...) for each call; zeros where z does not depend on it.
+        (K, *gradient_shape) for each call; zeros where z does not depend on it.
     """
     flat = [call for made in calls.values() for call in made]
     if not flat or not z.requires_grad or not len(vectors):
-        return {name: [z.new_zeros(len(vectors), *c.shape) for c in made] for name, made in calls.items()}
+        return {name: [z.new_zeros(len(vectors), *c.gradient_shape) for c in made] for name, made in calls.items()}
     gradients = partial(_gradients, z, flat)
     out: Sequence[Tensor | None] | None = None
-    if len(vectors) > 1 and max(call.shape.numel() for call in flat) <= BATCHED_ENTRIES:
+    if len(vectors) > 1 and max(call.gradient_shape.numel() for call in flat) <= BATCHED_ENTRIES:
         # an operation without a batching rule: one vector at a time gives the same numbers
         with contextlib.suppress(RuntimeError):
             out = gradients(vectors, is_grads_batched=True, retain_graph=True)
     if out is None and len(vectors) == 1:
         out = [None if g is None else g.unsqueeze(0) for g in gradients(vectors[0], retain_graph=keep)]
     if out is None:
-        out = stacked = [z.new_zeros(len(vectors), *call.shape) for call in flat]
+        out = stacked = [z.new_zeros(len(vectors), *call.gradient_shape) for call in flat]
         for k, vector in enumerate(vectors):
             for whole, g in zip(stacked, gradients(vector, retain_graph=keep or k + 1 < len(vectors)), strict=True):
                 if g is not None:
                     whole[k] = g
     filled = iter(
-        z.new_zeros(len(vectors), *call.shape) if g is None else g.detach() for g, call in zip(out, flat, strict=True)
+        z.new_zeros(len(vectors), *call.gradient_shape) if g is None else g.detach()
+        for g, call in zip(out, flat, strict=True)
     )
     return {name: [next(filled) for _ in made] for name, made in calls.items()}
 
 
 def _gradients(z: Tensor, calls: Sequence[Call], vectors: Tensor, **options: Any) -> list[Tensor | None]:
-    """Gradients at the calls' outputs, examples first, for one vector (N, ...) or several (K, N, ...)."""
+    """Gradients at the calls' outputs for one vector (N, ...) or several (K, N, ...)."""
+    edges = [edge for call in calls for edge in call.edges]
     try:
-        found = torch.autograd.grad(z, [call.edge for call in calls], vectors, allow_unused=True, **options)
+        found = iter(torch.autograd.grad(z, edges, vectors, allow_unused=True, **options))
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise
         raise NotImplementedError(HIDDEN) from error
     leading = vectors.dim() - z.dim()
-    return [None if g is None else call.by_example(g, leading) for call, g in zip(calls, found, strict=True)]
+    return [call.together([next(found) for _ in call.edges], leading) for call in calls]

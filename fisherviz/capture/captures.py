@@ -271,6 +271,22 @@ class TiedCapture:
         """The use as a weight at some rows of the table."""
         return replace(self.used, g=self.used.g[..., tokens])
 
+    def turned(self, basis: Tensor) -> TiedCapture:
+        """With the width that both uses share times a basis (d, d)."""
+        return replace(
+            self, read=replace(self.read, g=self.read.g @ basis), used=replace(self.used, a=self.used.a @ basis)
+        )
+
+    def units(self, start: int, stop: int) -> TiedCapture:
+        """Rows start..stop of the layer's W̄."""
+        read, used, some = self.read, self.used, slice(start, stop)
+        if self.transposed:
+            return replace(self, read=replace(read, g=read.g[..., some]), used=replace(used, a=used.a[..., some]))
+        inside = (read.tokens >= start) & (read.tokens < stop)
+        tokens = torch.where(inside, read.tokens - start, 0)
+        read = replace(read, tokens=tokens, weights=read.weights * inside, vocabulary=stop - start)
+        return replace(self, read=read, used=replace(used, g=used.g[..., some]))
+
     def slices(self, entries: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As of `read`, with the gradients of both uses."""
         for tokens, part in self.read.slices(entries):

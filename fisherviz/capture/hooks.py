@@ -8,67 +8,22 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.capture.attention import Inside
+from fisherviz.capture.calls import Call, Layout, given
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
-from fisherviz.network.layers import Layer, read_weights, reads, units
-
-
-@dataclass(eq=False)
-class Call:
-    """One forward call of a structured module."""
-
-    layer: Layer
-    module: nn.Module
-    """The layer's, or one that is tied to it."""
-    x: Tensor
-    version: int
-    edge: GradientEdge
-    shape: torch.Size
-    source: Node | None = None
-    """Where the input stands in the graph; None for data."""
-    examples: int = 0
-    """N where examples came second, as inside attention: x and shape have them first, gradients at the edge do not."""
-
-    @property
-    def intact(self) -> bool:
-        """Whether the input still holds what the layer saw."""
-        return self.x._version == self.version
-
-    @property
-    def inputs(self) -> Tensor:
-        """What the layer's matrix multiplies."""
-        return self.layer.inputs(self.x, self.shape, self.module)
-
-    @property
-    def one_hot(self) -> bool:
-        """Whether it reads rows of a table."""
-        return reads(self.module)
-
-    @property
-    def positions(self) -> int:
-        """Weight-sharing positions."""
-        return self.shape[1:].numel() // units(self.module)
-
-    def by_example(self, g: Tensor, leading: int) -> Tensor:
-        """A gradient at the edge with examples first, behind so many dimensions of vectors."""
-        return by_example(g, self.examples, leading) if self.examples else g
-
-
-def by_example(x: Tensor, examples: int, leading: int = 0) -> Tensor:
-    """(..., N, T, d) from (..., T, N, d) or (..., T N, d)."""
-    return x.reshape(*x.shape[:leading], -1, examples, x.shape[-1]).transpose(-3, -2)
+from fisherviz.network.layers import Layer, goes_on, read_weights
 
 
 def no_hook(module: nn.Module, *rest: Any) -> None:
@@ -192,17 +147,20 @@ class Recorder:
             layer: the layer.
             x: its input.
             output: its output.
-            examples: N where both are (T, N, d) or (T N, d); 0: examples come first.
+            examples: N where both are (T, N, d) or (T N, d); 0: it is not known where examples stand.
             module: one tied to the layer; None: its own.
         """
         if not self.active or not output.requires_grad:
             return
-        source, edge = x.grad_fn, get_gradient_edge(output)
+        module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
+        source, place = x.grad_fn, (get_gradient_edge(output), output.shape)
+        if goes_on(module):
+            found = given(output, source, module)
+            if found is None:
+                return
+            place = found
         x = x.detach().clone() if layer.name in self.cloned else x.detach()
-        if examples:
-            x, output = by_example(x, examples), by_example(output.detach(), examples)
-        module = layer.module if module is None else module
-        self.calls.append(Call(layer, module, x, x._version, edge, output.shape, source, examples))
+        self.calls.append(Call(layer, module, x, x._version, *place, source, layout, examples))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""
@@ -229,16 +187,16 @@ class Recorder:
 
 
 def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> StructuredCapture:
-    """The capture of one layer from its calls and the gradients (K, N, ...) at their outputs.
+    """The capture of one layer from its calls and the gradients (K, *gradient_shape) at their outputs.
 
     Several calls of one module, or of tied ones, are weight-sharing positions: they are put side by side along T. Those
     of a weight that acts both as it is and transposed are the two parts of a `TiedCapture`.
     """
     layer = calls[0].layer
-    shown = [(c, layer.output_gradients(g, c.module)) for c, g in zip(calls, gradients, strict=True)]
+    shown = [(call, call.output_gradients(g)) for call, g in zip(calls, gradients, strict=True)]
     if not layer.both_ways:
         return _read(shown) if layer.one_hot else _used(shown)
-    nothing = absent(layer, len(gradients[0]), gradients[0].shape[1], gradients[0])
+    nothing = absent(layer, len(gradients[0]), shown[0][1].shape[1], gradients[0])
     assert isinstance(nothing, TiedCapture)
     read, used = ([pair for pair in shown if pair[0].one_hot is one_hot] for one_hot in (True, False))
     return replace(nothing, read=_read(read) if read else nothing.read, used=_used(used) if used else nothing.used)
@@ -287,30 +245,3 @@ def absent(layer: Layer, vectors: int, n: int, like: Tensor) -> AnyCapture:
 def beside(parts: Sequence[Tensor], axis: int) -> Tensor:
     """Parts as one along an axis; a single one is not copied."""
     return torch.cat(list(parts), axis) if len(parts) > 1 else parts[0]
-
-
-def feeders(source: Node | None, calls: Sequence[Call]) -> set[str]:
-    """Names of the layers whose outputs a place in the graph depends on directly, through no other layer."""
-    names = {call.edge.node: call.layer.name for call in calls}
-    return {names[node] for node in behind(source, names) if node in names}
-
-
-def behind(source: Node | None, until: Container[Node] = ()) -> Iterator[Node]:
-    """A place in the graph and what it depends on.
-
-    Args:
-        source: the place; None: data.
-        until: where to stop: what lies behind these is left out.
-
-    Yields:
-        Each node once.
-    """
-    pending, seen = [source], set[Node]()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        if node not in until:
-            pending += [following for following, _ in node.next_functions]

@@ -1,6 +1,6 @@
 """Which path each layer takes, by evidence: captured gradients against autograd's own, on examples that can tell.
 
-A layer whose weights also act outside its forward, or whose first dimension is not the batch, goes the generic way.
+A layer whose weights also act outside its forward, or whose rows are of no known example, goes the generic way.
 Outputs that differ between the batch and the single example are an error: there is no Fisher of coupled examples.
 """
 
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fisherviz.capture.attribution import attributed
 from fisherviz.capture.backward import HIDDEN, backpropagate
-from fisherviz.capture.hooks import Call, behind, capture_calls, feeders
+from fisherviz.capture.calls import Call, Layout, behind, feeders, placed
+from fisherviz.capture.captures import StructuredCapture
+from fisherviz.capture.hooks import capture_calls
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
 from fisherviz.capture.structure import Structure
@@ -28,9 +31,9 @@ ALONE, TOGETHER, SEARCHED = 2, 32, 2048
 """Examples whose gradients are compared one by one, and in their sum; among how many they are chosen."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
 """Relative differences that rounding explains, by type; 0.1 for the half precisions."""
-NOT_EXAMPLES = "the first dimension of its input does not count examples"
+NOT_EXAMPLES = "it is not known which rows of its input are whose"
 PARTLY = "it sees only some of the examples"
-ELSEWHERE = "its parameters also act outside its forward, or its batch is not the first dimension"
+ELSEWHERE = "its parameters also act outside its forward, or it mixes the examples"
 REENTRANT = "its forward ran inside checkpoint(use_reentrant=True), where nothing sees it; pass use_reentrant=False"
 
 
@@ -53,7 +56,12 @@ def look(network: Network, inputs: Inputs) -> None:
         few = _Evidence(network, take_rows(inputs, order[:ALONE]))
         whys, void = many.refuted_by_sums()
         truths = few.alone()
-        network.settle(_verdict(network.structure, few, whys | few.refuted_by(truths), void))
+        whys |= few.refuted_by(truths)
+        if found := many.rearranged(whys):
+            few.take(found)
+            again = many.refuted_by_sums()[0] | few.refuted_by(truths)
+            whys = {name: why for name, why in whys.items() if name not in found or name in again}
+        network.settle(_verdict(network.structure, few, whys, void))
         _check_generic(network, few, truths)
 
 
@@ -75,6 +83,7 @@ def _verdict(before: Structure, few: _Evidence, whys: Mapping[str, str], void: f
         looked=True,
         looks=1,
         undecided=void - set(whys),
+        layouts=layouts(calls),
         positions=positions(calls),
         neighbours=neighbours(few.calls, whys),
         is_chain=_is_chain(few.z, few.calls),
@@ -92,9 +101,25 @@ class _Evidence:
         network.likelihood.check_output(self.z)
         network.check_finite(self.z, self.calls, 0)
         self.v = noise(self.z, 0)
-        sound = {name: made for name, made in self.calls.items() if counts_examples(made, self.z)}
+        self.captures = self._captured(self.calls)
+
+    def _captured(self, calls: Mapping[str, Sequence[Call]]) -> dict[str, StructuredCapture]:
+        sound = {name: made for name, made in calls.items() if counts_examples(made)}
         gradients = backpropagate(self.z, sound, self.v.unsqueeze(0), keep=True)
-        self.captures = {name: capture_calls(sound[name], g) for name, g in gradients.items()}
+        return {name: capture_calls(sound[name], g) for name, g in gradients.items()}
+
+    def rearranged(self, whys: Mapping[str, str]) -> dict[str, Layout]:
+        """Layers whose examples stand elsewhere than first, among those that are refuted if they have them there."""
+        names = [name for name, why in whys.items() if why in (NOT_EXAMPLES, ELSEWHERE)]
+        found = attributed(self.calls, names, self.z, self.v)
+        self.take(layouts(found))
+        return layouts(found)
+
+    def take(self, found: Mapping[str, Layout]) -> None:
+        """Place the calls of layers anew."""
+        calls = placed(self.calls, self.z, layouts(self.calls) | dict(found))
+        self.calls |= {name: calls[name] for name in found}
+        self.captures |= self._captured({name: calls[name] for name in found})
 
     def refuted_by_sums(self) -> tuple[dict[str, str], frozenset[str]]:
         """Layers whose captured gradients do not add up to autograd's, with the reason; and those without gradient."""
@@ -150,7 +175,11 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     """
     waiting = [layer for layer in network.structure.layers if layer.structured and layer.name not in calls]
     acting, reentrant = _behind(z) if waiting else (Counter(), False)
-    whys = elsewhere(calls, z) | {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made, z)}
+    calls = placed(calls, z, network.structure.layouts)
+    if not network.structure.looked:
+        unknown = [name for name, made in calls.items() if not counts_examples(made)]
+        calls |= attributed(calls, unknown, z, noise(z, 0))
+    whys = elsewhere(calls, z) | {name: NOT_EXAMPLES for name, made in calls.items() if not counts_examples(made)}
     for layer in waiting:
         if any(p in acting for p in layer.parameters.values()):
             whys[layer.name] = layer.unseen
@@ -159,8 +188,8 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
     structure = network.structure.without(whys)
     gone = {layer.name for layer in structure.generic}
     kept = {name: made for name, made in calls.items() if name not in gone}
-    found = replace(structure, looked=True, positions=positions(kept), neighbours=neighbours(kept))
-    network.settle(replace(found, is_chain=_is_chain(z, calls)))
+    found = replace(structure, looked=True, layouts=layouts(kept), positions=positions(kept))
+    network.settle(replace(found, neighbours=neighbours(kept), is_chain=_is_chain(z, calls)))
 
 
 def elsewhere(calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, str]:
@@ -192,7 +221,7 @@ def late(known: Container[str], calls: Mapping[str, Sequence[Call]], z: Tensor) 
     """
     new = {name: made for name, made in calls.items() if made[0].layer.structured and name not in known}
     for name, made in new.items():
-        if not counts_examples(made, z):
+        if not counts_examples(made):
             raise RuntimeError(
                 f"layer {name!r} ran for the first time after the first pass, and {NOT_EXAMPLES}; put it in a group "
                 "with approximation='none', or make it run in the first pass."
@@ -272,10 +301,15 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return bool(gap <= TOLERANCE.get(found.dtype, 0.1) * size + 1e-30)
 
 
-def counts_examples(calls: Sequence[Call], z: Tensor) -> bool:
-    """Whether the first dimension of every input and output counts the examples."""
-    n = len(z) if z.dim() else 1
-    return all(call.x.shape[:1] == (n,) and call.shape[:1] == (n,) for call in calls)
+def counts_examples(calls: Sequence[Call]) -> bool:
+    """Whether it is known of every call which rows are whose."""
+    return all(call.examples for call in calls)
+
+
+def layouts(calls: Mapping[str, Sequence[Call]]) -> dict[str, Layout]:
+    """Where the examples of each layer stand whose calls all have them in the same place; one example tells nothing."""
+    found = {name: {call.layout for call in made} for name, made in calls.items() if made[0].examples > 1}
+    return {name: several.pop() for name, several in found.items() if len(several) == 1}
 
 
 def positions(calls: Mapping[str, Sequence[Call]]) -> dict[str, int]:
@@ -315,6 +349,6 @@ def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: 
     for made in calls.values():
         layer = made[0].layer
         width = layer.groups * (layer.d_out if layer.one_hot else layer.da)  # of what is multiplied
-        inputs += sum(2 * call.x[:1].numel() if call.one_hot else call.positions * width for call in made)
-        outputs += sum(call.shape[1:].numel() for call in made)
+        inputs += sum(2 * call.of_one(call.x.shape) if call.one_hot else call.positions * width for call in made)
+        outputs += sum(call.of_one(call.shape) for call in made)
     return item * inputs, item * outputs

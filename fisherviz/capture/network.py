@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherviz.capture.hooks import Call, Recorder
+from fisherviz.capture.calls import Call, placed
+from fisherviz.capture.hooks import Recorder
 from fisherviz.capture.structure import Structure
 from fisherviz.network.batches import Inputs, arguments, cloned, count_examples, explain_refusal
 from fisherviz.network.guest import lock_of
@@ -175,7 +176,7 @@ class Network:
             if not changed:
                 break
             recorder.cloned |= changed  # their input is overwritten later in the forward pass
-        calls = recorder.by_layer()
+        calls = placed(recorder.by_layer(), z, self.structure.layouts)
         recorder.calls.clear()
         return z, calls
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from fisherviz.capture.calls import Layout
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 
@@ -20,6 +21,7 @@ class Structure:
         space: their parameters as one vector.
         looked: whether the network has been seen running.
         looks: how often it was looked at.
+        layouts: where the examples of each structured layer stand, as evidence has it.
         positions: weight-sharing positions of each structured layer.
         neighbours: names of structured layers that follow one another in execution (K-FAC's chain).
         is_chain: whether each layer is fed by the one before it alone.
@@ -34,6 +36,7 @@ class Structure:
     space: ParameterSpace
     looked: bool = False
     looks: int = 0
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
     positions: Mapping[str, int] = field(default_factory=dict)
     neighbours: tuple[tuple[str, str], ...] = ()
     is_chain: bool = True

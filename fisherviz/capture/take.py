@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.backward import backpropagate
+from fisherviz.capture.calls import Call
 from fisherviz.capture.captures import AnyCapture, Batch
-from fisherviz.capture.hooks import Call, absent, capture_calls
+from fisherviz.capture.hooks import absent, capture_calls
 from fisherviz.capture.look import PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
@@ -170,7 +171,7 @@ def shown(
 
 def _check_paths(network: Network, z: Tensor, calls: Mapping[str, Sequence[Call]]) -> None:
     """Layers that see only some of the examples (a mixture of experts), or act without having run, are generic."""
-    whys = elsewhere(calls, z) | {name: PARTLY for name, made in calls.items() if not counts_examples(made, z)}
+    whys = elsewhere(calls, z) | {name: PARTLY for name, made in calls.items() if not counts_examples(made)}
     for layer in network.layers:
         if layer.structured and layer.name not in calls:
             own = list(layer.parameters.values())

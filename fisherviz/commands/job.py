@@ -42,4 +42,7 @@ class Job(BaseModel):
     out: Path = Field(Path("report"), description="Folder for page, data and pictures.")
     # an exact Fisher of a small network over so many takes seconds
     examples: int = Field(2000, description="How many of the first training examples to take, at most.")
+    plan: bool = Field(
+        False, description="Only say what it will take: passes, multiply-adds, memory and time, step by step."
+    )
     quiet: bool = Field(False, description="No progress bars, no table.")

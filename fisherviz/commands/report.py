@@ -29,6 +29,8 @@ from fisherviz.results.comparison import WHOLE, Comparison
 from fisherviz.results.metrics import needing
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
+from fisherviz.support.memory import human
+from fisherviz.support.plan import Plan, duration
 from fisherviz.support.processes import ALONE, Processes
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
@@ -78,8 +80,13 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
     joint = fisher(joint_layers, together=processes.count > 1)
     joint.look()  # the table then tells each layer's path as it is
     say(repr(joint.probe))
-    sections = [_jointly(job, joint, settings, data)]
     everything = joint_layers if job.layers is not None else fisher(None).space.names
+    plan = compare(joint, job.methods, plan=True)
+    if job.plan:
+        _say_plan(job, plan, fisher, everything or (), say)
+        return []
+    say(f"To be done: {plan.verdict}")
+    sections = [_jointly(job, joint, settings, data)]
     if everything is not None and len(everything) > 1:
         sections.append(_one_by_one(job, fisher, everything, settings, processes))
     with processes.agreeing("the page"):
@@ -87,6 +94,23 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
             with option("--out"), tqdm(desc="drawing", unit="picture", disable=job.quiet) as bar:
                 write_report(job.out, sections, progress=lambda name: bar.update())
     return sections
+
+
+def _say_plan(
+    job: Job, jointly: Plan, fisher: Callable[[Sequence[str] | None], Fisher], layers: Sequence[str],
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """What both sections of the page will take."""
+    say(repr(jointly))
+    if len(layers) > 1:
+        methods, _ = differing_alone(job.methods or tuple(approximations))
+        plans = [compare(fisher([name]), methods, plan=True) for name in layers]
+        count, seconds = sum(p.multiply_adds for p in plans), sum(p.seconds for p in plans)
+        say(
+            f"Then each of {len(layers)} layers alone: {sum(p.passes for p in plans):.1f} passes and "
+            f"{count / 1e9:,.3g} billion multiply-adds, about {duration(seconds)} here; the largest peak is "
+            f"{human(max(p.bytes for p in plans))}."
+        )
 
 
 def _checked(job: Job) -> torch.device:

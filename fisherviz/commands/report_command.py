@@ -30,8 +30,9 @@ def report(fields: dict[str, Any]) -> None:
     job = Job(**fields)
     with launched(job.device) as (processes, device):
         job = job.model_copy(update={"device": device})
-        sections = run(job, (lambda line: None) if job.quiet else typer.echo, processes)
-    if processes.rank > 0:
+        quiet = job.quiet and not job.plan
+        sections = run(job, (lambda line: None) if quiet else typer.echo, processes)
+    if processes.rank > 0 or job.plan:
         return
     if not job.quiet:
         _show(sections)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fisherviz.approximations import FAILURES
 from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.approximations.example_units import ExampleUnits
-from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import (
     Dense,
@@ -203,6 +203,8 @@ def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float | Non
             return _dot(outputs, operator.A[found.token])
         if isinstance(operator, KroneckerEigen) and operator.QA is None:
             return _dot(replace(row, g=row.g @ operator.QG).square_sum(), operator.S.reshape(-1))
+    if isinstance(row, TiedCapture) and row is col and isinstance(operator, KroneckerEigen) and operator.QA is None:
+        return _dot(row.turned(operator.QG).square_sum(), operator.S.reshape(-1))
     if isinstance(row, Capture) and isinstance(col, Capture) and row.factored and col.factored:
         if isinstance(operator, Kronecker):
             inputs = ((row.a[:, 0] @ operator.A) * col.a[:, 0]).sum(1)

@@ -39,6 +39,9 @@ class Kind(ABC):
     one_hot = False
     """Whether the inputs are one-hot: `unfold` gives their positions (N, T), never the inputs."""
 
+    goes_on = False
+    """Whether its modules do more to what their matrix gives (an activation), element by element."""
+
     def refusal(self, module: Any) -> str:
         """Why a module of the kind has no structure; "" where it has."""
         return ""

@@ -86,12 +86,15 @@ class Scale(Kind):
     Args:
         multiplied: what the scale multiplies, of the module and its input.
         last: whether features are the last dimensions of the input, not the second one.
+        goes_on: whether an activation follows in the same module.
     """
 
     own_inputs = True
 
-    def __init__(self, multiplied: Callable[[Any, Tensor], Tensor], *, last: bool = False) -> None:
-        self.multiplied, self.last = multiplied, last
+    def __init__(
+        self, multiplied: Callable[[Any, Tensor], Tensor], *, last: bool = False, goes_on: bool = False
+    ) -> None:
+        self.multiplied, self.last, self.goes_on = multiplied, last, goes_on
 
     def units(self, module: Any) -> int:
         """Features."""
@@ -248,6 +251,9 @@ KINDS: dict[Callable[..., Any] | str, Kind] = {
     "timm.layers.linear.Linear.forward": Linear(),
     "timm.layers.norm.GroupNorm.forward": Scale(group_normalised),
     "timm.layers.norm.LayerNorm.forward": Scale(layer_normalised, last=True),
+    "timm.layers.norm_act.BatchNormAct2d.forward": Scale(batch_normalised, goes_on=True),
+    "timm.layers.norm_act.GroupNormAct.forward": Scale(group_normalised, goes_on=True),
+    "timm.layers.norm_act.LayerNormAct.forward": Scale(layer_normalised, last=True, goes_on=True),
     nn.Conv1d.forward: Convolution("conv1d"),
     nn.Conv2d.forward: Convolution("conv2d"),
     nn.Conv3d.forward: Convolution("conv3d"),

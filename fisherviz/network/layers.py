@@ -268,6 +268,11 @@ def reads(module: nn.Module) -> bool:
     return _known(module).one_hot
 
 
+def goes_on(module: nn.Module) -> bool:
+    """Whether a module does more to what its matrix gives."""
+    return _known(module).goes_on
+
+
 def units(module: nn.Module) -> int:
     """Output units or channels of a module of a known kind."""
     return _known(module).units(module)

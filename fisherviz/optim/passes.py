@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from fisherviz.capture.calls import Call
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, TiedCapture
-from fisherviz.capture.hooks import Call
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.batches import Arguments, counted_examples
 from fisherviz.network.layers import Layer
@@ -72,7 +72,7 @@ class Pass:
     inputs: Arguments | None
     output: Tensor | None
     calls: dict[str, list[Call]]
-    ears: dict[str, list[Ear]]
+    ears: dict[str, list[list[Ear]]]
     ran: frozenset[str] = frozenset()
     layers: set[str] = field(default_factory=set)
     shown: dict[str, AnyCapture] | None = None

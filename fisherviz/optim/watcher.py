@@ -15,6 +15,7 @@ the loss ignores, or the last token of a shifted loss, is in no Fisher.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -23,11 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from fisherviz.capture.backward import backpropagate
+from fisherviz.capture.calls import Call, placed
 from fisherviz.capture.captures import AnyCapture, Capture
-from fisherviz.capture.hooks import Call, Recorder, beside, capture_calls
-from fisherviz.capture.look import refuse_reentrant
+from fisherviz.capture.hooks import Recorder, beside, capture_calls
+from fisherviz.capture.look import NOT_EXAMPLES, counts_examples, refuse_reentrant
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.reach import indicators, marked
@@ -157,8 +160,7 @@ class Watcher:
             return None
         clone = z.clone()
         made = Pass(len(z) if z.dim() else 1, inputs, z, calls, {}, frozenset(calls))
-        if self.wanted.local or self.wanted.scores:
-            made.ears = {name: [self._listen(call) for call in each] for name, each in calls.items()}
+        self._place(made, z)
         hook = OutputHook(self)
         key = id(hook)  # unique as long as the hook lives
         self._pending[key] = made
@@ -167,10 +169,13 @@ class Watcher:
         clone.register_hook(hook)
         return exchanged(output, z, clone)
 
-    def _listen(self, call: Call) -> Ear:
-        ear = Ear(call.edge.output_nr)
-        call.edge.node.register_prehook(ear)
-        return ear
+    def _place(self, made: Pass, z: Tensor) -> None:
+        """Find the examples of each call, and listen to its gradients."""
+        made.calls = placed(made.calls, z, self.network.structure.layouts)
+        if self.wanted.local or self.wanted.scores:
+            made.ears = {
+                name: [[_listen(edge) for edge in call.edges] for call in each] for name, each in made.calls.items()
+            }
 
     def pick(self, output: Any) -> Tensor:
         """The output tensor of what the model returned."""
@@ -204,9 +209,12 @@ class Watcher:
         if made.shown is None or self.wanted.scores or made.counted is not None:
             made.bad = not_finite(z.detach())
             if made.shown is None and not made.bad:
+                unknown = not self.network.structure.looked
                 self.describe(made)
                 structured = {layer.name for layer in self.layers if layer.structured}
                 made.calls = {name: calls for name, calls in made.calls.items() if name in structured}
+                if unknown:
+                    self._place(made, z)
             if not made.bad:
                 shows, positions = made.reach(self.network.likelihood, self.wanted, z.detach(), gradient.detach())
             v = self._vectors(made, z.detach(), gradient.detach(), positions) if shows and self._needs_vectors else None
@@ -218,9 +226,8 @@ class Watcher:
                     vectors = backpropagate(z, made.calls, torch.cat(told), keep=True)
             if v is not None and self.generic_diagonal:
                 fresh = self.generic_captures(made, v)
-        for ears in made.ears.values():
-            for ear in ears:
-                ear.open()
+        for ear in itertools.chain.from_iterable(itertools.chain.from_iterable(made.ears.values())):
+            ear.open()
         before = self.gradients.states()
         torch.autograd.Variable._execution_engine.queue_callback(
             lambda: self._finish(made, way, before, fresh, vectors, shows)
@@ -294,11 +301,16 @@ class Watcher:
             raise RuntimeError(
                 f"the input of layer {name!r} was changed in place during the backward pass; clone it before."
             )
-        scores = [
-            call.by_example(ear.gradient, 0).unsqueeze(0)
-            for call, ear in zip(calls, made.ears.get(name, []), strict=False)
-            if ear.gradient is not None
+        if not counts_examples(calls):
+            raise RuntimeError(
+                f"layer {name!r} has changed since the first pass: {NOT_EXAMPLES}; put it in a group with "
+                "approximation='none'."
+            )
+        heard = [
+            call.together([ear.gradient for ear in ears], 0)
+            for call, ears in zip(calls, made.ears.get(name, []), strict=False)
         ]
+        scores = [gradient.unsqueeze(0) for gradient in heard if gradient is not None]
         exact = len(scores) == len(calls)
         capture = self._capture(made, calls, vectors, scores if exact else None) if shows else None
         if self.wanted.captures and capture is not None:
@@ -313,7 +325,7 @@ class Watcher:
             and not (layer.one_hot or layer.both_ways)
         ):
             a = capture.a if isinstance(capture, Capture) else beside([call.inputs for call in calls], 1)
-            g = beside([layer.output_gradients(gradient) for gradient in scores], 2)[0]
+            g = beside([call.output_gradients(s) for call, s in zip(calls, scores, strict=True)], 2)[0]
             made.local[name] = (a.flatten(0, -2), g.flatten(0, -2))
         else:
             made.local.pop(name, None)
@@ -324,13 +336,19 @@ class Watcher:
         calls = [replace(call, x=at_least_float32(call.x)) for call in calls]
         like = next(iter(calls[0].layer.parameters.values()))
         # no vectors: inputs alone are wanted
-        told = [at_least_float32(v) for v in vectors or [like.new_empty(0, *call.shape) for call in calls]]
+        told = [at_least_float32(v) for v in vectors or [like.new_empty(0, *call.gradient_shape) for call in calls]]
         if self.wanted.scores:
             if scores is None:
                 return None
             told = [torch.cat([at_least_float32(s) / made.scale, v]) for s, v in zip(scores, told, strict=True)]
         capture = capture_calls(calls, told)
         return capture if vectors is None or made.counted is None else marked(capture, made.counted)
+
+
+def _listen(edge: GradientEdge) -> Ear:
+    ear = Ear(edge.output_nr)
+    edge.node.register_prehook(ear)
+    return ear
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from fisherviz.statistics.moments import (
     GradientSum,
     InputFactor,
     OutputFactor,
+    OutputSquares,
     UnitBlocks,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "GradientSum",
     "InputFactor",
     "OutputFactor",
+    "OutputSquares",
     "RowsStatistic",
     "Setting",
     "Statistic",

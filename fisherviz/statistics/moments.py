@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,8 +18,32 @@ from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.base import RowsStatistic, Setting, Statistic
 from fisherviz.statistics.products import block, gram, weighted_moments, working
 
+Use = Literal["read", "used"]
 
-class InputFactor(RowsStatistic):
+
+class _Factor(RowsStatistic):
+    """A second moment of rows of one layer, or of one use of it.
+
+    Args:
+        layer: its name.
+        setting: how positions are taken together.
+        use: "read" as a table or "used" as a weight, of a layer that is both.
+    """
+
+    def __init__(self, layer: str, setting: Setting = "expand", use: Use | None = None) -> None:
+        super().__init__(layer, setting)
+        self.use = use
+
+    @property
+    def key(self) -> Hashable:
+        """Of one use, where a weight has two."""
+        return (super().key, self.use) if self.use else super().key
+
+    def _of_use(self, capture: AnyCapture) -> AnyCapture:
+        return getattr(capture, self.use) if self.use and isinstance(capture, TiedCapture) else capture
+
+
+class InputFactor(_Factor):
     """Second moment of a layer's inputs, (da, da), or (groups, da, da); of one-hot inputs its diagonal (da,).
 
     Settings: "expand" averages over positions, 1/T Σ_t ā_t ā_tᵀ; "reduce" takes the outer product of mean_t ā_t;
@@ -29,6 +54,7 @@ class InputFactor(RowsStatistic):
 
     def diagonal(self, capture: AnyCapture) -> Tensor | None:
         """How often each token is read."""
+        capture = self._of_use(capture)
         if not isinstance(capture, TokenCapture):
             return None
         shares = _shares(capture, self.setting)
@@ -37,12 +63,12 @@ class InputFactor(RowsStatistic):
 
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Inputs, 1/T for "expand"."""
-        capture = _structured(capture, self)
+        capture = _structured(self._of_use(capture), self)
         a, weight = _inputs(capture, self.setting)
         return _by_group(a, capture.grouped), weight
 
 
-class OutputFactor(RowsStatistic):
+class OutputFactor(_Factor):
     """Second moment of a layer's pseudo-gradients, (dg, dg), or (groups, dg, dg).
 
     Settings: "expand" adds outer products over positions, Σ_t g_t g_tᵀ; "reduce" takes that of Σ_t g_t. Those behind
@@ -51,11 +77,25 @@ class OutputFactor(RowsStatistic):
 
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Pseudo-gradients of all vectors."""
+        capture = self._of_use(capture)
         if isinstance(capture, TokenCapture):
             return capture.g[:, capture.weights != 0].flatten(0, 1), 1.0
         capture = _structured(capture, self)
         g = capture.g.sum(2, keepdim=True) if self.setting == "reduce" else capture.g
         return _by_group(g, capture.grouped), 1.0
+
+
+class OutputSquares(Statistic):
+    """The diagonal of a weight's second moment of pseudo-gradients (dg,), of a layer that is a table too.
+
+    Positions are expanded; the moment itself would be vocabulary × vocabulary.
+    """
+
+    def contribution(self, *captures: AnyCapture) -> Tensor:
+        """Sum over the batch, its positions and vectors."""
+        capture = captures[0]
+        assert isinstance(capture, TiedCapture)
+        return capture.used.g.square().sum((0, 1, 2))
 
 
 class _CrossFactor(Statistic):
@@ -153,6 +193,8 @@ class EigenMoment(Statistic):
         if isinstance(capture, TokenCapture):
             turned = replace(capture.to(self.qg.dtype), g=capture.g.to(self.qg.dtype) @ self.qg)
             return turned.square_sum().view(-1, capture.vocabulary)
+        if isinstance(capture, TiedCapture):
+            return capture.to(self.qg.dtype).turned(self.qg).square_sum().view(len(self.qg), -1)
         assert self.qa is not None
         capture = _structured(capture, self)
         capture = Capture(capture.a.to(self.qa.dtype), capture.g.to(self.qg.dtype))

@@ -116,7 +116,8 @@ class Plan:
         return rows
 
     @property
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
+        """All of it in one sentence."""
         large = ", ".join(dict.fromkeys(step.what for step in self.steps if not self._fits(step)))
         fits = f"{human(self.budget)} may be taken" + (f": too little for {large}." if large else ".")
         return (
@@ -135,12 +136,12 @@ class Plan:
             ).rstrip()
             for row in rows
         ]
-        return "\n".join([*lines, self._verdict])
+        return "\n".join([*lines, self.verdict])
 
     def _repr_html_(self) -> str:
         cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows())
         heads = "".join(f"<th>{html.escape(head)}</th>" for head in self._HEADS)
-        return f"<table><tr>{heads}</tr>{cells}</table><p>{html.escape(self._verdict)}</p>"
+        return f"<table><tr>{heads}</tr>{cells}</table><p>{html.escape(self.verdict)}</p>"
 
 
 def speed(device: torch.device, dtype: torch.dtype) -> float:

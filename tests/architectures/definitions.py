@@ -57,11 +57,14 @@ def seen(model: nn.Module, module: nn.Module, given: tuple[Tensor, ...], counted
     x, out = held["x"], held["out"]
     if isinstance(module, CONVOLUTIONS):
         a = patches(module, x)[0].flatten(2)
+    elif isinstance(module, nn.Embedding):
+        a = nn.functional.one_hot(x.reshape(1, -1), module.num_embeddings).to(out)
+        a[x.reshape(1, -1) == module.padding_idx] = 0
     else:
         a = x.reshape(1, -1, x.shape[-1])
-    g = torch.stack([torch.autograd.grad(z, out, v, retain_graph=True)[0][0] for v in positions.columns(z)])
-    g = g.flatten(2).mT if isinstance(module, CONVOLUTIONS) else g.reshape(len(g), -1, g.shape[-1])
-    if module.bias is not None:
+    g = torch.stack([torch.autograd.grad(z, out, v, retain_graph=True)[0] for v in positions.columns(z)])
+    g = g[:, 0].flatten(2).mT if isinstance(module, CONVOLUTIONS) else g.reshape(len(g), -1, g.shape[-1])
+    if getattr(module, "bias", None) is not None:
         a = torch.cat([a, torch.ones_like(a[..., :1])], -1)
     return a[0], g
 
@@ -74,6 +77,26 @@ def moments(model: nn.Module, module: nn.Module, inputs: Sequence[tuple[Tensor, 
         there = torch.ones(len(a), dtype=torch.bool) if counted.all() else (g != 0).any(2).any(0)
         found.append((a[there].numpy(), g[:, there].numpy()))
     return found
+
+
+def of_a_table(method: str, F: np.ndarray, *pairs) -> np.ndarray:
+    """The block of a table (V, d) from its inputs and gradients, and from those of a head that has its weight."""
+    pairs = ([(a, g * a.any(1, keepdims=True)) for a, g in pairs[0]], *pairs[1:])  # none of padding
+    (C, S), *others = (
+        (sum(a.T @ a / len(a) for a, _ in p) / len(p), sum(np.einsum("kto,ktp->op", g, g) for _, g in p) / len(p))
+        for p in pairs
+    )
+    if method == "foof":
+        summed = [sum(a.T @ a for a, _ in p) / len(p) for p in pairs]
+        return np.kron(summed[0], np.eye(len(S))) + sum(np.kron(np.eye(len(C)), A) for A in summed[1:])
+    total, width = np.kron(C, S), np.trace(C) * S
+    for A, G in others:
+        total, width = total + np.kron(np.diag(np.diag(G)), A), width + np.trace(G) * A
+    if not others and method == "kfac":
+        return total
+    kronecker.assert_basis_is_unique(width)
+    Q = np.kron(np.eye(len(C)), np.linalg.eigh(width)[1])
+    return Q @ np.diag(np.diag(Q.T @ (F if method == "ekfac" else total) @ Q)) @ Q.T
 
 
 def block(method: str, setting: str, F: np.ndarray, model: nn.Module, layer, inputs, counted: Tensor, axis: int):
@@ -97,8 +120,11 @@ def block(method: str, setting: str, F: np.ndarray, model: nn.Module, layer, inp
         return np.diag(np.diag(F))
     module = model.get_submodule(layer.name)
     heads = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    if isinstance(module, nn.Embedding) and any(module.weight is weight for weight in heads):
-        return np.diag(np.diag(F))
+    if isinstance(module, nn.Embedding) and method in ("kfac", "ekfac", "foof"):
+        heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight is module.weight]
+        return of_a_table(method, F, *(moments(model, m, inputs, counted, axis) for m in (module, *heads)))
+    if isinstance(module, nn.Embedding) and method == "nearest-kronecker":
+        return np.diag(np.diag(F)) if any(module.weight is weight for weight in heads) else None
     if method == "cw-ngd" or (isinstance(module, NORMS) and method != "foof"):
         return same_unit(F, model, layer)
     if not isinstance(module, (nn.Linear, *CONVOLUTIONS)) or getattr(module, "groups", 1) > 1:

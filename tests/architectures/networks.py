@@ -279,13 +279,11 @@ CASES = {
     "ResNet": Case(ResNet, of_images),
     "MobileNet": Case(MobileNet, of_images),
     "ViT": Case(ViT, of_images, generic=("",)),
-    "GPT": Case(GPT, next_tokens, generic=("wpe",), aligned=True),
-    "BERT": Case(BERT, hidden_tokens, generic=("positions",), aligned=True),
+    "GPT": Case(GPT, next_tokens, aligned=True),
+    "BERT": Case(BERT, hidden_tokens, aligned=True),
     "GRU tagger": Case(Tagger, darker, generic=("gru",), aligned=True),
     "U-Net": Case(UNet, shades, class_axis=1),
-    "Mixture of Experts": Case(
-        Experts, labelled, generic=("router", *(f"experts.{i}.{j}" for i in range(3) for j in (0, 2)))
-    ),
+    "Mixture of Experts": Case(Experts, labelled, generic=EXPERTS),
 }
 
 

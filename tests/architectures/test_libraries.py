@@ -76,6 +76,13 @@ def vision_transformer(models):
     )
 
 
+def swin(models):
+    return models.SwinTransformer(
+        img_size=8, patch_size=1, in_chans=1, num_classes=10, embed_dim=4, depths=(2,), num_heads=(2,), window_size=4,
+        mlp_ratio=1.0,
+    )  # fmt: skip
+
+
 CASES = {
     "GPT-2, eager": lambda n: gpt2("eager", n),
     "GPT-2, sdpa": lambda n: gpt2("sdpa", n),
@@ -86,6 +93,7 @@ CASES = {
     "timm ResNet": lambda n: of_timm(resnet, n),
     "timm MobileNet": lambda n: of_timm(mobilenet, n),
     "timm ViT": lambda n: of_timm(vision_transformer, n),
+    "timm Swin": lambda n: of_timm(swin, n),
 }
 libraries = pytest.mark.parametrize("name", CASES)
 
@@ -142,16 +150,14 @@ def test_exact_quantities(name):
 
 
 WITHOUT_STRUCTURE = {
-    "GPT-2": ("transformer.wpe",),  # one row of positions for all examples
-    "BERT": (
-        "bert.embeddings.position_embeddings",
-        "cls.predictions",  # the decoder's bias is the one of the module around it
-    ),
+    "GPT-2": (),
+    "BERT": ("cls.predictions",),  # the decoder's bias is the one of the module around it
     "ViT": ("vit.embeddings",),  # positions and class token, as bare parameters
     "timm ResNet": (),
-    # BatchNormAct2d gives what its activation made of it
-    "timm MobileNet": ("bn1", "blocks.0.0.bn1", "blocks.0.0.bn2", *(f"blocks.1.0.bn{i}" for i in (1, 2, 3))),
+    "timm MobileNet": (),
     "timm ViT": ("",),
+    # tables of relative positions
+    "timm Swin": ("layers.0.blocks.0.attn", "layers.0.blocks.1.attn"),
 }  # fmt: skip
 
 

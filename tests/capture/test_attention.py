@@ -283,7 +283,7 @@ LARGER = {
     "encoder": (lambda: nn.Sequential(
         nn.TransformerEncoder(nn.TransformerEncoderLayer(E, 2, 4, batch_first=True), 2), nets.MeanTokens()), 0),
     "tokens first": (lambda: nn.Sequential(
-        Transposed(), nn.TransformerEncoderLayer(E, 2, 4), Transposed(), nets.MeanTokens()), 4),
+        Transposed(), nn.TransformerEncoderLayer(E, 2, 4), Transposed(), nets.MeanTokens()), 0),
     "encoder and decoder": (Translating, 1),
     "called twice": (Twice, 0),
     "in place": (InPlace, 0),
@@ -299,7 +299,7 @@ class Transposed(nn.Module):
 
 @pytest.mark.parametrize(("build", "generic"), LARGER.values(), ids=LARGER.keys())
 def test_larger_modules(build, generic):
-    """As many tokens as examples; a Linear or LayerNorm needs examples first, attention knows where they are."""
+    """As many tokens as examples: attention knows where they are, of a Linear or LayerNorm evidence tells."""
     net, x = nets.randomised(build()), tokens(3)
     fisher = fv.Probe(net, "gaussian").fisher(x)
     assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Gaussian()))

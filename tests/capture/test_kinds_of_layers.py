@@ -368,3 +368,98 @@ def test_layers_of_other_libraries_by_the_name_of_their_forward(kind, options, p
         fisher = fv.Probe(net, "gaussian").fisher(x)
         assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Gaussian()))
         assert fisher.layers[0].path == path
+
+
+class Activated(nn.Module):
+    """A normalisation and what follows it, as one module; or beside one another."""
+
+    def __init__(self, kind, options, place, act, apart):
+        super().__init__()
+        if apart:
+            self.norm = nn.Sequential(kind(*options), act)
+        else:
+            self.norm = activated(kind, place)(*options)
+            self.norm.act = act
+        self.first, self.last = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        h = self.first(x)
+        h = self.norm(h.movedim(1, -1)).movedim(-1, 1) if isinstance(self.kind, nn.LayerNorm) else self.norm(h)
+        return self.last(h).flatten(2).mean(2)
+
+    @property
+    def kind(self):
+        return self.norm[0] if isinstance(self.norm, nn.Sequential) else self.norm
+
+
+def activated(kind, place):
+    """timm's: the forward of its parent, and an activation, perhaps in place."""
+
+    def forward(self, x):
+        return self.act(kind.forward(self, x))
+
+    forward.__module__, forward.__qualname__ = place.split(" ")
+    return type(kind.__name__, (kind,), {"forward": forward})
+
+
+NORMS = [
+    (nn.BatchNorm2d, (4,), "timm.layers.norm_act BatchNormAct2d.forward"),
+    (nn.GroupNorm, (2, 4), "timm.layers.norm_act GroupNormAct.forward"),
+    (nn.LayerNorm, (4,), "timm.layers.norm_act LayerNormAct.forward"),
+]
+ACTS = {"silu": nn.SiLU, "in place": lambda: nn.LeakyReLU(0.1, inplace=True), "none": nn.Identity}
+
+
+def both_ways(norm, act):
+    made = []
+    for apart in (False, True):
+        torch.manual_seed(0)
+        made.append(nets.randomised(Activated(*norm, ACTS[act](), apart)))
+    return *made, torch.randn(5, 2, 3, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm[0].__name__)
+@pytest.mark.parametrize("act", ACTS)
+def test_normalisation_and_an_activation_in_one_module(norm, act, monkeypatch):
+    net, other, x = both_ways(norm, act)
+    monkeypatch.setattr("fisherviz.capture.take.generic_captures", None)
+    F = exact.fisher(net, x, laws.Gaussian())
+    fisher = fv.Probe(net, "gaussian").fisher(x)
+    assert_matches(fisher.to_dense(), F)
+    v = nets.vectors(len(F), 1)[:, 0]
+    assert_matches(fisher.fresh().solve(v, 0.3), np.linalg.solve(F + 0.3 * np.eye(len(F)), v))
+    assert {layer.path for layer in fisher.layers} == {"structured"}
+    its = fv.Probe(other, "gaussian").fisher(x)
+    for method in fv.approximations:
+        assert_matches(fv.approximate(fisher, method).to_dense(), fv.approximate(its, method).to_dense())
+    assert_matches(fv.Probe(net.float(), "gaussian").fisher(x.float()).to_dense(), F, 1e-4)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm[0].__name__)
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("kind", ["mc", "empirical"])
+def test_optimizers_take_both_for_what_they_are(norm, act, kind):
+    *models, x = both_ways(norm, act)
+    weights = []
+    for net in models:
+        torch.manual_seed(1)
+        optimizer = fv.optim.NaturalGradient(net.train(), "gaussian", "layer", lr=0.1, damping=0.1, kind=kind)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(x).square().sum(1).mean().backward()
+            optimizer.step()
+        assert all(layer.structured for layer in optimizer.layers)
+        weights.append(torch.cat([p.detach().reshape(-1) for p in net.parameters()]))
+    assert_matches(*weights, 1e-9)
+
+
+def test_a_module_that_goes_on_and_whose_parameters_act_apart_is_generic():
+    class Apart(nn.GroupNorm):
+        def forward(self, x):
+            return torch.tanh(nn.functional.group_norm(x, self.num_groups) * self.weight + self.bias)
+
+    Apart.forward.__module__, Apart.forward.__qualname__ = "timm.layers.norm_act", "GroupNormAct.forward"
+    net, x = nets.randomised(nn.Sequential(Apart(2, 4), nn.Linear(4, 2))), nets.vectors(5, 4)
+    fisher = fv.Probe(net, "gaussian").fisher(x)
+    assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Gaussian()))
+    assert [layer.path for layer in fisher.layers] == ["generic", "structured"]

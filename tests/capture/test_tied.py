@@ -1,6 +1,7 @@
 """Weights that modules share: exact quantities are sums over all uses, without per-example passes of the model."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import fisherviz as fv
 from fisherviz.approximations import LayerWise
 from fisherviz.capture.captures import TiedCapture
 from fisherviz.statistics.gradients import example_gram
-from tests.oracles import exact, laws, nets, positions
+from tests.oracles import exact, kronecker, laws, nets, positions
 from tests.oracles.checks import FLOAT32, assert_matches
 from tests.training_runs import assert_resumes
 
@@ -252,12 +253,15 @@ def test_layerwise_methods_are_parts_of_the_exact_fisher(name):
     assert_matches(fv.approximate(probe.fisher(x), "diagonal").to_dense(), np.diag(np.diag(F)))
 
 
-KRONECKER = ["kfac", "ekfac", "foof", "kfac-full", "kfac-tridiagonal", "nearest-kronecker", "cw-ngd"]
+SUMS = ["kfac", "kfac-full", "kfac-tridiagonal", "ekfac", "foof"]
+HEAD_FIRST = {name for name in LANGUAGE if "head first" in name}
 
 
-@language
-@pytest.mark.parametrize("method", KRONECKER)
-def test_a_table_that_is_a_head_has_its_exact_diagonal_in_the_others_and_it_is_said(name, method):
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, method) for name in LANGUAGE for method in ["nearest-kronecker", *(SUMS if name in HEAD_FIRST else [])]],
+)
+def test_a_table_that_is_a_head_has_its_exact_diagonal_in_some_and_it_is_said(name, method):
     net, x = made(name)
     F = exact.fisher(net, x, laws.Gaussian())
     probe = fv.Probe(net, "gaussian")
@@ -269,6 +273,147 @@ def test_a_table_that_is_a_head_has_its_exact_diagonal_in_the_others_and_it_is_s
     assert_matches(dense[np.ix_(rows, rows)], np.diag(np.diag(F)[rows]))
     others = np.setdiff1d(np.arange(len(F)), rows)
     assert not dense[np.ix_(rows, others)].any()
+
+
+def uses(net, x):
+    """What the table's readers and the head show of each call: rows that are read, inputs, and output gradients.
+
+    For each use, (w (N, T, V), g (K, N, T, D)) where rows are read, and (a (N, T, D), g (K, N, T, V)) of the head.
+    """
+    held = []
+    readers = [m for m in net.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    hooks = [m.register_forward_hook(lambda m, given, z: held.append((m, given[0], z))) for m in [*readers, net.head]]
+    z = net(x).flatten(1)
+    for hook in hooks:
+        hook.remove()
+    read, used = [], []
+    for module, given, out in held:
+        g = torch.stack([torch.autograd.grad(z[:, k].sum(), out, retain_graph=True)[0] for k in range(z.shape[1])])
+        g = g.view(*g.shape[:2], -1, g.shape[-1])
+        if module is net.head:
+            used.append((given.detach(), g))
+            continue
+        w = nn.functional.one_hot(given, V).double()
+        if module.padding_idx is not None:
+            w[..., module.padding_idx] = 0
+        if isinstance(module, nn.EmbeddingBag):
+            w /= w.shape[1]
+        read.append((w, g.expand(-1, -1, w.shape[1], -1)))
+    return read, used
+
+
+def of_the_table(name, method):
+    """A method's block of the table in its own order (V, D), and the exact one."""
+    net, x = made(name)
+    F = exact.fisher(net, x, laws.Gaussian())
+    probe = fv.Probe(net, "gaussian")
+    dense = fv.approximate(probe.fisher(x), method).to_dense().numpy()
+    i = next(i for i, layer in enumerate(probe.layers) if layer.num_parameters >= V * D)
+    rows = blocks_of(probe, F)[i]
+    others = np.setdiff1d(np.arange(len(F)), rows)
+    assert not dense[np.ix_(rows, others)].any()
+    return dense[np.ix_(rows, rows)], F[np.ix_(rows, rows)], uses(net, x), len(x)
+
+
+table_first = pytest.mark.parametrize("name", [name for name in LANGUAGE if name not in HEAD_FIRST])
+
+
+@table_first
+def test_foof_is_the_sum_over_both_uses(name):
+    with pytest.warns(UserWarning, match="share the weight of 'table': the sum over both uses is taken there"):
+        found, _, (read, used), n = of_the_table(name, "foof")
+    counts = sum(w.square().sum((0, 1)) for w, _ in read).numpy() / n
+    A = sum(torch.einsum("nti,ntj->ij", a, a) for a, _ in used).numpy() / n
+    assert_matches(found, np.kron(np.eye(V), A) + np.kron(np.diag(counts), np.eye(D)))
+
+
+def factors(read, used, n):
+    """A and G of both uses, positions expanded: (A, G) of the weight and (C, G) of the table."""
+    found = []
+    for calls in (used, read):
+        a, g = torch.cat([a for a, _ in calls], 1), torch.cat([g for _, g in calls], 2)
+        g = g * (a != 0).any(2, keepdim=True)  # of padding there is nothing
+        A = torch.einsum("nti,ntj->ij", a, a) / n / a.shape[1]
+        found.append((A.numpy(), torch.einsum("knti,kntj->ij", g, g).numpy() / n))
+    return found
+
+
+def common_basis(weight, table):
+    (A, G), (C, S) = weight, table
+    whole = np.trace(G) * A + np.trace(C) * S
+    kronecker.assert_basis_is_unique(whole)
+    return np.linalg.eigh(whole)[1]
+
+
+def diagonal_in(Q, M):
+    return Q @ np.diag(np.diag(Q.T @ M @ Q)) @ Q.T
+
+
+@table_first
+@pytest.mark.parametrize("method", ["kfac", "kfac-full", "kfac-tridiagonal"])
+def test_kfac_is_the_sum_over_both_uses_in_an_eigenbasis_that_they_share(name, method):
+    with pytest.warns(UserWarning, match="the sum over both uses, in an eigenbasis that they share, is taken there"):
+        found, _, (read, used), n = of_the_table(name, method)
+    weight, table = factors(read, used, n)
+    Q = np.kron(np.eye(V), common_basis(weight, table))
+    (A, G), (C, S) = weight, table
+    assert_matches(found, diagonal_in(Q, np.kron(np.diag(np.diag(G)), A) + np.kron(C, S)))
+
+
+@table_first
+def test_ekfac_is_the_best_diagonal_in_an_eigenbasis_of_both_uses(name):
+    with pytest.warns(UserWarning, match="the exact second moment in an eigenbasis of both uses is taken there"):
+        found, F, (read, used), n = of_the_table(name, "ekfac")
+    assert_matches(found, diagonal_in(np.kron(np.eye(V), common_basis(*factors(read, used, n))), F))
+
+
+@language
+@pytest.mark.parametrize(("formed", "entries"), [(2**27, 2**26), (0, 2**26), (0, 1)])
+def test_unit_blocks_are_exact(name, formed, entries, monkeypatch):
+    monkeypatch.setattr(sys.modules["fisherviz.approximations.units"], "FORMED_ENTRIES", formed)
+    monkeypatch.setattr(sys.modules["fisherviz.approximations.example_units"], "_ENTRIES", entries)
+    net, x = made(name)
+    F = exact.fisher(net, x, laws.Gaussian())
+    probe = fv.Probe(net, "gaussian")
+    found = fv.approximate(probe.fisher(x), "cw-ngd")
+    i = next(i for i, layer in enumerate(probe.layers) if layer.num_parameters >= V * D)
+    rows = blocks_of(probe, F)[i]
+    unit = np.arange(V * D) // D if name in HEAD_FIRST else np.arange(V * D) % D
+    unit = np.concatenate([unit, np.arange(len(rows) - V * D)])
+    dense = np.zeros_like(F)
+    for other in blocks_of(probe, F):
+        dense[np.ix_(other, other)] = found.to_dense()[other][:, other]
+    dense[np.ix_(rows, rows)] = np.where(unit[:, None] == unit, F[np.ix_(rows, rows)], 0)
+    assert_matches(found.to_dense(), dense)
+    v = torch.randn(len(F), 2, dtype=torch.float64)
+    assert_matches(found @ v, dense @ v.numpy())
+    assert_matches(found.solve(v, 0.1), np.linalg.solve(dense + 0.1 * np.eye(len(F)), v.numpy()), 1e-9)
+    assert found.norm("fro") == pytest.approx(np.linalg.norm(dense))
+    assert found.norm("spectral") == pytest.approx(np.linalg.norm(dense, 2))
+
+
+@language
+def test_comparisons_without_matrices_are_those_with_them(name, monkeypatch):
+    net, x = made(name)
+    fisher = fv.Probe(net, "gaussian").fisher(x)
+    methods, metrics = ["foof", "ekfac", "cw-ngd", "kfac"], ["relative_frobenius", "frobenius_cosine"]
+    one = fv.compare(fisher, methods, metrics=metrics, progress=False).frame
+    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    two = fv.compare(fisher.fresh(), methods, metrics=metrics, progress=False).frame
+    both = one.merge(two, on=["method", "row", "col", "metric"])
+    assert len(both) >= 2 * len(methods)
+    assert_matches(both["value_x"], both["value_y"], 1e-6)
+
+
+@table_first
+@pytest.mark.parametrize("method", ["kfac", "foof", "ekfac", "cw-ngd"])
+def test_methods_in_single_precision(name, method):
+    net, x = made(name)
+    expected = fv.approximate(fv.Probe(net, "gaussian").fisher(x), method)
+    found = fv.approximate(fv.Probe(copy.deepcopy(net).float(), "gaussian").fisher(x), method)
+    v = torch.randn(len(expected.to_dense()), dtype=torch.float64)
+    assert_matches(found @ v.float(), expected @ v, FLOAT32)
+    assert_matches(found.solve(v.float(), 0.5), expected.solve(v, 0.5), FLOAT32)
 
 
 def twins(bias):
@@ -401,7 +546,7 @@ def test_optimizers_say_once_what_is_taken():
             net(x).square().mean().backward()
             optimizer.step()
 
-    with pytest.warns(UserWarning, match="share the weight of 'table': the exact diagonal is taken there") as said:
+    with pytest.warns(UserWarning, match="share the weight of 'table': the sum over both uses") as said:
         run(2)
     assert sum("share the weight" in str(one.message) for one in said) == 1
 
