@@ -16,23 +16,25 @@ from benchmarks import large, table
 from benchmarks.measure import Timing, measure
 from benchmarks.running import HERE, in_own_process, machine
 
-NAMES = ["W1", "W2", "W2c", "W3", "W3m", "W5", "W5 inverses", "W6", "W6 kept", "W7", "W7 N=100", "big", "report"]
+NAMES = ["W1", "W2", "W2c", "W3", "W3m", "W5", "W5 inverses", "W6", "W6 kept", "W7", "W7 N=100", "ResNet diagonal",
+         "ResNet K-FAC", "GPT diagonal", "GPT K-FAC", "big", "report"]  # fmt: skip
 
 
 def run_one(name: str, peers: bool) -> dict[str, Any]:
     """Measure one workload in this process."""
     if name in large.GOALS:
         return getattr(large, name)()
-    from benchmarks.peers import PEERS, check
-    from benchmarks.workloads import WORKLOADS
+    from benchmarks import network_peers, networks, workloads
+    from benchmarks import peers as public
+    from benchmarks.peers import check
 
-    workload = WORKLOADS[name]
+    workload = (workloads.WORKLOADS | networks.WORKLOADS)[name]
     case = workload.make()
     ours = measure(lambda: workload.ours(case), case.one_pass, workload.rounds)
     row: dict[str, Any] = {"ours": _numbers(ours), "peers": {}}
     few = case if workload.examples is None else case.few(workload.examples)
     product = workload.product(few, workload.ours(few))
-    for peer_name, peer in PEERS[name].items() if peers else ():
+    for peer_name, peer in (public.PEERS | network_peers.PEERS)[name].items() if peers else ():
         if not peer.installed:
             row["peers"][peer_name] = {"why": "not installed"}
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -21,3 +22,21 @@ def best_peer(row: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The fastest peer that runs and agrees."""
     ran = {name: peer for name, peer in row["peers"].items() if "ms" in peer}
     return min(ran.items(), key=lambda item: item[1]["x"]) if ran else None
+
+
+def profiled(
+    rows: Mapping[str, Any], goals: Mapping[str, tuple[float | None, str]], said: Mapping[str, str]
+) -> list[str]:
+    """What a profile says of each goal that is missed.
+
+    Args:
+        rows: the measurements by name.
+        goals: each row's goal and its unit.
+        said: what is known, by name.
+    """
+    missed = [
+        f"* **{name}**: {said[name]}."
+        for name, (goal, unit) in goals.items()
+        if name in rows and name in said and goal is not None and rows[name]["ours"][unit] > goal
+    ]
+    return ["Where a goal is missed, by profiles of one thread:", "\n".join(missed)] if missed else []

@@ -20,6 +20,7 @@ _DISTRIBUTIONS = {
     "ASDL": "asdfghjkl",
     "BackPACK": "backpack-for-pytorch",
     "curvlinops": "curvlinops-for-pytorch",
+    "Opacus": "opacus",
 }
 
 

@@ -188,7 +188,7 @@ ROWS = {
             rounds=5),
         Row("foof T=1", "FOOF, factors solved with every step", _foof(1), 1, 4.0,
             earlier=f"{_AUTHORS} 15×"),
-        Row("foof T=100", "FOOF, inverses every 100 steps", _foof(100), 100, 1.7, rounds=5,
+        Row("foof T=100", "FOOF, inverses every 100 steps", _foof(100), 100, 2.1, rounds=5,
             earlier=f"{_AUTHORS} 5.1×"),
         Row("subsampled T=1", "natural gradient of an independent mini-batch's Fisher, every step", _subsampled(1), 1,
             2.6, earlier=f"{_AUTHORS} 3.5×"),

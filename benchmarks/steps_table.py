@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks import profiles
 from benchmarks.depth import DEPTHS, EXACT_UP_TO, FROM, METHODS, TO
-from benchmarks.markdown import best_peer, provenance, table
+from benchmarks.markdown import best_peer, profiled, provenance, table
 from benchmarks.step_peers import ALIKE, CHECK_DAMPING
 from benchmarks.steps import RELATIONS, ROWS
 
@@ -39,6 +40,7 @@ def part(results: dict[str, Any]) -> list[str]:
         "and the mean over the positions is the cost, for SGD alike. *Slowest step* is the one that factorises. The "
         "GFLOP are those of one step, mean over the cycle, with the multiple of SGD's in brackets.",
         _summary(rows),
+        *profiled(rows, {name: (told.goal, told.unit) for name, told in ROWS.items()}, profiles.STEPS),
     ]
     if few := _few(rows):
         parts.append(few)

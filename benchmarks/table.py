@@ -10,11 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks import defaults_table, steps_table
+from benchmarks import defaults_table, networks, profiles, steps_table, workloads
 from benchmarks.large import GOALS as LARGE
-from benchmarks.markdown import best_peer, provenance, table
-from benchmarks.workloads import WORKLOADS
+from benchmarks.markdown import best_peer, profiled, provenance, table
 
+WORKLOADS = workloads.WORKLOADS | networks.WORKLOADS
 FILES = ("results.json", "optim.json", "defaults.json")
 
 
@@ -26,8 +26,9 @@ def line(name: str, row: dict[str, Any]) -> str:
         return text + f"{row['gib']:.2f} GiB (goal {gib:g})"
     workload, ours = WORKLOADS[name], row["ours"]
     text = f"{name:12} {ours['x']:7.2f}x {ours['ms']:8.1f} ms (pass {ours['pass_ms']:.2f} ms), "
-    text += f"{ours['gflop']:6.2f} GFLOP, "
-    text += f"goal {workload.goal:g} {workload.unit}: {ours[workload.unit] / workload.goal:.2f} of it"
+    text += f"{ours['gflop']:6.2f} GFLOP"
+    if workload.goal is not None:
+        text += f", goal {workload.goal:g} {workload.unit}: {ours[workload.unit] / workload.goal:.2f} of it"
     if huge := row.get("huge_pages"):
         text += f"\n{'':14}with huge pages: {huge['x']:.2f}x {huge['ms']:.1f} ms"
     for peer_name, peer in row["peers"].items():
@@ -60,6 +61,7 @@ def part(results: dict[str, Any]) -> list[str]:
         "Fresh memory is handed out in pages of 4 KiB whose first touch can cost more than the arithmetic on them; the "
         "column *huge pages* is the same measured with `THP_MEM_ALLOC_ENABLE=1`, torch's own switch (Linux).",
         _summary(rows),
+        *_missed(rows),
         "## Every peer",
         _peers(rows),
     ]
@@ -74,16 +76,26 @@ def _summary(rows: dict[str, Any]) -> str:
         if name in LARGE:
             continue
         workload, ours = WORKLOADS[name], row["ours"]
-        share = ours[workload.unit] / workload.goal
-        goal = f"{workload.goal:g}×" if workload.unit == "x" else f"{workload.goal:g} ms"
         best = best_peer(row)
+        if workload.goal is None:
+            goal, share = "best peer", float("nan") if best is None else ours["ms"] / best[1]["ms"]
+        else:
+            goal = f"{workload.goal:g}×" if workload.unit == "x" else f"{workload.goal:g} ms"
+            share = ours[workload.unit] / workload.goal
         against = "–" if best is None else f"{best[0]} {best[1]['x']:.3g}× ({best[1]['x'] / ours['x']:.1f} of ours)"
+        wall = f"{ours['wall_ms_two_threads']:.3g} ms" if "wall_ms_two_threads" in ours else "–"
         body.append([
             f"**{name}** {workload.text}", goal, f"{ours['x']:.3g}×, {ours['ms']:.3g} ms", f"{share:.2f}", against,
             f"{ours['gflop']:.3g}", f"{row['huge_pages'][workload.unit]:.3g} {'×' if workload.unit == 'x' else 'ms'}",
-            f"{ours['wall_ms_two_threads']:.3g} ms",
+            wall,
         ])  # fmt: skip
     return table(["work", "goal", "ours", "ours / goal", "best peer", "GFLOP", "huge pages", "two threads"], body)
+
+
+def _missed(rows: dict[str, Any]) -> list[str]:
+    """What the profile says of each goal that is missed."""
+    goals = {name: (w.goal, w.unit) for name, w in WORKLOADS.items()}
+    return profiled(rows, goals, profiles.WORKLOADS)
 
 
 def _peers(rows: dict[str, Any]) -> str:

@@ -46,11 +46,10 @@ def backpropagate(
     if out is None and len(vectors) == 1:
         out = [None if g is None else g.unsqueeze(0) for g in gradients(vectors[0], retain_graph=keep)]
     if out is None:
-        out = stacked = [z.new_zeros(len(vectors), *call.gradient_shape) for call in flat]
+        out = stacked = [z.new_empty(len(vectors), *call.gradient_shape) for call in flat]
         for k, vector in enumerate(vectors):
             for whole, g in zip(stacked, gradients(vector, retain_graph=keep or k + 1 < len(vectors)), strict=True):
-                if g is not None:
-                    whole[k] = g
+                whole[k] = 0 if g is None else g
     filled = iter(
         z.new_zeros(len(vectors), *call.gradient_shape) if g is None else g.detach()
         for g, call in zip(out, flat, strict=True)

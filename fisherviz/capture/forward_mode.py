@@ -70,8 +70,8 @@ def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], ou
         for (name, leaf), g in zip(leaves.items(), found, strict=True)
     }
     form = float((t.detach().double() * u.double()).sum())
-    reverse = sum(float((g * tangents[name]).sum(dtype=torch.float64)) for name, g in parts.items())
-    size = sum(_square(g) for g in parts.values()) * sum(_square(tangents[name]) for name in parts)
+    reverse = sum(_inner(g, tangents[name]) for name, g in parts.items())
+    size = sum(_inner(g, g) for g in parts.values()) * sum(_inner(tangents[name], tangents[name]) for name in parts)
     rounding = 1e3 * torch.finfo(z.dtype).eps * size**0.5
     agrees = abs(form - reverse) <= TOLERANCE.get(z.dtype, 0.1) * abs(form) + rounding + 1e-30
     return Product(parts, form, len(z), agrees)
@@ -119,8 +119,10 @@ def _dual(
     return z, torch.zeros_like(z) if t is None else t
 
 
-def _square(x: Tensor) -> float:
-    return float(x.square().sum(dtype=torch.float64))
+def _inner(x: Tensor, y: Tensor) -> float:
+    """Inner product in at least float32, without a temporary as large as the parameters."""
+    work = torch.promote_types(x.dtype, torch.float32)
+    return float(torch.dot(x.reshape(-1).to(work), y.reshape(-1).to(work)))
 
 
 class _Rules(TorchFunctionMode):

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fisherviz.capture.captures import Batch
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
+from fisherviz.capture.look import TOGETHER, telling_examples
 from fisherviz.exact.passes import Consumer
 from fisherviz.exact.run import Run
 from fisherviz.exact.scores import Scores
-from fisherviz.network.batches import Inputs
+from fisherviz.network.batches import Inputs, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
 from fisherviz.statistics.examples import Examples
@@ -58,8 +59,9 @@ class Products(Scores):
             return whole @ v
         if self._kept.held is None and self._forward_mode():
             columns = [self._network_product(column) for column in v.unbind(1)]
-            if all(column is not None for column in columns):
-                return torch.stack([column for column in columns if column is not None], 1)
+            right = [column for column in columns if column is not None]
+            if len(right) == len(columns):
+                return torch.stack(right, 1) if len(right) > 1 else right[0].unsqueeze(1)
         if self._kept.held is None:
             return self._streamed_product(v)
         return self.space.join(self.in_example_space().product(self.space.split(v)))
@@ -87,8 +89,10 @@ class Products(Scores):
         if self.network.dtype != self.network.precision:
             return False  # derivatives of half precisions have two or three digits, captures are summed in float32
         if self.structure.forward_mode is None:
+            # a few examples tell whether it works at all: every product shows on all of the data whether it is right
             with self.processes.agreeing("a try of forward mode"):
-                right = try_forward_mode(self.network, next(iter(self.data))[0])
+                inputs, _ = next(iter(self.data))
+                right = try_forward_mode(self.network, take_rows(inputs, telling_examples(inputs)[:TOGETHER]))
             self.network.note(forward_mode=self.processes.all(right))
         return bool(self.structure.forward_mode)
 

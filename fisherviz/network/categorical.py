@@ -75,7 +75,10 @@ class Categorical(Likelihood):
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class indices (N,) or (N, positions...) drawn from the softmax."""
         p = torch.softmax(self._rows(z).transpose(1, 2).float(), -1)
-        drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator)
+        # one uniform number for each label: torch.multinomial draws one for each class
+        below = p.reshape(-1, p.shape[-1]).cumsum(1, dtype=torch.float64)
+        u = torch.rand(len(below), 1, generator=generator, dtype=below.dtype, device=below.device)
+        drawn = torch.searchsorted(below, u * below[:, -1:], right=True).clamp_(max=p.shape[-1] - 1)
         return drawn.reshape(self._label_shape(z))
 
     def _label_shape(self, z: Tensor) -> torch.Size:

@@ -176,10 +176,20 @@ def fingerprint_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
     """Numbers that change when any byte of the tensors does, whatever is exchanged, flipped, rolled or negated.
 
     Sums of rows of 64-bit words times fixed random odd numbers, modulo 2⁶⁴, exact in any order. Each word's high bits
-    are mixed into its low ones first: a sign bit is half the modulus, so that two of them would cancel.
+    are mixed into its low ones first: a sign bit is half the modulus, so that two of them would cancel. What fills no
+    row follows as one: networks have many small tensors.
     """
+    marks, rests = list[int](), dict[torch.device, list[Tensor]]()
     with torch.no_grad():
-        return tuple(number for t in tensors for number in (*t.shape, *_row_sums(t)))
+        for t in tensors:
+            raw = t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+            whole = len(raw) // _ROW_BYTES * _ROW_BYTES
+            marks += [*t.shape, *_sums(raw[:whole])]
+            rests.setdefault(raw.device, []).append(raw[whole:])
+        for parts in rests.values():
+            rest = torch.cat(parts)
+            marks += _sums(nn.functional.pad(rest, (0, -len(rest) % _ROW_BYTES)))
+    return tuple(marks)
 
 
 def digest(marks: tuple[int | float | str, ...]) -> str:
@@ -187,19 +197,14 @@ def digest(marks: tuple[int | float | str, ...]) -> str:
     return hashlib.sha256(repr(marks).encode()).hexdigest()[:16]
 
 
-def _row_sums(t: Tensor) -> list[int]:
-    raw = t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    whole = len(raw) // (8 * _ROW) * 8 * _ROW
-    found = _sums(raw[:whole].view(torch.int64).view(-1, _ROW)) if whole else []
-    rest = raw[whole:]
-    if len(rest) % 8:
-        rest = nn.functional.pad(rest, (0, -len(rest) % 8))
-    return found + _sums(rest.view(torch.int64).unsqueeze(0)) if len(rest) else found
-
-
-def _sums(words: Tensor) -> list[int]:
-    """Σ (w xor (w >>> 31)) m of each row."""
-    factors = _factors(words.device)[: words.shape[1]]
+def _sums(raw: Tensor) -> list[int]:
+    """Σ (w xor (w >>> 31)) m of each row of whole rows' bytes."""
+    if not len(raw):
+        return []
+    if raw.storage_offset() % 8:
+        raw = raw.clone()  # a part of a larger tensor, between two words
+    words = raw.view(torch.int64).view(-1, _ROW)
+    factors = _factors(words.device)
     if words.device.type != "cpu":
         return ((words ^ (words >> 31 & (2**33 - 1))) * factors).sum(1).tolist()
     # numpy multiplies 64-bit integers five times as fast as torch; pieces stay in the cache
@@ -221,5 +226,6 @@ def _factors(device: torch.device) -> Tensor:
 
 _ROW = 1024
 """Words of 8 bytes that share a sum."""
+_ROW_BYTES = 8 * _ROW
 _PIECE = 64
 """Rows that are read at once."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Batch
-from fisherviz.statistics.products import gram
+from fisherviz.statistics.products import gram, second_moment
 from fisherviz.support.choices import one_of
 from fisherviz.support.processes import Processes
 
@@ -136,8 +136,13 @@ class RowsStatistic(Statistic):
         super().__init__(layer, setting=setting)
 
     @abstractmethod
+    def values(self, capture: AnyCapture) -> tuple[Tensor, bool, float]:
+        """Rows (..., d), whether they are (..., groups, d) of a grouped convolution, and w."""
+
     def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
         """Rows (R, d), or (groups, R, d) of a grouped convolution, and w."""
+        x, grouped, weight = self.values(capture)
+        return _by_group(x, grouped), weight
 
     def diagonal(self, capture: AnyCapture) -> Tensor | None:
         """The moment's diagonal (d,), where its rows are one-hot and it has no other entries; None elsewhere."""
@@ -147,9 +152,14 @@ class RowsStatistic(Statistic):
         """Sum over the batch and its vectors."""
         if (alone := self.diagonal(captures[0])) is not None:
             return alone
-        rows, weight = self.rows(captures[0])
-        total = gram(rows)
+        x, grouped, weight = self.values(captures[0])
+        total = gram(_by_group(x, grouped)) if grouped else second_moment(x)
         return total if weight == 1 else total.mul_(weight)
+
+
+def _by_group(x: Tensor, grouped: bool) -> Tensor:
+    """Rows (R, d), or (groups, R, d), from (..., d) or (..., groups, d)."""
+    return x.flatten(0, -3).transpose(0, 1) if grouped else x.flatten(0, -2)
 
 
 def update_all(statistics: Iterable[Statistic], batch: Batch) -> None:

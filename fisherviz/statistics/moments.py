@@ -61,11 +61,11 @@ class InputFactor(_Factor):
         scale = 1 if self.setting == "sum" or shares is not None else capture.positions
         return capture.counts(shares) / scale
 
-    def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
+    def values(self, capture: AnyCapture) -> tuple[Tensor, bool, float]:
         """Inputs, 1/T for "expand"."""
         capture = _structured(self._of_use(capture), self)
         a, weight = _inputs(capture, self.setting)
-        return _by_group(a, capture.grouped), weight
+        return a, capture.grouped, weight
 
 
 class OutputFactor(_Factor):
@@ -75,14 +75,14 @@ class OutputFactor(_Factor):
     one-hot inputs are expanded in either case, where something is read.
     """
 
-    def rows(self, capture: AnyCapture) -> tuple[Tensor, float]:
+    def values(self, capture: AnyCapture) -> tuple[Tensor, bool, float]:
         """Pseudo-gradients of all vectors."""
         capture = self._of_use(capture)
         if isinstance(capture, TokenCapture):
-            return capture.g[:, capture.weights != 0].flatten(0, 1), 1.0
+            return capture.g[:, capture.weights != 0], False, 1.0
         capture = _structured(capture, self)
         g = capture.g.sum(2, keepdim=True) if self.setting == "reduce" else capture.g
-        return _by_group(g, capture.grouped), 1.0
+        return g, capture.grouped, 1.0
 
 
 class OutputSquares(Statistic):
@@ -252,8 +252,3 @@ def _check_aligned(row: Capture, col: Capture, statistic: Statistic) -> None:
             f"({row.positions} and {col.positions}) or in groups; "
             "their cross factor needs setting='reduce' without groups."
         )
-
-
-def _by_group(x: Tensor, grouped: bool) -> Tensor:
-    """Rows (R, d), or (groups, R, d), from (..., d) or (..., groups, d)."""
-    return x.flatten(0, -3).transpose(0, 1) if grouped else x.flatten(0, -2)

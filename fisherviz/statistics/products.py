@@ -50,6 +50,21 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
     return symmetric(out)
 
 
+def second_moment(x: Tensor) -> Tensor:
+    """Second moment (d, d) of all rows of x (..., d), symmetric bit for bit.
+
+    Where positions stand closer in memory than a row's entries, as pixels do, each example's product is taken by
+    itself: to bring all rows into order costs as much as the product.
+    """
+    d = x.shape[-1]
+    if x.dim() < 3 or x.stride(-1) == 1 or x.stride(-2) != 1 or 2 * x.shape[-2] < d:
+        return gram(x.flatten(0, -2))
+    total, examples = x.new_zeros(d, d), x.flatten(0, -3)
+    for part in examples.split(max(1, OUTER_ENTRIES // d**2)):
+        total += torch.bmm(part.mT, part).sum(0)
+    return symmetric(total)
+
+
 def strip_width(d: int) -> int:
     """Rows of a symmetric (d, d) product that are computed at once."""
     return STRIP * max(1, min(3, d // (6 * STRIP)))
@@ -160,12 +175,11 @@ def half_block(capture: Capture) -> Tensor:
     pairs_a, pairs_g = da * (da + 1) // 2, dg * (dg + 1) // 2
     total = a.new_empty(pairs_g, pairs_a)
     step = _outer_step(len(a), pairs_a + pairs_g)
-    inputs, outputs = a.new_empty(pairs_a, step), a.new_empty(pairs_g, step)
+    inputs = a.new_empty(pairs_a, step)
     for start in range(0, len(a), step):
         rows, n = slice(start, start + step), min(step, len(a) - start)
         _half_products(a[rows], inputs[:, :n])
-        _half_outputs(g[:, rows], outputs[:, :n])
-        total.addmm_(outputs[:, :n], inputs[:, :n].T, beta=float(start > 0))
+        total.addmm_(_half_outputs(g[:, rows]), inputs[:, :n].T, beta=float(start > 0))
     return total
 
 
@@ -178,16 +192,15 @@ def _half_products(x: Tensor, out: Tensor) -> None:
         position += d - i
 
 
-def _half_outputs(g: Tensor, out: Tensor) -> None:
+def _half_outputs(g: Tensor) -> Tensor:
     """Upper triangle of Σ_k g gᵀ, (dg (dg + 1) / 2, N)."""
+    _, n, d = g.shape
     if len(g) == 1:
+        out = g.new_empty(d * (d + 1) // 2, n)
         _half_products(g[0], out)
-        return
-    whole = summed_outer(g, g).permute(1, 2, 0)
-    d, position = len(whole), 0
-    for i in range(d):
-        out[position : position + d - i] = whole[i, i:]
-        position += d - i
+        return out
+    i, j = torch.triu_indices(d, d, device=g.device)
+    return summed_outer(g, g).flatten(1).index_select(1, i * d + j).T
 
 
 def write_half(half: Tensor, targets: list[tuple[Tensor, slice, slice]], dg: int, da: int, scale: float = 1.0) -> None:

@@ -97,6 +97,22 @@ def test_content_does_not_depend_on_the_memory_it_lies_in():
     assert fingerprint_of([x, x[:0]]) != fingerprint_of([x])
 
 
+@pytest.mark.parametrize("size", [7, 5001])
+def test_parts_of_one_flat_buffer_have_the_content_that_they_show(size):
+    """As parameters that a wrapper keeps in one tensor, which start between two words."""
+    flat = torch.randn(3 * size)
+    parts = flat.split(size)
+    assert fingerprint_of(parts) == fingerprint_of([part.clone() for part in parts])
+    before = fingerprint_of(parts)
+    flat[-1] += 1
+    assert fingerprint_of(parts) != before
+
+
+def test_entries_that_move_to_the_next_tensor_alter_the_fingerprint():
+    flat = torch.randn(12)
+    assert fingerprint_of([flat[:5], flat[5:]]) != fingerprint_of([flat[:6], flat[6:]])
+
+
 def exchanged_units(net):
     for p in (net[0].weight, net[0].bias):
         p[[0, 2]] = p[[2, 0]]

@@ -90,6 +90,13 @@ def test_categorical_samples_follow_the_softmax():
     assert standardised(frequency, p, (p * (1 - p) / 20000).sqrt()) < 4.5
 
 
+def test_classes_without_probability_are_never_drawn():
+    z = torch.full((500, 6), -1e4)
+    z[:, [1, 4]] = 0.0
+    y = fv.Categorical().sample(z, torch.Generator().manual_seed(0))
+    assert set(y.tolist()) == {1, 4}
+
+
 def test_bernoulli_samples_follow_the_logistic_and_are_independent():
     z = torch.tensor([[0.3, -1.0]], dtype=torch.float64).repeat(20000, 1)
     y = fv.Bernoulli().sample(z, torch.Generator().manual_seed(0)).double()

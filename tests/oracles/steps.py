@@ -70,7 +70,8 @@ def sampled(seed):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(z):
-        y = torch.multinomial(torch.softmax(z, 1).float(), 1, generator=generator)[:, 0]
+        u = torch.rand(len(z), 1, generator=generator, dtype=torch.float64)  # label c where P(y < c) <= u < P(y <= c)
+        y = (u >= torch.softmax(z, 1).float().double().cumsum(1)[:, :-1]).sum(1)
         return scores(y)(z)
 
     return draw
