@@ -11,8 +11,9 @@ from fisherviz.approximations import Approximation
 from fisherviz.approximations.kfac_full import KFACFull
 from fisherviz.exact.fisher import Fisher
 from fisherviz.exact.planning import DOUBLE, Sizes, pass_seconds, sizes_of
+from fisherviz.operators.block_matrix import DENSE_SOLVE
 from fisherviz.operators.khatri_rao import PAIRS
-from fisherviz.statistics import Statistic
+from fisherviz.statistics import Block, Statistic
 from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, symmetric_cost
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 from fisherviz.support.plan import Plan, Step
@@ -21,6 +22,8 @@ DENSE_COPIES = 12
 """Float64 matrices of the Fisher's size that a dense comparison holds at once."""
 _DENSE_METHOD = 7.0
 """Multiply-adds of a method's spectra, singular values and inverses over P³, dense; of the exact Fisher's likewise."""
+_BLOCK_COPIES = 4
+"""Float64 matrices of a dense block's size that are held at once."""
 _LANCZOS = 40
 """Products that a spectral norm usually takes."""
 _COUPLED = 100
@@ -42,7 +45,8 @@ def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probe
     own = [step for label, method in chosen.items() if not method.fitted for step in _fit(label, method, fisher, sizes)]
     held = sum(step.bytes for step in own) + sizes.held
     fits = [Step(s.what, s.how, s.multiply_adds, held, s.passes, s.at_most) for s in own]
-    measured = (_dense if dense else _structured)(sizes, chosen, held, probes)
+    blocks = {label: _dense_blocks(method, fisher) for label, method in chosen.items()}
+    measured = _dense(sizes, chosen, held) if dense else _structured(sizes, chosen, blocks, held, probes)
     network = fisher.network
     seconds = pass_seconds(fisher, sizes.layers[0].examples)
     passes = Step("cost of a pass", "three passes, timed", passes=3.0)
@@ -90,7 +94,13 @@ def _statistic(statistic: Statistic, of: Sequence[LayerCosts]) -> tuple[float, i
     return row.diagonal, row.size
 
 
-def _dense(sizes: Sizes, chosen: Mapping[str, Approximation], held: float, probes: int) -> list[Step]:
+def _dense_blocks(method: Approximation, fisher: Fisher) -> list[int]:
+    """Sizes of the layers whose blocks a method writes out."""
+    layers = fisher.space.layers
+    return [layer.size for layer in layers if any(isinstance(s, Block) for s in method.needs(layer).values())]
+
+
+def _dense(sizes: Sizes, chosen: Mapping[str, Approximation], held: float) -> list[Step]:
     size = held + DENSE_COPIES * DOUBLE * sizes.size**2
     cube = _DENSE_METHOD * sizes.size**3
     return [
@@ -99,7 +109,9 @@ def _dense(sizes: Sizes, chosen: Mapping[str, Approximation], held: float, probe
     ]
 
 
-def _structured(sizes: Sizes, chosen: Mapping[str, Approximation], held: float, probes: int) -> list[Step]:
+def _structured(
+    sizes: Sizes, chosen: Mapping[str, Approximation], blocks: Mapping[str, Sequence[int]], held: float, probes: int
+) -> list[Step]:
     columns, size = sizes.columns, sizes.size
     images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in sizes.layers)
     vectors = _PROBE_COPIES * probes * sizes.item * size + 3 * DOUBLE * min(GRADIENT_ENTRIES, images * probes)
@@ -116,7 +128,13 @@ def _structured(sizes: Sizes, chosen: Mapping[str, Approximation], held: float, 
     among = sum(layer.size * (layer.da + layer.dg) for layer in sizes.layers if layer.kind != "gradients")
     for label, method in chosen.items():
         coupled = isinstance(method, KFACFull) and len(sizes.layers) > 1
-        pairs = 6 * DOUBLE * min(PAIRS, size) ** 2 if coupled and type(method) is KFACFull else 0
-        products = (2 * probes + _LANCZOS) * (sizes.product + among) + (_COUPLED * among if coupled else 0)
-        steps.append(Step(f"{label}: metrics", "products and solves", products, held + vectors + pairs, at_most=True))
+        written_out = coupled and size <= DENSE_SOLVE
+        terms = min(PAIRS, size) if type(method) is KFACFull and coupled and not written_out else 0
+        products = (2 * probes + _LANCZOS) * (sizes.product + among) + (
+            _COUPLED * (among + 2 * terms**2) if coupled else 0
+        )
+        products += CHOLESKY * (terms**3 + (size**3 if written_out else 0))
+        written = _BLOCK_COPIES * DOUBLE * max((n**2 for n in [*blocks[label], size * written_out]), default=0)
+        own = held + max(vectors, written, 6 * DOUBLE * terms**2)
+        steps.append(Step(f"{label}: metrics", "products and solves", products, own, at_most=True))
     return steps
