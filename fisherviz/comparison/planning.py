@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fisherviz.approximations import Approximation
+from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.approximations.kfac_full import KFACFull
 from fisherviz.exact.fisher import Fisher
 from fisherviz.exact.planning import DOUBLE, Sizes, pass_seconds, sizes_of
@@ -42,18 +42,24 @@ def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probe
         probes: random vectors of inverses and divergences, at most.
     """
     sizes = sizes_of(fisher)
-    own = [step for label, method in chosen.items() if not method.fitted for step in _fit(label, method, fisher, sizes)]
+    own, able = list[Step](), dict(chosen)
+    for label, method in chosen.items():
+        try:
+            own += [] if method.fitted else [_fit(label, method, fisher, sizes)]
+        except FAILURES:  # the comparison will say why
+            able.pop(label)
+            own.append(Step(label, "refuses, is left out"))
     held = sum(step.bytes for step in own) + sizes.held
     fits = [Step(s.what, s.how, s.multiply_adds, held, s.passes, s.at_most) for s in own]
-    blocks = {label: _dense_blocks(method, fisher) for label, method in chosen.items()}
-    measured = _dense(sizes, chosen, held) if dense else _structured(sizes, chosen, blocks, held, probes)
+    blocks = {label: _dense_blocks(method, fisher) for label, method in able.items()}
+    measured = _dense(sizes, able, held) if dense else _structured(sizes, able, blocks, held, probes)
     network = fisher.network
     seconds = pass_seconds(fisher, sizes.layers[0].examples)
     passes = Step("cost of a pass", "three passes, timed", passes=3.0)
     return Plan([*sizes.capture(), passes, *fits, *measured], network.device, network.precision, seconds)
 
 
-def _fit(label: str, method: Approximation, fisher: Fisher, sizes: Sizes) -> list[Step]:
+def _fit(label: str, method: Approximation, fisher: Fisher, sizes: Sizes) -> Step:
     """Statistics and factorisations of a method; `bytes` are those that it keeps."""
     layers = fisher.space.layers
     by_name = {layer.name: extent for layer, extent in zip(layers, sizes.layers, strict=True)}
@@ -67,7 +73,7 @@ def _fit(label: str, method: Approximation, fisher: Fisher, sizes: Sizes) -> lis
         count, entries = count + cost, entries + size
     if type(method).refine is not Approximation.refine:
         count += sum(layer.forming + layer.columns * layer.positions * layer.size for layer in sizes.layers)
-    return [Step(label, "statistics and factors", count, sizes.item * entries)]
+    return Step(label, "statistics and factors", count, sizes.item * entries)
 
 
 def _statistic(statistic: Statistic, of: Sequence[LayerCosts]) -> tuple[float, int]:

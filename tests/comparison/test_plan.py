@@ -63,3 +63,18 @@ def test_it_says_what_does_not_fit(monkeypatch):
     plan = fv.compare(fisher(25, 2, 20), ["kfac"], plan=True)
     assert not plan.fits
     assert "exact Fisher" in plan.verdict
+
+
+def test_a_method_that_refuses_a_layer_does_not_end_it():
+    class Refuses(fv.Approximation):
+        def statistics(self, layer):
+            raise NotImplementedError("not for this layer")
+
+        def operator_for(self, layer, values):
+            raise NotImplementedError
+
+    plan = fv.compare(fisher(25, 2, 20), {"kfac": "kfac", "other": Refuses()}, plan=True)
+    steps = plan.frame().set_index("what")["how"]
+    assert steps["other"] == "refuses, is left out"
+    assert "other: metrics" not in steps.index
+    assert "kfac: metrics" in steps.index
