@@ -2,7 +2,8 @@
 
 With the eigenpairs of the joint matrices, A = Σ_p x_p x_pᵀ and G = Σ_q y_q y_qᵀ, F̃ is the sum of u_pq u_pqᵀ over all
 pairs, whose segment l is x_p[l] ⊗ y_q[l] (the row-wise Khatri-Rao product of A's and G's roots). The largest of them
-make most of F̃, and Woodbury inverts λI plus these. Conjugate gradients on F̃ + λI are preconditioned by it.
+make most of F̃, and Woodbury inverts λI plus these. Conjugate gradients on F̃ + λI are preconditioned by it. F̂ with its
+block-tridiagonal inverse is of the same form, A and G completed along the chain (Martens & Grosse 2015, figure 5).
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ PAIRS = 4000
 class LeadingPairs:
     """Approximate inverses of a Khatri-Rao product with damping.
 
-    They are applied in the operators' precision where its rounding leaves two digits of what Woodbury subtracts.
+    They are applied in the operators' precision where its rounding leaves a digit of what Woodbury subtracts.
 
     Args:
         blocks: operators by (row, col) on and above the diagonal. Segments with a `Kronecker` on it are coupled by
-            those of a positive semidefinite A and G; others stand alone.
+            those of a positive semidefinite A and G, zero where there is none; others stand alone.
         rank: see `RANK`.
         pairs: see `PAIRS`.
     """
@@ -70,9 +71,14 @@ class LeadingPairs:
         return list((root.mT @ turn.flip(1)).split(sizes))
 
     def _factors(self, row: int, col: int, factor: Callable[[Kronecker], Tensor]) -> Tensor:
-        block = self.blocks[min(row, col), max(row, col)]
-        assert isinstance(block, Kronecker)
-        return factor(block) if row <= col else factor(block).mT
+        if row > col:
+            return self._factors(col, row, factor).mT
+        block = self.blocks.get((row, col))
+        if isinstance(block, Kronecker):
+            return factor(block)
+        ends = (self.blocks[i, i] for i in (row, col))
+        sides = [factor(own) for own in ends if isinstance(own, Kronecker)]
+        return sides[0].new_zeros(len(sides[0]), len(sides[-1]))
 
     def __call__(self, damping: float) -> Callable[[Tensor], Tensor]:
         """The approximate inverse of the whole matrix plus `damping` I, for columns (P, k) in unit order.
@@ -81,11 +87,11 @@ class LeadingPairs:
             SingularMatrixError: the damping drowns in rounding.
         """
         inputs, outputs = self._roots
-        lengths = [torch.cat(roots).square().sum(0) for roots in (inputs, outputs)]
-        sizes = torch.outer(*lengths).flatten()
-        found, places = sizes.topk(min(self.pairs, len(sizes)))
+        lengths = (torch.outer(x.square().sum(0), y.square().sum(0)) for x, y in zip(inputs, outputs, strict=True))
+        sizes = reduce(torch.add, lengths)  # |u_pq|²
+        found, places = sizes.flatten().topk(min(self.pairs, sizes.numel()))
         places = places[found > damping]
-        p, q = places // len(lengths[1]), places % len(lengths[1])
+        p, q = places // sizes.shape[1], places % sizes.shape[1]
         ranks = (int(k.max()) + 1 if len(k) else 0 for k in (p, q))
         inputs, outputs = (
             [part[:, :rank] for part in roots] for roots, rank in zip((inputs, outputs), ranks, strict=True)
@@ -96,7 +102,7 @@ class LeadingPairs:
         alone = {i: self.blocks[i, i].shifted(damping) for i in range(self.count) if i not in self.coupled}
         widths = [self.blocks[i, i].shape[0] for i in range(self.count)]
         given = self.blocks[0, 0].dtype
-        enough = torch.finfo(given).eps * (float(found[0]) if len(found) else 0.0) < 1e-2 * damping
+        enough = torch.finfo(given).eps * (float(found[0]) if len(found) else 0.0) < 0.1 * damping
         work = given if enough else torch.float64
         inputs, outputs = ([part.to(work) for part in roots] for roots in (inputs, outputs))
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.block_matrix import BlockMatrix, dense_from_blocks
-from fisherviz.operators.damping import FactoredTikhonov, damp
 from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.inverse import Inverse
+from fisherviz.operators.khatri_rao import LeadingPairs
 from fisherviz.operators.simple import Zero
 from fisherviz.operators.tridiagonal import BlockTridiagonal
 
@@ -101,14 +101,11 @@ class Permuted(Symmetric):
         return Permuted(self.parts.each(function), self.cover)
 
     def shifted(self, value: float) -> Operator:
-        """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs.
-
-        The inverse with its factors damped instead is near, and still a chain's.
-        """
+        """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs."""
         count = len(self.sizes)
         pairs = {(i, j): self.block(i, j) for i in range(count) for j in range(i, count)}
         blocks = {k: op for k, op in pairs.items() if not isinstance(op, Zero)}
-        return BlockMatrix(blocks, lambda total: damp(self, FactoredTikhonov(total**0.5)).solve).shifted(value)
+        return BlockMatrix(blocks, LeadingPairs(blocks)).shifted(value)
 
     def _norm(self, order: NormOrder) -> float:
         return self.parts.norm(order)

@@ -64,7 +64,8 @@ def test_it_takes_the_largest_terms_of_rank_one():
     for M in (moment(sum(WIDTHS), 6, 0, 0.5), moment(sum(UNITS), 6, 1, 0.5)):
         values, vectors = torch.linalg.eigh(M)
         roots.append(vectors[:, -6:] * values[-6:].sqrt())
-    lengths = torch.outer(roots[0].square().sum(0), roots[1].square().sum(0))
+    squares = [root.square().split(sizes) for root, sizes in zip(roots, (WIDTHS, UNITS), strict=True)]
+    lengths = sum(torch.outer(x.sum(0), y.sum(0)) for x, y in zip(*squares, strict=True))
     for count in (1, 5, 20):
         inverse = LeadingPairs(blocks, pairs=count)(damping)
         expected = torch.zeros_like(dense)
@@ -101,20 +102,28 @@ def test_it_saves_conjugate_gradients_their_products(monkeypatch, factor):
     assert 4 * few < many
 
 
-def test_a_chain_is_near_its_own_inverse_with_damped_factors(monkeypatch):
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_chain_with_a_tridiagonal_inverse_is_such_a_product(monkeypatch, broken):
     monkeypatch.setattr(block_matrix, "DENSE_SOLVE", 0)
     A, G = moment(sum(WIDTHS), 40, 5, 0.7), moment(sum(UNITS), 40, 6, 0.7)
     own_a, own_g = ([part.split(sizes, 1) for part in M.split(sizes)] for M, sizes in ((A, WIDTHS), (G, UNITS)))
+    links = [(i, i + 1) for i in range(2)]
     chain = BlockTridiagonal(
-        [own_a[i][i] for i in range(3)], [own_g[i][i] for i in range(3)],
-        [own_a[i][i + 1] for i in range(2)], [own_g[i][i + 1] for i in range(2)],
-    )  # fmt: skip
+        [own_a[i][i] for i in range(3)],
+        [own_g[i][i] for i in range(3)],
+        [None if broken and i == 0 else own_a[i][j] for i, j in links],
+        [None if broken and i == 0 else own_g[i][j] for i, j in links],
+    )
     whole = Permuted(DirectSum([chain, Dense(moment(4, 9, 7))]), [[2, 0, 3], [1]])
-    damping = 1e-5 * whole.norm("trace")
+    dense, damping = whole.to_dense(), 1e-5 * whole.norm("trace")
     v = normal(whole.shape[0], 2, seed=8)
     shifted = whole.shifted(damping)
+    near = LeadingPairs({(i, j): whole.block(i, j) for i in range(4) for j in range(i, 4)})
+    torch.testing.assert_close(
+        near(1e-7 * damping)(plus(dense, 1e-7 * damping) @ v), v, rtol=0, atol=1e-3
+    )  # all terms above λ: the inverse itself
     found, few = products_of(shifted, v)
-    torch.testing.assert_close(found, torch.linalg.solve(plus(whole.to_dense(), damping), v), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, torch.linalg.solve(plus(dense, damping), v), rtol=1e-4, atol=1e-4)
     _, many = products_of(BlockMatrix(shifted.blocks), v)
     assert 2 * few < many
 
