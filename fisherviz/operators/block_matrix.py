@@ -31,9 +31,9 @@ class BlockMatrix(Symmetric):
     Args:
         blocks: operators by (row, col) on and above the diagonal; those below are their transposes. Every diagonal
             block is there, a pair that is not is zero.
-        near: for a λ > 0 an approximate inverse of the matrix plus λI, which preconditions; None: that of the diagonal
+        near: for a λ > 0 an approximate inverse of the blocks plus λI, which preconditions; None: that of the diagonal
             blocks. It may raise `SingularMatrixError` for a λ that is too small for it.
-        shift: multiple of the identity that has been added to the blocks since, but is not in `near`.
+        shift: multiple of the identity that the matrix has beside the blocks: products stay those of the blocks.
 
     Raises:
         ValueError: when a diagonal block is missing, or a pair is given that stands below the diagonal.
@@ -67,6 +67,8 @@ class BlockMatrix(Symmetric):
         Returns:
             The operator that was given, or its transpose, or a `Zero`.
         """
+        if row == col:
+            return self.blocks[row, row].shifted(self._shift) if self._shift else self.blocks[row, row]
         if (row, col) in self.blocks:
             return self.blocks[row, col]
         if (col, row) in self.blocks:
@@ -82,7 +84,7 @@ class BlockMatrix(Symmetric):
             out[i] += op @ parts[j]
             if i != j:
                 out[j] += op.T @ parts[i]
-        return torch.cat(out)
+        return torch.cat(out).add_(v, alpha=self._shift)
 
     def to_dense(self) -> Tensor:
         """Return the matrix."""
@@ -90,7 +92,7 @@ class BlockMatrix(Symmetric):
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal."""
-        return torch.cat([self.blocks[i, i].diagonal() for i in range(len(self.sizes))])
+        return torch.cat([self.blocks[i, i].diagonal() for i in range(len(self.sizes))]) + self._shift
 
     def scale(self, factor: float) -> BlockMatrix:
         """Multiply by a number."""
@@ -101,17 +103,19 @@ class BlockMatrix(Symmetric):
 
     def shifted(self, value: float) -> BlockMatrix:
         """Add a multiple of the identity."""
-        return BlockMatrix(self.each(lambda op: op.shifted(value)).blocks, self._near, self._shift + value)
+        return BlockMatrix(self.blocks, self._near, self._shift + value)
 
     def each(self, function: Callable[[Operator], Operator]) -> BlockMatrix:
         """Change the diagonal blocks; those between segments stay as they are."""
-        return BlockMatrix({(i, j): op.each(function) if i == j else op for (i, j), op in self.blocks.items()})
+        return BlockMatrix(
+            {(i, j): self.block(i, i).each(function) if i == j else op for (i, j), op in self.blocks.items()}
+        )
 
     def _norm(self, order: NormOrder) -> float:
         if order == "trace":
-            return sum(self.blocks[i, i].norm("trace") for i in range(len(self.sizes)))
+            return sum(self.blocks[i, i].norm("trace") for i in range(len(self.sizes))) + self._shift * self.shape[0]
         if order == "fro":
-            return sum((1 if i == j else 2) * op.norm("fro") ** 2 for (i, j), op in self.blocks.items()) ** 0.5
+            return sum((1 if i == j else 2) * self.block(i, j).norm("fro") ** 2 for i, j in self.blocks) ** 0.5
         return self._largest_eigenvalue()
 
     @cached_property
@@ -125,7 +129,7 @@ class BlockMatrix(Symmetric):
     @cached_property
     def _own(self) -> DirectSum:
         """The diagonal blocks alone."""
-        return DirectSum([self.blocks[i, i] for i in range(len(self.sizes))])
+        return DirectSum([self.block(i, i) for i in range(len(self.sizes))])
 
     @cached_property
     def _factorised(self) -> Operator | None:

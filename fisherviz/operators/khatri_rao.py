@@ -80,6 +80,19 @@ class LeadingPairs:
         sides = [factor(own) for own in ends if isinstance(own, Kronecker)]
         return sides[0].new_zeros(len(sides[0]), len(sides[-1]))
 
+    @cached_property
+    def _largest(self) -> tuple[Tensor, Tensor]:
+        """|u_pq|² of the largest terms, descending, and their places p · rank + q."""
+        lengths = (torch.outer(x.square().sum(0), y.square().sum(0)) for x, y in zip(*self._roots, strict=True))
+        sizes = reduce(torch.add, lengths).flatten()
+        found, places = sizes.topk(min(self.pairs, len(sizes)))
+        return found, places
+
+    def reaches(self, damping: float) -> bool:
+        """Whether no term that is left out exceeds the damping."""
+        found, _ = self._largest
+        return len(found) < self.pairs or float(found[-1]) <= damping
+
     def __call__(self, damping: float) -> Callable[[Tensor], Tensor]:
         """The approximate inverse of the whole matrix plus `damping` I, for columns (P, k) in unit order.
 
@@ -87,11 +100,9 @@ class LeadingPairs:
             SingularMatrixError: the damping drowns in rounding.
         """
         inputs, outputs = self._roots
-        lengths = (torch.outer(x.square().sum(0), y.square().sum(0)) for x, y in zip(inputs, outputs, strict=True))
-        sizes = reduce(torch.add, lengths)  # |u_pq|²
-        found, places = sizes.flatten().topk(min(self.pairs, sizes.numel()))
+        found, places = self._largest
         places = places[found > damping]
-        p, q = places // sizes.shape[1], places % sizes.shape[1]
+        p, q = places // outputs[0].shape[1], places % outputs[0].shape[1]
         ranks = (int(k.max()) + 1 if len(k) else 0 for k in (p, q))
         inputs, outputs = (
             [part[:, :rank] for part in roots] for roots, rank in zip((inputs, outputs), ranks, strict=True)

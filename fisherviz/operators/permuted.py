@@ -13,9 +13,11 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.block_matrix import BlockMatrix, dense_from_blocks
+from fisherviz.operators.damping import FactoredTikhonov, damp
 from fisherviz.operators.direct_sum import DirectSum
 from fisherviz.operators.inverse import Inverse
 from fisherviz.operators.khatri_rao import LeadingPairs
+from fisherviz.operators.lanczos import Product
 from fisherviz.operators.simple import Zero
 from fisherviz.operators.tridiagonal import BlockTridiagonal
 
@@ -101,11 +103,19 @@ class Permuted(Symmetric):
         return Permuted(self.parts.each(function), self.cover)
 
     def shifted(self, value: float) -> Operator:
-        """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs."""
+        """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs.
+
+        Near the inverse is that of its largest terms; where some are left out, the chain's with its factors damped.
+        """
         count = len(self.sizes)
         pairs = {(i, j): self.block(i, j) for i in range(count) for j in range(i, count)}
         blocks = {k: op for k, op in pairs.items() if not isinstance(op, Zero)}
-        return BlockMatrix(blocks, LeadingPairs(blocks)).shifted(value)
+
+        def near(total: float) -> Product:
+            pairs = LeadingPairs(blocks)
+            return pairs(total) if pairs.reaches(total) else damp(self, FactoredTikhonov(total**0.5)).solve
+
+        return BlockMatrix(blocks, near).shifted(value)
 
     def _norm(self, order: NormOrder) -> float:
         return self.parts.norm(order)

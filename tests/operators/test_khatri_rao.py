@@ -80,6 +80,15 @@ def test_it_takes_the_largest_terms_of_rank_one():
         torch.testing.assert_close(found, torch.eye(len(dense), dtype=torch.float64), rtol=0, atol=1e-6)
 
 
+def test_it_reaches_a_damping_that_nothing_left_out_exceeds():
+    blocks, _ = coupled(6, decay=0.5)
+    largest = LeadingPairs(blocks, pairs=10)._largest[0][-1]
+    few = LeadingPairs(blocks, pairs=10)
+    assert few.reaches(1.01 * float(largest))
+    assert not few.reaches(0.99 * float(largest))
+    assert LeadingPairs(blocks, pairs=1000).reaches(1e-12)
+
+
 def products_of(operator, v):
     """The solution, and the products that it took."""
     made = []
@@ -117,15 +126,19 @@ def test_a_chain_with_a_tridiagonal_inverse_is_such_a_product(monkeypatch, broke
     whole = Permuted(DirectSum([chain, Dense(moment(4, 9, 7))]), [[2, 0, 3], [1]])
     dense, damping = whole.to_dense(), 1e-5 * whole.norm("trace")
     v = normal(whole.shape[0], 2, seed=8)
-    shifted = whole.shifted(damping)
-    near = LeadingPairs({(i, j): whole.block(i, j) for i in range(4) for j in range(i, 4)})
+    pairs = {(i, j): whole.block(i, j) for i in range(4) for j in range(i, 4)}
+    near = LeadingPairs(pairs)
     torch.testing.assert_close(
         near(1e-7 * damping)(plus(dense, 1e-7 * damping) @ v), v, rtol=0, atol=1e-3
     )  # all terms above λ: the inverse itself
-    found, few = products_of(shifted, v)
+    found, few = products_of(whole.shifted(damping), v)
     torch.testing.assert_close(found, torch.linalg.solve(plus(dense, damping), v), rtol=1e-4, atol=1e-4)
-    _, many = products_of(BlockMatrix(shifted.blocks), v)
+    _, many = products_of(BlockMatrix(pairs).shifted(damping), v)
     assert 2 * few < many
+    monkeypatch.setattr(LeadingPairs, "reaches", lambda self, damping: False)  # the chain with damped factors instead
+    found, others = products_of(whole.shifted(damping), v)
+    torch.testing.assert_close(found, torch.linalg.solve(plus(dense, damping), v), rtol=1e-4, atol=1e-4)
+    assert others < many
 
 
 def test_a_damping_that_is_too_small_for_it_leaves_the_diagonal_blocks(monkeypatch):
