@@ -6,7 +6,6 @@ names no axis values; what is judged is how much faster TENGraD's cost grows tha
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from benchmarks.cycles import measure_steps
+from benchmarks.measure import peak_bytes
 from benchmarks.steps import BATCHES, LR, Problem, Trainer
 from fisherviz import optim
 
@@ -81,14 +81,10 @@ def run(rounds: int | None = None) -> dict[str, Any]:
 def peak_kib(method: str, depth: int) -> float:
     """KiB of tensors at the peak of three steps, network and optimizer included, data not, by torch's profiler."""
     task = problem(depth)
-    gc.collect()  # what is freed inside must have been allocated inside
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+
+    def steps() -> None:
         made = trainer(method, task)
         for _ in range(3):
             made.step()
-    held = highest = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        highest = max(highest, held)
-    return highest / 2**10
+
+    return peak_bytes(steps) / 2**10

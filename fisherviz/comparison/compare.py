@@ -68,15 +68,9 @@ def compare(
 ) -> Comparison: ...
 @overload
 def compare(
-    fisher: Fisher,
-    methods: Iterable[Method] | Mapping[str, Method] | Method | None = None,
-    *,
-    damping: float | Damping | None = None,
-    metrics: Iterable[str] | None = None,
-    gradient: Tensor | Mapping[str, Tensor] | None = None,
-    progress: bool = True,
-    plan: Literal[True],
-) -> Plan: ...
+    fisher: Fisher, methods: Any = None, *, plan: Literal[True], damping: Any = None, metrics: Any = None,
+    gradient: Any = None, progress: bool = True,
+) -> Plan: ...  # fmt: skip
 def compare(
     fisher: Fisher,
     methods: Iterable[Method] | Mapping[str, Method] | Method | None = None,

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
-from benchmarks.measure import operations
-from tests.exact.test_plan import peak
+from benchmarks.measure import operations, peak_bytes
 
 
 def fisher(width, layers, examples):
@@ -25,7 +24,7 @@ METHODS = ["identity", "diagonal", "layer", "cw-ngd", "kfac", "ekfac", "foof", "
 @pytest.mark.parametrize("sizes", [(25, 2, 60), (100, 1, 60)])
 def test_its_peak_is_that_of_the_comparison(sizes):
     plan = fv.compare(fisher(*sizes), METHODS, plan=True)
-    found = peak(lambda: fv.compare(fisher(*sizes), METHODS))
+    found = peak_bytes(lambda: fv.compare(fisher(*sizes), METHODS))
     assert plan.bytes == pytest.approx(found, rel=0.25)
 
 
@@ -33,7 +32,7 @@ def test_its_peak_is_that_of_the_comparison(sizes):
 def test_with_all_methods_it_is_an_upper_bound_and_its_count_of_the_right_size(sizes):
     """How many terms `kfac-full` needs, and when iterations end, depends on the data: within a factor of two."""
     plan = fv.compare(fisher(*sizes), plan=True)
-    assert peak(lambda: fv.compare(fisher(*sizes))) < 1.1 * plan.bytes
+    assert peak_bytes(lambda: fv.compare(fisher(*sizes))) < 1.1 * plan.bytes
     found = operations(lambda: fv.compare(fisher(*sizes), progress=False))
     assert 0.5 < 2 * plan.multiply_adds / 1e9 / found < 2
 

@@ -1,13 +1,11 @@
 """Plans against what happens: operations by the dispatcher's count, peaks of tensors by torch's profiler."""
 
-import gc
-
 import pytest
 import torch
 from torch import nn
 
 import fisherviz as fv
-from benchmarks.measure import operations
+from benchmarks.measure import operations, peak_bytes
 from fisherviz.support.memory import human
 
 REQUESTS = {
@@ -58,19 +56,6 @@ def made(name):
     return fisher
 
 
-def peak(work):
-    """Bytes of tensors that are held at most beside those that were there."""
-    gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    held = highest = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        highest = max(highest, held)
-    return highest
-
-
 @pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_plan_tells_what_a_request_takes(name, request_):
@@ -88,7 +73,7 @@ def test_a_plan_tells_what_a_request_takes(name, request_):
     assert plan.multiply_adds == pytest.approx(1e9 * counted / 2, rel=0.15)
     if request_ == "solve":
         fisher.norm("trace")  # is kept, as in what was counted
-    assert plan.bytes == pytest.approx(captured + peak(lambda: work(fisher)), rel=0.25)
+    assert plan.bytes == pytest.approx(captured + peak_bytes(lambda: work(fisher)), rel=0.25)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
