@@ -55,7 +55,7 @@ def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probe
     measured = _dense(sizes, able, held) if dense else _structured(sizes, able, blocks, held, probes)
     network = fisher.network
     seconds = pass_seconds(fisher, sizes.layers[0].examples)
-    passes = Step("cost of a pass", "three passes, timed", passes=3.0)
+    passes = Step("unit of cost", "three passes, timed", passes=3.0)
     return Plan([*sizes.capture(), passes, *fits, *measured], network.device, network.precision, seconds)
 
 
@@ -128,7 +128,7 @@ def _structured(
     solves = sizes.gram + CHOLESKY * direct**3 + 2 * probes * sizes.product
     steps = [
         Step("exact Fisher", "norms by Gram matrices", sizes.gram, held + sizes.tile_bytes),
-        Step("exact Fisher", "solves for directions and probes", solves, held + solver + vectors, at_most=True),
+        Step("exact Fisher", "directions and probes", solves, held + solver + vectors, at_most=True),
         Step("inner products", "gradients formed once", sum(layer.forming for layer in formed), held + gradients),
     ]
     among = sum(layer.size * (layer.da + layer.dg) for layer in sizes.layers if layer.kind != "gradients")

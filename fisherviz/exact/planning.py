@@ -131,9 +131,9 @@ class Sizes:
             return []
         passes = (1 + self.layers[0].vectors) / 3
         if together or self.held:
-            how, size, allowed = "captures of all examples, kept", self.captured, self.limit
+            how, size, allowed = "of all examples, kept", self.captured, self.limit
         else:
-            how, size, allowed = "captures batch by batch", min(self.captured, CAPTURE_BYTES), None
+            how, size, allowed = "batch by batch", min(self.captured, CAPTURE_BYTES), None
         return [Step("captures", how, bytes=size, passes=passes, allowed=allowed)]
 
 
@@ -183,7 +183,7 @@ def plan(fisher: Passes, requests: Sequence[str]) -> Plan:
 
 def _product(s: Sizes) -> list[Step]:
     if not s.kept and s.forward_mode is not False:
-        return [Step("product", "forward and reverse mode on the network", passes=FORWARD_MODE)]
+        return [Step("product", "forward and reverse mode", passes=FORWARD_MODE)]
     images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in s.layers)
     copied = max((layer.vectors * images for layer in s.layers if layer.kind != "outer"), default=0)
     return [
@@ -200,7 +200,7 @@ def _diagonal(s: Sizes) -> list[Step]:
 
 
 def _dense(s: Sizes) -> list[Step]:
-    return [*s.capture(together=False), s.step("to_dense", "blocks summed over examples", s.dense, s.dense_bytes)]
+    return [*s.capture(together=False), s.step("to_dense", "blocks over examples", s.dense, s.dense_bytes)]
 
 
 def _gram(s: Sizes) -> list[Step]:
@@ -216,18 +216,18 @@ def _solve(s: Sizes) -> list[Step]:
     n = min(s.size, s.columns)
     if s.size <= s.columns:  # F, its damped copy in float64, the factor
         count, size = s.dense + CHOLESKY * n**3, max(s.dense_bytes, (s.item + 2 * DOUBLE) * n**2)
-        return [*s.capture(together=False), s.step("solve", f"dense Cholesky of {n:,} parameters", count, size)]
+        return [*s.capture(together=False), s.step("solve", f"dense Cholesky, {n:,}", count, size)]
     count = s.gram + CHOLESKY * n**3 + s.product
     size = max(s.gram_bytes, 2 * DOUBLE * n**2)
     if s.item < DOUBLE:  # at a small damping all of it again in float64
         count += s.gram
         size = DOUBLE // s.item * s.captured + max(DOUBLE // s.item * s.gram_bytes, 2 * DOUBLE * n**2)
-    return [*s.capture(), s.step("solve", f"Woodbury over {n:,} gradients", count, size, at_most=s.item < DOUBLE)]
+    return [*s.capture(), s.step("solve", f"Woodbury, {n:,} gradients", count, size, at_most=s.item < DOUBLE)]
 
 
 def _spectrum(s: Sizes) -> list[Step]:
     n, dense = min(s.size, s.columns), s.size <= s.columns
-    how = f"eigenvalues of the {'dense' if dense else 'Gram'} matrix, {n:,} x {n:,}"
+    how = f"eigenvalues, {n:,} x {n:,}"
     count = (s.dense if dense else s.gram) + EIGEN * n**3
     made = s.dense_bytes if dense else s.gram_bytes
     return [*s.capture(together=not dense), s.step("spectrum", how, count, max(made, (s.item + 2 * DOUBLE) * n**2))]

@@ -43,7 +43,7 @@ class Step:
 
 
 class Plan:
-    """Steps with what they take; printed as a table.
+    """Steps with what they take; printed as a table, multiply-adds in billions (GMACs).
 
     Args:
         steps: one after the other.
@@ -125,7 +125,7 @@ class Plan:
             f"{duration(self.seconds)} here; the peak is {human(self.bytes)}, {fits}"
         )
 
-    _HEADS = ("what", "how", "passes", "10⁹ multiply-adds", "peak", "time")
+    _HEADS = ("what", "how", "passes", "GMACs", "peak", "time")
 
     def __repr__(self) -> str:
         rows = [list(self._HEADS), *self._rows()]
@@ -161,7 +161,7 @@ def speed(device: torch.device, dtype: torch.dtype) -> float:
 def duration(seconds: float) -> str:
     """A time with its unit, to two digits."""
     if seconds < 1:
-        return f"{1e3 * seconds:.2g} ms" if seconds >= 1e-3 else "< 1 ms"
+        return f"{1e3 * seconds:.0f} ms" if seconds >= 1e-3 else "< 1 ms"
     if seconds < 100:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.2g} h"
