@@ -13,7 +13,15 @@ from fisherviz.exact.fisher import Fisher
 from fisherviz.exact.planning import DOUBLE, Sizes, pass_seconds, sizes_of
 from fisherviz.operators.block_matrix import DENSE_SOLVE
 from fisherviz.operators.khatri_rao import PAIRS
-from fisherviz.statistics import Block, Statistic
+from fisherviz.statistics import (
+    Block,
+    CrossInputFactor,
+    CrossOutputFactor,
+    InputFactor,
+    OutputFactor,
+    Statistic,
+    UnitBlocks,
+)
 from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, symmetric_cost
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 from fisherviz.support.plan import Plan, Step
@@ -78,24 +86,24 @@ def _fit(label: str, method: Approximation, fisher: Fisher, sizes: Sizes) -> Ste
 
 def _statistic(statistic: Statistic, of: Sequence[LayerCosts]) -> tuple[float, int]:
     """Multiply-adds of a statistic with its factorisation, and its entries."""
-    row, col, kind = of[0], of[-1], type(statistic).__name__
+    row, col = of[0], of[-1]
     shared = statistic.setting != "reduce"
     rows = row.examples * (row.positions if shared else 1)
-    if kind == "InputFactor":
+    if isinstance(statistic, InputFactor):
         if row.kind == "tokens":
             return 0.0, row.da
         return row.groups * (symmetric_cost(rows, row.da) + EIGEN * row.da**3), row.groups * row.da**2
-    if kind == "OutputFactor":
+    if isinstance(statistic, OutputFactor):
         made = symmetric_cost(rows * row.vectors, row.dg)
         return row.groups * (made + EIGEN * row.dg**3), row.groups * row.dg**2
-    if kind == "CrossInputFactor":
+    if isinstance(statistic, CrossInputFactor):
         return rows * row.da * col.da, row.da * col.da
-    if kind == "CrossOutputFactor":
+    if isinstance(statistic, CrossOutputFactor):
         return rows * row.vectors * row.dg * col.dg, row.dg * col.dg
-    if kind == "UnitBlocks":
+    if isinstance(statistic, UnitBlocks):
         units = row.groups * row.dg
         return row.units + CHOLESKY * units * row.da**3, units * row.da**2
-    if kind == "Block":
+    if isinstance(statistic, Block):
         return block_cost(row, col) + CHOLESKY * row.size**3, row.size * col.size
     return row.diagonal, row.size
 

@@ -178,7 +178,10 @@ def test_an_optimizer_without_evidence_of_single_examples(batch):
 
 def test_an_optimizer_resumes(tmp_path):
     net, _, x = twins()
-    build = lambda model: fv.optim.NaturalGradient(model, "gaussian", "layer", lr=0.1, damping=0.1, T=3)  # noqa: E731
+
+    def build(model):
+        return fv.optim.NaturalGradient(model, "gaussian", "layer", lr=0.1, damping=0.1, T=3)
+
     assert_resumes(build, net.train(), lambda model: model(x).square().mean(), tmp_path)
 
 
