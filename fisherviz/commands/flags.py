@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fisherviz.commands.telling import told
+from fisherviz.commands.names import COMPLETED, completion
 from fisherviz.support.errors import OptionError
 from fisherviz.training.config import parse
 
 _SHORT = {"model_options": ("--model-option", "-M"), "optimizer_options": ("--optimizer-option", "-O")}
 
 
-def with_flags(model: type[BaseModel], hint: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_flags(
+    model: type[BaseModel], completed: Mapping[str, Sequence[str]] = COMPLETED, *, from_files: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a typer command whose flags are the fields of a model, after those that it declares itself.
 
     Args:
         model: whose fields, with their descriptions.
-        hint: said after what no option is to blame for.
+        completed: names that a shell completes, by field.
+        from_files: whether a file may give fields too, so that flags must be able to say no.
 
     Returns:
         A decorator of a function that takes `fields`, the given fields with their values, and options of its own.
@@ -35,11 +39,11 @@ def with_flags(model: type[BaseModel], hint: str = "") -> Callable[[Callable[...
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        flags = [_flag(name, field) for name, field in fields.items()]
+        flags = [_flag(name, field, completed.get(name), from_files) for name, field in fields.items()]
 
         def run(**given: Any) -> None:
             mine = {p.name: given.pop(p.name) for p in own}
-            with told(hint):
+            with _as_flags({*fields, *mine}):
                 found = {name: _value(name, fields[name], v) for name, v in given.items() if v is not None and v != []}
                 command(found, **mine)
 
@@ -51,20 +55,37 @@ def with_flags(model: type[BaseModel], hint: str = "") -> Callable[[Callable[...
     return decorated
 
 
-def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
+@contextmanager
+def _as_flags(names: Container[str]) -> Iterator[None]:
+    """What is wrong with a field is wrong with its flag: the sentence begins with that."""
+    try:
+        yield
+    except OptionError as error:
+        name, colon, rest = str(error).partition(":")
+        if not colon or name not in names:
+            raise
+        flag = _SHORT[name][0] if name in _SHORT else "--" + name.replace("_", "-")
+        raise OptionError(f"{flag}:{rest}") from error
+
+
+def _flag(name: str, field: FieldInfo, completed: Sequence[str] | None, from_files: bool) -> inspect.Parameter:
     default = field.get_default(call_default_factory=True)
     names: list[str] = []
-    kind, shown = (_plain(field.annotation), str(default).lower() if isinstance(default, bool) else str(default))
+    kind, shown, metavar = _plain(field.annotation), str(default), None
+    text = field.description or ""
     if name in _SHORT:
-        kind, names, shown = list[str], list(_SHORT[name]), ""
-        text = f"{field.description} NAME=VALUE; may be repeated."
+        kind, names, shown, metavar = list[str], list(_SHORT[name]), "", "NAME=VALUE"
+        text += " May be repeated."
     elif typing.get_origin(kind) in (list, tuple):
-        kind, shown, text = str, ",".join(default or ()), f"{field.description} Separated by commas."
-    else:
-        text = field.description or ""
+        kind, shown, metavar = str, ",".join(default or ()), "NAME,..."
+    elif kind is bool:  # its two names say it
+        shown, names = "", [] if from_files or default else ["--" + name.replace("_", "-")]
     if default is not None and shown:
         text += f" [default: {shown}]"
-    option = typer.Option(*names, help=text, show_default=False)
+    option = typer.Option(
+        *names, help=text, show_default=False, metavar=metavar,
+        autocompletion=completion(completed) if completed else None,
+    )  # fmt: skip
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

@@ -8,29 +8,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fisherviz.commands.flags import assignments, with_flags
+from fisherviz.commands.names import COMPLETED, MODELS, PRESETS, SAMPLERS, completion
 from fisherviz.training.config import Config, read_config
 
 if TYPE_CHECKING:
     from fisherviz.training.sweep import Sweep
 
 EXAMPLE = (
-    "Example: fisherviz sweep --optimizer foof --over lr=[0.1,0.3,1] --over damping=1e-3..1e1 --sampler tpe "
+    "fisherviz sweep --optimizer foof --over lr=[0.1,0.3,1] --over damping=1e-3..1e1 --sampler tpe "
     "--trials 20 --epochs 5 --out sweeps/foof"
 )
 
 
-@with_flags(Config)
+@with_flags(Config, COMPLETED | {"model": MODELS})
 def sweep(
     fields: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="YAML file of fields that stay the same.")] = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
-            help="What is varied: NAME=[VALUES] or NAME=LOW..HIGH; any field or option of the optimizer; repeated."
+            metavar="NAME=VALUES",
+            help="What is varied, lr=[0.1,1] or lr=1e-3..1e1: any field or option of the optimizer. May be repeated.",
         ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="A grid: benzing, benzing-sgd or benzing-adam.")] = None,
-    sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A grid: benzing, benzing-sgd or benzing-adam.", autocompletion=completion(PRESETS)),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="grid, random or tpe.", autocompletion=completion(SAMPLERS))] = "grid",
     trials: Annotated[int, typer.Option(help="Points of random and tpe.")] = 20,
     metric: Annotated[
         str | None,
