@@ -43,9 +43,9 @@ class _Candidate:
         return ", ".join(parts)
 
     @property
-    def is_average(self) -> bool:
-        """Whether its place says that it is an average of weights."""
-        return any(word in key.lower() for key in (*self.keys, self.prefix) for word in AVERAGED)
+    def averages(self) -> int:
+        """Parts of its place that call it an average of weights."""
+        return sum(any(word in key.lower() for word in AVERAGED) for key in (*self.keys, self.prefix))
 
 
 def load_weights(model: nn.Module, path: Path) -> str:
@@ -69,7 +69,8 @@ def load_weights(model: nn.Module, path: Path) -> str:
             raise ValueError(f"{path} holds no state_dict; save model.state_dict().")
         found = [replace(each, state=_with_tied(each.state, own)) for each in found]
         fitting = [each for each in found if each.state.keys() == own.keys()]
-        fitting = [each for each in fitting if not each.is_average] or fitting
+        least = min((each.averages for each in fitting), default=0)
+        fitting = [each for each in fitting if each.averages == least]
         if not fitting:
             raise ValueError(_unfit(path, own, max(found, key=lambda each: len(each.state.keys() & own.keys()))))
         if len(fitting) > 1:
