@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -43,9 +42,8 @@ def with_flags(
 
         def run(**given: Any) -> None:
             mine = {p.name: given.pop(p.name) for p in own}
-            with _as_flags({*fields, *mine}):
-                found = {name: _value(name, fields[name], v) for name, v in given.items() if v is not None and v != []}
-                command(found, **mine)
+            found = {name: _value(name, fields[name], v) for name, v in given.items() if v is not None and v != []}
+            command(found, **mine)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
@@ -53,19 +51,6 @@ def with_flags(
         return run
 
     return decorated
-
-
-@contextmanager
-def _as_flags(names: Container[str]) -> Iterator[None]:
-    """What is wrong with a field is wrong with its flag: the sentence begins with that."""
-    try:
-        yield
-    except OptionError as error:
-        name, colon, rest = str(error).partition(":")
-        if not colon or name not in names:
-            raise
-        flag = _SHORT[name][0] if name in _SHORT else "--" + name.replace("_", "-")
-        raise OptionError(f"{flag}:{rest}") from error
 
 
 def _flag(name: str, field: FieldInfo, completed: Sequence[str] | None, from_files: bool) -> inspect.Parameter:

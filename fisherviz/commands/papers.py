@@ -46,10 +46,9 @@ def papers(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no table.")] = False,
 ) -> None:
     """Measure the papers' figures and tables again, and put each claim next to what came out."""
-    import torch
-
     from fisherviz.papers import registry
     from fisherviz.papers.claims import load
+    from fisherviz.training.network import usable
 
     with option("--only"):
         chosen = registry.chosen(only)
@@ -61,8 +60,7 @@ def papers(
         one_of("scale", scale, registry.SCALES)
     if not 0 <= seed < 2**63:
         raise OptionError(f"--seed: must be from 0 to below 2^63, not {seed}.")
-    with option("--device"):
-        torch.empty(0, device=device)
+    usable(device)
     with option("--out"):
         check_place(out, directory=True)
         load(out)

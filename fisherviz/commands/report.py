@@ -36,6 +36,7 @@ from fisherviz.support.files import check_place
 from fisherviz.support.memory import human
 from fisherviz.support.plan import Plan, duration
 from fisherviz.support.processes import ALONE, Processes
+from fisherviz.training.network import usable
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
 DATA = "digits:16"
@@ -83,7 +84,7 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
         joint_layers = tuple(linear[1:-1])
 
     def fisher(layers: Sequence[str] | None, together: bool = False) -> Fisher:
-        with option("--layers"):
+        with option("--model" if layers is None else "--layers"):
             probe = Probe(model, likelihood, layers=layers, output=output)
         generator = torch.Generator(device).manual_seed(job.seed)
         return probe.fisher(data.batches, job.targets, kind=job.kind, generator=generator, processes=together)
@@ -147,10 +148,7 @@ def _checked(job: Job) -> torch.device:
         check_place(job.out, directory=True)
         if job.compare_only and (job.out / "index.html").exists():
             raise ValueError(f"{job.out} holds a page, which would no longer tell the numbers beside it; give another.")
-    with option("--device"):
-        device = torch.device(job.device)
-        torch.empty(0, device=device)
-    return device
+    return usable(job.device)
 
 
 @option("--methods")

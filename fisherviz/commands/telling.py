@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -40,7 +40,7 @@ def mount(
     debugging = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
 
     def run(**given: Any) -> None:
-        with told(given.pop("debug")):
+        with told(given.pop("debug")), _as_flags({p.name: _flag(p) for p in own}):
             if not shares:
                 _refuse_processes(run.__name__)
             function(**given)
@@ -79,6 +79,25 @@ def told(debug: bool = False) -> Iterator[None]:
                 text += "; --debug shows the traceback."
         typer.echo(f"fisherviz: {text}", err=True)
         raise typer.Exit(2 if isinstance(error, OptionError) else 1) from None
+
+
+@contextmanager
+def _as_flags(flags: Mapping[str, str]) -> Iterator[None]:
+    """What is wrong with an argument is wrong with its flag: the sentence begins with that."""
+    try:
+        yield
+    except OptionError as error:
+        name, colon, rest = str(error).partition(":")
+        if not colon or name not in flags:
+            raise
+        raise OptionError(f"{flags[name]}:{rest}") from error
+
+
+def _flag(parameter: inspect.Parameter) -> str:
+    """The long flag of a command's argument."""
+    (option, *_) = getattr(parameter.annotation, "__metadata__", (None,))
+    declared = [flag for flag in getattr(option, "param_decls", None) or () if flag.startswith("--")]
+    return declared[0] if declared else "--" + parameter.name.replace("_", "-")
 
 
 def _refuse_processes(command: str) -> None:
