@@ -42,7 +42,7 @@ def mount(
     def run(**given: Any) -> None:
         with told(given.pop("debug")), _as_flags({p.name: _flag(p) for p in own}):
             if not shares:
-                _refuse_processes(run.__name__)
+                _refuse_processes(" ".join(dict.fromkeys(("fisherviz", str(app.info.name), run.__name__))))
             function(**given)
 
     run.__name__, run.__doc__ = name or function.__name__, function.__doc__
@@ -96,14 +96,16 @@ def _as_flags(flags: Mapping[str, str]) -> Iterator[None]:
 def _flag(parameter: inspect.Parameter) -> str:
     """The long flag of a command's argument."""
     (option, *_) = getattr(parameter.annotation, "__metadata__", (None,))
-    declared = [flag for flag in getattr(option, "param_decls", None) or () if flag.startswith("--")]
+    # typer takes the first declaration for the default until it reads the signature
+    declared = [getattr(option, "default", None), *(getattr(option, "param_decls", None) or ())]
+    declared = [flag for flag in declared if isinstance(flag, str) and flag.startswith("--")]
     return declared[0] if declared else "--" + parameter.name.replace("_", "-")
 
 
 def _refuse_processes(command: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RuntimeError(
-            f"torchrun has started several processes, and `fisherviz {command}` does not share its work: start it "
+            f"torchrun has started several processes, and `{command}` does not share its work: start it "
             "without torchrun (of all commands `fisherviz report` alone works in several processes)."
         )
 

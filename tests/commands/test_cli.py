@@ -506,7 +506,7 @@ def test_commands_that_share_no_work_refuse_several_processes(monkeypatch, comma
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = call(*command.split())
     assert told.exit_code == 1
-    assert "fisherviz: torchrun has started several processes, and " in told.output
+    assert f"fisherviz: torchrun has started several processes, and `fisherviz {command}` does not" in told.output
 
 
 def test_an_exception_of_ones_own_network_keeps_its_type_and_place(here):
