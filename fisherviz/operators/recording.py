@@ -23,8 +23,6 @@ Plain = dict[str, Any]
 """What JSON holds."""
 _PRECONDITIONERS = (LeadingPairs, Rescaled, NearChain)
 _PLAIN = (bool, int, float, str)
-_NUMBERS = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32,
-                                                                  torch.float64)}  # fmt: skip
 
 
 class Recorder:
