@@ -22,8 +22,8 @@ class SavedMatrix(LayeredMatrix):
 
     def __init__(self, stored: Stored) -> None:
         super().__init__(stored.space, stored.operator)
-        self.name, self.kind = str(stored.what["name"]), str(stored.what["kind"])
-        self.reduction, self.plot_order = str(stored.what["reduction"]), str(stored.what["plot_order"])
+        self.name, self.kind, self.reduction = (stored.what[name] for name in ("name", "kind", "reduction"))
+        self.plot_order = stored.what["plot_order"]
         self._said = f"{stored.what['repr']}, saved by fisherviz {stored.what['version']}"
 
     def __repr__(self) -> str:

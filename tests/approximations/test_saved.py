@@ -3,15 +3,20 @@
 import json
 import subprocess
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import fisherviz as fv
+from fisherviz.approximations import stored
 from fisherviz.operators import Kronecker, Operator
 from fisherviz.operators.base import Symmetric
 from fisherviz.statistics import InputFactor, OutputFactor
@@ -124,6 +129,14 @@ def test_half_precision_comes_back_in_its_own(tmp_path):
     assert (found @ v).dtype == torch.bfloat16
 
 
+def _whole():
+    with tempfile.TemporaryDirectory() as folder:
+        return fv.approximate(small()[1], "kfac").save(Path(folder) / "kfac").read_bytes()
+
+
+WHOLE = _whole()
+
+
 class Halved(Symmetric):
     """A user's own operator, half of another one."""
 
@@ -206,13 +219,67 @@ def test_what_is_no_saved_matrix_is_refused(tmp_path):
             fv.load_approximation(tmp_path / name)
     with pytest.raises(TypeError, match="a path is a string or a Path"):
         fv.load_approximation(3)
-    with safe_open(tmp_path / "whole", "pt") as file:
+
+
+def rewritten(path, change):
+    """A saved file with other facts, and the checksum of those: what somebody forges."""
+    with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["fisherviz"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, tmp_path / "newer", {"fisherviz": json.dumps(facts | {"format": 99})})
+    text = change(json.dumps(facts))
+    save_file(tensors, path, {"fisherviz": text, "sha256": stored._digest(text, tensors)})
+    return path
+
+
+def test_a_newer_format_and_a_strangers_class_are_refused(tmp_path):
+    made = fv.approximate(small()[1], "kfac")
+    newer = rewritten(made.save(tmp_path / "newer"), lambda text: text.replace('"format": 1', '"format": 99'))
     with pytest.raises(ValueError, match="is in format 99, this release reads up to 1; upgrade fisherviz"):
-        fv.load_approximation(tmp_path / "newer")
-    stranger = json.loads(json.dumps(facts).replace('"Kronecker"', '"os.system"'))
-    save_file(tensors, tmp_path / "stranger", {"fisherviz": json.dumps(stranger)})
+        fv.load_approximation(newer)
+    stranger = rewritten(made.save(tmp_path / "stranger"), lambda text: text.replace('"Kronecker"', '"os.system"'))
     with pytest.raises(ValueError, match=r"holds a os\.system, which is not there"):
-        fv.load_approximation(tmp_path / "stranger")
+        fv.load_approximation(stranger)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_flipped_bit_anywhere_is_noticed(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kfac"
+        path.write_bytes(WHOLE)
+        content = bytearray(WHOLE)
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"holds no saved approximation|is damaged|is in format"):
+            fv.load_approximation(path)
+
+
+def places(value, way=()):
+    """Every place in nested plain values."""
+    yield way
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*way, key))
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_forged_facts_are_refused_in_a_sentence_or_read_as_a_matrix(data):
+    def forged(text):
+        facts = json.loads(text)
+        *way, last = data.draw(st.sampled_from([way for way in places(facts) if way]))
+        inside = facts
+        for key in way:
+            inside = inside[key]
+        inside[last] = data.draw(st.sampled_from([None, -1, 10**30, "", "x", [], {}, [[[]]], {"class": "Kronecker"}]))
+        return json.dumps(facts)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kfac"
+        path.write_bytes(WHOLE)
+        rewritten(path, forged)
+        said = ""
+        try:
+            shape = fv.load_approximation(path).shape
+        except ValueError as error:
+            shape, said = None, str(error)
+        assert shape == (26, 26) or str(path) in said or "the matrix holds" in said
