@@ -229,7 +229,7 @@ def fig4a(run: Run) -> Outcome:
     )
     caption = (
         "Cosine between the directions of K-FAC and FOOF over all layers together (median and range of the seeds). "
-        "Dashed: with the K-FAC paper's π (medians)."
+        "Thin: with the K-FAC paper's π (medians)."
     )
 
     def fill(figure: Figure) -> None:
