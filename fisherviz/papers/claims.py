@@ -6,6 +6,7 @@ setting departs from the paper's in a way that matters to the claim. Exhibits ne
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -149,7 +150,7 @@ def _summary(known: Mapping[str, Any]) -> str:
     for exhibit in known.values():
         verdicts = papers.setdefault(exhibit["title"].partition(",")[0], [])
         verdicts += [claim["verdict"] for claim in exhibit["claims"]]
-    papers = dict(sorted(papers.items())) | {"all": sum(papers.values(), [])}
+    papers = dict(sorted(papers.items())) | {"all": list(itertools.chain(*papers.values()))}
     kinds = (REPRODUCED, NOT_REPRODUCED, DIFFERENT)
     lines = [f"| paper | claims | {' | '.join(kinds)} |", "|---|---|---|---|---|"]
     for paper, verdicts in papers.items():
