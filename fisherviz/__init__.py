@@ -13,7 +13,7 @@ from fisherviz.support.lazily import lazily
 if TYPE_CHECKING:
     from fisherviz import datasets, models, optim
     from fisherviz import plotting as plot
-    from fisherviz.approximations import Approximation, approximate, approximations, register
+    from fisherviz.approximations import Approximation, approximate, approximations, load_approximation, register
     from fisherviz.comparison.compare import compare
     from fisherviz.comparison.monitor import Monitor
     from fisherviz.exact.cumulants import CumulantBound, cumulants
@@ -48,6 +48,7 @@ __all__ = [
     "config",
     "cumulants",
     "datasets",
+    "load_approximation",
     "load_comparison",
     "models",
     "optim",
@@ -58,7 +59,13 @@ __all__ = [
 lazily(
     __name__,
     {
-        "fisherviz.approximations": ("Approximation", "approximate", "approximations", "register"),
+        "fisherviz.approximations": (
+            "Approximation",
+            "approximate",
+            "approximations",
+            "load_approximation",
+            "register",
+        ),
         "fisherviz.comparison.compare": ("compare",),
         "fisherviz.comparison.monitor": ("Monitor",),
         "fisherviz.exact.cumulants": ("CumulantBound", "cumulants"),
