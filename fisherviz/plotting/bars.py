@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from fisherviz.plotting import style
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.names import shortened
 
 NAMED = 10  # layers up to which each has a marker of its own in the legend
 MARKERS = "os^Dv<>Ph*"
@@ -128,7 +129,7 @@ def _floor(values: np.ndarray) -> float:
 
 
 def _legend(ax: Axes, info: Blocks, handles: list, named: bool) -> None:
-    labels = [style.legend_label(name) for name in style.short_names(info.layers, 24)]
+    labels = [style.legend_label(name) for name in shortened(info.layers, 24)]
     if not named:  # too many to name: first, middle, last show which way the colours run
         keep = [0, len(labels) // 2, len(labels) - 1]
         rest = handles[len(labels) :]

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from fisherviz.results.metrics import superscript
+from fisherviz.support.names import short as short
+from fisherviz.support.names import shortened
 
 SEQUENTIAL = "magma"  # perceptually uniform, dark is small: the papers' "white level"
 DIVERGING = "RdBu_r"
@@ -78,35 +80,6 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
     return styles
 
 
-def short(name: str, width: int = 18) -> str:
-    """A name that fits: its middle is cut; the root module's empty name becomes readable."""
-    name = "".join(character if character.isprintable() else "?" for character in name) or "(root)"
-    if len(name) <= width:
-        return name
-    tail = (width - 1) // 2
-    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
-
-
-def short_names(names: Sequence[str], width: int) -> list[str]:
-    """Names that fit and stay apart: what all of them share at both ends is cut first, at dots.
-
-    Args:
-        names: of layers, for example "encoder.blocks.0.linear" and "encoder.blocks.1.linear".
-        width: most characters of one.
-
-    Returns:
-        Short names in the same order ("0", "1").
-    """
-    if len(names) > 1 and max(map(len, names)) > width:
-        split = [name.split(".") for name in names]
-        least = min(map(len, split)) - 1
-        head = next((k for k in range(least) if len({parts[k] for parts in split}) > 1), least)
-        least -= head
-        tail = next((k for k in range(least) if len({parts[-1 - k] for parts in split}) > 1), least)
-        names = [".".join(parts[head : len(parts) - tail]) for parts in split]
-    return [short(name, width) for name in names]
-
-
 def legend_label(name: str) -> str:
     """A name for a legend; matplotlib drops entries that begin with an underscore."""
     name = short(name, 24)
@@ -163,7 +136,7 @@ def name_layers(ax: Axes, centres: Sequence[float], names: Sequence[str], width:
     left, right = ax.get_xlim()
     places: list[float] = []
     labels: list[str] = []
-    for centre, label in zip(centres, short_names(names, width), strict=True):
+    for centre, label in zip(centres, shortened(names, width), strict=True):
         if not places or centre - places[-1] >= (right - left) / 24:
             places.append(centre)
             labels.append(label)

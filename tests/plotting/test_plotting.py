@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 import fisherviz as fv
 from fisherviz import plotting as plot
 from fisherviz.plotting.reduce import cells_of_matrix, cells_of_operator, reduce_matrix
-from fisherviz.plotting.style import short_names
 from tests.factory import METHODS, make_comparison
 
 matplotlib.use("Agg")
@@ -335,23 +334,6 @@ def test_names_are_text_and_never_formulas():
     assert labels[3] == "(root)"
     assert all(len(label) < 30 for label in labels)
     assert [text.get_text() for text in axes[1].get_legend().get_texts()][1:3] == ["$x", " _mine"]
-
-
-@pytest.mark.parametrize(
-    ("names", "short"),
-    [
-        (["encoder.block.0.linear", "encoder.block.1.linear"], ["0", "1"]),
-        (["model.a.weight_one", "model.b.weight_two"], ["a.weight…t_one", "b.weight…t_two"]),
-        (["in", "out"], ["in", "out"]),
-        (["a.b", "a.b" + "x" * 20], ["b", "bxxxxx…xxxxxx"]),
-        (["x" * 20], ["xxxxxx…xxxxxx"]),
-    ],
-)
-def test_short_names_keep_what_tells_them_apart(names, short):
-    found = short_names(names, 13)
-    assert [name[:6] for name in found] == [name[:6] for name in short]
-    assert all(len(name) <= 13 for name in found)
-    assert len(set(found)) == len(found)
 
 
 def test_a_method_looks_the_same_in_every_picture():
