@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from fisherviz import optim
+from fisherviz._version import __version__
 from fisherviz.approximations import Approximation, approximate, approximations, register
 from fisherviz.comparison.compare import compare
 from fisherviz.comparison.monitor import Monitor
@@ -36,6 +37,7 @@ __all__ = [
     "Plan",
     "Probe",
     "Tikhonov",
+    "__version__",
     "approximate",
     "approximations",
     "compare",

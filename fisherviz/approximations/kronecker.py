@@ -49,7 +49,6 @@ class KFAC(Approximation):
             their exact 2 x 2 "units", the exact "block" of the whole layer, or its "diagonal".
     """
 
-    plot_order = "input"
     takes_factors = True
     of_both_uses = SUM_OF_USES
 
@@ -100,7 +99,6 @@ class EKFAC(KFAC):
 class FOOF(Approximation):
     """A ⊗ I per layer: inputs alone, no labels; its scale is not the Fisher's."""
 
-    plot_order = "input"
     follows_scale = False
     of_both_uses = "the sum over both uses"
 

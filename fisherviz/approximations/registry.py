@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fisherviz.approximations.base import Approximation
 from fisherviz.support.choices import one_of
+from fisherviz.support.tables import html_table, text_table
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
@@ -72,12 +73,14 @@ class Registry(Mapping[str, type[Approximation]]):
         cls.name = name
         self._classes[name] = cls
 
+    def _rows(self) -> list[tuple[str, str]]:
+        return [(name, (cls.__doc__ or "-").strip().splitlines()[0]) for name, cls in self._classes.items()]
+
     def __repr__(self) -> str:
-        width = max(map(len, self._classes))
-        lines = [
-            f"{name.ljust(width)}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in self._classes.items()
-        ]
-        return "\n".join(lines)
+        return text_table(("method", "what it is"), self._rows(), (0, 1))
+
+    def _repr_html_(self) -> str:
+        return html_table(("method", "what it is"), self._rows(), words=(0, 1))
 
 
 def _refuse_abstract(cls: type[Approximation]) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import FAILURES
-from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
@@ -30,6 +29,7 @@ from fisherviz.operators import (
     UnitBlocks,
 )
 from fisherviz.operators.factorise import eigh
+from fisherviz.statistics.example_operator import ExampleSpace
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block
 from fisherviz.support.progress import progress_bar

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.lanczos import extreme_eigenvalues
+from fisherviz.support.tables import paragraph
 
 NormOrder = Literal["fro", "spectral", "trace"]
 
@@ -245,6 +246,10 @@ class Operator(ABC):
         """One line: structure, size, precision."""
         rows, cols = self.shape
         return f"{type(self).__name__}({rows} x {cols}, {str(self.dtype).removeprefix('torch.')})"
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return paragraph(repr(self))
 
 
 class Symmetric(Operator):

@@ -35,6 +35,10 @@ class Tikhonov:
         """Check the value."""
         object.__setattr__(self, "value", _non_negative(self.value, "Tikhonov damping"))
 
+    def __str__(self) -> str:
+        """For pictures and lines of text."""
+        return f"λ = {self.value:.3g}"
+
     @property
     def strength(self) -> float:
         """λ."""
@@ -73,6 +77,10 @@ class FactoredTikhonov:
     def __post_init__(self) -> None:
         """Check the value."""
         object.__setattr__(self, "gamma", _non_negative(self.gamma, "factored Tikhonov damping"))
+
+    def __str__(self) -> str:
+        """For pictures and lines of text."""
+        return f"λ = {self.strength:.3g}, factored"
 
     @property
     def strength(self) -> float:

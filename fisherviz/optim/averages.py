@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import Approximation
-from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, TiedCapture
 from fisherviz.capture.joined import concatenate
 from fisherviz.capture.network import Network
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
+from fisherviz.network.matrices import LayeredMatrix
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.statistics import Statistic, add_up

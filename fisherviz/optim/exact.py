@@ -13,8 +13,8 @@ from fisherviz.approximations import CWNGD as UnitApproximation
 from fisherviz.approximations import Approximation, Values
 from fisherviz.approximations.base import Couplings
 from fisherviz.approximations.example_units import ExampleUnits
-from fisherviz.approximations.matrices import LayeredMatrix, full_matrix
 from fisherviz.network.layers import Layer
+from fisherviz.network.matrices import LayeredMatrix, full_matrix
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator
 from fisherviz.statistics import Block, Statistic

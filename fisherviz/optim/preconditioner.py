@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.network.layers import Layer
+from fisherviz.network.matrices import LayeredMatrix
 from fisherviz.operators import DirectSum, Kronecker, Operator
 from fisherviz.operators.damping import Damping, damp
 from fisherviz.operators.factorise import located
