@@ -208,7 +208,8 @@ class Monitor:
     def __repr__(self) -> str:
         looks = len(set(self.frame["step"]))
         every = f"every {counted(self.every, 'step')}"
-        return f"Monitor({', '.join(map(readable, self.methods))}; {every}, {self.kind} Fisher, {counted(looks, 'look')} so far)"
+        names = ", ".join(map(readable, self.methods))
+        return f"Monitor({names}; {every}, {self.kind} Fisher, {counted(looks, 'look')} so far)"
 
     def _repr_html_(self) -> str:
         """What the last look saw of the whole network."""

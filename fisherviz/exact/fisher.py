@@ -224,7 +224,7 @@ class Fisher(Products):
             MemoryError: the matrix, or the Gram matrix of the gradients, does not fit.
         """
         strength = damping.strength if isinstance(damping, FactoredTikhonov) else damping_number(damping)
-        solver, title = self._solver(strength), inverse_title("exact Fisher", Tikhonov(strength))
+        solver, title = self._solver(strength), inverse_title(self.title, Tikhonov(strength))
         identity = partial(torch.eye, self.space.size, dtype=self.network.precision, device=self.network.device)
         if isinstance(solver, Woodbury):
             operator: Operator = ExampleSpace(self.in_example_space(), strength, solver)

@@ -84,6 +84,15 @@ class Comparison:
         """What was left out and what was assumed, a sentence each."""
         return tuple(str(note) for note in self.meta.get("notes") or ())
 
+    @property
+    def damping(self) -> str:
+        """The damping of its inverses and directions, as pictures name it: "λ = 0.01", or "" where it is not known."""
+        strength = self.meta.get("damping")
+        if not isinstance(strength, int | float):
+            return ""
+        factored = str(self.meta.get("settings", {}).get("damping", "")).startswith("FactoredTikhonov")
+        return f"λ = {strength:.3g}{', factored' if factored else ''}"
+
     def whole(self, metric: str, column: str = "value") -> dict[str, float]:
         """One metric of the whole matrix.
 

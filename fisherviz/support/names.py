@@ -15,6 +15,8 @@ CUT = "…"
 _WORD = re.compile(r"[._]?[^._]*")
 _LEAST = 3
 """Letters to which a word may be cut."""
+MORE = 6
+"""Characters beyond the width that whole words may take before single letters stand for them."""
 Words: TypeAlias = Sequence[Sequence[str]]
 Plan: TypeAlias = Sequence[Sequence[int]]
 
@@ -82,12 +84,14 @@ def _labels(texts: Sequence[str], width: int) -> list[str]:
     plans = [plan for plan in _plans(words) if len(set(_joined(words, plan))) == len(texts)]
     ways = [(plan, _joined(words, plan)) for plan in plans]
     last = [_joined(letters, plan) for plan in _plans(letters)]
-    for room in range(width, max(map(len, texts), default=0)):
+    longest = max(map(len, texts), default=0)
+    for room in range(width, longest):
         for plan, labels in ways:
             if _good(labels, room):
                 return _joined(words, _grown(words, plan, room))
         cut = [[_joined_cut(*given, room) for given in zip(words, plan, strict=True)] for plan in plans]
-        for labels in [*reversed(cut), *last]:
+        # letters alone are hard to read: they come where words would need much more room
+        for labels in [*reversed(cut), *(last if room >= min(width + MORE, longest - 1) else [])]:
             if _good(labels, room):
                 return labels
     return list(texts)
@@ -99,11 +103,17 @@ def _good(labels: Sequence[str], room: int) -> bool:
 
 
 def _plans(words: Words) -> Iterator[Plan]:
-    """Of each name the places of the words to keep: from the first to the last that tell; those that tell; fewer."""
+    """Of each name the places of the words to keep: from the first to the last that tell; those that tell; fewer.
+
+    Numbers that tell are always kept.
+    """
     telling = _telling(words)
     yield [range(mine[0], mine[-1] + 1) if mine else range(1) for mine in telling]
     for front in range(max(map(len, words), default=0)):
-        yield [[k for k in mine if k >= front] or mine[-1:] for mine in telling]
+        yield [
+            [k for k in places if k >= front or mine[k].lstrip("._").isdigit()] or places[-1:]
+            for mine, places in zip(words, telling, strict=True)
+        ]
 
 
 def _grown(words: Words, plan: Plan, room: int) -> Plan:

@@ -52,7 +52,7 @@ def test_factored_damping_means_its_plain_one():
 def test_what_does_not_fit_is_refused_with_figures(monkeypatch):
     fisher = fisher_of(4)
     inverse = fisher.inverse(0.1)
-    monkeypatch.setattr(fv.config, "memory_budget", 4000)
+    monkeypatch.setattr(fv.config, "memory_budget", 18_000)
     with pytest.raises(MemoryError, match=r"dense 28 x 28 matrix takes 18.4 KiB, but fv.config.memory_budget is"):
         inverse.to_dense()
     with pytest.raises(MemoryError, match=r"dense 28 x 28 inverse takes 18.4 KiB, but fv.config.memory_budget is"):

@@ -93,7 +93,7 @@ def test_blockwise_reduction_equals_the_reduction_of_the_dense_matrix(fisher, mo
 
 def test_an_object_without_a_dense_form_is_drawn_by_its_blocks(fisher):
     class Blocks:
-        space, plot_order = fisher.space, "unit"
+        space = fisher.space
         block = staticmethod(fisher.block)
 
         def to_dense(self, order):
@@ -159,7 +159,7 @@ def test_a_triptych_of_inverses(comparison):
 
 def test_the_kfac_papers_figures_are_one_call_each(fisher):
     full = fv.approximate(fisher, "kfac-full")
-    figure2 = plot.triptych(fisher, full)
+    figure2 = plot.triptych(fisher, full, order="input")
     exact = fisher.to_dense("input").abs().numpy()
     np.testing.assert_allclose(figure2.axes[0].images[0].get_array(), exact, rtol=1e-6)
     figure5 = plot.triptych(full, fv.approximate(fisher, "kfac"), order="input")
@@ -186,7 +186,7 @@ def test_a_triptych_of_matrices_shows_the_absolute_difference():
         (lambda c: plot.heatmap(np.eye(3), edges=[0, 2]), r"edges must rise from 0 to the matrix's side 3"),
         (lambda c: plot.heatmap(np.eye(3), edges=[0, 3], layers=["a", "b"]), "2 layer names do not fit 1"),
         (lambda c: plot.triptych(np.eye(2), np.eye(3)), r"differ in shape, \(2, 2\) and \(3, 3\)"),
-        (lambda c: plot.triptych(np.eye(2), np.eye(2), inverse=True), "inverse=True belongs to a comparison"),
+        (lambda c: plot.triptych(np.eye(2), np.eye(2), inverse=True), "inverse=True takes two matrices that can be"),
         (lambda c: plot.triptych(c, "kfac", ax=[None]), "three axes"),
         (lambda c: plot.block_means(np.eye(3)), "need edges"),
         (lambda c: plot.spectrum(c, ["none"]), "no spectrum of 'none'"),
@@ -333,7 +333,7 @@ def test_names_are_text_and_never_formulas():
     assert labels[:2] == ["$\\frac{", " _hidden"]
     assert labels[3] == "(root)"
     assert all(len(label) < 30 for label in labels)
-    assert [text.get_text() for text in axes[1].get_legend().get_texts()][1:3] == ["$x", " _mine"]
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()][1:3] == ["$x 54/96", " _mine 54/96"]
 
 
 def test_a_method_looks_the_same_in_every_picture():

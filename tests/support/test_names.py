@@ -1,5 +1,7 @@
 """Labels that fit, and that tell apart what the names tell apart."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +41,13 @@ def test_a_label_is_made_of_its_names_letters_in_their_order(names, width):
     for name, label in zip(names, shortened(names, width), strict=True):
         rest = iter(name)
         assert all(letter in rest for letter in label.replace(CUT, ""))
+
+
+@given(st.lists(st.integers(0, 999), min_size=2, max_size=12, unique=True), st.integers(1, 30))
+def test_numbers_that_tell_names_apart_are_never_cut(numbers, width):
+    names = [f"model.layers.{k}.attention.query_{k % 2}" for k in numbers] + ["head"]
+    for number, label in zip(numbers, shortened(names, width), strict=False):
+        assert str(number) in re.split(r"[^0-9]+", label)
 
 
 @settings(deadline=None, max_examples=30)
