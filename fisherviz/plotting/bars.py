@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from fisherviz.plotting import style
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
-from fisherviz.support.choices import did_you_mean
 from fisherviz.support.names import shortened
 
 NAMED = 10
@@ -50,13 +49,11 @@ def comparison_info(
     rows = rows[np.isfinite(rows["value"])]
     if rows.empty:
         held = [name for name in source.metrics if len(source.blocks(name))]
-        listed = f"; it has {', '.join(held) or 'none'}"
-        raise ValueError(f"no {metric!r} per layer in this comparison{listed}{did_you_mean(metric, held)}")
+        raise style.absent(f"no {metric!r} per layer in this comparison", metric, held)
     table = rows.pivot_table(index="method", columns="row", values="value", aggfunc="last", sort=False)
     for name in style.chosen(methods, table.index):
         if name not in table.index:
-            listed = f"; it has those of {', '.join(table.index)}"
-            raise ValueError(f"no {metric!r} of the method {name!r}{listed}{did_you_mean(name, table.index)}")
+            raise style.absent(f"no {metric!r} of the method {name!r}", name, table.index)
     layers = [name for name in source.layers if name in table]
     table = table.loc[list(table.index if methods is None else methods), layers]
     table = table.loc[metrics.metric(metric).away(table).median(axis=1).sort_values(kind="stable").index]

@@ -12,7 +12,6 @@ from matplotlib.transforms import Bbox
 from fisherviz.plotting import style
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
-from fisherviz.support.choices import did_you_mean
 from fisherviz.support.names import shortened
 
 EXACT = 1e-6  # an error below this is rounding: drawn at the foot of a logarithmic axis and called exact
@@ -48,12 +47,10 @@ def pareto_info(
     for given, name in ((metric, "metric="), (cost, "cost=")):
         style.require(given, str, name, "the name of a metric")
         if given not in source.metrics:
-            listed = f"no {given!r} in this comparison; it has {', '.join(source.metrics) or 'none'}"
-            raise ValueError(f"{listed}{did_you_mean(given, source.metrics)}")
+            raise style.absent(f"no {given!r} in this comparison", given, source.metrics)
     wanted = style.chosen(methods, source.methods)
     if unknown := [name for name in wanted if name not in source.methods]:
-        listed = f"no method {unknown[0]!r} in this comparison; it has {', '.join(source.methods)}"
-        raise ValueError(f"{listed}{did_you_mean(unknown[0], source.methods)}")
+        raise style.absent(f"no method {unknown[0]!r} in this comparison", unknown[0], source.methods)
     costs, away = source.whole(cost), metrics.metric(metric).away
     errors = {name: away(value) for name, value in source.whole(metric).items()}
     names = [

@@ -13,10 +13,19 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fisherviz.plotting import style
-from fisherviz.plotting.reduce import ORDER, ORDERS, Cells, as_list, cells_of_matrix, cells_of_operator
+from fisherviz.plotting.reduce import (
+    ORDER,
+    ORDERS,
+    Cells,
+    as_list,
+    cells_of_matrix,
+    cells_of_operator,
+    is_array,
+    is_structured,
+)
 from fisherviz.results.cells import LIMIT
 from fisherviz.results.comparison import EXACT, Comparison
-from fisherviz.support.choices import did_you_mean, one_of
+from fisherviz.support.choices import one_of
 
 DIFFERENCE = "|difference|"
 LINES_APART = 0.1
@@ -48,11 +57,11 @@ def heatmap_info(
     """
     if isinstance(source, Comparison):
         return _saved(source, which, order, signed)
-    if hasattr(source, "block") and hasattr(source, "space"):
+    if is_structured(source):
         return cells_of_operator(
             source, layers=layers, order=ORDER if order is None else order, signed=signed, limit=limit
         )
-    if hasattr(source, "shape") or isinstance(source, list | tuple):
+    if is_array(source):
         if order is not None:
             raise ValueError("the order of a bare matrix is its own; order= goes with a Fisher or an approximation.")
         return cells_of_matrix(source, edges=edges, unit_edges=unit_edges, labels=layers, signed=signed, limit=limit)
@@ -72,8 +81,7 @@ def _saved(source: Comparison, which: str, order: str | None, signed: bool) -> C
     if not isinstance(which, str):
         raise TypeError(f"which= names a picture of the comparison, got {type(which).__name__}.")
     if which not in held:
-        listed = f"; it has {', '.join(held)}" if held else ""
-        raise ValueError(f"no picture {which!r} in this comparison{listed}{did_you_mean(which, held)}")
+        raise style.absent(f"no picture {which!r} in this comparison", which, held)
     values = source.arrays[which]
     bounds = source.arrays.get("heatmap_edges", np.asarray([0.0, max(values.shape)]))
     names = source.layers if len(source.layers) == len(bounds) - 1 else ()
@@ -102,6 +110,8 @@ def shared_maximum(cells: Sequence[Cells], share: float = CLIPPED) -> float:
     """
     if isinstance(cells, Cells) or not all(isinstance(each, Cells) for each in as_list(cells, "cells")):
         raise TypeError("the scale is shared by a list of what heatmap_info gives.")
+    if not len(cells):
+        raise ValueError("there is nothing that could share a scale; give what heatmap_info gives, one or more.")
     for candidate in cells:
         magnitudes = np.abs(candidate.values[np.isfinite(candidate.values) & (candidate.values != 0)])
         if magnitudes.size:
@@ -163,10 +173,13 @@ def heatmap(
         vmax = _top_of(like)
     if units:
         _check_units(info, source)
-    ax = ax or style.new_axes(width, 0.9 * width, "compressed")
+    made = ax is None
+    ax = style.new_axes(width, width, "compressed") if ax is None else ax
     draw_heatmap(ax, info, vmax=vmax, units=units, cmap=cmap, title=info.title if title is None else title)
     if colorbar:
         draw_colorbar(ax.get_figure(), [ax], info, shared_maximum([info]) if vmax is None else vmax)
+    if made:
+        style.fit_height(ax)
     return ax
 
 

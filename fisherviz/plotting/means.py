@@ -15,10 +15,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fisherviz.plotting import style
-from fisherviz.plotting.reduce import as_list, to_array
+from fisherviz.plotting.reduce import as_list, is_array, is_structured, to_array
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
-from fisherviz.support.choices import did_you_mean
 
 LETTERS = 4
 """A cell must have room for, so that its mean is written into it."""
@@ -55,18 +54,17 @@ def block_means_info(
         name = f"{'block_means_inverse' if inverse else 'block_means'}/{method}"
         if name not in source.arrays:
             held = sorted(key for key in source.arrays if key.startswith("block_means"))
-            listed = f"; it has {', '.join(held) or 'no block means'}"
-            raise ValueError(f"no {name!r} in this comparison{listed}{did_you_mean(name, held)}")
+            raise style.absent(f"no {name!r} in this comparison", name, held)
         said = f"inverse, {source.damping}" if inverse and source.damping else "inverse" if inverse else ""
         return BlockMeans(source.arrays[name], source.layers, said)
     if inverse:
         raise ValueError("inverse=True goes with a comparison; pass the inverse itself, fisher.inverse(damping).")
-    if hasattr(source, "block") and hasattr(source, "space"):
+    if is_structured(source):
         names = tuple(source.space.names)
         rows = [[np.abs(to_array(source.block(row, col))).mean() for col in names] for row in names]
         title = str(getattr(source, "title", ""))
         return BlockMeans(np.asarray(rows), names, title if "inverse" in title else "")
-    if not hasattr(source, "shape") and not isinstance(source, list | tuple):
+    if not is_array(source):
         raise TypeError(
             "fv.plot.block_means takes a comparison, a Fisher, an approximation or a matrix, got "
             f"{type(source).__name__}."
@@ -118,10 +116,10 @@ def block_means(
         ValueError: the comparison holds no such means, or a matrix came without edges.
     """
     info = block_means_info(source, method, inverse=inverse, edges=edges, layers=layers)
-    count = len(info.values)
+    count, made = len(info.values), ax is None
     if ax is None:
         width = min(6.9, max(3.6, 1.6 + 0.42 * count)) if width is None else width
-        ax = style.new_axes(width, 0.95 * width, "compressed")
+        ax = style.new_axes(width, width, "compressed")
     top = float(np.nanmax(info.values)) or 1.0
     image = ax.imshow(info.values, vmin=0, vmax=top, cmap=cmap or style.SEQUENTIAL)
     power, decimals = _units(top)
@@ -142,6 +140,8 @@ def block_means(
     scale = f" [10{metrics.superscript(power)}]" if power and written else ""
     of = f", {info.inverse}" if info.inverse else ""
     style.entitle(ax, f"mean |entry| per block{scale}{of}" if title is None else title)
+    if made:
+        style.fit_height(ax)
     return ax
 
 

@@ -179,6 +179,16 @@ def _names(layers: Any) -> list[Any]:
     return names
 
 
+def is_structured(source: Any) -> bool:
+    """Whether it is a Fisher, an approximation or another matrix over layers."""
+    return not isinstance(source, type) and hasattr(source, "block") and hasattr(source, "space")
+
+
+def is_array(source: Any) -> bool:
+    """Whether it is an array, a tensor, an operator or a list."""
+    return not isinstance(source, type) and (hasattr(source, "shape") or isinstance(source, list | tuple))
+
+
 def as_list(given: Any, name: str) -> list[Any]:
     """A list of what is given; TypeError where it is none."""
     if isinstance(given, str) or not isinstance(given, Iterable):

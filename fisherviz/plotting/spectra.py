@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fisherviz.plotting import style
-from fisherviz.plotting.reduce import to_array
+from fisherviz.plotting.reduce import is_array, is_structured, to_array
 from fisherviz.results.comparison import Comparison
-from fisherviz.support.choices import did_you_mean, number
+from fisherviz.support.choices import number
 from fisherviz.support.names import shortened
 
 RANGE = 1e-9  # eigenvalues below this share of the largest exact one are rounding, and not drawn
@@ -62,8 +62,7 @@ def spectrum_info(source: Any, methods: Sequence[str] | None = None, floor: floa
         wanted = [*(["exact"] if "exact" in found else []), *(m for m in style.chosen(methods, found) if m != "exact")]
         for name in wanted:
             if name not in found:
-                listed = f"no spectrum of {name!r}; there are those of {', '.join(found)}"
-                raise ValueError(f"{listed}{did_you_mean(name, found)}")
+                raise style.absent(f"no spectrum of {name!r}", name, found)
         found = {name: found[name] for name in wanted}
     ordered = sorted(found, key=lambda name: name != "exact")
     largest = {name: float(np.max(found[name], initial=0.0)) for name in ordered}
@@ -90,14 +89,16 @@ def eigenvalues(source: Any) -> np.ndarray:
         ValueError: the array is neither a symmetric matrix nor a vector.
         TypeError: it has no eigenvalues.
     """
-    if hasattr(source, "spectrum"):
+    if hasattr(source, "spectrum") and not isinstance(source, type):
         return _padded(to_array(source.spectrum()), source.shape[0])
-    if not hasattr(source, "to_dense") and not hasattr(source, "shape") and not isinstance(source, list | tuple):
+    if not is_structured(source) and not is_array(source):
         raise TypeError(
             f"cannot take the spectrum of {type(source).__name__}; pass a comparison, a Fisher, an approximation, "
             "a symmetric matrix, or a dictionary of them or of their eigenvalues."
         )
     array = to_array(source)
+    if not array.size:
+        raise ValueError("a spectrum needs at least one eigenvalue, this array is empty.")
     if array.ndim == 1:
         return array
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
@@ -172,4 +173,4 @@ def _scale(ax: Axes, values: np.ndarray, floor: float) -> None:
     if len(positive) == len(values):
         style.logarithmic(ax.yaxis, positive.min(), positive.max())
     else:
-        ax.set_yscale("symlog", linthresh=floor * positive.max(), linscale=0.5)
+        style.linear_around_zero(ax.yaxis, floor * float(positive.max()))

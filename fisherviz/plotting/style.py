@@ -26,6 +26,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from fisherviz.results import metrics
 from fisherviz.results.metrics import superscript
+from fisherviz.support.choices import did_you_mean
 from fisherviz.support.names import short as short
 from fisherviz.support.names import shortened
 
@@ -116,6 +117,15 @@ def require(given: Any, kind: type | tuple[type, ...], what: str, takes: str) ->
         raise TypeError(f"{what} takes {takes}, got {type(given).__name__}.")
 
 
+def absent(what: str, given: str, known: Iterable[str]) -> ValueError:
+    """One sentence on a name that is not there, with the nearest that is, or else with those there are."""
+    names = list(known)
+    near = did_you_mean(given, names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    listed = f"; it has {', '.join(names[:LISTED]) or 'none'}{more}."
+    return ValueError(f"{what}{listed if near == '.' else near}")
+
+
 def chosen(names: Any, known: Iterable[str]) -> list[str]:
     """The names asked for, all of those known where none are; TypeError where they are no list of names."""
     if names is None:
@@ -164,6 +174,12 @@ def letters(inches: float, size: float) -> int:
     return max(1, int(inches * 72 / (0.53 * size)))
 
 
+def wrapped(text: str, inches: float, size: float) -> str:
+    """A text in as many lines as it takes; a number stays with its λ."""
+    whole = text.replace("λ = ", "λ\u00a0=\u00a0")
+    return textwrap.fill(whole, max(8, letters(inches, size)), break_on_hyphens=False, break_long_words=False) or text
+
+
 def tidy(ax: Axes, title: str | None = None) -> None:
     """Fewer lines: no frame above and on the right, a light grid behind the data; text that fits; the title, if any."""
     ax.spines[["top", "right"]].set_visible(False)
@@ -177,22 +193,22 @@ def tidy(ax: Axes, title: str | None = None) -> None:
     for axis, inches in ((ax.xaxis, 0.72 * room(ax)), (ax.yaxis, 0.66 * figure.get_figheight())):
         size = points(ax, rcParams["axes.labelsize"])
         axis.label.set_fontsize(size)
-        axis.label.set_text(textwrap.fill(axis.label.get_text(), letters(inches, size)))
+        axis.label.set_text(wrapped(axis.label.get_text(), inches, size))
     entitle(ax, title)
 
 
 def entitle(ax: Axes, title: str | None) -> None:
     """A title, if there is one, as text, in as many lines as it takes."""
     if title is not None:
-        size = points(ax, "medium")
-        width = max(8, letters((0.85 if alone(ax) else 0.62) * room(ax), size))
-        lines = textwrap.wrap(title.replace("λ = ", "λ\u00a0=\u00a0"), width, break_on_hyphens=False)
-        ax.set_title("\n".join(lines) or title, fontsize=size, parse_math=False)
+        size = points(ax, "medium" if alone(ax) else "small")
+        ax.set_title(wrapped(title, (0.85 if alone(ax) else 0.72) * room(ax), size), fontsize=size, parse_math=False)
 
 
+LISTED = 12
+"""Names that an error lists at most."""
 NARROW = 1.6
 """Inches of a panel that has room for no names of its own."""
-BESIDE = 0.28
+BESIDE = 0.2
 """Share of a picture's width that a legend beside the axes may take."""
 
 
@@ -266,7 +282,7 @@ def name_layers(ax: Axes, centres: Sequence[float], names: Sequence[str], vertic
     figure = ax.get_figure(root=True)
     assert figure is not None
     size = points(ax, "small")
-    side = min(0.66 * room(ax), 0.66 * figure.get_figheight())  # about, of the matrix, in inches
+    side = 0.58 * min(room(ax), figure.get_figheight())  # of the matrix at least, in inches
     left, right = ax.get_xlim()
     width = min(24, max(8, letters(0.19 * figure.get_figwidth(), size)))
     kept = thinned(centres, 1.3 * size / 72 / side * (right - left))
@@ -302,6 +318,13 @@ def plain_decades(axis: Axis, ratio: float) -> None:
     axis.set_tick_params(which="minor", labelsize=points(axis.axes, "small"))
 
 
+def linear_around_zero(axis: Axis, least: float) -> None:
+    """A scale that is logarithmic from `least` on, on both sides of a linear stretch around 0."""
+    scale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+    scale("symlog", linthresh=least, linscale=2.5)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"−{_decade(-value)}" if value < 0 else _decade(value)))
+
+
 def _decade(value: float) -> str:
     if 1e-4 < value < 1e5 or value <= 0:
         return f"{value:g}"
@@ -313,6 +336,15 @@ def png(figure: Figure, dpi: int) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi)
     return stream.getvalue()
+
+
+def fit_height(ax: Axes) -> None:
+    """Give a new figure of square pictures the height that they, at the width there is, and their labels take."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.set_figheight(2 * figure.get_figwidth() + 2)
+    figure.draw_without_rendering()
+    figure.set_figheight(figure.get_tightbbox().height + 0.1)
 
 
 def new_axes(width: float, height: float, layout: str = "constrained") -> Axes:

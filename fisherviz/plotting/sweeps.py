@@ -122,7 +122,7 @@ def _spread(ax: Axes, xs: np.ndarray) -> None:
     if xs.min() > 0:
         style.logarithmic(ax.xaxis, xs.min(), xs.max())
     else:
-        ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
+        style.linear_around_zero(ax.xaxis, float(positive.min()))
 
 
 def sweep_picture(found: Any) -> bytes:

@@ -16,7 +16,7 @@ from fisherviz.plotting import style
 from fisherviz.results import metrics
 from fisherviz.results.comparison import WHOLE
 from fisherviz.results.run import Run, load_run
-from fisherviz.support.choices import did_you_mean, one_of
+from fisherviz.support.choices import one_of
 
 OVER = {"epoch": "epoch", "step": "step", "examples": "training examples seen", "seconds": "seconds of training"}
 ASIDE = (
@@ -80,8 +80,7 @@ def training_info(
     found = tuple(curve for curve in curves if curve is not None)
     if not found:
         held = sorted({c for run in loaded for kind in ("epoch", "step") for c in run.frame(kind).columns})
-        listed = f"no run has {metric!r} yet; there is {', '.join(held) or 'nothing'}"
-        raise ValueError(f"{listed}{did_you_mean(metric, held)}")
+        raise style.absent(f"no run has {metric!r} yet", metric, held)
     return found
 
 
@@ -151,8 +150,7 @@ def monitor_info(source: Any, metric: str | None = None) -> tuple[str, dict[str,
     rows = frame[(frame["layer"] == WHOLE) & frame["metric"].isin(wanted)]
     if rows.empty:
         held = sorted(set(frame[frame["layer"] == WHOLE]["metric"]))
-        listed = f"no {metric!r} of the whole network was recorded; there is {', '.join(held)}"
-        raise ValueError(f"{listed}{did_you_mean(metric, held)}")
+        raise style.absent(f"no {metric!r} of the whole network was recorded", metric, held)
     lines = {}
     for (method, name), part in rows.groupby(["method", "metric"], sort=False):
         label = metrics.metric(str(name)).short if metric == "similarity" else str(method)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fisherviz.plotting import style
 from fisherviz.plotting.heatmaps import (
     DIFFERENCE,
     draw_colorbar,
@@ -18,7 +19,7 @@ from fisherviz.plotting.heatmaps import (
     shared_maximum,
     triptych_arrays,
 )
-from fisherviz.plotting.reduce import Cells, as_list, cells_of_matrix, to_array
+from fisherviz.plotting.reduce import Cells, as_list, cells_of_matrix, is_array, is_structured, to_array
 from fisherviz.results.comparison import Comparison
 
 
@@ -49,7 +50,7 @@ def triptych_info(
         names = triptych_arrays(approximation, inverse)
         first, second, gap = (heatmap_info(exact, name, order=order) for name in names)
         return first, second, replace(gap, title=DIFFERENCE)
-    structured = [hasattr(each, "block") and hasattr(each, "space") for each in (exact, approximation)]
+    structured = [is_structured(each) for each in (exact, approximation)]
     if inverse or damping is not None:
         if not (inverse and all(structured) and damping is not None):
             raise ValueError(
@@ -69,7 +70,7 @@ def triptych_info(
             each.to_dense() if known else each for each, known in zip((exact, approximation), structured, strict=True)
         )
     for each in (exact, approximation):
-        if not hasattr(each, "shape") and not isinstance(each, list | tuple):
+        if not is_array(each):
             raise TypeError(
                 f"cannot draw {type(each).__name__}; a triptych takes two matrices, a Fisher and an approximation, or "
                 "a comparison and the name of a method."
@@ -141,10 +142,11 @@ def triptych(
     if titles is None:
         plain = ("exact Fisher", "approximation", DIFFERENCE)
         titles = [info.title or name for info, name in zip(cells, plain, strict=True)]
+    made = ax is None
     if ax is None:
         from matplotlib import pyplot
 
-        ax = list(pyplot.subplots(1, 3, figsize=(width, 0.24 * width + 1.2), layout="compressed")[1])
+        ax = list(pyplot.subplots(1, 3, figsize=(width, width), layout="compressed")[1])
     ax = as_list(ax, "ax")
     if len(ax) != 3 or len(titles) != 3 or not all(isinstance(panel, Axes) for panel in ax):
         raise ValueError(f"a triptych needs three axes and three titles, not {len(ax)} and {len(titles)}.")
@@ -155,4 +157,6 @@ def triptych(
     if colorbar:
         loudest = max(cells, key=lambda info: float(np.nanmax(np.abs(info.values))))
         draw_colorbar(figure, ax, replace(loudest, factor=cells[0].factor), top)
+    if made:
+        style.fit_height(ax[0])
     return figure
