@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fisherviz.approximations.base import Approximation
-from fisherviz.support.choices import one_of
+from fisherviz.support.choices import did_you_mean, one_of
 from fisherviz.support.tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -112,10 +113,14 @@ def make(method: Method, **options: Any) -> Approximation:
     if not (isinstance(cls, type) and issubclass(cls, Approximation)):
         raise TypeError(f"method must be a name or a subclass of fv.Approximation, got {type(method).__name__}.")
     _refuse_abstract(cls)
+    signature = inspect.signature(cls)
     try:
-        return cls(**options)
+        signature.bind(**options)
     except TypeError as error:
-        raise TypeError(f"{cls.name} does not take these options ({', '.join(options)}): {error}.") from None
+        others = [name for name in options if name not in signature.parameters]
+        near = did_you_mean(others[0], signature.parameters) if others else "."
+        raise TypeError(f"{cls.name} does not take these options ({', '.join(options)}): {error}{near}") from None
+    return cls(**options)  # what its constructor raises is its own
 
 
 def resolve(methods: Iterable[Method] | Mapping[str, Method] | Method | None) -> dict[str, Approximation]:

@@ -123,3 +123,50 @@ def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(call, near):
 )
 def test_options_that_do_not_fit_are_refused_in_a_sentence(call):
     refused(lambda: call(make_comparison()))
+
+
+class Choosy(fv.Approximation):
+    """An author's class whose constructor has its own reason to refuse."""
+
+    def __init__(self, rank=1):
+        super().__init__()
+        if rank < 1:
+            raise KeyError("rank")
+
+    def statistics(self, layer):
+        return {}
+
+    def operator_for(self, layer, values):
+        raise NotImplementedError
+
+
+def test_what_an_authors_constructor_raises_keeps_its_type_and_place():
+    with pytest.raises(KeyError, match="rank") as caught:
+        fv.approximate(fisher(), Choosy, rank=0)
+    assert caught.traceback[-1].name == "__init__"
+    assert "did you mean 'rank'?" in refused(lambda: fv.approximate(fisher(), Choosy, rnk=0))
+
+
+@pytest.mark.parametrize(
+    ("call", "near"),
+    [
+        (lambda f: f.block("(rot)"), None),
+        (lambda f: f.norm("frob"), "fro"),
+        (lambda f: f.to_dense("units"), "unit"),
+        (lambda f: fv.approximate(f, "kfak"), "kfac"),
+        (lambda f: fv.approximate(f, "kfac", setting="reduced"), "reduce"),
+        (lambda f: fv.approximate(f, "kfac").norm("spectra"), "spectral"),
+        (lambda f: fv.approximate(f, "kfac").to_dense("inputs"), "input"),
+        (lambda f: f @ {"weigth": torch.ones(2, 3), "bias": torch.ones(2)}, "weight"),
+        (lambda f: fv.models.build("kfac-mpl"), "kfac-mlp"),
+        (lambda f: fv.models.build("kfac-mlp", input=3), "inputs"),
+        (lambda f: fv.datasets.load("digit"), "digits"),
+        (lambda f: fv.compare(f, metrics=["kld"]), "kl"),
+        (lambda f: fv.Probe(nn.Linear(2, 2), "categoric"), "categorical"),
+        (lambda f: f.plan("spectra"), "spectrum"),
+    ],
+)
+def test_every_registry_and_option_answers_with_the_nearest_name(call, near):
+    message = refused(lambda: call(fisher()))
+    if near is not None:
+        assert message.endswith(f"did you mean '{near}'?")
