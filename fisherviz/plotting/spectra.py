@@ -160,7 +160,8 @@ def spectrum(
     ax.set_xlim(left=0)
     style.tidy(ax, title)
     handles, labels = ax.get_legend_handles_labels()
-    said = labels if same else [f"{name} {counts[name]}" if name in counts else name for name in labels]
+    cut = {style.legend_label(names[name]) for name in info.values if info.dropped[name]}  # the others are whole
+    said = labels if same else [f"{name} {counts[name]}" if name in cut else name for name in labels]
     style.legend(ax, grow=made, handles=handles, labels=said)
     return ax
 
