@@ -13,11 +13,12 @@ from fisherviz.support.lazily import lazily
 if TYPE_CHECKING:
     from fisherviz import datasets, models, optim
     from fisherviz import plotting as plot
-    from fisherviz.approximations import Approximation, approximate, approximations, load_approximation, register
+    from fisherviz.approximations import Approximation, approximate, approximations, register
     from fisherviz.comparison.compare import compare
     from fisherviz.comparison.monitor import Monitor
     from fisherviz.exact.cumulants import CumulantBound, cumulants
     from fisherviz.exact.fisher import Fisher
+    from fisherviz.matrices.saved import load_approximation
     from fisherviz.network.layers import LayerInfo
     from fisherviz.network.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
     from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
@@ -63,13 +64,13 @@ lazily(
             "Approximation",
             "approximate",
             "approximations",
-            "load_approximation",
             "register",
         ),
         "fisherviz.comparison.compare": ("compare",),
         "fisherviz.comparison.monitor": ("Monitor",),
         "fisherviz.exact.cumulants": ("CumulantBound", "cumulants"),
         "fisherviz.exact.fisher": ("Fisher",),
+        "fisherviz.matrices.saved": ("load_approximation",),
         "fisherviz.network.layers": ("LayerInfo",),
         "fisherviz.network.likelihoods": ("Bernoulli", "Categorical", "Gaussian", "Likelihood"),
         "fisherviz.operators.damping": ("FactoredTikhonov", "Tikhonov"),

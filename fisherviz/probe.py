@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -16,9 +15,10 @@ from fisherviz.exact.fisher import Fisher
 from fisherviz.network.batches import Inputs
 from fisherviz.network.discover import find_layers
 from fisherviz.network.guest import lock_of
-from fisherviz.network.layers import Layer, LayerInfo
+from fisherviz.network.layers import HEADS, WORDS, Layer, LayerInfos
 from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.network.space import ParameterSpace
+from fisherviz.support.tables import html_table, text_table
 
 
 class Probe:
@@ -74,9 +74,9 @@ class Probe:
         return self.network.likelihood
 
     @property
-    def layers(self) -> tuple[LayerInfo, ...]:
+    def layers(self) -> LayerInfos:
         """What was attached, in torch order; until a first pass (`looked`), `path` is what each class promises."""
-        return tuple(layer.info() for layer in self.network.layers)
+        return LayerInfos(layer.info() for layer in self.network.layers)
 
     @property
     def space(self) -> ParameterSpace:
@@ -118,35 +118,18 @@ class Probe:
         return self.network.parameters
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = []
-        for info in self.layers:
-            shape = (
-                f"{info.out_features} x {info.in_features}{' + 1' if info.bias else ''}" if info.out_features else ""
-            )
-            unchecked = info.path == "structured" and not self.looked
-            why = f": {info.note}" if info.note else " if the first pass confirms it" if unchecked else ""
-            rows.append((info.name or "(root)", info.kind, f"{info.num_parameters:,}", shape, info.path + why))
-        rows += [(name, "", "", "", f"left out: {why}") for name, why in self.left_out]
-        return rows
+        left_out = [(name, "", "", "", f"left out: {why}") for name, why in self.left_out]
+        return self.layers.rows(self.looked) + left_out
 
     @property
     def _title(self) -> str:
         return f"Probe of {type(self.model).__name__}: {self.likelihood!r}, {self.space.size:,} parameters"
 
     def __repr__(self) -> str:
-        header = ("layer", "kind", "parameters", "out x in", "path")
-        rows = [header, *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([self._title, *lines])
+        return f"{self._title}\n{text_table(HEADS, self._rows(), WORDS)}"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{h}</th>" for h in ("layer", "kind", "parameters", "out × in", "path"))
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self._rows()
-        )
-        title = html.escape(self._title)
-        return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(HEADS, self._rows(), words=WORDS, caption=self._title)
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ ORDER = (
     "network",
     "capture",
     "statistics",
+    "matrices",
     "exact",
     "probe",
     "approximations",

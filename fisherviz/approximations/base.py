@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fisherviz.approximations.fitting import Recipe, Wanted, run_together
-from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal
+from fisherviz.matrices.layered import LayeredMatrix, block_diagonal
 from fisherviz.network.layers import Layer
-from fisherviz.network.space import Order, ParameterSpace
+from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import UnitBlocks as UnitBlocksOperator
 from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
 from fisherviz.support.choices import one_of
+from fisherviz.support.memory import human
+from fisherviz.support.tables import counted
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
@@ -53,8 +55,6 @@ class Approximation(LayeredMatrix, ABC):
 
     name: ClassVar[str] = "Approximation"
     """What it is registered as; a class that is not goes by its own name."""
-    plot_order: ClassVar[Order] = "torch"
-    """The order of the paper that it comes from, for plots."""
     handles_generic: ClassVar[bool] = False
     """Whether `operator_for` takes layers of the generic path; otherwise they get the exact diagonal."""
     takes_factors: ClassVar[bool] = False
@@ -275,12 +275,17 @@ class Approximation(LayeredMatrix, ABC):
             raise RuntimeError(f"{self.name} has not been fitted; use fv.approximate(fisher, {self.name!r}).")
         return self.matrix.whole
 
+    @property
+    def title(self) -> str:
+        """Its name."""
+        return self.name
+
     def __repr__(self) -> str:
         if not self.fitted:
             return f"{type(self).__name__}(not fitted)"
         return (
             f"{self.name} approximation, {self.space.size:,} x {self.space.size:,} "
-            f"({self.kind}, {self.reduction}, {len(self.space.layers)} layers, {self.bytes / 2**20:.2f} MiB)"
+            f"({self.kind}, {self.reduction}, {counted(len(self.space.layers), 'layer')}, {human(self.bytes)})"
         )
 
 

@@ -6,7 +6,7 @@ Small blocks are dense; large ones stay in example space and are solved by Woodb
 from __future__ import annotations
 
 from fisherviz.approximations.base import Approximation, Values
-from fisherviz.approximations.example_operator import ExampleSpace
+from fisherviz.matrices.example_operator import ExampleSpace
 from fisherviz.network.layers import Layer
 from fisherviz.operators import Dense, Operator
 from fisherviz.statistics import Block, Statistic

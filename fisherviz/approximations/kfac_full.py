@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from fisherviz.approximations.base import Approximation, Couplings, PerFeature, Values, check_per_feature
 from fisherviz.approximations.kronecker import SUM_OF_USES, check_kfac_setting, product
-from fisherviz.approximations.matrices import LayeredMatrix, block_diagonal
 from fisherviz.approximations.tied import tied_product, tied_statistics
+from fisherviz.matrices.layered import LayeredMatrix, block_diagonal
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import BlockMatrix, BlockTridiagonal, DirectSum, Kronecker, Operator, Permuted
@@ -45,7 +45,6 @@ class KFACFull(Approximation):
         per_feature: as for "kfac".
     """
 
-    plot_order = "input"
     takes_factors = True
     of_both_uses = SUM_OF_USES
 

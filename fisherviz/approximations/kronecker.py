@@ -7,6 +7,7 @@ KFAC's eigenbasis (George et al. 2018). FOOF: A ⊗ I (Benzing 2021). Grouped co
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators import Diagonal, DiagonalKronecker, DirectSum, Kronecker, KroneckerEigen, Operator, UnitBlocks
 from fisherviz.operators.factorise import eigh
 from fisherviz.statistics import EigenMoment, InputFactor, OutputFactor, Setting, Statistic
+from fisherviz.support.choices import one_of
 
 SUM_OF_USES = "the sum over both uses, in an eigenbasis that they share,"
 
@@ -34,9 +36,7 @@ def per_group(build: Callable[..., Operator], *factors: Tensor) -> Operator:
 
 def check_kfac_setting(setting: str) -> Setting:
     """Refuse settings that KFAC does not have."""
-    if setting not in ("expand", "reduce"):
-        raise ValueError(f"setting must be 'expand' or 'reduce', got {setting!r}.")
-    return setting  # type: ignore[return-value]
+    return cast(Setting, one_of("setting", setting, ("expand", "reduce")))
 
 
 class KFAC(Approximation):
@@ -49,7 +49,6 @@ class KFAC(Approximation):
             their exact 2 x 2 "units", the exact "block" of the whole layer, or its "diagonal".
     """
 
-    plot_order = "input"
     takes_factors = True
     of_both_uses = SUM_OF_USES
 
@@ -100,7 +99,6 @@ class EKFAC(KFAC):
 class FOOF(Approximation):
     """A ⊗ I per layer: inputs alone, no labels; its scale is not the Fisher's."""
 
-    plot_order = "input"
     follows_scale = False
     of_both_uses = "the sum over both uses"
 

@@ -34,7 +34,6 @@ class NearestKronecker(Approximation):
         per_feature: as for "kfac".
     """
 
-    plot_order = "input"
     takes_factors = True
 
     def __init__(self, rank: int = 1, tolerance: float | None = None, per_feature: PerFeature = "units") -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fisherviz.approximations.base import Approximation
-from fisherviz.support.choices import one_of
+from fisherviz.support.choices import did_you_mean, one_of
+from fisherviz.support.tables import html_table, text_table
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
@@ -72,12 +74,14 @@ class Registry(Mapping[str, type[Approximation]]):
         cls.name = name
         self._classes[name] = cls
 
+    def _rows(self) -> list[tuple[str, str]]:
+        return [(name, (cls.__doc__ or "-").strip().splitlines()[0]) for name, cls in self._classes.items()]
+
     def __repr__(self) -> str:
-        width = max(map(len, self._classes))
-        lines = [
-            f"{name.ljust(width)}  {(cls.__doc__ or '').strip().splitlines()[0]}" for name, cls in self._classes.items()
-        ]
-        return "\n".join(lines)
+        return text_table(("method", "what it is"), self._rows(), (0, 1))
+
+    def _repr_html_(self) -> str:
+        return html_table(("method", "what it is"), self._rows(), words=(0, 1))
 
 
 def _refuse_abstract(cls: type[Approximation]) -> None:
@@ -109,10 +113,14 @@ def make(method: Method, **options: Any) -> Approximation:
     if not (isinstance(cls, type) and issubclass(cls, Approximation)):
         raise TypeError(f"method must be a name or a subclass of fv.Approximation, got {type(method).__name__}.")
     _refuse_abstract(cls)
+    signature = inspect.signature(cls)
     try:
-        return cls(**options)
+        signature.bind(**options)
     except TypeError as error:
-        raise TypeError(f"{cls.name} does not take these options ({', '.join(options)}): {error}.") from None
+        others = [name for name in options if name not in signature.parameters]
+        near = did_you_mean(others[0], signature.parameters) if others else "."
+        raise TypeError(f"{cls.name} does not take these options ({', '.join(options)}): {error}{near}") from None
+    return cls(**options)  # what its constructor raises is its own
 
 
 def resolve(methods: Iterable[Method] | Mapping[str, Method] | Method | None) -> dict[str, Approximation]:

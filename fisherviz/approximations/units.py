@@ -27,8 +27,6 @@ class CWNGD(Approximation):
         entrywise: keep the diagonal alone (the paper's special case).
     """
 
-    plot_order = "unit"
-
     def __init__(self, entrywise: bool = False) -> None:
         super().__init__()
         flag("entrywise", entrywise)

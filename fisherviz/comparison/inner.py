@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import FAILURES
-from fisherviz.approximations.example_operator import ExampleSpace
 from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
+from fisherviz.matrices.example_operator import ExampleSpace
 from fisherviz.operators import (
     Dense,
     Diagonal,

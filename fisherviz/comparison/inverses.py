@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.comparison.damped import DampedFisher
 from fisherviz.comparison.measures import Estimate
+from fisherviz.matrices.layered import LayeredMatrix
 from fisherviz.operators import (
     Dense,
     Diagonal,

@@ -22,9 +22,11 @@ from fisherviz.operators import DirectSum, Kronecker, Operator
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.probe import Probe
 from fisherviz.results.comparison import EXACT, WHOLE, row_label
-from fisherviz.results.metrics import METRICS, check_metrics
+from fisherviz.results.metrics import METRICS, check_metrics, metric, show
 from fisherviz.results.outputs import output
 from fisherviz.support.choices import count, one_of
+from fisherviz.support.names import readable
+from fisherviz.support.tables import counted, html_table, paragraph
 
 COLUMNS = ("step", "method", "layer", "metric", "value")
 DEFAULT_METRICS = ("relative_frobenius", "frobenius_cosine", "direction_cosine", "direction_error")
@@ -202,7 +204,25 @@ class Monitor:
 
     def __repr__(self) -> str:
         looks = len(set(self.frame["step"]))
-        return f"Monitor({', '.join(self.methods)}, every {self.every} steps, {looks} looks so far)"
+        every = f"every {counted(self.every, 'step')}"
+        names = ", ".join(map(readable, self.methods))
+        return f"Monitor({names}; {every}, {self.kind} Fisher, {counted(looks, 'look')} so far)"
+
+    def _repr_html_(self) -> str:
+        """What the last look saw of the whole network."""
+        frame = self.frame[self.frame["layer"] == WHOLE]
+        if frame.empty:
+            return paragraph(repr(self))
+        last = frame[frame["step"] == frame["step"].max()]
+        names = list(dict.fromkeys(last["metric"]))
+        seen = {(m, n): v for m, n, v in last[["method", "metric", "value"]].itertuples(index=False)}
+        rows = [
+            [method, *(show(name, seen[method, name]) if (method, name) in seen else "–" for name in names)]
+            for method in dict.fromkeys(last["method"])
+        ]
+        head = ["method", *(metric(name).short for name in names)]
+        caption = f"{self!r}; the look after step {last['step'].iloc[0]}"
+        return html_table(head, rows, caption=caption, notes=self.notes)
 
 
 def similarity(fisher: Fisher, kfac: Approximation, damping: Damping, label: str = "kfac") -> list[Row]:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import FAILURES, Approximation
-from fisherviz.approximations.example_operator import ExampleSpace
-from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.comparison.damped import DampedFisher, multiply_adds
 from fisherviz.comparison.inner import inner_with_exact
 from fisherviz.comparison.inverses import Inverses
 from fisherviz.comparison.measures import Cost, Pair, Question, Step, measured
 from fisherviz.exact.spectra import square_norms
+from fisherviz.matrices.example_operator import ExampleSpace
+from fisherviz.matrices.layered import LayeredMatrix
 from fisherviz.operators import Dense, Operator, Zero, extreme_eigenvalues
 from fisherviz.results.comparison import WHOLE, row_label
 from fisherviz.results.metrics import needing

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import html
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from fisherviz.datasets import locate as _locate
 from fisherviz.datasets import tables as _tables
 from fisherviz.datasets.raw import Raw
 from fisherviz.support.choices import one_of, unknown
+from fisherviz.support.tables import paragraph
 
 TASKS = ("classification", "regression", "autoencoder")
 
@@ -139,8 +139,7 @@ class Dataset:
         return f"Dataset({self.name!r}, {self.task}, {self.likelihood}, {counts}, {sizes})"
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        return f"<p><code>{html.escape(repr(self))}</code></p><ul>{notes}</ul>"
+        return "".join(paragraph(line) for line in (repr(self), *self.notes))
 
 
 @dataclass(frozen=True)

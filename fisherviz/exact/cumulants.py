@@ -16,7 +16,10 @@ from torch import Tensor
 from fisherviz.capture.captures import Capture
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.support.progress import progress_bar
+from fisherviz.support.tables import counted, html_table
 
+MOST_PAIRS = 20
+"""Pairs of layers that a notebook shows."""
 _TILE_ENTRIES = 2**23
 """Entries of per-example products, and of a block's tile, held at once."""
 
@@ -45,6 +48,18 @@ class CumulantBound:
 
     def __repr__(self) -> str:
         return f"cumulant bound ({self.kind}): Σ|F - F̃| = {self.error:.6g} ≤ {self.bound:.6g}, ratio {self.ratio:.3f}"
+
+    def _repr_html_(self) -> str:
+        largest = self.frame.sort_values("bound", ascending=False, kind="stable").head(MOST_PAIRS)
+        rows = [
+            (str(row), str(col), f"{error:.4g}", f"{bound:.4g}", f"{error / bound:.3f}" if bound else "–")
+            for row, col, error, bound in largest[["row", "col", "error", "bound"]].itertuples(index=False)
+        ]
+        smaller = len(self.frame) - len(rows)
+        rest = [f"{counted(smaller, 'pair')} of layers with smaller bounds: .frame has all."] if smaller else []
+        return html_table(
+            ("layer", "layer", "error", "bound", "ratio"), rows, words=(0, 1), caption=repr(self), notes=rest
+        )
 
 
 def cumulants(

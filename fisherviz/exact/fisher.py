@@ -6,8 +6,8 @@ earlier one (DESIGN sections 3 and 5). `passes.Passes` holds the data's side of 
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import overload
 
 import torch
@@ -19,14 +19,20 @@ from fisherviz.exact.passes import Consumer
 from fisherviz.exact.planning import REQUESTS, plan
 from fisherviz.exact.posterior import Posterior
 from fisherviz.exact.products import Products, Vector, damping_number
+from fisherviz.matrices.example_operator import ExampleSpace
+from fisherviz.matrices.layered import LayeredMatrix, dense_matrix, inverse_title
 from fisherviz.network.space import ORDERS, Order
-from fisherviz.operators.factorise import DampedCholesky, eigenvalues
+from fisherviz.operators import Operator
+from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov
+from fisherviz.operators.factorise import DampedCholesky, eigenvalues, symmetric
+from fisherviz.operators.inverse import Inverse
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.statistics import Block, Diagonal, UnitBlocks
 from fisherviz.statistics.examples import Woodbury, solve_combination
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.memory import require
 from fisherviz.support.plan import Plan
+from fisherviz.support.tables import counted, paragraph
 
 _KEPT = 3000
 """Matrices of more than this squared entries are not kept beside what the caller holds."""
@@ -40,15 +46,15 @@ class Fisher(Products):
     """
 
     def __repr__(self) -> str:
-        label = {"exact": "exact", "mc": f"mc, {self.samples} sample(s)", "empirical": "empirical"}[self.kind]
-        count = f"{self._examples:,} examples" if self._examples is not None else "no pass yet"
+        label = f"mc, {counted(self.samples, 'sample')}" if self.kind == "mc" else self.kind
+        over = "; no pass yet" if self._examples is None else f" over {counted(self._examples, 'example')}"
         return (
-            f"Fisher {self.space.size:,} x {self.space.size:,} ({label}, {self.reduction} over {count}, "
-            f"{len(self.layers)} layers, {self.network.likelihood!r})"
+            f"Fisher {self.space.size:,} x {self.space.size:,} ({label}, {self.reduction}{over}, "
+            f"{counted(len(self.layers), 'layer')}, {self.network.likelihood!r})"
         )
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.probe._repr_html_()}"
+        return paragraph(repr(self)) + self.probe._repr_html_()
 
     def plan(self, *requests: str) -> Plan:
         """What requests will take, before any of them runs: bytes, multiply-adds, passes and time (`Plan`).
@@ -200,6 +206,37 @@ class Fisher(Products):
             return solver.solve(right)
 
         return self._applied(solved, v)
+
+    def inverse(self, damping: float | Damping) -> LayeredMatrix:
+        """(F + damping I)⁻¹ as a structured matrix: products, blocks, norms, and pictures beside an approximation's.
+
+        In example space, where that costs less, nothing of P × P is formed before entries are asked for.
+
+        Args:
+            damping: Tikhonov damping, at least 0; `FactoredTikhonov` means its λ = γ², as F has no factors.
+
+        Returns:
+            The inverse, of the weights as they are now.
+
+        Raises:
+            ValueError: the damping is negative.
+            SingularMatrixError: the damped matrix is singular; the message says which damping would do.
+            MemoryError: the matrix, or the Gram matrix of the gradients, does not fit.
+        """
+        strength = damping.strength if isinstance(damping, FactoredTikhonov) else damping_number(damping)
+        solver, title = self._solver(strength), inverse_title(self.title, Tikhonov(strength))
+        identity = partial(torch.eye, self.space.size, dtype=self.network.precision, device=self.network.device)
+        if isinstance(solver, Woodbury):
+            operator: Operator = ExampleSpace(self.in_example_space(), strength, solver)
+
+            def entries() -> Tensor:
+                self._plan(self.space.size**2, f"the dense {self.space.size:,} x {self.space.size:,} inverse")
+                return symmetric(operator.solve(identity()))
+
+            return LayeredMatrix(self.space, Inverse(operator, self.space.sizes, entries), title)
+        self._plan(self.space.size**2, f"the dense {self.space.size:,} x {self.space.size:,} inverse")
+        whole = self.space.reorder_dense(symmetric(solver.solve(identity())), "unit")
+        return dense_matrix(self.space, whole, title)
 
     def log_determinant(self, damping: float) -> float:
         """Log det(F + damping I), exact: dense or by Sylvester's identity in example space, as `solve`.

@@ -25,7 +25,7 @@ from fisherviz.exact.kept import Held, Kept
 from fisherviz.exact.run import Run
 from fisherviz.network import guest
 from fisherviz.network.batches import Batches
-from fisherviz.network.layers import LayerInfo
+from fisherviz.network.layers import LayerInfos
 from fisherviz.network.space import ParameterSpace
 from fisherviz.network.vectors import NoVectors, SampledVectors, make_vectors
 from fisherviz.statistics import Statistic, add_up
@@ -106,9 +106,9 @@ class Passes:
         return (self.space.size, self.space.size)
 
     @property
-    def layers(self) -> tuple[LayerInfo, ...]:
+    def layers(self) -> LayerInfos:
         """What the probed layers are, in torch order."""
-        return tuple(layer.info() for layer in self.network.layers)
+        return LayerInfos(layer.info() for layer in self.network.layers)
 
     @property
     def examples(self) -> int:

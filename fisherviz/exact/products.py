@@ -31,6 +31,11 @@ Vector = Tensor | Mapping[str, Tensor]
 class Products(Scores):
     """The Fisher as what it does to vectors."""
 
+    @property
+    def title(self) -> str:
+        """What it is in two words, for pictures: "exact Fisher"."""
+        return f"{self.kind} Fisher"
+
     def _held(self) -> Tensor | None:
         """The whole matrix in torch order, if an earlier request has left it."""
         self.check_unchanged()

@@ -278,7 +278,8 @@ def build(name: str, *, seed: int = 0, dataset: Dataset | None = None, **options
     known = set(parameters) - {"generator"}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise TypeError(f"The model {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}.")
+        near = choices.did_you_mean(unknown[0], sorted(known))
+        raise TypeError(f"The model {name!r} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}{near}")
     if dataset is not None:
         found = {"inputs": dataset.inputs, "outputs": dataset.outputs, "shape": dataset.shape}
         options = {key: value for key, value in found.items() if key in known} | options

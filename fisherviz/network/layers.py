@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fisherviz.network.base import Kind, Stored
 from fisherviz.network.kinds import Embedding, kind_of
+from fisherviz.support.tables import html_table, text_table
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,40 @@ class LayerInfo:
     bias: bool
     path: str
     note: str = ""
+
+
+HEADS = ("layer", "kind", "parameters", "out x in", "path")
+"""Of `LayerInfos.rows`."""
+WORDS = (0, 1, 3, 4)
+"""Which of these columns are words."""
+
+
+class LayerInfos(tuple[LayerInfo, ...]):
+    """What the probed layers are: a tuple that shows itself as a table."""
+
+    __slots__ = ()
+
+    def rows(self, looked: bool = True) -> list[tuple[str, ...]]:
+        """Cells of a table, a row per layer.
+
+        Args:
+            looked: whether the model has been seen running; otherwise paths are what is expected.
+        """
+        rows: list[tuple[str, ...]] = []
+        for info in self:
+            shape = (
+                f"{info.out_features} x {info.in_features}{' + 1' if info.bias else ''}" if info.out_features else ""
+            )
+            unchecked = info.path == "structured" and not looked
+            why = f": {info.note}" if info.note else " if the first pass confirms it" if unchecked else ""
+            rows.append((info.name or "(root)", info.kind, f"{info.num_parameters:,}", shape, info.path + why))
+        return rows
+
+    def __repr__(self) -> str:
+        return text_table(HEADS, self.rows(), WORDS)
+
+    def _repr_html_(self) -> str:
+        return html_table(HEADS, self.rows(), words=WORDS)
 
 
 @dataclass(frozen=True)

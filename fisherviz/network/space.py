@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.network.layers import Layer, LayerInfo, Part
-from fisherviz.support.choices import one_of
+from fisherviz.support.choices import did_you_mean, one_of, unknown
 
 Order = Literal["torch", "unit", "input"]
 ORDERS: tuple[Order, ...] = ("torch", "unit", "input")
@@ -101,9 +101,7 @@ class ParameterSpace:
             raise TypeError(f"a layer is given by its name or position, got {type(layer).__name__}.")
         if isinstance(layer, str):
             if layer not in self.names:
-                raise ValueError(
-                    f"no probed layer is called {layer!r}; the layers are {', '.join(map(repr, self.names))}."
-                )
+                raise ValueError(unknown("probed layer", layer, self.names))
             return self.names.index(layer)
         if not -len(self.layers) <= layer < len(self.layers):
             raise ValueError(f"layer position {layer} is out of range; there are {len(self.layers)} layers.")
@@ -139,11 +137,12 @@ class ParameterSpace:
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Flat torch-order vector from a dictionary name -> tensor like `named_parameters()`."""
         expected = [place.name for place in self.places]
-        missing, unknown = set(expected) - set(tensors), set(tensors) - set(expected)
-        if missing or unknown:
+        missing, others = set(expected) - set(tensors), set(tensors) - set(expected)
+        if missing or others:
+            near = did_you_mean(min(others), sorted(missing)) if others else "."
             raise ValueError(
                 f"the dictionary must have exactly the probed parameters; missing: {sorted(missing) or 'none'}, "
-                f"not probed: {sorted(unknown) or 'none'}."
+                f"not probed: {sorted(others) or 'none'}{near}"
             )
         for place in self.places:
             given = tensors[place.name]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor
 
 from fisherviz.operators.lanczos import extreme_eigenvalues
+from fisherviz.support.choices import one_of
+from fisherviz.support.tables import paragraph
 
 NormOrder = Literal["fro", "spectral", "trace"]
 
@@ -160,8 +162,7 @@ class Operator(ABC):
         Raises:
             ValueError: for another order, or the trace of a rectangular operator.
         """
-        if order not in ("fro", "spectral", "trace"):
-            raise ValueError(f"norm order must be one of 'fro', 'spectral', 'trace', not {order!r}.")
+        one_of("norm order", order, get_args(NormOrder))
         if order == "trace":
             self.require_square("trace")
         return self._norm(order)
@@ -245,6 +246,10 @@ class Operator(ABC):
         """One line: structure, size, precision."""
         rows, cols = self.shape
         return f"{type(self).__name__}({rows} x {cols}, {str(self.dtype).removeprefix('torch.')})"
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return paragraph(repr(self))
 
 
 class Symmetric(Operator):

@@ -52,6 +52,10 @@ class Tikhonov:
         """Check the value."""
         object.__setattr__(self, "value", _non_negative(self.value, "Tikhonov damping"))
 
+    def __str__(self) -> str:
+        """For pictures and lines of text."""
+        return f"λ = {self.value:.3g}"
+
     @property
     def strength(self) -> float:
         """λ."""
@@ -99,6 +103,13 @@ class FactoredTikhonov:
         else:
             positive("pi", self.pi)
             object.__setattr__(self, "pi", float(self.pi))
+
+    def __str__(self) -> str:
+        """For pictures and lines of text."""
+        own = (
+            "" if self.pi == FactoredTikhonov.pi else f", π {self.pi if isinstance(self.pi, str) else f'= {self.pi:g}'}"
+        )
+        return f"λ = {self.strength:.3g}, factored{own}"
 
     @property
     def strength(self) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.factorise import eigenvalues, eigh
+from fisherviz.support.choices import one_of
 from fisherviz.support.progress import progress_bar
 
 Product = Callable[[Tensor], Tensor]
@@ -54,8 +55,7 @@ def extreme_eigenvalues(
         RuntimeError: when not converged after `maxiter` products.
         ValueError: for a `which`, k or size that makes no sense, or non-finite products.
     """
-    if which not in ("largest", "smallest", "magnitude"):
-        raise ValueError(f"which must be one of 'largest', 'smallest', 'magnitude', not {which!r}.")
+    one_of("which", which, ("largest", "smallest", "magnitude"))
     if size < 1 or k < 1:
         raise ValueError(f"size and k must be at least 1, got size={size} and k={k}.")
     k = min(k, size)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import Approximation
-from fisherviz.approximations.matrices import LayeredMatrix
 from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, TiedCapture
 from fisherviz.capture.joined import concatenate
 from fisherviz.capture.network import Network
 from fisherviz.capture.tokens import TokenCapture
+from fisherviz.matrices.layered import LayeredMatrix
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of

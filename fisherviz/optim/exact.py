@@ -13,7 +13,7 @@ from fisherviz.approximations import CWNGD as UnitApproximation
 from fisherviz.approximations import Approximation, Values
 from fisherviz.approximations.base import Couplings
 from fisherviz.approximations.example_units import ExampleUnits
-from fisherviz.approximations.matrices import LayeredMatrix, full_matrix
+from fisherviz.matrices.layered import LayeredMatrix, full_matrix
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator

@@ -29,6 +29,7 @@ from fisherviz.optim.rules import ModelRule, Momentum, StepRule, TrustRegion, de
 from fisherviz.optim.selection import unwrap
 from fisherviz.optim.watching import Watching
 from fisherviz.support import choices
+from fisherviz.support.tables import counted, html_table
 
 
 class NaturalGradient(Watching):
@@ -295,6 +296,22 @@ class NaturalGradient(Watching):
         if not self._captures:
             return bool(self._passes) and self.rule.knows(layer, self.moments)
         return super()._seen(layer)
+
+    # ---- what it says of itself ----------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        own = f"method {self.approximation.name}, kind {self.kind}, decay {self.decay:g}, T {self.T}"
+        shown = ("damping", "lr", "momentum")
+        groups = settings.group_rows(self.param_groups)
+        said = "; ".join(", ".join(f"{name} {row[name]}" for name in shown).replace("damping λ", "λ") for row in groups)
+        steps = f"{counted(len(self.layers), 'layer')}, {counted(self.k, 'step')} taken"
+        adapted = f"; rescaled, λ now {self.lam:.3g}" if self.rescale else ""
+        return f"{type(self).__name__}({own}; {said}{adapted}; {steps})"
+
+    def _repr_html_(self) -> str:
+        groups = settings.group_rows(self.param_groups)
+        rows = [[str(k), *row.values()] for k, row in enumerate(groups)]
+        return html_table(["group", *groups[0]], rows, caption=repr(self))
 
     # ---- saving --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fisherviz.approximations.matrices import LayeredMatrix
+from fisherviz.matrices.layered import LayeredMatrix
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, Operator
 from fisherviz.operators.damping import Damping, damp

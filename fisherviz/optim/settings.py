@@ -54,6 +54,20 @@ def check_group(group: Mapping[str, Any]) -> None:
         raise ValueError(f"a group's approximation must be 'none' or left out, got {group['approximation']!r}.")
 
 
+def group_rows(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The settings of parameter groups as text, by name."""
+    rows = []
+    for group in groups:
+        rule = as_damping(group["damping"])
+        row = {name: f"{float(group[name]):.3g}" for name in ("lr", "momentum", "weight_decay")}
+        rows.append(
+            {"parameters": f"{sum(p.numel() for p in group['params']):,}", "damping": str(rule or "none")}
+            | row
+            | {"preconditioned": "no" if group["approximation"] == "none" else "yes"}
+        )
+    return rows
+
+
 def as_groups(params: Any) -> list[Any]:
     """Parameters, or groups of them, as a list; what they are is for `torch.optim` to check."""
     if isinstance(params, Tensor | str | Mapping) or not isinstance(params, Iterable):

@@ -6,11 +6,12 @@ Every function accepts `ax=`, returns Axes or a Figure, never calls `show` and l
 
 from fisherviz.plotting.bars import comparison, comparison_info
 from fisherviz.plotting.fronts import pareto, pareto_info
-from fisherviz.plotting.heatmaps import heatmap, heatmap_info, shared_maximum, triptych, triptych_info
+from fisherviz.plotting.heatmaps import heatmap, heatmap_info, shared_maximum
 from fisherviz.plotting.means import block_means, block_means_info
 from fisherviz.plotting.spectra import spectrum, spectrum_info
 from fisherviz.plotting.sweeps import sweep, sweep_info
 from fisherviz.plotting.training import monitor, monitor_info, training, training_info
+from fisherviz.plotting.triptychs import triptych, triptych_info
 
 __all__ = [
     "block_means",

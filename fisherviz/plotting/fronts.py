@@ -12,6 +12,7 @@ from matplotlib.transforms import Bbox
 from fisherviz.plotting import style
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.names import shortened
 
 EXACT = 1e-6  # an error below this is rounding: drawn at the foot of a logarithmic axis and called exact
 
@@ -42,12 +43,18 @@ def pareto_info(
     Raises:
         ValueError: the comparison has no method with both numbers.
     """
+    style.require(source, Comparison, "fv.plot.pareto", "a Comparison, which fv.compare(fisher) gives")
+    for given, name in ((metric, "metric="), (cost, "cost=")):
+        style.require(given, str, name, "the name of a metric")
+        if given not in source.metrics:
+            raise style.absent(f"no {given!r} in this comparison", given, source.metrics)
+    wanted = style.chosen(methods, source.methods)
+    if unknown := [name for name in wanted if name not in source.methods]:
+        raise style.absent(f"no method {unknown[0]!r} in this comparison", unknown[0], source.methods)
     costs, away = source.whole(cost), metrics.metric(metric).away
     errors = {name: away(value) for name, value in source.whole(metric).items()}
     names = [
-        name
-        for name in (source.methods if methods is None else methods)
-        if name in errors and name in costs and np.isfinite(errors[name]) and costs[name] > 0
+        name for name in wanted if name in errors and name in costs and np.isfinite(errors[name]) and costs[name] > 0
     ]
     if not names:
         raise ValueError(f"no method of this comparison has both {metric!r} and a positive {cost!r}.")
@@ -67,6 +74,7 @@ def pareto(
     methods: Sequence[str] | None = None,
     ax: Axes | None = None,
     title: str | None = None,
+    width: float = 6.4,
 ) -> Axes:
     """Draw error against cost, both logarithmic, with the Pareto front and a label at every point.
 
@@ -77,6 +85,7 @@ def pareto(
         methods: which of them; all if None.
         ax: axes to draw on; a new figure without them.
         title: above the axes.
+        width: of a new figure, in inches.
 
     Returns:
         The axes.
@@ -85,13 +94,14 @@ def pareto(
         ValueError: the comparison has no method with both numbers.
     """
     info = pareto_info(source, metric, cost, methods)
-    ax = ax or style.new_axes(6.4, 4.2)
+    ax = ax or style.new_axes(width, 1.4 + 0.44 * width)
     real = info.errors[info.errors >= EXACT]
     floor = float(real.min()) / 4 if real.size else EXACT
     heights = np.where(info.errors < EXACT, floor, info.errors)
     _draw_front(ax, info, heights)
     for look, x, y in zip(style.method_styles(info.methods).values(), info.costs, heights, strict=True):
-        ax.scatter(x, y, marker=look.marker, color=look.color, s=52, edgecolors="white", linewidths=0.6, zorder=4)
+        size = look.markersize(0.7 * style.points(ax)) ** 2
+        ax.scatter(x, y, marker=look.marker, color=look.color, s=size, edgecolors="white", linewidths=0.6, zorder=4)
     style.logarithmic(ax.xaxis, info.costs.min(), info.costs.max())
     style.logarithmic(ax.yaxis, heights.min(), heights.max())
     ax.set_xlim(info.costs.min() / 2.0, info.costs.max() * 2.6)
@@ -99,13 +109,15 @@ def pareto(
     if np.any(info.errors < EXACT):
         ax.axhline(floor, color=style.FAINT, linewidth=0.8, linestyle=":", zorder=1)
     entry = metrics.metric(metric)
-    ax.set_ylabel(f"1 − {entry.label}" if entry.best == "one" else entry.axis_label)
+    label = f"1 − {entry.label}" if entry.best == "one" else entry.axis_label
+    ax.set_ylabel(style.damped_label(label, metric, source.damping))
     ax.set_xlabel(metrics.metric(cost).axis_label)
     style.tidy(ax)
     exact = np.where(info.errors < EXACT, " (exact)", "")
-    texts = [f"{style.short(name, 24)}{word}" for name, word in zip(info.methods, exact, strict=True)]
-    _label_points(ax, info.costs, heights, texts, info.on_front)
+    names = shortened(info.methods, min(24, style.letters(0.3 * style.room(ax), style.points(ax, "small"))))
     style.entitle(ax, title)
+    texts = [f"{name}{word}" for name, word in zip(names, exact, strict=True)]
+    _label_points(ax, info.costs, heights, texts, info.on_front)
     return ax
 
 
@@ -114,7 +126,9 @@ def _draw_front(ax: Axes, info: Front, heights: np.ndarray) -> None:
     steps = [*xs, info.costs.max() * 100], [*ys, ys[-1]]  # beyond the frame on the right
     ax.step(*steps, where="post", color=style.INK, linewidth=1.0, zorder=2, label="front")
     ax.fill_between(*steps, heights.max() * 100, step="post", color="#eef3f8", zorder=0, linewidth=0)
-    ax.scatter(xs, ys, s=150, facecolors="none", edgecolors=style.INK, linewidths=0.9, zorder=3)
+    ax.scatter(
+        xs, ys, s=(1.25 * style.points(ax)) ** 2, facecolors="none", edgecolors=style.INK, linewidths=0.9, zorder=3
+    )
 
 
 def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str], bold: np.ndarray) -> None:
@@ -123,13 +137,13 @@ def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str]
     assert figure is not None
     if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)  # constrained layout moves the axes; labels are placed where they end up
-    scale = figure.dpi / 72
+    scale, size = figure.dpi / 72, style.points(ax, "small")
     points = ax.transData.transform(np.column_stack([xs, ys]))
-    frame = ax.get_window_extent()
-    taken = [Bbox.from_bounds(x - 7 * scale, y - 7 * scale, 14 * scale, 14 * scale) for x, y in points]
+    frame, gap = ax.get_window_extent(), 0.62 * style.points(ax) * scale
+    taken = [Bbox.from_bounds(x - gap, y - gap, 2 * gap, 2 * gap) for x, y in points]
     for index in np.argsort(-points[:, 1], kind="stable"):
         label = ax.annotate(
-            texts[index], (xs[index], ys[index]), xytext=(0, 0), textcoords="offset points", fontsize=8.5,
+            texts[index], (xs[index], ys[index]), xytext=(0, 0), textcoords="offset points", fontsize=size,
             fontweight="bold" if bold[index] else "normal", color=style.INK, zorder=5, ha="left", va="center",
             parse_math=False, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
@@ -137,7 +151,7 @@ def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str]
         width, height = extent.width, extent.height
         x, y = points[index]
         others = [box for k, box in enumerate(taken) if k != index]
-        places = _places(width, height, scale)
+        places = _places(width, height, 1.5 * gap)
         boxes = [Bbox.from_bounds(x + dx, y + dy - height / 2, width, height) for dx, dy in places]
         costs = [_covered(box, others) + (0.0 if _inside(box, frame) else 1e9) for box in boxes]
         best = int(np.argmin(costs))
@@ -150,9 +164,8 @@ def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str]
                         arrowprops={"arrowstyle": "-", "color": style.FAINT, "linewidth": 0.6})  # fmt: skip
 
 
-def _places(width: float, height: float, scale: float) -> list[tuple[float, float]]:
+def _places(width: float, height: float, gap: float) -> list[tuple[float, float]]:
     """Offsets of a label's left end and middle from its point, the preferred ones first."""
-    gap = 9 * scale
     places = [(gap, 0.0), (-gap - width, 0.0)]
     for ring in (1.1, 1.7, 2.4, 3.2, 4.0, 5.0):
         for dy in (ring * height, -ring * height):

@@ -1,24 +1,37 @@
-"""Pictures of matrices: one heatmap, and the triptych exact, approximation, |difference| with one scale.
+"""Pictures of matrices: |entries|, light is large, up to a maximum that other pictures may share.
 
-Martens & Grosse 2015, figures 2, 3 (left and middle), 5 and 6: |entries|, light is large, up to a maximum
-that is the same in each image. Drawn from a saved comparison, a matrix, or an object with `block(row, col)`.
+Martens & Grosse 2015, figures 2, 3 (left and middle), 5 and 6. Drawn from a saved comparison, a matrix, or an object
+with `block(row, col)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from fisherviz.plotting import style
-from fisherviz.plotting.reduce import Cells, cells_of_matrix, cells_of_operator, to_array
+from fisherviz.plotting.reduce import (
+    ORDER,
+    ORDERS,
+    Cells,
+    as_list,
+    cells_of_matrix,
+    cells_of_operator,
+    is_array,
+    is_structured,
+)
 from fisherviz.results.cells import LIMIT
-from fisherviz.results.comparison import Comparison
+from fisherviz.results.comparison import EXACT, Comparison
+from fisherviz.support.choices import one_of
 
+DIFFERENCE = "|difference|"
+LINES_APART = 0.1
+"""Inches that drawn boundaries of layers lie apart; those between are left out, as the matrix would vanish."""
+APART = 2
+"""Cells that boundaries of units must lie apart to be told from each other."""
 CLIPPED = 0.995  # share of the non-zero cells below the default maximum of the scale
 
 
@@ -43,22 +56,46 @@ def heatmap_info(
         TypeError: `source` is none of the things that can be drawn.
     """
     if isinstance(source, Comparison):
-        if signed:
-            raise ValueError("a saved comparison keeps |entries| only; pass the matrix itself for signs.")
-        if which not in source.arrays:
-            held = [name for name in source.arrays if source.arrays[name].ndim == 2 and "/" in name]
-            raise ValueError(f"no picture {which!r} in this comparison; it has {', '.join(held) or 'none'}.")
-        values = source.arrays[which]
-        bounds = source.arrays.get("heatmap_edges", np.asarray([0.0, max(values.shape)]))
-        names = source.layers if len(source.layers) == len(bounds) - 1 else ()
-        units = source.arrays.get("heatmap_unit_edges", np.asarray([]))
-        factor = max(1, round(source.meta.get("parameters", max(values.shape)) / max(values.shape)))
-        return Cells(values, bounds, units, names, factor)
-    if hasattr(source, "block") and hasattr(source, "space"):
-        return cells_of_operator(source, layers=layers, order=order, signed=signed, limit=limit)
-    if hasattr(source, "shape") or isinstance(source, list | tuple):
+        return _saved(source, which, order, signed)
+    if is_structured(source):
+        return cells_of_operator(
+            source, layers=layers, order=ORDER if order is None else order, signed=signed, limit=limit
+        )
+    if is_array(source):
+        if order is not None:
+            raise ValueError("the order of a bare matrix is its own; order= goes with a Fisher or an approximation.")
         return cells_of_matrix(source, edges=edges, unit_edges=unit_edges, labels=layers, signed=signed, limit=limit)
     raise TypeError(f"cannot draw {type(source).__name__}; pass a matrix, a Fisher, an approximation or a comparison.")
+
+
+def _saved(source: Comparison, which: str, order: str | None, signed: bool) -> Cells:
+    """A picture that a comparison keeps."""
+    if signed:
+        raise ValueError("a saved comparison keeps |entries| only; pass the matrix itself for signs.")
+    if order not in (None, ORDER):
+        one_of("order", order, ORDERS)
+        raise ValueError(
+            f"a saved comparison keeps its pictures in {ORDER} order; pass the matrix itself for {order!r}."
+        )
+    held = [name for name in source.arrays if source.arrays[name].ndim == 2 and "/" in name]
+    if not isinstance(which, str):
+        raise TypeError(f"which= names a picture of the comparison, got {type(which).__name__}.")
+    if which not in held:
+        raise style.absent(f"no picture {which!r} in this comparison", which, held)
+    values = source.arrays[which]
+    bounds = source.arrays.get("heatmap_edges", np.asarray([0.0, max(values.shape)]))
+    names = source.layers if len(source.layers) == len(bounds) - 1 else ()
+    units = source.arrays.get("heatmap_unit_edges", np.asarray([]))
+    factor = max(1, round(source.meta.get("parameters", max(values.shape)) / max(values.shape)))
+    return Cells(values, bounds, units, names, factor, order=ORDER, title=_saved_title(source, which))
+
+
+def _saved_title(source: Comparison, which: str) -> str:
+    kind, _, method = which.partition("/")
+    name = "exact Fisher" if method == EXACT else method
+    if kind.startswith("inverse"):
+        name = f"damped inverse of {name}" + (f", {source.damping}" if source.damping else "")
+    return f"|difference|, {name}" if kind.endswith("difference") else name
 
 
 def shared_maximum(cells: Sequence[Cells], share: float = CLIPPED) -> float:
@@ -71,6 +108,10 @@ def shared_maximum(cells: Sequence[Cells], share: float = CLIPPED) -> float:
     Returns:
         A positive number.
     """
+    if isinstance(cells, Cells) or not all(isinstance(each, Cells) for each in as_list(cells, "cells")):
+        raise TypeError("the scale is shared by a list of what heatmap_info gives.")
+    if not len(cells):
+        raise ValueError("there is nothing that could share a scale; give what heatmap_info gives, one or more.")
     for candidate in cells:
         magnitudes = np.abs(candidate.values[np.isfinite(candidate.values) & (candidate.values != 0)])
         if magnitudes.size:
@@ -88,11 +129,13 @@ def heatmap(
     unit_edges: Sequence[float] | None = None,
     order: str | None = None,
     vmax: float | None = None,
+    like: Any = None,
     signed: bool = False,
     units: bool = False,
     cmap: str | None = None,
     colorbar: bool = True,
     title: str | None = None,
+    width: float = 5.2,
 ) -> Axes:
     """Draw the entries of a matrix with the boundaries of its layers (Martens & Grosse 2015, figure 2).
 
@@ -104,27 +147,67 @@ def heatmap(
         layers: of an object, the names of the layers to show; of a matrix, the names that `edges` delimit.
         edges: of a matrix, the boundaries of its layers in entries, from 0 to the side.
         unit_edges: of a matrix, the boundaries of its units in entries.
-        order: of an object, "torch", "unit" or "input" (the K-FAC paper's); None takes the object's own.
+        order: of an object, "unit" (output unit by output unit, bias last; the default of every picture), "input" (the
+            K-FAC paper's) or "torch"; it stands below the picture.
         vmax: top of the colour scale; None leaves the largest half per cent of the cells clipped.
+        like: the axes of another heatmap, or what one is drawn of, whose colour scale is taken.
         signed: draw entries with their signs on a diverging scale instead of |entries|.
         units: draw the boundaries of units too.
         cmap: a matplotlib colour map; None takes a perceptually uniform one.
         colorbar: draw the scale.
-        title: above the axes.
+        title: above the axes; None: what the matrix is, "" nothing.
+        width: of a new figure, in inches.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: the arguments do not fit the matrix, or the comparison holds no such picture.
-        TypeError: `source` is none of the things that can be drawn.
+        ValueError: the arguments do not fit the matrix, the comparison holds no such picture, `vmax` and `like` are
+            both given, or units are asked for that have no boundaries or no room.
+        TypeError: `source` or `like` is none of the things that can be drawn.
     """
     info = heatmap_info(source, which, layers=layers, edges=edges, unit_edges=unit_edges, order=order, signed=signed)
-    ax = ax or style.new_axes(5.2, 4.6, "compressed")
-    draw_heatmap(ax, info, vmax=vmax, units=units, cmap=cmap, title=title)
+    if like is not None:
+        if vmax is not None:
+            raise ValueError("vmax= and like= both set the top of the scale; give one of them.")
+        vmax = _top_of(like)
+    if units:
+        _check_units(info, source)
+    made = ax is None
+    ax = style.new_axes(width, width, "compressed") if ax is None else ax
+    draw_heatmap(ax, info, vmax=vmax, units=units, cmap=cmap, title=info.title if title is None else title)
     if colorbar:
-        _colorbar(ax.get_figure(), [ax], info, shared_maximum([info]) if vmax is None else vmax)
+        draw_colorbar(ax.get_figure(), [ax], info, shared_maximum([info]) if vmax is None else vmax)
+    if made:
+        style.fit_height(ax)
     return ax
+
+
+def _top_of(like: Any) -> float:
+    """The top of another picture's scale."""
+    if isinstance(like, Axes):
+        if not like.images:
+            raise ValueError("like= takes the axes of a heatmap, and these have no image.")
+        return float(max(np.abs(like.images[0].get_clim())))
+    return shared_maximum([heatmap_info(like)])
+
+
+def _check_units(info: Cells, source: Any) -> None:
+    """Say why the boundaries of units cannot be drawn, where they cannot."""
+    if not len(info.unit_edges):
+        if info.order == "torch":
+            why = "torch order keeps no unit together; pass order='unit' or order='input'"
+        elif info.order:
+            why = "no layer shown here has units (its path is generic)"
+        else:
+            why = "nobody knows them of a bare matrix; pass unit_edges="
+        raise ValueError(f"units=True draws the boundaries of units, but {why}.")
+    apart = np.diff(np.unique(info.unit_edges))
+    if len(apart) and float(np.median(apart)) < APART:
+        raise ValueError(
+            f"units=True draws the boundaries of units, but {len(info.unit_edges):,} of them lie closer than {APART} "
+            "cells here; show fewer layers with layers=."
+        )
 
 
 def draw_heatmap(
@@ -155,6 +238,7 @@ def draw_heatmap(
     ax.imshow(info.values, vmin=low, vmax=top, cmap=cmap or colors, extent=extent, interpolation="antialiased")
     ax.set_aspect("equal")
     inner = info.edges[1:-1]
+    inner = inner[style.thinned(inner.tolist(), LINES_APART / style.room(ax) * cols)]
     width = 0.7 if len(inner) < 10 else 0.3
     ax.vlines(inner, 0, rows, colors=line, linestyles=(0, (4, 3)), linewidth=width, alpha=0.9)
     ax.hlines(inner, 0, cols, colors=line, linestyles=(0, (4, 3)), linewidth=width, alpha=0.9)
@@ -164,11 +248,14 @@ def draw_heatmap(
     ax.set(xlim=(0, cols), ylim=(rows, 0), xticks=[], yticks=[])
     if info.labels:
         centres = (info.edges[:-1] + info.edges[1:]) / 2
-        style.name_layers(ax, centres, info.labels, 14 if len(info.labels) <= 8 else 8, names)
+        style.name_layers(ax, centres, info.labels, names)
+    if info.order and names:
+        ax.set_xlabel(f"{info.order} order", fontsize=style.points(ax, "small"), color=style.FAINT)
     style.entitle(ax, title)
 
 
-def _colorbar(figure: Any, axes: Sequence[Axes], info: Cells, top: float) -> None:
+def draw_colorbar(figure: Any, axes: Sequence[Axes], info: Cells, top: float) -> None:
+    """The scale beside heatmaps that share it; `info` is the loudest of them."""
     above = bool(np.nanmax(np.abs(info.values)) > top)
     bar = figure.colorbar(
         axes[0].images[0],
@@ -179,130 +266,10 @@ def _colorbar(figure: Any, axes: Sequence[Axes], info: Cells, top: float) -> Non
         shrink=0.9 if len(axes) == 1 else 0.8,
     )
     aside = f", largest of {info.factor} × {info.factor}" if info.factor > 1 else ""
-    bar.set_label(f"{'entry' if info.signed else '|entry|'}{aside}", fontsize="small")
-    bar.ax.tick_params(labelsize="small")
-    bar.outline.set_visible(False)
-    bar.formatter.set_powerlimits((-2, 3))
-    bar.ax.yaxis.get_offset_text().set_fontsize("small")
-
-
-def triptych_info(
-    exact: Any,
-    approximation: Any,
-    *,
-    inverse: bool = False,
-    layers: Sequence[str] | None = None,
-    edges: Sequence[float] | None = None,
-    order: str | None = None,
-) -> tuple[Cells, Cells, Cells]:
-    """Gather what `triptych` draws: exact, approximation and |difference|; see there for the arguments.
-
-    Returns:
-        Three `Cells` of the same size.
-
-    Raises:
-        ValueError: the two do not fit each other, or the comparison holds no such pictures.
-        TypeError: one of them cannot be drawn.
-    """
-    if isinstance(exact, Comparison):
-        first, second, gap = (heatmap_info(exact, name) for name in triptych_arrays(approximation, inverse))
-        return first, second, gap
-    if inverse:
-        raise ValueError(
-            "inverse=True belongs to a comparison; pass the two inverses, for example "
-            "approx.inverse(damping).to_dense()."
-        )
-    if hasattr(exact, "block") and hasattr(approximation, "block"):
-        order = order or getattr(approximation, "plot_order", None) or "torch"
-        first = heatmap_info(exact, layers=layers, order=order)
-        second = heatmap_info(approximation, layers=layers, order=order)
-        gap = cells_of_operator(_Difference(exact, approximation), layers=layers, order=order)
-        return first, second, gap
-    a, b = to_array(exact), to_array(approximation)
-    if a.shape != b.shape:
-        raise ValueError(f"the two matrices differ in shape, {a.shape} and {b.shape}.")
-    first, second, gap = (cells_of_matrix(m, edges=edges, labels=layers) for m in (a, b, a - b))
-    return first, second, gap
+    style.scale_bar(bar, axes[0], f"{'entry' if info.signed else '|entry|'}{aside}")
 
 
 def triptych_arrays(method: str, inverse: bool) -> tuple[str, str, str]:
     """Names of the arrays of a comparison that a method's triptych shows."""
     kind, away = ("inverse", "inverse-difference") if inverse else ("heatmap", "difference")
     return f"{kind}/exact", f"{kind}/{method}", f"{away}/{method}"
-
-
-class _Difference:
-    """Two objects with blocks, subtracted block by block."""
-
-    def __init__(self, exact: Any, approximation: Any) -> None:
-        self.exact, self.approximation, self.space = exact, approximation, exact.space
-
-    def block(self, row: str, col: str) -> np.ndarray:
-        return to_array(self.exact.block(row, col)) - to_array(self.approximation.block(row, col))
-
-    def to_dense(self, order: str) -> np.ndarray:
-        return to_array(self.exact.to_dense(order)) - to_array(self.approximation.to_dense(order))
-
-
-def triptych(
-    exact: Any,
-    approximation: Any,
-    *,
-    inverse: bool = False,
-    ax: Sequence[Axes] | None = None,
-    layers: Sequence[str] | None = None,
-    edges: Sequence[float] | None = None,
-    order: str | None = None,
-    vmax: float | None = None,
-    cmap: str | None = None,
-    colorbar: bool = True,
-    titles: Sequence[str] | None = None,
-) -> Figure:
-    """Draw exact, approximation and |difference| side by side on one scale (Martens & Grosse 2015, figure 2).
-
-    Args:
-        exact: a comparison, a matrix, a Fisher, or an approximation that plays the exact one's part
-            (figure 5: "kfac-full").
-        approximation: of a comparison, the method's name; otherwise the same kind of thing as `exact`.
-        inverse: of a comparison, show the damped inverses instead (figure 6).
-        ax: three axes to draw on; a new figure without them.
-        layers: of objects, the names of the layers to show; of matrices, the names that `edges` delimit.
-        edges: of matrices, the boundaries of the layers in entries.
-        order: of objects, "torch", "unit" or "input"; None takes the approximation's own.
-        vmax: top of the shared scale; None takes it from the exact matrix.
-        cmap: a matplotlib colour map.
-        colorbar: draw the shared scale.
-        titles: three titles.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: the two do not fit each other, three axes were not given, or there is no such picture.
-        TypeError: one of them cannot be drawn.
-    """
-    cells = triptych_info(exact, approximation, inverse=inverse, layers=layers, edges=edges, order=order)
-    if titles is None:
-        titles = _titles(exact, approximation, inverse)
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = list(pyplot.subplots(1, 3, figsize=(9.6, 3.5), layout="compressed")[1])
-    if len(ax) != 3 or len(titles) != 3:
-        raise ValueError(f"a triptych needs three axes and three titles, not {len(ax)} and {len(titles)}.")
-    top = shared_maximum(cells) if vmax is None else vmax
-    for panel, info, title in zip(ax, cells, titles, strict=True):
-        draw_heatmap(panel, info, vmax=top, cmap=cmap, title=title, names=panel is ax[0])
-    figure = ax[0].get_figure()
-    if colorbar:
-        loudest = max(cells, key=lambda info: float(np.nanmax(np.abs(info.values))))
-        _colorbar(figure, ax, replace(loudest, factor=cells[0].factor), top)
-    return figure  # type: ignore[return-value]
-
-
-def _titles(exact: Any, approximation: Any, inverse: bool) -> tuple[str, str, str]:
-    suffix = ", damped inverse" if inverse else ""
-    if isinstance(exact, Comparison):
-        return f"exact Fisher{suffix}", f"{style.short(approximation, 20)}{suffix}", "|difference|"
-    left = getattr(exact, "name", None) or "exact Fisher"
-    return str(left), str(getattr(approximation, "name", None) or "approximation"), "|difference|"

@@ -6,7 +6,7 @@ needs the P × P array. Boundaries of layers and units are returned in cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ import numpy as np
 from fisherviz.results.cells import LIMIT, reduce_matrix
 from fisherviz.support.choices import one_of
 
+ORDERS = ("torch", "unit", "input")
+ORDER = "unit"
+"""In which matrices are drawn unless another order is asked for; a comparison's saved pictures are in it too."""
 DENSE = 3000  # side up to which the dense matrix costs less than its blocks one by one
 
 
@@ -29,6 +32,8 @@ class Cells:
         labels: names of the layers, one per interval of `edges`; empty if unknown.
         factor: matrix entries per cell and side.
         signed: whether `values` has signs.
+        order: of the weights, "" if unknown.
+        title: what the matrix is in a few words, "" if unknown.
     """
 
     values: np.ndarray
@@ -37,6 +42,8 @@ class Cells:
     labels: tuple[str, ...]
     factor: int
     signed: bool = False
+    order: str = ""
+    title: str = ""
 
 
 def cells_of_matrix(
@@ -84,7 +91,7 @@ def cells_of_operator(
     operator: Any,
     *,
     layers: Sequence[str] | None = None,
-    order: str | None = None,
+    order: str = ORDER,
     signed: bool = False,
     limit: int = LIMIT,
 ) -> Cells:
@@ -93,7 +100,7 @@ def cells_of_operator(
     Args:
         operator: has `space` (whose layers have an `info()`) and `block(row, col)` in torch order.
         layers: names of the layers to show; all of them if None.
-        order: "torch", "unit" or "input"; None takes the operator's own (its paper's), or torch order.
+        order: "torch", "unit" or "input".
         signed: keep signs.
         limit: most cells per side.
 
@@ -106,12 +113,8 @@ def cells_of_operator(
     infos = [layer.info() for layer in operator.space.layers]
     if layers is not None:
         known = {info.name: info for info in infos}
-        unknown = [name for name in layers if name not in known]
-        if unknown:
-            raise ValueError(f"no layer {unknown[0]!r} here; the layers are {list(known)}.")
-        infos = [known[name] for name in layers]
-    order = order or getattr(operator, "plot_order", None) or "torch"
-    one_of("order", order, ("torch", "unit", "input"))
+        infos = [known[one_of("layers", name, known)] for name in _names(layers)]
+    one_of("order", order, ORDERS)
     sizes = [info.num_parameters for info in infos]
     edges = np.concatenate([[0], np.cumsum(sizes)])
     side = int(edges[-1])
@@ -127,7 +130,8 @@ def cells_of_operator(
                 _paste(values, block, int(edges[i]), int(edges[j]), factor, signed)
     units = unit_boundaries(infos, edges, order)
     labels = tuple(info.name for info in infos)
-    return Cells(values, edges / factor, units / factor, labels, factor, signed)
+    title = str(getattr(operator, "title", ""))
+    return Cells(values, edges / factor, units / factor, labels, factor, signed, order, title)
 
 
 def _paste(values: np.ndarray, block: np.ndarray, top: int, left: int, factor: int, signed: bool) -> None:
@@ -169,13 +173,45 @@ def unit_boundaries(infos: Sequence[Any], edges: np.ndarray, order: str) -> np.n
     return np.asarray(bounds, dtype=float)
 
 
+def _names(layers: Any) -> list[Any]:
+    if isinstance(layers, str) or not isinstance(layers, Iterable) or not (names := list(layers)):
+        raise ValueError(f"layers= takes the names of one or more layers, got {layers!r}.")
+    return names
+
+
+def is_structured(source: Any) -> bool:
+    """Whether it is a Fisher, an approximation or another matrix over layers."""
+    return not isinstance(source, type) and hasattr(source, "block") and hasattr(source, "space")
+
+
+def is_array(source: Any) -> bool:
+    """Whether it is an array, a tensor, an operator or a list."""
+    return not isinstance(source, type) and (hasattr(source, "shape") or isinstance(source, list | tuple))
+
+
+def as_list(given: Any, name: str) -> list[Any]:
+    """A list of what is given; TypeError where it is none."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} is a list, got {type(given).__name__}.")
+    return list(given)
+
+
 def to_array(matrix: Any) -> np.ndarray:
-    """A tensor, operator block or array-like as a float numpy array on the CPU."""
+    """A tensor, operator block or array-like as a float numpy array on the CPU.
+
+    Raises:
+        TypeError: it is no array of real numbers.
+    """
     if hasattr(matrix, "to_dense") and not hasattr(matrix, "detach"):
         matrix = matrix.to_dense()
     if hasattr(matrix, "detach"):
         matrix = matrix.detach().cpu()
         matrix = matrix.to_dense() if matrix.is_sparse else matrix
         matrix = (matrix.float() if matrix.element_size() < 4 else matrix).numpy()
-    array = np.asarray(matrix)
+    try:
+        array = np.asarray(matrix)
+    except ValueError:
+        raise ValueError("the rows of a matrix must have equal lengths, these have not.") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"a picture needs an array of real numbers, got {type(matrix).__name__} of {array.dtype}.")
     return array.astype(np.result_type(array.dtype, np.float32), copy=False)

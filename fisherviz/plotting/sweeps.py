@@ -15,6 +15,8 @@ from fisherviz.plotting import style
 
 LINES = 12
 """Values of the second thing that get lines of their own."""
+DECADE = 10
+"""Times the smallest value from which an axis is logarithmic."""
 FAR = 1e4
 """Times the smallest value up to which the picture goes; runs that all but diverged lie above it."""
 _ASIDE = ("value", "low", "high", "seconds", "stopped", "run")
@@ -37,14 +39,17 @@ def sweep_info(found: Any) -> Points:
         The finished points by line; runs that stopped have none.
 
     Raises:
+        TypeError: it is no sweep.
         ValueError: no point has a value.
     """
-    table: pd.DataFrame = found.table
+    table = getattr(found, "table", None)
+    if not isinstance(table, pd.DataFrame) or "value" not in table or not hasattr(found, "maximise"):
+        raise TypeError(f"fv.plot.sweep takes a Sweep, which training.sweep(...) gives, got {type(found).__name__}.")
     held = table[np.isfinite(table["value"].astype(float))]
     if held.empty:
         raise ValueError("no point of the sweep has a value: every run stopped, or none has finished.")
     varied = [name for name in table.columns if name not in _ASIDE]
-    numeric = [name for name in varied if pd.api.types.is_numeric_dtype(table[name]) and table[name].nunique() > 1]
+    numeric = [name for name in varied if _are_numbers(table[name]) and table[name].nunique() > 1]
     x_name = max(numeric, key=lambda name: table[name].nunique()) if numeric else varied[0]
     rest = [name for name in varied if name != x_name and table[name].nunique() > 1]
     groups = held.groupby(rest, sort=True, dropna=False) if rest else [((), held)]
@@ -57,13 +62,18 @@ def sweep_info(found: Any) -> Points:
     return Points(x_name, lines, bool(numeric), len(table) - len(held))
 
 
-def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def _are_numbers(values: pd.Series) -> bool:
+    return all(isinstance(v, int | float | np.number) and not isinstance(v, bool | np.bool_) for v in values)
+
+
+def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None, width: float = 6.4) -> Axes:
     """Draw the metric of a sweep over what was varied; bars reach from the lowest to the highest seed.
 
     Args:
         found: a `Sweep`.
         ax: axes to draw on; a new figure without them.
         title: above the axes.
+        width: of a new figure, in inches.
 
     Returns:
         The axes; the best point has a ring.
@@ -72,7 +82,8 @@ def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Ax
         ValueError: no point has a value.
     """
     info = sweep_info(found)
-    ax = ax or style.new_axes(6.4, 4.0)
+    made = ax is None
+    ax = style.new_axes(width, 1.4 + 0.41 * width) if ax is None else ax
     many = len(info.lines) > LINES
     colors = ["#0072B2"] if len(info.lines) == 1 else colormaps["viridis"](np.linspace(0.0, 0.9, len(info.lines)))
     for color, (label, (x, y, low, high)) in zip(colors, info.lines.items(), strict=True):
@@ -86,11 +97,10 @@ def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Ax
     values = np.concatenate([y for _, y, _, _ in info.lines.values()])
     if info.numeric:
         xs = np.asarray([v for x, *_ in info.lines.values() for v in x], dtype=float)
-        if xs.min() > 0 and xs.max() / xs.min() >= 30:
-            style.logarithmic(ax.xaxis, xs.min(), xs.max())
+        _spread(ax, xs)
     top = FAR * values.min()
     off = int(np.sum(values > top)) if values.min() > 0 else 0
-    if values.min() > 0 and values.max() / values.min() >= 30:
+    if values.min() > 0 and values.max() / values.min() >= DECADE:
         style.logarithmic(ax.yaxis, values.min(), min(values.max(), top))
         if off:
             ax.set_ylim(top=top)
@@ -100,8 +110,19 @@ def sweep(found: Any, *, ax: Axes | None = None, title: str | None = None) -> Ax
     ax.set_ylabel(f"final {found.metric.replace('_', ' ')}{aside}")
     style.tidy(ax, title)
     if len(info.lines) > 1 and not many:
-        style.legend(ax)
+        style.legend(ax, grow=made)
     return ax
+
+
+def _spread(ax: Axes, xs: np.ndarray) -> None:
+    """A logarithmic axis for what spans a decade or more; 0, where it is among them, has a place of its own."""
+    positive = xs[xs > 0]
+    if xs.min() < 0 or not len(positive) or positive.max() / positive.min() < DECADE:
+        return
+    if xs.min() > 0:
+        style.logarithmic(ax.xaxis, xs.min(), xs.max())
+    else:
+        style.linear_around_zero(ax.xaxis, float(positive.min()))
 
 
 def sweep_picture(found: Any) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,13 @@ ASIDE = (
     "monitor_every", "monitor_methods", "monitor_examples",
 )  # fmt: skip
 """Fields that make no other curve."""
+SEEN = {"step", "method", "layer", "metric", "value"}
+"""Columns of a monitor's frame."""
 SIMILARITY = ("foof_cosine_factored", "foof_cosine_eigenvalues")
+INSIDE = 4
+"""Lines up to which the legend stands among them."""
+MARKED = 12
+"""Markers that a line has at most."""
 BOUNDED = ("accuracy", "cosine", "similarity")
 
 
@@ -55,7 +61,13 @@ def training_info(
         ValueError: there are no runs, none has the metric, or `over` is unknown.
     """
     one_of("over", over, OVER)
-    given = [runs] if isinstance(runs, Run | str | os.PathLike) else list(runs)
+    style.require(metric, str, "metric=", "the name of a column")
+    given = [runs] if isinstance(runs, Run | str | os.PathLike) else runs
+    if isinstance(given, pd.DataFrame | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"fv.plot.training takes runs or their folders, got {type(given).__name__}.")
+    given = list(given)
+    for each in given:
+        style.require(each, (Run, str, os.PathLike), "fv.plot.training", "runs or their folders")
     loaded = [run if isinstance(run, Run) else load_run(run) for run in given]
     if not loaded:
         raise ValueError("there are no runs to draw; give folders that `fisherviz train` wrote.")
@@ -68,7 +80,7 @@ def training_info(
     found = tuple(curve for curve in curves if curve is not None)
     if not found:
         held = sorted({c for run in loaded for kind in ("epoch", "step") for c in run.frame(kind).columns})
-        raise ValueError(f"no run has {metric!r} yet; there is {', '.join(held) or 'nothing'}.")
+        raise style.absent(f"no run has {metric!r} yet", metric, held)
     return found
 
 
@@ -79,6 +91,7 @@ def training(
     over: str = "epoch",
     ax: Axes | None = None,
     title: str | None = None,
+    width: float = 6.4,
 ) -> Axes:
     """Draw a metric of training runs; runs that differ in their seed alone are one line with a band from min to max.
 
@@ -88,6 +101,7 @@ def training(
         over: "epoch", "step", "examples" or "seconds" (of training, evaluations aside).
         ax: axes to draw on; a new figure without them.
         title: above the axes.
+        width: of a new figure, in inches.
 
     Returns:
         The axes.
@@ -96,7 +110,8 @@ def training(
         ValueError: as `training_info`.
     """
     curves = training_info(runs, metric, over)
-    ax = ax or style.new_axes(6.4, 4.0)
+    made = ax is None
+    ax = style.new_axes(width, 1.4 + 0.41 * width) if ax is None else ax
     looks = _looks([curve.label for curve in curves])
     for curve in curves:
         look = looks[curve.label]
@@ -107,7 +122,7 @@ def training(
     ax.set_xlabel(OVER[over])
     seeds = max(curve.seeds for curve in curves)
     ax.set_ylabel(metric.replace("_", " ") + (f" (mean and range of {seeds} seeds)" if seeds > 1 else ""))
-    _finish(ax, title)
+    _finish(ax, title, grow=made)
     return ax
 
 
@@ -121,8 +136,13 @@ def monitor_info(source: Any, metric: str | None = None) -> tuple[str, dict[str,
         ValueError: the metric was not recorded.
     """
     source = load_run(source) if isinstance(source, str | os.PathLike) else source
-    found = source if isinstance(source, pd.DataFrame) else source.frame
+    style.require(metric, str | None, "metric=", "the name of a metric")  # type: ignore[arg-type]
+    found = source if isinstance(source, pd.DataFrame) else getattr(source, "frame", None)
     frame = source.frame("monitor") if isinstance(source, Run) else found
+    if not isinstance(frame, pd.DataFrame) or not (frame.empty or set(frame) >= SEEN):
+        raise TypeError(
+            f"fv.plot.monitor takes a Monitor, its frame, a run or its folder, got {type(source).__name__}."
+        )
     if frame.empty:
         raise ValueError("the monitor has not looked yet; train for `every` steps first.")
     metric = metric or "relative_frobenius"
@@ -130,7 +150,7 @@ def monitor_info(source: Any, metric: str | None = None) -> tuple[str, dict[str,
     rows = frame[(frame["layer"] == WHOLE) & frame["metric"].isin(wanted)]
     if rows.empty:
         held = sorted(set(frame[frame["layer"] == WHOLE]["metric"]))
-        raise ValueError(f"no {metric!r} of the whole network was recorded; there is {', '.join(held)}.")
+        raise style.absent(f"no {metric!r} of the whole network was recorded", metric, held)
     lines = {}
     for (method, name), part in rows.groupby(["method", "metric"], sort=False):
         label = metrics.metric(str(name)).short if metric == "similarity" else str(method)
@@ -138,7 +158,14 @@ def monitor_info(source: Any, metric: str | None = None) -> tuple[str, dict[str,
     return metric, lines
 
 
-def monitor(source: Any, metric: str | None = None, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def monitor(
+    source: Any,
+    metric: str | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    width: float = 6.4,
+) -> Axes:
     """Draw what a monitor saw, a line per method over the steps.
 
     Args:
@@ -147,6 +174,7 @@ def monitor(source: Any, metric: str | None = None, *, ax: Axes | None = None, t
             "similarity" is KFAC's cosine with FOOF under both dampings (Benzing 2021, figure 4A).
         ax: axes to draw on; a new figure without them.
         title: above the axes.
+        width: of a new figure, in inches.
 
     Returns:
         The axes.
@@ -155,15 +183,28 @@ def monitor(source: Any, metric: str | None = None, *, ax: Axes | None = None, t
         ValueError: the metric was not recorded.
     """
     metric, lines = monitor_info(source, metric)
-    ax = ax or style.new_axes(6.4, 4.0)
+    made = ax is None
+    ax = style.new_axes(width, 1.4 + 0.41 * width) if ax is None else ax
     looks = style.method_styles(lines)
     for label, (x, y) in lines.items():
         _line(ax, looks[label], label, x, y)
     _scale(ax, np.concatenate([y for _, y in lines.values()]), metric)
     ax.set_xlabel("step")
-    ax.set_ylabel(metrics.metric(metric).axis_label)
-    _finish(ax, title, legend=list(lines) != ["optimizer"])
+    ax.set_ylabel(style.damped_label(metrics.metric(metric).axis_label, metric, _damping(source)))
+    _finish(ax, title, legend=list(lines) != ["optimizer"], grow=made)
     return ax
+
+
+def _damping(source: Any) -> str:
+    """λ of what a monitor saw: one, or the range over the steps."""
+    source = load_run(source) if isinstance(source, str | os.PathLike) else source
+    frame = source if isinstance(source, pd.DataFrame) else source.frame
+    frame = source.frame("monitor") if isinstance(source, Run) else frame
+    values = frame[frame["metric"] == "damping"]["value"]
+    if values.empty:
+        return ""
+    low, high = float(values.min()), float(values.max())
+    return f"λ = {low:.3g}" if low == high else f"λ = {low:.3g} to {high:.3g}"
 
 
 def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:
@@ -210,8 +251,12 @@ def _looks(labels: Sequence[str]) -> dict[str, style.MethodStyle]:
 
 
 def _line(ax: Axes, look: style.MethodStyle, label: str, x: np.ndarray, y: np.ndarray) -> None:
-    marker = look.marker if len(x) <= 30 else ""
-    ax.plot(x, y, color=look.color, linestyle=look.line, label=style.legend_label(label), marker=marker, markersize=4)
+    every = max(1, -(-len(x) // MARKED))
+    ax.plot(
+        x, y, color=look.color, linestyle=look.line, linewidth=1.3, label=style.legend_label(label),
+        marker=look.marker, markersize=look.markersize(0.55 * style.points(ax)), markevery=every,
+        markeredgecolor="white", markeredgewidth=0.4,
+    )  # fmt: skip
 
 
 def _scale(ax: Axes, values: np.ndarray, metric: str) -> None:
@@ -221,11 +266,11 @@ def _scale(ax: Axes, values: np.ndarray, metric: str) -> None:
     style.logarithmic(ax.yaxis, finite.min(), finite.max())
 
 
-def _finish(ax: Axes, title: str | None, legend: bool = True) -> None:
+def _finish(ax: Axes, title: str | None, legend: bool = True, grow: bool = False) -> None:
     low, high = ax.get_xlim()
     if high > 1e4:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.set_xlim(max(low, 0.0), high)
     style.tidy(ax, title)
     if legend:
-        style.legend(ax, beside=False)
+        style.legend(ax, beside=len(ax.lines) > INSIDE or style.room(ax) < style.FULL, grow=grow)

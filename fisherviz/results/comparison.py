@@ -7,12 +7,11 @@ Every plot and the page are drawn from it alone; its three files are the contrac
 from __future__ import annotations
 
 import hashlib
-import html
 import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,10 @@ import pandas as pd
 
 from fisherviz.results import metrics
 from fisherviz.results.outputs import output
+from fisherviz.results.summary import ERROR, Summary
 from fisherviz.support import files
+from fisherviz.support.names import readable
+from fisherviz.support.tables import counted, html_table, text_table
 
 COLUMNS = ("method", "row", "col", "metric", "value", "stderr")
 WHOLE = "all"
@@ -82,6 +84,15 @@ class Comparison:
         """What was left out and what was assumed, a sentence each."""
         return tuple(str(note) for note in self.meta.get("notes") or ())
 
+    @property
+    def damping(self) -> str:
+        """The damping of its inverses and directions, as pictures name it: "λ = 0.01", or "" where it is not known."""
+        strength = self.meta.get("damping")
+        if not isinstance(strength, int | float):
+            return ""
+        factored = str(self.meta.get("settings", {}).get("damping", "")).startswith("FactoredTikhonov")
+        return f"λ = {strength:.3g}{', factored' if factored else ''}"
+
     def whole(self, metric: str, column: str = "value") -> dict[str, float]:
         """One metric of the whole matrix.
 
@@ -112,28 +123,29 @@ class Comparison:
             keep &= frame["row"] == frame["col"]
         return frame[keep].reset_index(drop=True)
 
-    def summary(self, *, stderr: bool = True) -> pd.DataFrame:
+    def summary(self, *, stderr: bool = True) -> Summary:
         """One row per method with the metrics of the whole matrix, smallest relative Frobenius error first.
 
         Args:
             stderr: put the standard errors of an estimated metric beside it, as a column "<metric>_stderr".
 
         Returns:
-            Table indexed by method. A metric that does not apply to a method is a missing cell (`pd.NA`). What was
-            left out and why is in its `attrs["notes"]`, and in the comparison's `notes`.
+            Table indexed by method, which prints all its numbers in the width there is. A metric that does not apply
+            to a method is a missing cell (`pd.NA`). What was left out and why is in its `attrs["notes"]`, and in the
+            comparison's `notes`.
         """
         columns = {name: self.whole(name) for name in self.metrics}
         columns = {name: values for name, values in columns.items() if values.keys() & set(self.methods)}
         order = [name for name in metrics.METRICS if name in columns]
         order += [name for name in columns if name not in metrics.METRICS]
-        table = pd.DataFrame(index=pd.Index(self.methods, name="method"))
+        table = Summary(index=pd.Index(self.methods, name="method"))
         for name in order:
             values = [columns[name].get(method) for method in self.methods]
             complete = all(value is not None for value in values)
             table[name] = pd.array(values, dtype="float64" if complete else "Float64")
             errors = self.whole(name, "stderr") if stderr else {}
             if any(errors.values()):
-                table[f"{name}_stderr"] = pd.array([errors.get(m) for m in self.methods], dtype=table[name].dtype)
+                table[f"{name}{ERROR}"] = pd.array([errors.get(m) for m in self.methods], dtype=table[name].dtype)
         if "relative_frobenius" in table:
             table = table.sort_values("relative_frobenius", kind="stable", na_position="last")
         table.attrs["notes"] = list(self.notes)
@@ -186,30 +198,33 @@ class Comparison:
         kind = self.meta.get("kind", "")
         size = f", {self.meta['parameters']} parameters" if "parameters" in self.meta else ""
         best = self.summary()
-        closest = f", closest: {best.index[0]}" if "relative_frobenius" in best and len(best) else ""
+        closest = f", closest: {readable(str(best.index[0]))}" if "relative_frobenius" in best and len(best) else ""
         left_out = sum("left out" in note for note in self.notes)
         said = f", {left_out} left out: see .notes" if left_out else ""
         return (
-            f"Comparison({len(self.methods)} methods, {len(self.layers)} layers{size}"
+            f"Comparison({counted(len(self.methods), 'method')}, {counted(len(self.layers), 'layer')}{size}"
             f"{', ' + kind + ' Fisher' if kind else ''}{closest}{said})"
         )
 
+    def __str__(self) -> str:
+        """The line of `repr` and the numbers that there is room for."""
+        names, rows = self._brief().cells()
+        more = len(self.summary(stderr=False).columns) - len(names)
+        said = f"\n{counted(more, 'more metric')} in .summary()" if more else ""
+        heads = [head.replace(", ", ",\n") for head in _heads(names)]
+        return f"{self!r}\n{text_table(heads, rows, width=80)}{said}"
+
+    def _brief(self) -> Summary:
+        table = self.summary()
+        return table[[name for name in table if str(name).removesuffix(ERROR) in metrics.BRIEF]]
+
     def _repr_html_(self) -> str:
-        table, errors = self.summary(stderr=False), {name: self.whole(name, "stderr") for name in self.metrics}
-        head = "".join(f"<th scope='col'>{html.escape(metrics.metric(name).short)}</th>" for name in table)
-        rows = ""
-        for method, row in table.iterrows():
-            shown = [
-                "–" if pd.isna(value) else metrics.show(name, float(value), errors[name][str(method)])
-                for name, value in zip(table, row, strict=True)
-            ]
-            cells = "".join(f"<td>{text}</td>" for text in shown)
-            rows += f"<tr><th scope='row'>{html.escape(str(method))}</th>{cells}</tr>"
-        return (
-            f"<table><caption>{html.escape(repr(self))}</caption>"
-            f"<thead><tr><th scope='col'>method</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        )
+        names, rows = self.summary().cells()
+        return html_table(_heads(names), rows, caption=repr(self), notes=self.notes)
+
+
+def _heads(names: Sequence[str]) -> list[str]:
+    return ["method", *(metrics.metric(name).short for name in names)]
 
 
 def load_comparison(path: str | os.PathLike[str]) -> Comparison:

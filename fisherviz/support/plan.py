@@ -5,7 +5,6 @@ Counts do not depend on the machine; seconds do, and are these counts at the spe
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pandas as pd
 import torch
 
 from fisherviz.support.memory import available, human
+from fisherviz.support.tables import html_table, text_table
 
 _SIDE = 768
 """Of the matrices whose product tells a device's speed."""
@@ -128,20 +128,10 @@ class Plan:
     _HEADS = ("what", "how", "passes", "GMACs", "peak", "time")
 
     def __repr__(self) -> str:
-        rows = [list(self._HEADS), *self._rows()]
-        widths = [max(len(row[k]) for row in rows) for k in range(len(self._HEADS))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if k < 2 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, self.verdict])
+        return f"{text_table(self._HEADS, self._rows(), (0, 1))}\n{self.verdict}"
 
     def _repr_html_(self) -> str:
-        cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows())
-        heads = "".join(f"<th>{html.escape(head)}</th>" for head in self._HEADS)
-        return f"<table><tr>{heads}</tr>{cells}</table><p>{html.escape(self.verdict)}</p>"
+        return html_table(self._HEADS, self._rows(), words=(0, 1), notes=[self.verdict])
 
 
 def speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -22,6 +22,7 @@ from fisherviz.results.run import load_run
 from fisherviz.support import files
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.errors import OptionError, option
+from fisherviz.support.tables import html_table
 from fisherviz.training.config import Config, make_config
 from fisherviz.training.diagnosis import NonFiniteLoss
 from fisherviz.training.network import usable
@@ -67,7 +68,12 @@ class Sweep:
         return f"Sweep({len(self.table)} points, best {self.metric} {self.table['value'].iloc[0]:.4g} at {at})"
 
     def _repr_html_(self) -> str:
-        return self.table.head(20).to_html(index=False)
+        shown = self.table.head(20)
+        rows = [
+            [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
+            for row in shown.itertuples(index=False)
+        ]
+        return html_table([str(name) for name in shown], rows, words=(), caption=repr(self))
 
 
 def sweep(

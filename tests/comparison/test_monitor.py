@@ -98,7 +98,7 @@ def test_it_looks_every_so_many_steps():
     looked = [monitor.step() is not None for _ in range(7)]
     assert looked == [False, False, True, False, False, True, False]
     assert sorted(set(monitor.frame["step"])) == [3, 6]
-    assert repr(monitor) == "Monitor(foof, every 3 steps, 2 looks so far)"
+    assert repr(monitor) == "Monitor(foof; every 3 steps, exact Fisher, 2 looks so far)"
 
 
 def norm_network():

@@ -116,7 +116,7 @@ def test_a_data_set_shows_itself():
     data = datasets.load("digits")
     expected = "Dataset('digits', classification, categorical, 1437 + 360 examples, (1, 8, 8) -> 10)"
     assert repr(data) == expected
-    assert "<li>" in data._repr_html_()
+    assert data._repr_html_().count("<p>") == 1 + len(data.notes)
 
 
 @pytest.mark.parametrize(

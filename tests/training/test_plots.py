@@ -53,7 +53,7 @@ def test_a_seed_that_is_still_running_shortens_its_line():
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"no run has 'los' yet; there is .*train_loss"):
+    with pytest.raises(ValueError, match=r"no run has 'los' yet; it has .*train_loss"):
         plotting.training(run(), "los")
     with pytest.raises(ValueError, match="over must be one of epoch"):
         plotting.training(run(), over="day")
@@ -74,5 +74,5 @@ def test_the_monitor_is_drawn_over_steps():
     labels = [t.get_text() for t in plotting.monitor(seen, "similarity").get_legend().get_texts()]
     assert labels == ["factored damping", "eigenvalue damping"]
     assert plotting.monitor(seen, "lambda").get_legend() is None
-    with pytest.raises(ValueError, match="no 'loss' of the whole network was recorded; there is foof_cosine"):
+    with pytest.raises(ValueError, match="no 'loss' of the whole network was recorded; it has foof_cosine"):
         plotting.monitor(seen, "loss")

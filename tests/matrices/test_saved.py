@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fisherviz as fv
-from fisherviz.approximations import stored
+from fisherviz.matrices import stored
 from fisherviz.operators import Kronecker, Operator
 from fisherviz.operators.base import Symmetric
 from fisherviz.statistics import InputFactor, OutputFactor

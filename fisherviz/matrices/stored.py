@@ -27,8 +27,9 @@ from fisherviz.statistics.examples import Examples
 
 FORMAT = 1
 _KEY, _SUM = "fisherviz", "sha256"
-SAID = {"name", "kind", "reduction", "plot_order", "repr", "version"}
-"""What a matrix says of itself: the method and the Fisher's kind and reduction, "" where it is no approximation."""
+SAID = {"name", "kind", "reduction", "title", "repr", "version"}
+"""What a matrix says of itself: title and line of text; the method and the Fisher's kind and reduction, "" where it has
+none."""
 _HELD = (Examples, Capture, GenericCapture, TiedCapture, TokenCapture)
 
 

@@ -6,7 +6,6 @@ operator's, in unit order, layer after layer.
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -18,16 +17,18 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fisherviz._version import __version__
-from fisherviz.approximations.stored import Stored, encoded
-from fisherviz.network.layers import LayerInfo
+from fisherviz.matrices.stored import Stored, encoded
+from fisherviz.network.layers import LayerInfos
 from fisherviz.network.space import ORDERS, Order, ParameterSpace
-from fisherviz.operators import BlockMatrix, DirectSum, Operator
+from fisherviz.operators import BlockMatrix, Dense, DirectSum, Operator
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.block_matrix import dense_from_blocks
 from fisherviz.operators.damping import Damping, as_damping, damp
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.support import files
+from fisherviz.support.choices import one_of
 from fisherviz.support.memory import require
+from fisherviz.support.tables import counted, paragraph
 
 
 class OverLayers(Protocol):
@@ -46,10 +47,16 @@ class LayeredMatrix:
     Args:
         space: the probed parameters.
         operator: the matrix in unit order, with a segment per layer (`DirectSum`, `BlockMatrix`, `Permuted`, …).
+        title: what it is in a few words, for pictures and its line of text; "" names its structure.
     """
 
-    def __init__(self, space: ParameterSpace, operator: Operator) -> None:
-        self.space, self._whole = space, operator
+    def __init__(self, space: ParameterSpace, operator: Operator, title: str = "") -> None:
+        self.space, self._whole, self._title = space, operator, title
+
+    @property
+    def title(self) -> str:
+        """What the matrix is in a few words: "kfac", or "damped inverse of kfac, λ = 0.01"."""
+        return self._title or type(self.whole).__name__
 
     @property
     def whole(self) -> Operator:
@@ -65,15 +72,17 @@ class LayeredMatrix:
 
         Blocks without Kronecker factors take λ = γ² under `FactoredTikhonov`; those between layers stay as they are.
         """
-        return LayeredMatrix(self.space, damp(self.whole, as_damping(damping)))
+        rule = as_damping(damping)
+        said = self.title if rule is None else f"damped {self.title}, {rule}"
+        return LayeredMatrix(self.space, damp(self.whole, rule), said)
 
     def scale(self, factor: float) -> LayeredMatrix:
         """The matrix times a positive number."""
-        return LayeredMatrix(self.space, self.whole.scale(factor))
+        return LayeredMatrix(self.space, self.whole.scale(factor), self.title)
 
     def inverse(self, damping: float | Damping | None = None) -> LayeredMatrix:
         """The inverse of the damped matrix, as a structured matrix of its own."""
-        return LayeredMatrix(self.space, self.damped(damping).whole.inverse())
+        return LayeredMatrix(self.space, self.damped(damping).whole.inverse(), inverse_title(self.title, damping))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the matrix into one safetensors file, whole or not at all; `fv.load_approximation` reads it.
@@ -90,7 +99,7 @@ class LayeredMatrix:
         """
         files.check_place(path, directory=False)
         what = {name: getattr(self, name, "") for name in ("name", "kind", "reduction")}
-        what |= {"plot_order": getattr(self, "plot_order", "torch"), "repr": repr(self), "version": __version__}
+        what |= {"title": self.title, "repr": repr(self), "version": __version__}
         return files.write_whole(path, encoded(Stored(self.space, self.whole, what), self._like.dtype))
 
     def to_scipy(self) -> LinearOperator:
@@ -117,9 +126,9 @@ class LayeredMatrix:
         return (self.space.size, self.space.size)
 
     @property
-    def layers(self) -> tuple[LayerInfo, ...]:
+    def layers(self) -> LayerInfos:
         """What the layers are, in torch order."""
-        return tuple(layer.info() for layer in self.space.layers)
+        return LayerInfos(layer.info() for layer in self.space.layers)
 
     @cached_property
     def _like(self) -> Tensor:
@@ -139,8 +148,7 @@ class LayeredMatrix:
             ValueError: the order is unknown.
             MemoryError: it does not fit.
         """
-        if order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}.")
+        one_of("order", order, ORDERS)
         size = 3 * self.space.size**2 * self._like.element_size()
         require(
             size,
@@ -197,15 +205,20 @@ class LayeredMatrix:
         return self.space.join(out.split(self.space.sizes)).to(given)
 
     def __repr__(self) -> str:
-        kind = type(self.whole).__name__
-        return f"{kind} {self.shape[0]:,} x {self.shape[1]:,} over {len(self.space.layers)} layers"
+        return f"{self.title}: {self.shape[0]:,} x {self.shape[1]:,} over {counted(len(self.space.layers), 'layer')}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>"
+        return paragraph(repr(self))
 
     def diagonal(self) -> Tensor:
         """Diagonal, flat in torch order, (P,)."""
         return self.space.join([operator.diagonal() for operator in self.operators])
+
+
+def inverse_title(name: str, damping: float | Damping | None) -> str:
+    """The inverse of a matrix in a few words."""
+    rule = as_damping(damping)
+    return f"inverse of {name}" if rule is None else f"damped inverse of {name}, {rule}"
 
 
 def block_diagonal(space: ParameterSpace, operators: Sequence[Operator]) -> LayeredMatrix:
@@ -218,3 +231,10 @@ def full_matrix(
 ) -> LayeredMatrix:
     """The matrix with one operator per layer, and one for each pair of layers (row, col) above the diagonal."""
     return LayeredMatrix(space, BlockMatrix({(i, i): op for i, op in enumerate(operators)} | dict(couplings)))
+
+
+def dense_matrix(space: ParameterSpace, whole: Tensor, title: str = "") -> LayeredMatrix:
+    """The matrix whose entries (P, P) are given in unit order."""
+    parts = [row.split(space.sizes, 1) for row in whole.split(space.sizes)]
+    above = {(i, j): Dense(part) for i, row in enumerate(parts) for j, part in enumerate(row) if j >= i}
+    return LayeredMatrix(space, BlockMatrix(above), title)

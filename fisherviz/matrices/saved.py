@@ -6,8 +6,8 @@ import os
 
 import torch
 
-from fisherviz.approximations.matrices import LayeredMatrix
-from fisherviz.approximations.stored import Stored, decoded
+from fisherviz.matrices.layered import LayeredMatrix
+from fisherviz.matrices.stored import Stored, decoded
 
 
 class SavedMatrix(LayeredMatrix):
@@ -17,13 +17,11 @@ class SavedMatrix(LayeredMatrix):
         name: the method, "" for a matrix that is no approximation itself, such as a damped one.
         kind: the Fisher's kind, likewise.
         reduction: the Fisher's reduction, likewise.
-        plot_order: the order of the paper that the method comes from, for plots.
     """
 
     def __init__(self, stored: Stored) -> None:
-        super().__init__(stored.space, stored.operator)
+        super().__init__(stored.space, stored.operator, stored.what["title"])
         self.name, self.kind, self.reduction = (stored.what[name] for name in ("name", "kind", "reduction"))
-        self.plot_order = stored.what["plot_order"]
         self._said = f"{stored.what['repr']}, saved by fisherviz {stored.what['version']}"
 
     def __repr__(self) -> str:

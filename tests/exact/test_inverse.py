@@ -1,0 +1,70 @@
+"""The exact damped inverse, dense and in example space, against torch's inverse of the damped dense matrix."""
+
+import pytest
+import torch
+from torch import nn
+
+import fisherviz as fv
+from fisherviz.operators.factorise import SingularMatrixError
+
+
+def fisher_of(examples, dtype=torch.float64):
+    """29 parameters; example space where there are fewer than ten examples."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3, bias=False)).to(dtype)
+    return fv.Probe(model, "categorical").fisher(torch.randn(examples, 3, dtype=dtype))
+
+
+def expected(fisher, damping, order="torch"):
+    matrix = fisher.to_dense(order).double()
+    return torch.linalg.inv(matrix + damping * torch.eye(len(matrix), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("examples", [4, 40])
+@pytest.mark.parametrize("damping", [1e-3, 1.0])
+def test_it_is_the_inverse_of_the_damped_matrix(examples, damping):
+    fisher = fisher_of(examples)
+    found, oracle = fisher.inverse(damping), expected(fisher, damping)
+    v = torch.randn(fisher.shape[0], 2, dtype=torch.float64)
+    close = {"rtol": 1e-9, "atol": 1e-9 / damping}
+    torch.testing.assert_close(found.to_dense(), oracle, **close)
+    torch.testing.assert_close(found.to_dense("input"), expected(fisher, damping, "input"), **close)
+    torch.testing.assert_close(found.block("2", "0"), oracle[16:, :16], **close)
+    torch.testing.assert_close(found @ v, oracle @ v, **close)
+    torch.testing.assert_close(found.diagonal(), oracle.diagonal(), **close)
+    torch.testing.assert_close(found.solve(v), torch.linalg.solve(oracle, v), rtol=1e-8, atol=1e-8)
+    for order, norm in (("fro", oracle.norm()), ("trace", oracle.trace()), ("spectral", 1 / damping)):
+        assert found.norm(order) == pytest.approx(float(norm), rel=1e-6)
+
+
+def test_it_solves_like_the_fisher_in_single_precision():
+    for examples in (4, 40):
+        fisher = fisher_of(examples, torch.float32)
+        v = torch.randn(fisher.shape[0])
+        torch.testing.assert_close(fisher.inverse(0.1) @ v, fisher.solve(v, 0.1), rtol=1e-4, atol=1e-4)
+
+
+def test_factored_damping_means_its_plain_one():
+    fisher = fisher_of(5)
+    assert torch.equal(fisher.inverse(fv.FactoredTikhonov(0.1)).to_dense(), fisher.inverse(0.1**2).to_dense())
+    assert repr(fisher.inverse(fv.Tikhonov(0.25))) == "damped inverse of exact Fisher, λ = 0.25: 28 x 28 over 2 layers"
+
+
+def test_what_does_not_fit_is_refused_with_figures(monkeypatch):
+    fisher = fisher_of(4)
+    inverse = fisher.inverse(0.1)
+    monkeypatch.setattr(fv.config, "memory_budget", 18_000)
+    with pytest.raises(MemoryError, match=r"dense 28 x 28 matrix takes 18.4 KiB, but fv.config.memory_budget is"):
+        inverse.to_dense()
+    with pytest.raises(MemoryError, match=r"dense 28 x 28 inverse takes 18.4 KiB, but fv.config.memory_budget is"):
+        inverse.block("0")
+    with pytest.raises(MemoryError, match="28 x 28"):
+        fisher_of(40).inverse(0.1)
+
+
+def test_an_inverse_that_does_not_exist_says_which_damping_would_do():
+    with pytest.raises(SingularMatrixError, match="damping"):
+        fisher_of(4).inverse(0.0)
+    with pytest.raises(ValueError, match="at least 0"):
+        fisher_of(4).inverse(-1.0)
+    with pytest.raises(TypeError, match="number as Tikhonov damping, got str"):
+        fisher_of(4).inverse("0.1")
