@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from fisherviz._version import __version__
-from fisherviz.approximations import FAILURES, Approximation, fit_all, resolve
+from fisherviz.approximations import FAILURES, Approximation, resolve
 from fisherviz.approximations.registry import Method
 from fisherviz.comparison import planning
+from fisherviz.comparison.costs import Fits, fit
 from fisherviz.comparison.dense import DenseComparison
-from fisherviz.comparison.measures import MEASURES, Cost, Question, as_estimate
+from fisherviz.comparison.measures import MEASURES, Question, as_estimate
 from fisherviz.comparison.structured import PROBES, StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
@@ -139,13 +140,13 @@ def _compared(
         what = "a hundredth of the Fisher's mean eigenvalue" if resolved else "2e-6 of the Fisher's trace"
         notes.append(f"damping was not given: λ = {strength:.3g}, {what}.")
     slope = _gradient(fisher, gradient, wanted, notes)
-    unit = fisher.seconds_per_pass()
     if asked:
         size, what = planning.DENSE_COPIES * 8 * fisher.shape[0] ** 2, f"the dense matrices for {', '.join(asked)}"
         with fisher.processes.agreeing("the memory for dense matrices"):
             require(size, fisher.network.device, what, "leave these metrics out")
     measured = kind(Question(fisher, rule, strength, slope, wanted, explicit))
-    errors, said = _fit(fisher, chosen)
+    fits = fit(fisher, chosen, wanted)
+    errors, said = fits.errors, fits.notes
     measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
     bar = progress_bar(len(chosen), "comparing", "method")
 
@@ -155,8 +156,7 @@ def _compared(
         fitted = chosen[label]
         try:
             if label not in errors:
-                cost = Cost(fitted.seconds, fitted.seconds / unit, float(fitted.bytes))
-                found.rows = [(label, *row) for row in measured.rows(label, fitted, cost)]
+                found.rows = [(label, *row) for row in measured.rows(label, fitted, fits.cost(label, fitted))]
         except FAILURES as error:
             found.error = error
         found.notes = measured.notes[notes:]
@@ -183,7 +183,7 @@ def _compared(
     if not rows:
         raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {' '.join(notes)}")
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    meta = _meta(fisher, rule, strength, unit, notes)
+    meta = _meta(fisher, rule, strength, fits, notes)
     return Comparison(frame, meta, arrays)
 
 
@@ -192,18 +192,6 @@ def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Dampin
     share = max(_DEFAULT_DAMPING / fisher.shape[0], _LEAST_DAMPING)
     rule = as_damping(damping) or Tikhonov(share * fisher.norm("trace"))
     return rule, rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
-
-
-def _fit(fisher: Fisher, chosen: Mapping[str, Approximation]) -> tuple[dict[str, Exception], list[str]]:
-    """Fit those that are not; what ended some of them, and what is to be said about the others."""
-    unfitted = {label: approximation for label, approximation in chosen.items() if not approximation.fitted}
-    found = fit_all(fisher.with_captures(), list(unfitted.values()))  # what is collected for this alone is not kept
-    errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
-    said: dict[str, list[str]] = {}
-    for label in (label for label in unfitted if label not in errors):
-        for remark in unfitted[label].remarks(fisher):
-            said.setdefault(remark, []).append(label)
-    return errors, [f"{', '.join(labels)}: {remark}" for remark, labels in said.items()]
 
 
 def _check_fitted(fisher: Fisher, fitted: Approximation) -> None:
@@ -249,7 +237,7 @@ def _gradient(
     return None
 
 
-def _meta(fisher: Fisher, rule: Damping, strength: float, unit: float, notes: list[str]) -> dict[str, Any]:
+def _meta(fisher: Fisher, rule: Damping, strength: float, fits: Fits, notes: list[str]) -> dict[str, Any]:
     probe = fisher.probe
     return {
         "fisherviz": __version__,
@@ -273,6 +261,8 @@ def _meta(fisher: Fisher, rule: Damping, strength: float, unit: float, notes: li
         "left_out": [{"name": name, "why": why} for name, why in probe.left_out],
         "fingerprints": {"data": fisher.data.fingerprint, "weights": fisher.weights_fingerprint},
         "settings": {"damping": repr(rule), "dtype": str(probe.dtype).removeprefix("torch.")},
-        "forward_backward_seconds": unit,
+        "forward_backward_seconds": fits.unit.seconds,
+        "forward_backward_multiply_adds": fits.unit.operations / 2,
+        "fits_timed": fits.timed,
         "notes": notes,
     }  # fmt: skip

@@ -7,6 +7,7 @@ with the exact natural gradient, condition numbers, and KFAC's similarity to FOO
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,7 @@ from fisherviz.results.comparison import EXACT, WHOLE, row_label
 from fisherviz.results.metrics import METRICS, check_metrics
 from fisherviz.results.outputs import output
 from fisherviz.support.choices import count, one_of
+from fisherviz.support.counting import counting
 
 COLUMNS = ("step", "method", "layer", "metric", "value")
 DEFAULT_METRICS = ("relative_frobenius", "frobenius_cosine", "direction_cosine", "direction_error")
@@ -163,7 +165,8 @@ class Monitor:
         if self.optimizer is not None:
             rows += [(OPTIMIZER, WHOLE, name, value) for name, value in strengths(self.optimizer).items()]
         rows.append((EXACT, WHOLE, "damping", strength))
-        found = fit_all(fisher, list(self._refit.values()))
+        with counting() if "passes" in self.metrics else nullcontext():
+            found = fit_all(fisher, list(self._refit.values()))
         errors = {label: error for label, error in zip(self._refit, found, strict=True) if error is not None}
         if len(errors) == len(self._methods):
             raise next(iter(errors.values()))

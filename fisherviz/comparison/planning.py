@@ -63,7 +63,7 @@ def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probe
     measured = _dense(sizes, able, held) if dense else _structured(sizes, able, blocks, held, probes)
     network = fisher.network
     seconds = pass_seconds(fisher, sizes.layers[0].examples)
-    passes = Step("unit of cost", "three passes, timed", passes=3.0)
+    passes = Step("unit of cost", "three passes, counted and timed", passes=3.0)
     return Plan([*sizes.capture(), passes, *fits, *measured], network.device, network.precision, seconds)
 
 
