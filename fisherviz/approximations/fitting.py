@@ -20,8 +20,18 @@ from fisherviz.support.timing import Effort, so_far
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
 
-FAILURES = (ValueError, TypeError, RuntimeError, MemoryError)
-"""What ends one approximation among several, not all of them; NotImplementedError is a RuntimeError."""
+FAILURES = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+"""What ends one approximation among several, not all of them: whatever an author's own code raises;
+NotImplementedError is a RuntimeError."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """compare(): every approximation against the exact Fisher, per block and as a whole, with what each one costs.
 
-Small matrices are compared dense in float64; larger ones without their P x P arrays: by exact inner products in example
-space, Lanczos, and random probes whose standard errors the table holds. The result is plain data
+Matrices that fit and cost little are compared dense in float64; others without their P x P arrays: by exact inner
+products in example space, Lanczos, and random probes whose standard errors the table holds. The result is plain data
 (`results.Comparison`); what could not be measured is named in its notes.
 """
 
@@ -29,14 +29,13 @@ from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
-from fisherviz.results.metrics import check_metrics, needing
+from fisherviz.results.metrics import METRICS, check_metrics, needing
+from fisherviz.support.errors import said
 from fisherviz.support.memory import require
 from fisherviz.support.plan import Plan
 from fisherviz.support.processes import plain
 from fisherviz.support.progress import progress_bar, showing
 
-DENSE_PARAMETERS = 3000
-"""Matrices up to this size are compared dense; larger ones where a metric that was asked for needs it."""
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
 """Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
@@ -90,7 +89,9 @@ def compare(
         damping: of inverses and directions; None: a hundredth of the Fisher's mean eigenvalue, tr F / P, or 2e-6
             tr F where that is larger (above 5,000 parameters): less drowns in float32's rounding.
             `FactoredTikhonov(γ)` damps Kronecker factors, everything else takes λ = γ².
-        metrics: names out of `results.metrics`, whatever they cost; None: all that are affordable for this size.
+        metrics: names out of `results.metrics`, whatever they cost; None: all that are affordable for this size, where
+            what needs matrices written out takes no more than `fv.config.memory_budget`, and few multiply-adds or no
+            more than the other way.
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
         progress: show a progress bar where it takes longer than a moment, on a terminal or in a notebook; False: never.
         plan: say what it will take instead of doing it: passes, multiply-adds, bytes and time, step by step.
@@ -112,27 +113,27 @@ def compare(
         if approximation.fitted:
             _check_fitted(fisher, approximation)
     fisher.look()
-    small = fisher.shape[0] <= DENSE_PARAMETERS
-    asked = sorted(wanted & needing("matrix")) if metrics is not None and not small else []
+    probes = PROBES if wanted & needing("damping", "direction") else 0
+    why_not = fisher.processes.exchange(planning.why_not_dense(fisher, chosen, probes))  # memory may differ
+    way = max(why_not, key=len)
+    asked = sorted(wanted & needing("matrix")) if metrics is not None and way else []
     if plan:
-        inverses = wanted & needing("damping") or wanted & needing("direction")
-        return planning.plan(fisher, chosen, bool(small or asked), PROBES if inverses else 0)
+        return planning.plan(fisher, chosen, bool(asked) or not way, probes)
     with showing(progress and fisher.processes.rank == 0):
-        kind = DenseComparison if small or asked else StructuredComparison
-        return _compared(fisher, chosen, kind, damping, wanted, asked, metrics is not None, gradient)
+        return _compared(fisher, chosen, way, damping, wanted, asked, metrics is not None, gradient)
 
 
 def _compared(
     fisher: Fisher,
     chosen: Mapping[str, Approximation],
-    kind: type[DenseComparison] | type[StructuredComparison],
+    why_not_dense: str,
     damping: float | Damping | None,
     wanted: set[str],
     asked: Sequence[str],
     explicit: bool,
     gradient: Tensor | Mapping[str, Tensor] | None,
 ) -> Comparison:
-    """The comparison; `asked` are the metrics that were named for which matrices larger than usual are written out."""
+    """The comparison; matrices are not written out if it is said why, unless `asked` names metrics that need them."""
     notes: list[str] = []
     rule, strength = strength_of(fisher, damping)
     if damping is None:
@@ -141,12 +142,13 @@ def _compared(
         notes.append(f"damping was not given: λ = {strength:.3g}, {what}.")
     slope = _gradient(fisher, gradient, wanted, notes)
     if asked:
-        size, what = planning.DENSE_COPIES * 8 * fisher.shape[0] ** 2, f"the dense matrices for {', '.join(asked)}"
+        size, what = planning.dense_bytes(fisher), f"writing the matrices out for {', '.join(asked)}"
         with fisher.processes.agreeing("the memory for dense matrices"):
-            require(size, fisher.network.device, what, "leave these metrics out")
-    measured = kind(Question(fisher, rule, strength, slope, wanted, explicit))
+            require(size, fisher.network.device, what, "probe fewer layers=, or leave these metrics out")
+    kind = StructuredComparison if why_not_dense and not asked else DenseComparison
+    measured = kind(Question(fisher, rule, strength, slope, wanted, explicit, why_not_dense))
     fits = fit(fisher, chosen, wanted)
-    errors, said = fits.errors, fits.notes
+    errors, remarks = fits.errors, fits.notes
     measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
     bar = progress_bar(len(chosen), "comparing", "method")
 
@@ -164,13 +166,13 @@ def _compared(
         bar.update()
         return found
 
-    said, arrays = [*said, *measured.notes], dict(measured.arrays)
+    remarks, arrays = [*remarks, *measured.notes], dict(measured.arrays)
     with bar:
         outcomes = dict(zip(chosen, fisher.deal(list(chosen), measure, "the measures of approximations"), strict=True))
     rows = [row for found in outcomes.values() for row in found.rows]
     errors |= {label: found.error for label, found in outcomes.items() if found.error is not None}
     for found in outcomes.values():
-        said += found.notes
+        remarks += found.notes
         arrays |= found.arrays
     if len(errors) == len(chosen):
         raise next(iter(errors.values()))
@@ -178,10 +180,13 @@ def _compared(
         for name in sorted(wanted & needing("exact")):
             if (value := MEASURES[name](fisher, i)) is not None:
                 rows.append((EXACT, layer, layer, name, *astuple(as_estimate(value))))
-    notes += [f"{label} is left out: {error}" for label, error in errors.items()]
-    notes += said
+    notes += [f"{label} is left out: {said(error)}" for label, error in errors.items()]
+    notes += remarks
     if not rows:
-        raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {' '.join(notes)}")
+        why = " ".join(note for note in notes if "left out" in note)
+        raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {why}")
+    if explicit and (missing := [name for name in METRICS if name in wanted - {row[3] for row in rows}]):
+        notes.append(f"{', '.join(missing)} could not be measured of any method or layer.")
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     meta = _meta(fisher, rule, strength, fits, notes)
     return Comparison(frame, meta, arrays)

@@ -83,6 +83,7 @@ class Question:
         gradient: ∇h, flat in torch order, or None.
         wanted: names of metrics.
         explicit: whether they were asked for by name, whatever they cost.
+        why_not_dense: why matrices are not written out by themselves; "" where they are.
     """
 
     fisher: Fisher
@@ -91,6 +92,7 @@ class Question:
     gradient: Tensor | None
     wanted: set[str]
     explicit: bool
+    why_not_dense: str = ""
 
 
 @dataclass(frozen=True)

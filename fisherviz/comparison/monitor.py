@@ -27,6 +27,7 @@ from fisherviz.results.metrics import METRICS, check_metrics
 from fisherviz.results.outputs import output
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.counting import counting
+from fisherviz.support.errors import said
 
 COLUMNS = ("step", "method", "layer", "metric", "value")
 DEFAULT_METRICS = ("relative_frobenius", "frobenius_cosine", "direction_cosine", "direction_error")
@@ -172,7 +173,7 @@ class Monitor:
             raise next(iter(errors.values()))
         fitted = {label: made for label, made in self._methods.items() if label not in errors}
         compared = compare(fisher, fitted, damping=rule, metrics=self.metrics, progress=False)
-        self.notes += [f"step {step}: {label} is left out: {error}" for label, error in errors.items()]
+        self.notes += [f"step {step}: {label} is left out: {said(error)}" for label, error in errors.items()]
         self.notes += [f"step {step}: {note}" for note in compared.notes]
         frame = compared.frame[compared.frame["row"] == compared.frame["col"]]
         rows += list(frame[["method", "row", "metric", "value"]].itertuples(index=False, name=None))
@@ -194,7 +195,9 @@ class Monitor:
                 if isinstance(approximation, KFAC) and fisher.has_targets():
                     rows += similarity(fisher, approximation, strength, label)
             except FAILURES as error:
-                self.notes.append(f"step {step}: condition numbers and similarity of {label} are left out: {error}")
+                self.notes.append(
+                    f"step {step}: condition numbers and similarity of {label} are left out: {said(error)}"
+                )
         return rows
 
     def _rule(self) -> Damping | None:

@@ -1,4 +1,4 @@
-"""What is wrong with an option, in one sentence that begins with the option."""
+"""What is wrong, in one sentence: with an option, which it begins with, or with something that is left out."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def option(name: str) -> Iterator[None]:
     except Exception as error:  # the code inside may be the user's own: anything can come out of it
         told = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         raise OptionError(f"{name}: {one_sentence(told) or type(error).__name__}") from error
+
+
+def said(error: Exception) -> str:
+    """What ended something, with the kind of error: the message alone may be a key or nothing."""
+    return f"{type(error).__name__}: {one_sentence(str(error))}"
 
 
 def one_sentence(text: str, longest: int = 600) -> str:
