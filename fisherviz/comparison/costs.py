@@ -17,7 +17,6 @@ from fisherviz.approximations import Approximation, fit_all
 from fisherviz.comparison.measures import Cost, Estimate
 from fisherviz.exact.fisher import Fisher
 from fisherviz.support.counting import counting
-from fisherviz.support.plan import duration
 from fisherviz.support.timing import Effort
 
 TIMED = 5
@@ -106,8 +105,6 @@ def _repeat(fisher: Fisher, given: Mapping[str, Approximation], fits: Fits, took
     if times > 2:
         for label, found in fits.seconds.items():
             fits.seconds[label] = found[1:] or found
-    if times == 0:
-        fits.notes.append(f"seconds come from one fit, and have no spread: fitting takes {duration(took)}.")
 
 
 def _remarks(fisher: Fisher, made: Mapping[str, Approximation]) -> list[str]:

@@ -165,6 +165,8 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     if meta.get("forward_backward_seconds"):
         seconds = metrics.show("seconds", float(meta["forward_backward_seconds"]))
         pairs.append(("one forward and backward pass", seconds))
+    if timed := meta.get("fits_timed"):
+        pairs.append(("fits that seconds are taken from", f"the median of {timed}" if timed > 1 else "1, so no spread"))
     pairs += [(str(key), _plain(value)) for key, value in (meta.get("settings") or {}).items()]
     pairs += [(f"fingerprint of the {key}", str(value)) for key, value in (meta.get("fingerprints") or {}).items()]
     pairs += [(key, str(meta[key])) for key in ("created", "fisherviz", "torch") if meta.get(key)]

@@ -9,6 +9,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz.comparison import costs
+from fisherviz.report.tables import facts
 from fisherviz.statistics import Diagonal
 from tests.oracles import nets
 
@@ -177,7 +178,7 @@ def test_seconds_are_the_median_of_several_fits_with_half_their_range(monkeypatc
     assert found.meta["fits_timed"] == costs.TIMED == 5
     assert 0.03 <= value < 0.05
     assert 0.12 <= spread < 0.15
-    assert "seconds" not in " ".join(found.notes)
+    assert ("fits that seconds are taken from", "the median of 5") in facts(found)
 
 
 def test_long_fits_are_not_repeated_and_have_no_spread(monkeypatch):
@@ -186,4 +187,4 @@ def test_long_fits_are_not_repeated_and_have_no_spread(monkeypatch):
     assert found.meta["fits_timed"] == 1
     assert Waiting.taken == 1
     assert not any(found.whole("seconds", "stderr").values())
-    assert any(note.startswith("seconds come from one fit, and have no spread") for note in found.notes)
+    assert ("fits that seconds are taken from", "1, so no spread") in facts(found)
