@@ -1,7 +1,6 @@
 """What fitting costs: operations against formulas, the same whatever the circumstances; seconds with their spread."""
 
 import itertools
-import time
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz.comparison import costs
+from fisherviz.comparison.measures import Estimate
 from fisherviz.report.tables import facts
-from fisherviz.statistics import Diagonal
+from fisherviz.support.timing import Effort
 from tests.oracles import nets
 
 N, SIZES = 40, (6, 5, 4, 3)
@@ -144,47 +144,34 @@ def test_a_monitor_counts_what_it_fits():
 # ---- seconds ---------------------------------------------------------------------------------------------------------
 
 
-class Waiting(Diagonal):
-    """A statistic whose updates take the next of some times."""
-
-    seconds: tuple[float, ...] = ()
-    taken = 0
-
-    def update(self, batch):
-        cls = type(self)
-        time.sleep(cls.seconds[cls.taken % len(cls.seconds)])
-        cls.taken += 1
-        super().update(batch)
+def compared(monkeypatch, moment):
+    monkeypatch.setattr(costs, "FOR_TIMING", moment)
+    fitted, fit_all = [], costs.fit_all
+    monkeypatch.setattr(costs, "fit_all", lambda fisher, given: fitted.append(len(given)) or fit_all(fisher, given))
+    fisher = fv.Probe(mlp(), "categorical").fisher(*data(mlp))
+    found = fv.compare(fisher, ["kfac", "foof"], metrics=["seconds", "bytes"], damping=0.1, progress=False)
+    return found, fitted
 
 
-class Waits(fv.approximations["diagonal"]):
-    """The diagonal from it."""
-
-    def statistics(self, layer):
-        return {"diagonal": Waiting(layer.name)}
-
-
-def timed(monkeypatch, seconds):
-    monkeypatch.setattr(Waiting, "seconds", seconds)
-    monkeypatch.setattr(Waiting, "taken", 0)
-    net = nn.Sequential(nn.Linear(3, 2))
-    fisher = fv.Probe(net, "categorical").fisher(torch.randn(5, 3), torch.randint(2, (5,)))
-    return fv.compare(fisher, [Waits], metrics=["seconds", "bytes"], damping=0.1)
+def test_seconds_are_the_median_with_half_the_range():
+    fitted = fv.approximate(fv.Probe(mlp(), "categorical").fisher(*data(mlp)), "kfac")
+    fits = costs.Fits({}, [], Effort(0.5, 10), {"kfac": [0.02, 0.01, 0.09, 0.03, 0.05]})
+    assert fits.cost("kfac", fitted).seconds == Estimate(0.03, pytest.approx(0.04))
+    assert fits.timed == 5
+    assert fits.cost("fitted before", fitted).seconds == Estimate(fitted.seconds, 0.0)
 
 
-def test_seconds_are_the_median_of_several_fits_with_half_their_range(monkeypatch):
-    found = timed(monkeypatch, (0.15, 0.01, 0.05, 0.02, 0.25, 0.03))
-    (value,), (spread,) = found.whole("seconds").values(), found.whole("seconds", "stderr").values()
+def test_short_fits_are_repeated_for_a_spread(monkeypatch):
+    found, fitted = compared(monkeypatch, 1e9)
+    assert fitted == [2] * (1 + costs.TIMED)  # the first is counted, and warms up
     assert found.meta["fits_timed"] == costs.TIMED == 5
-    assert 0.03 <= value < 0.05
-    assert 0.12 <= spread < 0.15
+    assert min(found.whole("seconds", "stderr").values()) > 0
     assert ("fits that seconds are taken from", "the median of 5") in facts(found)
 
 
 def test_long_fits_are_not_repeated_and_have_no_spread(monkeypatch):
-    monkeypatch.setattr(costs, "FOR_TIMING", 0.1)
-    found = timed(monkeypatch, (0.12,))
+    found, fitted = compared(monkeypatch, 0.0)
+    assert fitted == [2]
     assert found.meta["fits_timed"] == 1
-    assert Waiting.taken == 1
     assert not any(found.whole("seconds", "stderr").values())
     assert ("fits that seconds are taken from", "1, so no spread") in facts(found)
