@@ -7,16 +7,14 @@ products and factorisations are counted by the dispatcher; element-wise work is 
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from fisherviz.support.counting import Counter
 
 SLOW = 3.0
 """Seconds above which a workload gets two rounds only."""
@@ -105,73 +103,6 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 
 def operations(work: Callable[[], Any]) -> float:
     """10⁹ operations of a workload; a multiply-add counts as two."""
-    with _Counter() as counter:
+    with Counter() as counter:
         work()
-    return counter.total / 1e9
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up operations; torch's own FlopCounterMode puts hooks on modules, which peers that call autograd refuse."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        if packet in _COUNTS:
-            self.total += _COUNTS[packet](*pytree.tree_map(_shape, args))
-        elif packet in flop_registry:
-            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def _shape(x: Any) -> Any:
-    return x.shape if isinstance(x, torch.Tensor) else x
-
-
-def _batch(shape: torch.Size) -> int:
-    return math.prod(shape[:-2])
-
-
-def _product(x: torch.Size, y: torch.Size) -> int:
-    return 2 * _batch(x) * x[-2] * x[-1] * y[-1]
-
-
-def _added_product(_: Any, x: torch.Size, y: torch.Size, *args: Any, **kwargs: Any) -> int:
-    return _product(x, y)
-
-
-def _factorisation(cubes: float) -> Callable[..., int]:
-    def count(shape: torch.Size, *args: Any, **kwargs: Any) -> int:
-        return int(cubes * _batch(shape) * shape[-1] ** 3)
-
-    return count
-
-
-def _triangular_solves(right: torch.Size, *args: Any, **kwargs: Any) -> int:
-    return 2 * _batch(right) * right[-2] ** 2 * right[-1]
-
-
-def _one_triangular_solve(triangle: torch.Size, right: torch.Size, *args: Any, **kwargs: Any) -> int:
-    return triangle[-1] * math.prod(right)
-
-
-def _matrix_vector(matrix: torch.Size, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-_aten = torch.ops.aten
-_COUNTS: dict[Any, Callable[..., int]] = {
-    _aten.addmm_: _added_product,
-    _aten.baddbmm_: _added_product,
-    _aten.linalg_cholesky_ex: _factorisation(1 / 3),
-    _aten.cholesky: _factorisation(1 / 3),
-    _aten.cholesky_inverse: _factorisation(2 / 3),
-    _aten.linalg_inv_ex: _factorisation(2.0),
-    _aten._linalg_eigh: _factorisation(9.0),
-    _aten.cholesky_solve: _triangular_solves,
-    _aten.linalg_solve_triangular: _one_triangular_solve,
-    _aten.mv: _matrix_vector,
-}
+    return counter.operations / 1e9

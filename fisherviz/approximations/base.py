@@ -21,6 +21,7 @@ from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import UnitBlocks as UnitBlocksOperator
 from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
 from fisherviz.support.choices import one_of
+from fisherviz.support.counting import is_counting
 from fisherviz.support.memory import human
 from fisherviz.support.tables import counted
 
@@ -70,6 +71,9 @@ class Approximation(LayeredMatrix, ABC):
 
     matrix: LayeredMatrix
     """Once fitted."""
+    operations: int | None = None
+    """Of its own statistics and operators, and of the passes behind them, a multiply-add as two, where they were
+    counted (`support.counting`)."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -328,5 +332,6 @@ def fit_all(fisher: Fisher, approximations: Sequence[Approximation]) -> list[Exc
             break  # otherwise a pass has changed the layers' paths, and with them what is wanted
     for approximation, fit in zip(approximations, fits, strict=True):
         if fit.error is None:
-            approximation.matrix, approximation.seconds = fit.result, fit.seconds
+            approximation.matrix, approximation.seconds = fit.result, fit.effort.seconds
+            approximation.operations = fit.effort.operations if is_counting() else None
     return [fit.error for fit in fits]

@@ -1,27 +1,37 @@
 """Fitting of several approximations together: one pass for the first statistics of all, one for all that refine.
 
 A recipe is a generator: it yields what it wants of the data, is sent it, and returns its matrix. What each one takes is
-counted as if it were alone: its own statistics and building, and a pass for each round that the network has to run.
+counted as if it were alone: its own statistics and building, and a pass for each round that the network has to run. In
+operations every round has its pass, so that the count does not depend on the memory of a machine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from fisherviz.capture.captures import AnyCapture
 from fisherviz.statistics import Statistic
+from fisherviz.support.counting import is_counting
+from fisherviz.support.timing import Effort, so_far
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
 
-FAILURES = (ValueError, TypeError, RuntimeError, MemoryError)
-"""What ends one approximation among several, not all of them; NotImplementedError is a RuntimeError."""
+FAILURES = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+)
+"""What ends one approximation among several, not all of them: whatever an author's own code raises;
+NotImplementedError is a RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,14 @@ class Fit:
         wanted: what it waits for, None once it has ended.
         result: what it returned.
         error: what ended it instead.
-        seconds: what it would have taken alone.
+        effort: what it would have taken alone; in operations, with a pass for each round whatever memory holds.
     """
 
     recipe: Recipe
     wanted: Wanted | None = None
     result: Any = None
     error: Exception | None = None
-    seconds: float = 0.0
+    effort: Effort = field(default_factory=Effort)
 
     def go_on(self, fisher: Fisher, found: Found | None = None) -> None:
         """Run the recipe up to what it wants next, or to its end."""
@@ -73,15 +83,13 @@ class Fit:
             self.wanted, self.error = None, error
 
     def _run(self, fisher: Fisher, found: Found | None) -> None:
-        start = time.perf_counter()
+        start = so_far(fisher.network.device)
         try:
             self.wanted = next(self.recipe) if found is None else self.recipe.send(found)
         except StopIteration as end:
             self.result = end.value
         finally:
-            if fisher.network.device.type == "cuda":
-                torch.cuda.synchronize()
-            self.seconds += time.perf_counter() - start
+            self.effort += so_far(fisher.network.device) - start
 
     def supply(self, fisher: Fisher, captures: Mapping[str, AnyCapture] | Exception, replayed: bool) -> None:
         """Give the recipe what it wants; of statistics that others wanted too, nothing is computed again."""
@@ -99,10 +107,11 @@ class Fit:
             return
         for position, layer in self.wanted.captures.items():
             found[position]["capture"] = captures[layer]
-        self.seconds += sum(fisher.update_seconds[key] for key in {statistic.key for statistic in wanted})
-        if not replayed and (wanted or self.wanted.captures):
+        self.effort = sum((fisher.updates[key] for key in {statistic.key for statistic in wanted}), self.effort)
+        if (wanted or self.wanted.captures) and (is_counting() or not replayed):
             gradients = bool(self.wanted.captures) or any(statistic.needs_gradients for statistic in wanted)
-            self.seconds += fisher.pass_seconds(gradients)
+            one = fisher.pass_effort(gradients)
+            self.effort += replace(one, seconds=0.0) if replayed else one
         self.go_on(fisher, found)
 
 

@@ -20,6 +20,7 @@ from fisherviz.capture.structure import PathChanged
 from fisherviz.network.batches import Inputs, count_examples, move, select
 from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.vectors import checked_counts
+from fisherviz.support.counting import counted_as
 
 TOGETHER = 8
 """Vectors of an example that are taken together, at least, before examples are taken alone."""
@@ -72,7 +73,8 @@ def take(
     inputs = move(inputs, network.device)
     n = count_examples(inputs)
     with lock_of(network.model), as_guest(network.model):
-        _look(network, inputs, first)
+        with counted_as(0):  # evidence is looked for in the first batches alone
+            _look(network, inputs, first)
         with network.hooked():
             step, most = _piece(network, vectors)
             vectors.start(first, n)

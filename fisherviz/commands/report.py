@@ -100,7 +100,7 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
     say(f"To be done: {plan.verdict}")
     sections = [_jointly(job, joint, settings, data)]
     if everything is not None and len(everything) > 1 and not job.compare_only:
-        sections.append(_one_by_one(job, fisher, everything, settings, processes))
+        sections.append(_one_by_one(job, fisher, everything, settings, processes, sections[0].comparison))
     with processes.agreeing("the page"):
         if processes.rank == 0:
             if job.compare_only:
@@ -221,13 +221,17 @@ def _one_by_one(
     layers: Sequence[str],
     settings: dict[str, Any],
     processes: Processes,
+    jointly: Comparison,
 ) -> Section:
+    """Each layer's block alone, with the λ of the joint view: what both show has one value."""
     methods, same = differing_alone(job.methods or tuple(approximations))
     bar = tqdm(total=len(layers), desc="layer by layer", unit="layer", disable=job.quiet)
 
     def compared(name: str) -> Comparison | str:
         try:
-            return compare(fisher([name]), methods, damping=job.damping, metrics=job.metrics, progress=False)
+            return compare(
+                fisher([name]), methods, damping=jointly.meta["damping"], metrics=job.metrics, progress=False
+            )
         except FAILURES as error:
             return f"Layer {name} is left out: {error}"
         finally:
@@ -239,7 +243,7 @@ def _one_by_one(
     failed = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if not found:
         raise ValueError(" ".join(failed))
-    intro = " ".join(["One comparison per layer; each sees its own block only.", *same, *failed])
+    intro = " ".join(["One comparison per layer, with the λ from above; each sees its own block only.", *same, *failed])
     return Section("Every layer alone", side_by_side(found, settings), intro, "layers")
 
 

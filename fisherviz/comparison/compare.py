@@ -1,7 +1,7 @@
 """compare(): every approximation against the exact Fisher, per block and as a whole, with what each one costs.
 
-Small matrices are compared dense in float64; larger ones without their P x P arrays: by exact inner products in example
-space, Lanczos, and random probes whose standard errors the table holds. The result is plain data
+Matrices that fit and cost little are compared dense in float64; others without their P x P arrays: by exact inner
+products in example space, Lanczos, and random probes whose standard errors the table holds. The result is plain data
 (`results.Comparison`); what could not be measured is named in its notes.
 """
 
@@ -18,24 +18,24 @@ import torch
 from torch import Tensor
 
 from fisherviz._version import __version__
-from fisherviz.approximations import FAILURES, Approximation, fit_all, resolve
+from fisherviz.approximations import FAILURES, Approximation, resolve
 from fisherviz.approximations.registry import Method
 from fisherviz.comparison import planning
+from fisherviz.comparison.costs import Fits, fit
 from fisherviz.comparison.dense import DenseComparison
-from fisherviz.comparison.measures import MEASURES, Cost, Question, as_estimate
+from fisherviz.comparison.measures import MEASURES, Question, as_estimate
 from fisherviz.comparison.structured import PROBES, StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
-from fisherviz.results.metrics import check_metrics, needing
+from fisherviz.results.metrics import METRICS, check_metrics, needing
+from fisherviz.support.errors import sentence
 from fisherviz.support.memory import require
 from fisherviz.support.plan import Plan
 from fisherviz.support.processes import plain
 from fisherviz.support.progress import progress_bar, showing
 
-DENSE_PARAMETERS = 3000
-"""Matrices up to this size are compared dense; larger ones where a metric that was asked for needs it."""
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
 """Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
@@ -89,7 +89,9 @@ def compare(
         damping: of inverses and directions; None: a hundredth of the Fisher's mean eigenvalue, tr F / P, or 2e-6
             tr F where that is larger (above 5,000 parameters): less drowns in float32's rounding.
             `FactoredTikhonov(γ)` damps Kronecker factors, everything else takes λ = γ².
-        metrics: names out of `results.metrics`, whatever they cost; None: all that are affordable for this size.
+        metrics: names out of `results.metrics`, whatever they cost; None: all that are affordable for this size, where
+            what needs matrices written out takes no more than `fv.config.memory_budget`, and few multiply-adds or no
+            more than the other way.
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
         progress: show a progress bar where it takes longer than a moment, on a terminal or in a notebook; False: never.
         plan: say what it will take instead of doing it: passes, multiply-adds, bytes and time, step by step.
@@ -111,27 +113,27 @@ def compare(
         if approximation.fitted:
             _check_fitted(fisher, approximation)
     fisher.look()
-    small = fisher.shape[0] <= DENSE_PARAMETERS
-    asked = sorted(wanted & needing("matrix")) if metrics is not None and not small else []
+    probes = PROBES if wanted & needing("damping", "direction") else 0
+    why_not = fisher.processes.exchange(planning.why_not_dense(fisher, chosen, probes))  # memory may differ
+    way = max(why_not, key=len)
+    asked = sorted(wanted & needing("matrix")) if metrics is not None and way else []
     if plan:
-        inverses = wanted & needing("damping") or wanted & needing("direction")
-        return planning.plan(fisher, chosen, bool(small or asked), PROBES if inverses else 0)
+        return planning.plan(fisher, chosen, bool(asked) or not way, probes)
     with showing(progress and fisher.processes.rank == 0):
-        kind = DenseComparison if small or asked else StructuredComparison
-        return _compared(fisher, chosen, kind, damping, wanted, asked, metrics is not None, gradient)
+        return _compared(fisher, chosen, way, damping, wanted, asked, metrics is not None, gradient)
 
 
 def _compared(
     fisher: Fisher,
     chosen: Mapping[str, Approximation],
-    kind: type[DenseComparison] | type[StructuredComparison],
+    why_not_dense: str,
     damping: float | Damping | None,
     wanted: set[str],
     asked: Sequence[str],
     explicit: bool,
     gradient: Tensor | Mapping[str, Tensor] | None,
 ) -> Comparison:
-    """The comparison; `asked` are the metrics that were named for which matrices larger than usual are written out."""
+    """The comparison; matrices are not written out if it is said why, unless `asked` names metrics that need them."""
     notes: list[str] = []
     rule, strength = strength_of(fisher, damping)
     if damping is None:
@@ -139,13 +141,14 @@ def _compared(
         what = "a hundredth of the Fisher's mean eigenvalue" if resolved else "2e-6 of the Fisher's trace"
         notes.append(f"damping was not given: λ = {strength:.3g}, {what}.")
     slope = _gradient(fisher, gradient, wanted, notes)
-    unit = fisher.seconds_per_pass()
     if asked:
-        size, what = planning.DENSE_COPIES * 8 * fisher.shape[0] ** 2, f"the dense matrices for {', '.join(asked)}"
+        size, what = planning.dense_bytes(fisher), f"writing the matrices out for {', '.join(asked)}"
         with fisher.processes.agreeing("the memory for dense matrices"):
-            require(size, fisher.network.device, what, "leave these metrics out")
-    measured = kind(Question(fisher, rule, strength, slope, wanted, explicit))
-    errors, said = _fit(fisher, chosen)
+            require(size, fisher.network.device, what, "probe fewer layers=, or leave these metrics out")
+    kind = StructuredComparison if why_not_dense and not asked else DenseComparison
+    measured = kind(Question(fisher, rule, strength, slope, wanted, explicit, why_not_dense))
+    fits = fit(fisher, chosen, wanted)
+    errors, remarks = fits.errors, fits.notes
     measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
     bar = progress_bar(len(chosen), "comparing", "method")
 
@@ -155,8 +158,7 @@ def _compared(
         fitted = chosen[label]
         try:
             if label not in errors:
-                cost = Cost(fitted.seconds, fitted.seconds / unit, float(fitted.bytes))
-                found.rows = [(label, *row) for row in measured.rows(label, fitted, cost)]
+                found.rows = [(label, *row) for row in measured.rows(label, fitted, fits.cost(label, fitted))]
         except FAILURES as error:
             found.error = error
         found.notes = measured.notes[notes:]
@@ -164,13 +166,13 @@ def _compared(
         bar.update()
         return found
 
-    said, arrays = [*said, *measured.notes], dict(measured.arrays)
+    remarks, arrays = [*remarks, *measured.notes], dict(measured.arrays)
     with bar:
         outcomes = dict(zip(chosen, fisher.deal(list(chosen), measure, "the measures of approximations"), strict=True))
     rows = [row for found in outcomes.values() for row in found.rows]
     errors |= {label: found.error for label, found in outcomes.items() if found.error is not None}
     for found in outcomes.values():
-        said += found.notes
+        remarks += found.notes
         arrays |= found.arrays
     if len(errors) == len(chosen):
         raise next(iter(errors.values()))
@@ -178,12 +180,15 @@ def _compared(
         for name in sorted(wanted & needing("exact")):
             if (value := MEASURES[name](fisher, i)) is not None:
                 rows.append((EXACT, layer, layer, name, *astuple(as_estimate(value))))
-    notes += [f"{label} is left out: {error}" for label, error in errors.items()]
-    notes += said
+    notes += [f"{label} is left out: {sentence(error)}" for label, error in errors.items()]
+    notes += remarks
     if not rows:
-        raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {' '.join(notes)}")
+        why = " ".join(note for note in notes if "left out" in note)
+        raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {why}")
+    if explicit and (missing := [name for name in METRICS if name in wanted - {row[3] for row in rows}]):
+        notes.append(f"{', '.join(missing)} could not be measured of any method or layer.")
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    meta = _meta(fisher, rule, strength, unit, notes)
+    meta = _meta(fisher, rule, strength, fits, notes)
     return Comparison(frame, meta, arrays)
 
 
@@ -192,18 +197,6 @@ def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Dampin
     share = max(_DEFAULT_DAMPING / fisher.shape[0], _LEAST_DAMPING)
     rule = as_damping(damping) or Tikhonov(share * fisher.norm("trace"))
     return rule, rule.gamma**2 if isinstance(rule, FactoredTikhonov) else rule.value
-
-
-def _fit(fisher: Fisher, chosen: Mapping[str, Approximation]) -> tuple[dict[str, Exception], list[str]]:
-    """Fit those that are not; what ended some of them, and what is to be said about the others."""
-    unfitted = {label: approximation for label, approximation in chosen.items() if not approximation.fitted}
-    found = fit_all(fisher.with_captures(), list(unfitted.values()))  # what is collected for this alone is not kept
-    errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
-    said: dict[str, list[str]] = {}
-    for label in (label for label in unfitted if label not in errors):
-        for remark in unfitted[label].remarks(fisher):
-            said.setdefault(remark, []).append(label)
-    return errors, [f"{', '.join(labels)}: {remark}" for remark, labels in said.items()]
 
 
 def _check_fitted(fisher: Fisher, fitted: Approximation) -> None:
@@ -249,7 +242,7 @@ def _gradient(
     return None
 
 
-def _meta(fisher: Fisher, rule: Damping, strength: float, unit: float, notes: list[str]) -> dict[str, Any]:
+def _meta(fisher: Fisher, rule: Damping, strength: float, fits: Fits, notes: list[str]) -> dict[str, Any]:
     probe = fisher.probe
     return {
         "fisherviz": __version__,
@@ -273,6 +266,8 @@ def _meta(fisher: Fisher, rule: Damping, strength: float, unit: float, notes: li
         "left_out": [{"name": name, "why": why} for name, why in probe.left_out],
         "fingerprints": {"data": fisher.data.fingerprint, "weights": fisher.weights_fingerprint},
         "settings": {"damping": repr(rule), "dtype": str(probe.dtype).removeprefix("torch.")},
-        "forward_backward_seconds": unit,
+        "forward_backward_seconds": fits.unit.seconds,
+        "forward_backward_multiply_adds": fits.unit.operations / 2,
+        "fits_timed": fits.timed,
         "notes": notes,
     }  # fmt: skip

@@ -16,6 +16,7 @@ from fisherviz.comparison.measures import Cost, DenseMatrix, DensePair, Question
 from fisherviz.operators.factorise import eigenvalues
 from fisherviz.results.cells import LIMIT, reduce_matrix
 from fisherviz.results.comparison import EXACT, WHOLE, row_label
+from fisherviz.support.errors import sentence
 
 Row = tuple[str, str, str, float, float]
 _SINGULAR = {"relative_spectral", "relative_nuclear"}
@@ -81,7 +82,7 @@ class DenseComparison:
         try:
             damped = symmetrised(approximation.damped(self.question.rule).to_dense("unit").double())
         except FAILURES as error:
-            self.notes.append(f"damped metrics of {label} are left out: {error}")
+            self.notes.append(f"damped metrics of {label} are left out: {sentence(error)}")
         own = DenseMatrix(matrix, True, None if self.exact.factor is None else damped)
         whole = DensePair(self.exact, own, self.slope, cost)
         if damped is not None and own.factor is None:

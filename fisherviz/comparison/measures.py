@@ -83,6 +83,7 @@ class Question:
         gradient: ∇h, flat in torch order, or None.
         wanted: names of metrics.
         explicit: whether they were asked for by name, whatever they cost.
+        why_not_dense: why matrices are not written out by themselves; "" where they are.
     """
 
     fisher: Fisher
@@ -91,6 +92,7 @@ class Question:
     gradient: Tensor | None
     wanted: set[str]
     explicit: bool
+    why_not_dense: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,13 @@ class Cost:
     """What an approximation took.
 
     Args:
-        seconds: of fitting.
-        passes: the same in forward and backward passes of the loss.
+        seconds: of fitting, with half the range of several fits.
+        passes: operations of fitting over those of a forward and backward pass of the loss; None: not counted.
         bytes: held by its operators.
     """
 
-    seconds: float
-    passes: float
+    seconds: Estimate
+    passes: float | None
     bytes: float
 
 
@@ -352,7 +354,7 @@ def off_unit_share(fisher: Fisher, i: int) -> float | None:
 # ---- costs -----------------------------------------------------------------------------------------------------------
 
 
-def _cost(name: str, pair: Pair) -> float | None:
+def _cost(name: str, pair: Pair) -> Estimate | float | None:
     return None if pair.cost is None else getattr(pair.cost, name)
 
 

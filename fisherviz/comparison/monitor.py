@@ -7,6 +7,7 @@ with the exact natural gradient, condition numbers, and KFAC's similarity to FOO
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,8 @@ from fisherviz.results.comparison import EXACT, WHOLE, row_label
 from fisherviz.results.metrics import METRICS, check_metrics, metric, show
 from fisherviz.results.outputs import output
 from fisherviz.support.choices import count, one_of
+from fisherviz.support.counting import counting
+from fisherviz.support.errors import sentence
 from fisherviz.support.names import readable
 from fisherviz.support.tables import counted, html_table, paragraph
 
@@ -165,13 +168,14 @@ class Monitor:
         if self.optimizer is not None:
             rows += [(OPTIMIZER, WHOLE, name, value) for name, value in strengths(self.optimizer).items()]
         rows.append((EXACT, WHOLE, "damping", strength))
-        found = fit_all(fisher, list(self._refit.values()))
+        with counting() if "passes" in self.metrics else nullcontext():
+            found = fit_all(fisher, list(self._refit.values()))
         errors = {label: error for label, error in zip(self._refit, found, strict=True) if error is not None}
         if len(errors) == len(self._methods):
             raise next(iter(errors.values()))
         fitted = {label: made for label, made in self._methods.items() if label not in errors}
         compared = compare(fisher, fitted, damping=rule, metrics=self.metrics, progress=False)
-        self.notes += [f"step {step}: {label} is left out: {error}" for label, error in errors.items()]
+        self.notes += [f"step {step}: {label} is left out: {sentence(error)}" for label, error in errors.items()]
         self.notes += [f"step {step}: {note}" for note in compared.notes]
         frame = compared.frame[compared.frame["row"] == compared.frame["col"]]
         rows += list(frame[["method", "row", "metric", "value"]].itertuples(index=False, name=None))
@@ -193,7 +197,9 @@ class Monitor:
                 if isinstance(approximation, KFAC) and fisher.has_targets():
                     rows += similarity(fisher, approximation, rule, label)
             except FAILURES as error:
-                self.notes.append(f"step {step}: condition numbers and similarity of {label} are left out: {error}")
+                self.notes.append(
+                    f"step {step}: condition numbers and similarity of {label} are left out: {sentence(error)}"
+                )
         return rows
 
     def _rule(self) -> Damping | None:

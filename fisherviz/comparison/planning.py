@@ -1,4 +1,4 @@
-"""What a comparison will take: the parts that every comparison has, and what each method adds.
+"""What a comparison will take: the parts that every comparison has, what each method adds, and which way costs less.
 
 Iterations and random probes are counted at their most; what they share (products with F, captures in float64) once.
 """
@@ -24,10 +24,14 @@ from fisherviz.statistics import (
 )
 from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, symmetric_cost
 from fisherviz.statistics.products import GRADIENT_ENTRIES
+from fisherviz.support.memory import available, human
 from fisherviz.support.plan import Plan, Step
 
 DENSE_COPIES = 12
 """Float64 matrices of the Fisher's size that a dense comparison holds at once."""
+DENSE_MULTIPLY_ADDS = 2e11
+"""For each matrix that are spent on writing it out even where there is a cheaper way, which shows less: a few seconds
+of a core, up to 3,000 parameters."""
 _DENSE_METHOD = 7.0
 """Multiply-adds of a method's spectra, singular values and inverses over P³, dense; of the exact Fisher's likewise."""
 _BLOCK_COPIES = 4
@@ -40,6 +44,34 @@ _PROBE_COPIES = 12
 """Arrays of all probes that are held at once."""
 
 
+def why_not_dense(fisher: Fisher, chosen: Mapping[str, Approximation], probes: int) -> str:
+    """Why the matrices of a comparison are not written out; "" where they are.
+
+    They are where they fit, and cost little or no more than the other way.
+
+    Args:
+        fisher: the exact Fisher.
+        chosen: the approximations by label.
+        probes: random vectors of inverses and divergences, at most.
+    """
+    size, needed, free = fisher.shape[0], dense_bytes(fisher), available(fisher.network.device)
+    if needed > free:
+        return f"which take {human(needed)} where {human(free)} may be taken; probe fewer layers="
+    if _DENSE_METHOD * size**3 <= DENSE_MULTIPLY_ADDS:
+        return ""
+    dense, other = (
+        sum(step.multiply_adds for step in _steps(fisher, chosen, written, probes)[1]) for written in (True, False)
+    )
+    if dense <= other:
+        return ""
+    return f"which take {human(needed)} and {dense / other:.2g} times the multiply-adds; ask for them with metrics="
+
+
+def dense_bytes(fisher: Fisher) -> int:
+    """Held by a comparison that writes its matrices out."""
+    return DENSE_COPIES * DOUBLE * fisher.shape[0] ** 2
+
+
 def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probes: int) -> Plan:
     """The steps of a comparison; see `compare`.
 
@@ -49,6 +81,13 @@ def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probe
         dense: whether matrices are written out.
         probes: random vectors of inverses and divergences, at most.
     """
+    sizes, steps = _steps(fisher, chosen, dense, probes)
+    seconds = pass_seconds(fisher, sizes.layers[0].examples)
+    return Plan(steps, fisher.network.device, fisher.network.precision, seconds)
+
+
+def _steps(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probes: int) -> tuple[Sizes, list[Step]]:
+    """The steps, and what their counts come from."""
     sizes = sizes_of(fisher)
     own, able = list[Step](), dict(chosen)
     for label, method in chosen.items():
@@ -61,10 +100,8 @@ def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probe
     fits = [Step(s.what, s.how, s.multiply_adds, held, s.passes, s.at_most) for s in own]
     blocks = {label: _dense_blocks(method, fisher) for label, method in able.items()}
     measured = _dense(sizes, able, held) if dense else _structured(sizes, able, blocks, held, probes)
-    network = fisher.network
-    seconds = pass_seconds(fisher, sizes.layers[0].examples)
-    passes = Step("unit of cost", "three passes, timed", passes=3.0)
-    return Plan([*sizes.capture(), passes, *fits, *measured], network.device, network.precision, seconds)
+    passes = Step("unit of cost", "three passes, counted and timed", passes=3.0)
+    return sizes, [*sizes.capture(), passes, *fits, *measured]
 
 
 def _fit(label: str, method: Approximation, fisher: Fisher, sizes: Sizes) -> Step:

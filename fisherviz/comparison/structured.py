@@ -26,6 +26,7 @@ from fisherviz.operators import Dense, Operator, Zero, extreme_eigenvalues
 from fisherviz.results.comparison import WHOLE, row_label
 from fisherviz.results.metrics import needing
 from fisherviz.statistics.products import GRADIENT_ENTRIES
+from fisherviz.support.errors import sentence as told
 
 Row = tuple[str, str, str, float, float]
 _MAX_PAIRS = 100
@@ -55,8 +56,8 @@ class StructuredComparison:
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
         if left_out := sorted(wanted & needing("matrix")):
             self.notes.append(
-                f"{', '.join(left_out)} are left out: they need the dense "
-                f"{self.space.size:,} x {self.space.size:,} matrix; ask for them with metrics=."
+                f"{', '.join(left_out)} are left out, like heatmaps and spectra: they need dense {self.space.size:,} x "
+                f"{self.space.size:,} matrices, {question.why_not_dense}."
             )
         self.affordable = int(_BUDGET / multiply_adds(fisher))
         """Products with F for one approximation."""
@@ -65,6 +66,15 @@ class StructuredComparison:
         self.largest = self._largest() if "relative_spectral" in wanted else 0.0
         self.step = self._exact_step() if wanted & needing("direction") else None
         self.inverses = self._inverses(sorted(wanted & needing("damping")))
+        n = len(self.space.layers)
+        directions = set() if question.gradient is None else needing("direction")
+        if n > 1 and (alone := sorted(wanted & (needing("damping") | directions | {"relative_spectral"}))):
+            self.notes.append(
+                f"of single layers {', '.join(alone)} {'is' if len(alone) == 1 else 'are'} left out: that needs dense "
+                "blocks; probe one layer at a time with layers=."
+            )
+        if n**2 > _MAX_PAIRS:
+            self.notes.append(f"blocks between layers have no rows of their own: {n * n} of them.")
         floor = (64 * torch.finfo(fisher.probe.precision).eps) ** 0.5
         self.notes.append(
             f"relative_frobenius comes from a difference of squares: below {floor:.1g} it means nothing but 'small'."
@@ -173,7 +183,7 @@ class StructuredComparison:
         try:
             own = approximation.damped(self.question.rule)
         except FAILURES as error:
-            self.notes.append(f"damped metrics of {label} are left out: {error}")
+            self.notes.append(f"damped metrics of {label} are left out: {told(error)}")
             return
         wanted: dict[str, Callable[[LayeredMatrix], Any]] = {}
         if self.step is not None:
@@ -191,8 +201,8 @@ class StructuredComparison:
             try:
                 found[name] = function(own)
             except FAILURES as error:
-                failed.setdefault(str(error), []).append(name)
-        self.notes += [f"{', '.join(names)} of {label} are left out: {error}" for error, names in failed.items()]
+                failed.setdefault(told(error), []).append(name)
+        self.notes += [f"{', '.join(names)} of {label} are left out: {why}" for why, names in failed.items()]
         whole.step = found.get("directions")
         whole.inverse_error, whole.divergence = found.get("inverse_frobenius"), found.get("kl")
 

@@ -7,7 +7,6 @@ the matrix; approximations collect their statistics here.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,8 +30,10 @@ from fisherviz.network.vectors import NoVectors, SampledVectors, make_vectors
 from fisherviz.statistics import Statistic, add_up
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.choices import one_of
+from fisherviz.support.counting import is_counting
 from fisherviz.support.memory import human, keep_limit
 from fisherviz.support.processes import ALONE, Processes
+from fisherviz.support.timing import Effort, so_far
 
 REDUCTIONS = ("mean", "sum")
 
@@ -83,9 +84,10 @@ class Passes:
             )
         self._weights = guest.fingerprint(self.network.model)
         self._examples: int | None = None
-        self.update_seconds: dict[Hashable, float] = {}
+        self.updates: dict[Hashable, Effort] = {}
         """What the updates of each collected statistic took, by its key."""
         self._pass_seconds: dict[bool, float] = {}
+        self._pass_operations: dict[bool, int] = {}
         self.__kept = Kept(self.network.layers)
 
     # ---- what it is ------------------------------------------------------------------------------------------------
@@ -182,15 +184,17 @@ class Passes:
             consume, looked = begin(), self.structure.looked
             with self.processes.agreeing("a pass over the data") as check:
                 self.check_unchanged()
-                began, run.check = self._clock(), check
-                run.go(consume, self._clock, keep_limit(self.network.device) if keep else 0, labels=labels)
-                spent = self._clock() - began - run.consumed
+                began, run.check = so_far(self.network.device), check
+                run.go(consume, keep_limit(self.network.device) if keep else 0, labels=labels)
+                spent = so_far(self.network.device) - began - run.consumed
             if whys := self._agreed(run):
                 self.network.settle(self.structure.without(whys))
                 continue
             self._examples = run.examples
             if looked and not labels:  # the first look is no part of a pass
-                self._pass_seconds[gradients] = min(spent, self._pass_seconds.get(gradients, spent))
+                self._pass_seconds[gradients] = min(spent.seconds, self._pass_seconds.get(gradients, spent.seconds))
+                if is_counting():
+                    self._pass_operations[gradients] = sum(self.processes.exchange(spent.operations))
             return run.held() if keep else None
 
     def _agreed(self, run: Run) -> dict[str, str]:
@@ -215,8 +219,10 @@ class Passes:
                 look(self.network, inputs)
 
     def fresh(self) -> Self:
-        """The same Fisher with nothing computed yet."""
-        return self._copied(Kept(self.network.layers))
+        """The same Fisher with nothing computed and no pass timed yet."""
+        other = self._copied(Kept(self.network.layers))
+        other._pass_seconds = {}
+        return other
 
     def with_captures(self) -> Self:
         """The same Fisher with the captures that are kept, but no statistic yet: what it collects goes with it."""
@@ -224,7 +230,7 @@ class Passes:
 
     def _copied(self, kept: Kept) -> Self:
         other = copy.copy(self)
-        other.__kept, other.update_seconds = kept, {}
+        other.__kept, other.updates = kept, {}
         return other
 
     @property
@@ -232,24 +238,20 @@ class Passes:
         """Whether further passes read the captures of an earlier one, and the network runs no more."""
         return self._kept.held is not None and not self._kept.held.ragged
 
-    def pass_seconds(self, gradients: bool) -> float:
-        """Seconds of one pass of captures, beside what is made of them; the best so far, or one made for this.
+    def pass_effort(self, gradients: bool) -> Effort:
+        """What one pass of captures takes, beside what is made of them; the fastest so far, or one made for this.
 
         Args:
             gradients: forward and backward of the kind's vectors; otherwise forward alone.
 
         Returns:
-            Seconds.
+            Seconds, and the operations of all processes together where somebody counts.
         """
-        if gradients not in self._pass_seconds:
+        if gradients not in (self._pass_operations if is_counting() else self._pass_seconds):
             self.look()
             self._over(self.vectors if gradients else NoVectors(), lambda: lambda batch: None, keep=False)
-        return min(self._pass_seconds[gradients], self._pass_seconds.get(True, float("inf")))  # forward is a part
-
-    def _clock(self) -> float:
-        if self.network.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        seconds = min(self._pass_seconds[gradients], self._pass_seconds.get(True, float("inf")))  # forward is a part
+        return Effort(seconds, self._pass_operations.get(gradients, 0))
 
     def collect(self, statistics: Iterable[Statistic]) -> list[Statistic]:
         """Feed statistics by one pass over the data; those already known are not computed again.
@@ -268,14 +270,14 @@ class Passes:
         def begin() -> Consumer:
             nonlocal fresh
             fresh = {key: s.empty() for key, s in wanted.items() if not self._knows(key)}
-            self.update_seconds |= dict.fromkeys(fresh, 0.0)
+            self.updates |= dict.fromkeys(fresh, Effort())
             return update
 
         def update(batch: Batch) -> None:
-            start = self._clock()
+            start = so_far(self.network.device)
             for key, statistic in fresh.items():
                 statistic.update(batch)
-                self.update_seconds[key] += (now := self._clock()) - start
+                self.updates[key] += (now := so_far(self.network.device)) - start
                 start = now
 
         if unknown := [s for key, s in wanted.items() if not self._knows(key)]:
@@ -283,6 +285,10 @@ class Passes:
         else:
             self.check_unchanged()
         add_up(fresh.values(), self.processes)
+        if is_counting():
+            counts = zip(*self.processes.exchange([self.updates[key].operations for key in fresh]), strict=True)
+            for key, of_all in zip(fresh, counts, strict=True):
+                self.updates[key] = replace(self.updates[key], operations=sum(of_all))
         for key, statistic in fresh.items():
             statistic.normalise()
             self._kept.statistics[key] = (statistic, _version_of(statistic))
@@ -323,19 +329,25 @@ class Passes:
         assert self._kept.held is not None
         return self._kept.held.vectors * self.examples
 
-    def seconds_per_pass(self) -> float:
-        """Seconds of one forward+backward pass of the mean loss over the data: the unit that costs are given in.
+    def loss_effort(self, times: int = 1) -> Effort:
+        """What one forward+backward pass of the mean loss over the data takes: the unit that costs are given in.
 
-        Of several processes, those of the one that takes longest for its share.
+        Args:
+            times: passes, of which the fastest counts.
+
+        Returns:
+            Seconds, of several processes those of the one that takes longest for its share; the operations of all
+            processes together, where somebody counts.
         """
-        best = float("inf")
-        for _ in range(3):
+        found = []
+        for _ in range(times):
             with self.processes.agreeing("the seconds of a pass"):
-                start = self._clock()
+                start = so_far(self.network.device)
                 for inputs, targets, _ in Run(self.network, self.data, NoVectors(), self.processes).shares():
                     loss_gradient(self.network, inputs, targets)
-                best = min(best, self._clock() - start)
-        return max(self.processes.exchange(best))
+                found.append(so_far(self.network.device) - start)
+        of_all = self.processes.exchange(min(found, key=lambda each: each.seconds))
+        return Effort(max(each.seconds for each in of_all), sum(each.operations for each in of_all))
 
     # ---- several processes -----------------------------------------------------------------------------------------
 
@@ -357,16 +369,17 @@ class Passes:
     def _on_its_own(self) -> Iterator[None]:
         """Requests are answered by this process alone and leave nothing behind, since the others have not made them."""
         kept, structure, examples = self._kept, self.structure, self.examples
-        before = self.processes, self._pass_seconds
+        before = self.processes, self._pass_seconds, self._pass_operations
         alone = replace(kept, statistics=dict(kept.statistics))
         if kept.held is not None:
             whole = kept.held.whole(self.network.device)
             alone.held = replace(kept.held, own=[Batch(whole, examples)], processes=ALONE)
-        self.__kept, self.processes, self._pass_seconds = alone, ALONE, dict(self._pass_seconds)
+        self.__kept, self.processes = alone, ALONE
+        self._pass_seconds, self._pass_operations = dict(self._pass_seconds), dict(self._pass_operations)
         try:
             yield
         finally:
-            self.__kept, (self.processes, self._pass_seconds) = kept, before
+            self.__kept, (self.processes, self._pass_seconds, self._pass_operations) = kept, before
             self.network.settle(structure)
 
 

@@ -15,6 +15,7 @@ from fisherviz.exact.kept import Held
 from fisherviz.network.batches import Batches, Inputs, count_examples, select
 from fisherviz.support.processes import Processes
 from fisherviz.support.progress import progress_bar
+from fisherviz.support.timing import Effort, so_far
 
 
 class Run:
@@ -31,8 +32,8 @@ class Run:
         self.network, self.data, self.vectors, self.processes = network, data, vectors, processes
         self.examples = 0
         """Of all processes, so far."""
-        self.consumed = 0.0
-        """Seconds that the consumer took."""
+        self.consumed = Effort()
+        """What the consumer took."""
         self.whys: dict[str, str] = {}
         """Why layers turned out to have no structure, by name; the pass has ended there."""
         self.check: Callable[[], None] = lambda: None
@@ -53,12 +54,11 @@ class Run:
                 yield select(inputs, start, stop), None if targets is None else targets[start:stop], first + start
             self.examples += n
 
-    def go(self, consume: Callable[[Batch], None], clock: Callable[[], float], limit: int, *, labels: bool) -> None:
+    def go(self, consume: Callable[[Batch], None], limit: int, *, labels: bool) -> None:
         """Hand this process's captures to a consumer.
 
         Args:
             consume: called with each `Batch`.
-            clock: the time in seconds.
             limit: bytes of captures that may be kept.
             labels: whether the data must have targets.
         """
@@ -68,9 +68,9 @@ class Run:
         def hand(batch: Batch) -> None:
             nonlocal size
             bar.update(0 if batch.later else batch.examples)
-            start = clock()
+            start = so_far(self.network.device)
             consume(batch)
-            self.consumed += clock() - start
+            self.consumed += so_far(self.network.device) - start
             self.check()
             if self._own is not None:
                 size += batch.bytes

@@ -106,9 +106,8 @@ class FactoredTikhonov:
 
     def __str__(self) -> str:
         """For pictures and lines of text."""
-        own = (
-            "" if self.pi == FactoredTikhonov.pi else f", π {self.pi if isinstance(self.pi, str) else f'= {self.pi:g}'}"
-        )
+        shared = self.pi if isinstance(self.pi, str) else f"= {self.pi:g}"
+        own = "" if self.pi == FactoredTikhonov.pi else f", π {shared}"
         return f"λ = {self.strength:.3g}, factored{own}"
 
     @property

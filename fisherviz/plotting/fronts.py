@@ -38,7 +38,7 @@ def pareto_info(
     """Gather what `pareto` draws; see there for the arguments.
 
     Returns:
-        The points, cheapest first. A cosine or share c, best at 1, becomes the error |1 − c|.
+        The points, cheapest first. A cosine or share c, best at 1, becomes the error |1 − c|; a cost of 0 stays 0.
 
     Raises:
         ValueError: the comparison has no method with both numbers.
@@ -53,11 +53,9 @@ def pareto_info(
         raise style.absent(f"no method {unknown[0]!r} in this comparison", unknown[0], source.methods)
     costs, away = source.whole(cost), metrics.metric(metric).away
     errors = {name: away(value) for name, value in source.whole(metric).items()}
-    names = [
-        name for name in wanted if name in errors and name in costs and np.isfinite(errors[name]) and costs[name] > 0
-    ]
+    names = [name for name in wanted if name in errors and name in costs and np.isfinite(errors[name])]
     if not names:
-        raise ValueError(f"no method of this comparison has both {metric!r} and a positive {cost!r}.")
+        raise ValueError(f"no method of this comparison has both {metric!r} and {cost!r}.")
     names.sort(key=lambda name: (costs[name], errors[name]))
     cost_values = np.asarray([costs[name] for name in names], dtype=float)
     error_values = np.asarray([errors[name] for name in names], dtype=float)
@@ -81,7 +79,8 @@ def pareto(
     Args:
         source: the comparison.
         metric: the error; of a metric that is best at 1, the distance from 1 is drawn.
-        cost: "passes" (multiples of one forward and backward pass), "seconds" or "bytes".
+        cost: "passes" (multiply-adds in multiples of one forward and backward pass), "seconds" or "bytes". What costs
+            nothing stands at the left end, and is labelled as free.
         methods: which of them; all if None.
         ax: axes to draw on; a new figure without them.
         title: above the axes.
@@ -98,32 +97,38 @@ def pareto(
     real = info.errors[info.errors >= EXACT]
     floor = float(real.min()) / 4 if real.size else EXACT
     heights = np.where(info.errors < EXACT, floor, info.errors)
-    _draw_front(ax, info, heights)
-    for look, x, y in zip(style.method_styles(info.methods).values(), info.costs, heights, strict=True):
+    paid = info.costs[info.costs > 0]
+    free = float(paid.min()) / 4 if paid.size else 1.0
+    places = np.where(info.costs > 0, info.costs, free)
+    _draw_front(ax, info, places, heights)
+    for look, x, y in zip(style.method_styles(info.methods).values(), places, heights, strict=True):
         size = look.markersize(0.7 * style.points(ax)) ** 2
         ax.scatter(x, y, marker=look.marker, color=look.color, s=size, edgecolors="white", linewidths=0.6, zorder=4)
-    style.logarithmic(ax.xaxis, info.costs.min(), info.costs.max())
+    style.logarithmic(ax.xaxis, places.min(), places.max())
     style.logarithmic(ax.yaxis, heights.min(), heights.max())
-    ax.set_xlim(info.costs.min() / 2.0, info.costs.max() * 2.6)
+    ax.set_xlim(places.min() / 2.0, places.max() * 2.6)
     ax.set_ylim(floor / 1.6 if np.any(info.errors < EXACT) else floor * 4 / 1.6, heights.max() * 1.8)
     if np.any(info.errors < EXACT):
         ax.axhline(floor, color=style.FAINT, linewidth=0.8, linestyle=":", zorder=1)
+    if np.any(info.costs <= 0):
+        ax.axvline(free, color=style.FAINT, linewidth=0.8, linestyle=":", zorder=1)
     entry = metrics.metric(metric)
     label = f"1 − {entry.label}" if entry.best == "one" else entry.axis_label
     ax.set_ylabel(style.damped_label(label, metric, source.damping))
     ax.set_xlabel(metrics.metric(cost).axis_label)
     style.tidy(ax)
     exact = np.where(info.errors < EXACT, " (exact)", "")
+    words = np.char.add(exact, np.where(info.costs > 0, "", " (free)"))
     names = shortened(info.methods, min(24, style.letters(0.3 * style.room(ax), style.points(ax, "small"))))
     style.entitle(ax, title)
-    texts = [f"{name}{word}" for name, word in zip(names, exact, strict=True)]
-    _label_points(ax, info.costs, heights, texts, info.on_front)
+    texts = [f"{name}{word}" for name, word in zip(names, words, strict=True)]
+    _label_points(ax, places, heights, texts, info.on_front)
     return ax
 
 
-def _draw_front(ax: Axes, info: Front, heights: np.ndarray) -> None:
-    xs, ys = info.costs[info.on_front], heights[info.on_front]
-    steps = [*xs, info.costs.max() * 100], [*ys, ys[-1]]  # beyond the frame on the right
+def _draw_front(ax: Axes, info: Front, places: np.ndarray, heights: np.ndarray) -> None:
+    xs, ys = places[info.on_front], heights[info.on_front]
+    steps = [*xs, places.max() * 100], [*ys, ys[-1]]  # beyond the frame on the right
     ax.step(*steps, where="post", color=style.INK, linewidth=1.0, zorder=2, label="front")
     ax.fill_between(*steps, heights.max() * 100, step="post", color="#eef3f8", zorder=0, linewidth=0)
     ax.scatter(

@@ -77,16 +77,19 @@ def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> 
         "Whole matrix, closest first; the best of each column is bold.", "method",
         tuple(metrics.metric(name).short for name in columns),
         _rows(summary[columns], columns, [comparison.whole(name, "stderr") for name in columns]),
-        [(_with_damping(title, comparison), len(names)) for title, names in groups],
+        [(_with_damping(title, names, comparison), len(names)) for title, names in groups],
         tuple(f"{metrics.metric(name).label}: {metrics.metric(name).formula}" for name in columns),
     )  # fmt: skip
 
 
-def _with_damping(title: str, comparison: Comparison) -> str:
-    damping = comparison.meta.get("damping")
-    if title != GROUPS[1][0] or not isinstance(damping, int | float):
+def _with_damping(title: str, names: Sequence[str], comparison: Comparison) -> str:
+    """A title that says at which λ its numbers were measured, if they depend on it."""
+    if not any(metrics.metric(name).needs in GROUPS[1][1] for name in names):
         return title
-    return f"{title}, damping {metrics.show_number(float(damping))}"
+    damping = comparison.meta.get("damping")
+    if isinstance(damping, int | float):
+        return f"{title}, λ = {metrics.show_number(float(damping))}"
+    return f"{title}, each layer at its own λ (see the notes)"
 
 
 def layer_tables(comparison: Comparison) -> list[Table]:
@@ -103,7 +106,7 @@ def layer_tables(comparison: Comparison) -> list[Table]:
         far = metrics.metric(name).away(grid).median(axis=1)
         grid = grid.loc[far.sort_values(kind="stable").index, layers]
         table = Table(
-            metrics.metric(name).title,
+            _with_damping(metrics.metric(name).title, [name], comparison),
             "method",
             tuple(layers),
             _rows(grid, [name] * len(layers), [errors[layer] for layer in layers]),
@@ -162,6 +165,8 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     if meta.get("forward_backward_seconds"):
         seconds = metrics.show("seconds", float(meta["forward_backward_seconds"]))
         pairs.append(("one forward and backward pass", seconds))
+    if timed := meta.get("fits_timed"):
+        pairs.append(("fits that seconds are taken from", f"the median of {timed}" if timed > 1 else "1, so no spread"))
     pairs += [(str(key), _plain(value)) for key, value in (meta.get("settings") or {}).items()]
     pairs += [(f"fingerprint of the {key}", str(value)) for key, value in (meta.get("fingerprints") or {}).items()]
     pairs += [(key, str(meta[key])) for key in ("created", "fisherviz", "torch") if meta.get(key)]

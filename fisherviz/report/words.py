@@ -6,7 +6,7 @@ Sentences are templates with names to fill in, so that the page can escape and e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,11 @@ import numpy as np
 from fisherviz.plotting.fronts import EXACT, pareto_info
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+
+LISTED = 3
+"""Names that a list spells out; of many more it tells the number."""
+NEAR = 0.01
+"""Cosines that differ by less are said to be near."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,22 @@ class Sentence:
 def verdict(comparison: Comparison) -> list[Sentence]:
     """One paragraph about the whole matrix, or about the layers one by one where there is no whole.
 
+    Numbers that read alike, to three digits, are ties: they are said together, and none is called the better.
+
     Args:
         comparison: what to judge.
 
     Returns:
         Its sentences; empty if nothing was measured.
     """
-    errors, cosines = _values(comparison, "relative_frobenius"), _values(comparison, "direction_cosine")
+    errors = _values(comparison, "relative_frobenius")
     if not errors:
         return []
-    direction = [_direction(cosines, comparison.meta.get("damping"))] if cosines else []
-    return [_closest(errors, comparison), *direction, *_cost(comparison)]
+    found = [_closest(errors, comparison)]
+    cosines = _values(comparison, "direction_cosine")
+    if cosines and max(errors.values()) >= EXACT:
+        found.append(_direction(cosines, comparison))
+    return found + _cost(comparison)
 
 
 def paragraph(sentences: list[Sentence]) -> str:
@@ -58,51 +68,94 @@ def _values(comparison: Comparison, metric: str) -> dict[str, float]:
     return {str(k): float(v) for k, v in blocks.groupby("method", sort=False)["value"].median().items()}
 
 
+def _where(comparison: Comparison, metric: str) -> str:
+    return "" if comparison.whole(metric) else ", in the median over the layers"
+
+
+def _listed(names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """A template for some names, and those of them that it holds."""
+    if len(names) > LISTED + 1:
+        return ", ".join(["{}"] * LISTED) + f" and {len(names) - LISTED} more", tuple(names[:LISTED])
+    return " and ".join(filter(None, [", ".join(["{}"] * (len(names) - 1)), "{}"])), tuple(names)
+
+
+def _ties(values: Mapping[str, float], best: str) -> list[str]:
+    """Names of the others whose values read like one's."""
+    return [name for name in values if name != best and _reads(values[name]) == _reads(values[best])]
+
+
+def _reads(value: float) -> str:
+    return metrics.show_number(value)
+
+
+def _like(names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Who else reads alike, or nothing where nobody does."""
+    listed, held = _listed(names)
+    return (f", like {listed}", held) if names else ("", ())
+
+
+def _kind(comparison: Comparison) -> str:
+    return {"mc": "sampled", "empirical": "empirical"}.get(str(comparison.meta.get("kind")), "exact")
+
+
 def _closest(errors: Mapping[str, float], comparison: Comparison) -> Sentence:
-    kind = {"mc": "sampled", "empirical": "empirical"}.get(str(comparison.meta.get("kind")), "exact")
-    fisher, where = (
-        f"the {kind} Fisher",
-        "" if comparison.whole("relative_frobenius") else ", in the median over the layers",
-    )
-    ranked = sorted(errors, key=lambda name: errors[name])
-    exact = [name for name in ranked if errors[name] < EXACT]
-    rest = [name for name in ranked if errors[name] >= EXACT]
-    if exact and not rest:
-        return Sentence(f"Every approximation equals {fisher} to rounding.")
-    best, head = rest[0], ""
+    fisher, where = f"the {_kind(comparison)} Fisher", _where(comparison, "relative_frobenius")
+    exact = [name for name in errors if errors[name] < EXACT]
+    rest = {name: errors[name] for name in sorted(errors, key=lambda name: errors[name]) if errors[name] >= EXACT}
+    if not rest:
+        every = "{} equals" if len(exact) == 1 else "Every approximation equals"
+        return Sentence(f"{every} {fisher} to rounding.", tuple(exact[:1]) if len(exact) == 1 else ())
+    best, *others = rest
+    head, names = "", [best]
     if exact:
-        listed = " and ".join(["{}"] * len(exact))
-        head = f"{listed} equal{'s' if len(exact) == 1 else ''} {fisher} to rounding. Of the others, "
-    template = (
-        f"{head}{{}} is closest to {fisher}: its relative Frobenius error is {metrics.show_number(errors[best])}{where}"
-    )
-    names = [*exact, best]
+        listed, held = _listed(exact)
+        head = f"{listed} equal{'s' if len(exact) == 1 else ''} {fisher} to rounding. "
+        names = [*held, best]
+    like, held = _like(ties := _ties(rest, best))
+    if ties and len(ties) == len(others):
+        every = "Both" if len(ties) == 1 else f"All {len(rest)}"
+        every = f"{'The others' if exact else every} are equally close to {fisher}"
+        template = f"{head}{every}: the relative Frobenius error is {_reads(rest[best])}{where}"
+        return Sentence(template + ".", tuple(names[:-1]))
+    if others:
+        closest = "closer" if len(others) == 1 else "closest"
+        lead = f"{'Of the others, ' if exact else ''}{{}} is {closest} to {fisher}: its relative Frobenius error is "
+    else:
+        lead = f"The relative Frobenius error of {{}} to {fisher} is "
+    template, names = f"{head}{lead}{_reads(rest[best])}{like}{where}", [*names, *held]
     shapes = {name: cosine for name, cosine in _values(comparison, "frobenius_cosine").items() if name in rest}
     if best in shapes:
         similar = max(shapes, key=lambda name: shapes[name])
-        template += f", its cosine with it {metrics.show_number(shapes[best])}"
-        if shapes[similar] - shapes[best] > 0.01:
-            template += f"; closer in shape, whatever the scale, is {{}} ({metrics.show_number(shapes[similar])})"
+        template += f", its cosine with it {_reads(shapes[best])}"
+        if shapes[similar] - shapes[best] > NEAR:
+            template += f"; closer in shape, whatever the scale, is {{}} ({_reads(shapes[similar])})"
             names.append(similar)
     return Sentence(template + ".", tuple(names))
 
 
-def _direction(cosines: Mapping[str, float], damping: object) -> Sentence:
+def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence:
+    damping, where = comparison.meta.get("damping"), _where(comparison, "direction_cosine")
     best = max(cosines, key=lambda name: cosines[name])
-    near = [name for name in cosines if name != best and cosines[best] - cosines[name] < 0.01]
-    strength = f" at damping {_damping(damping)}" if damping is not None else ""
-    template = (
-        f"What an optimizer would feel is the direction of the step{strength}: there {{}} agrees best with "
-        f"the exact natural gradient (cosine {metrics.show_number(cosines[best])})"
-    )
+    strength = f" at λ = {_damping(damping)}" if damping is not None else ""
+    head = f"What an optimizer would feel is the direction of the step{strength}: there "
+    kind = _kind(comparison)
+    target = "the exact natural gradient" if kind == "exact" else f"the natural gradient of the {kind} Fisher"
+    ties, value = _ties(cosines, best), _reads(cosines[best])
+    if len(cosines) == 1:
+        return Sentence(f"{head}the cosine of {{}} with {target} is {value}{where}.", (best,))
+    if len(ties) == len(cosines) - 1:
+        alike = "both agree" if len(cosines) == 2 else "all approximations agree"
+        return Sentence(f"{head}{alike} equally well with {target} (cosine {value}){where}.")
+    like, alike_names = _like(ties)
+    better = "better" if len(cosines) == 2 else "best"
+    template = f"{head}{{}} agrees {better} with {target} (cosine {value}{like}){where}"
+    near = [name for name in cosines if name not in (best, *ties) and cosines[best] - cosines[name] < NEAR]
+    listed, near_names = _listed(near)
     if near:
-        listed = ", ".join(["{}"] * len(near[:3]))
-        more = f" and {len(near) - 3} more" if len(near) > 3 else ""
-        template += f", with {listed}{more} within 0.01 of it"
-    plain = cosines.get("identity")
-    if plain is not None and best != "identity":
-        template += f"; the plain gradient has {metrics.show_number(plain)}"
-    return Sentence(template + ".", (best, *near[:3]))
+        template += f", with {listed} within {NEAR} of it"
+    if "identity" in cosines and "identity" not in (best, *ties, *near):
+        template += f"; the plain gradient has {_reads(cosines['identity'])}"
+    return Sentence(template + ".", (best, *alike_names, *near_names))
 
 
 def _damping(value: object) -> str:
@@ -112,19 +165,45 @@ def _damping(value: object) -> str:
 
 
 def _cost(comparison: Comparison) -> list[Sentence]:
+    """The front of error against cost, without those on it that are no closer than a cheaper one to three digits."""
+    cost = "passes" if comparison.whole("passes") else "seconds"
     try:
-        front = pareto_info(comparison)
+        front = pareto_info(comparison, cost=cost)
     except ValueError:
         return []
-    members = tuple(np.asarray(front.methods)[front.on_front].tolist())
-    costs = [metrics.show_number(cost) for cost in front.costs[front.on_front]]
-    unit = "forward and backward passes over the same data"
+    errors = {name: error if error >= EXACT else 0.0 for name, error in zip(front.methods, front.errors, strict=True)}
+    costs = dict(zip(front.methods, front.costs.tolist(), strict=True))
+    members: list[str] = []
+    for name in front.methods:  # cheapest first
+        if all(errors[name] < errors[m] and _reads(errors[name]) != _reads(errors[m]) for m in members):
+            members.append(name)
+    unit = "forward and backward passes over the same data" if cost == "passes" else "seconds"
+    others = [name for name in front.methods if name not in members]
+    if len(front.methods) == 1:
+        return [Sentence(f"{{}} costs {_reads(costs[members[0]])} {unit}.", tuple(members))]
     if len(members) == 1:
-        template = f"Nothing that costs more is closer than {{}}, which takes {costs[0]} {unit}."
-    else:
-        spent = ", ".join(f"{{}} ({cost})" for cost in costs)
-        template = (
-            f"In {unit}, the worthwhile trade-offs of error against cost are {spent}: "
-            "for every other method one of these is both cheaper and closer."
-        )
-    return [Sentence(template, members)]
+        return [_one_for_all(members[0], others, errors, f"{_reads(costs[members[0]])} {unit}")]
+    spent = [f"{{}} ({_reads(costs[name])})" for name in members]
+    template = f"In {unit}, the worthwhile trade-offs of error against cost are {', '.join(spent)}"
+    names = tuple(members)
+    if tied := [name for name in others if any(_reads(errors[name]) == _reads(errors[m]) for m in members)]:
+        listed, held = _listed(tied)
+        template, names = f"{template}; as close as one of these and no cheaper: {listed}", (*names, *held)
+    beaten = [name for name in others if name not in tied]
+    if 0 < len(beaten) <= LISTED:
+        listed, held = _listed(beaten)
+        template, names = f"{template}; closer than {listed} and no dearer is one of these", (*names, *held)
+    elif beaten:
+        template += f"; for each of the other {len(beaten)} one of these is closer and no dearer"
+    return [Sentence(template + ".", names)]
+
+
+def _one_for_all(best: str, others: Sequence[str], errors: Mapping[str, float], cost: str) -> Sentence:
+    """Where one method is the cheapest and nobody is closer."""
+    tied = [name for name in others if _reads(errors[name]) == _reads(errors[best])]
+    listed, held = _listed(tied or others)
+    if not tied:
+        return Sentence(f"{{}} is closer than {listed} and costs no more: {cost}.", (best, *held))
+    one = len(tied) == 1
+    verbs = "is as close and costs" if one else "are as close and cost"
+    return Sentence(f"{{}} costs {cost}; {listed} {verbs} no less.", (best, *held))

@@ -43,8 +43,9 @@ class Comparison:
 
     Args:
         frame: tidy table with columns method, row, col, metric, value, stderr; row and col are names of layers, or
-            both "all" for the whole matrix. `stderr` is the standard error of an estimated value, 0 of an exact one;
-            a table without that column, as earlier releases saved it, has exact values only.
+            both "all" for the whole matrix. `stderr` is the standard error of an estimated value, 0 of an exact one,
+            and of seconds half the range of several fits; a table without that column, as earlier releases saved it,
+            has exact values only.
         meta: facts about the run (layers, settings, versions, fingerprints, notes), as JSON holds them.
         arrays: name ("heatmap/exact", "spectrum/kfac", ...) to array, what pictures are drawn from.
 
@@ -98,7 +99,8 @@ class Comparison:
 
         Args:
             metric: its name.
-            column: "value", or "stderr" for the standard errors, 0 where the value is exact.
+            column: "value", or "stderr" for the standard errors (of seconds half the range), 0 where the value is
+                exact.
 
         Returns:
             Method to value; methods to which the metric does not apply are absent.

@@ -105,12 +105,15 @@ _METRICS = (
            "A property of the exact Fisher.", "none", needs="exact"),
     Metric("seconds", "time to build", "time",
            "updates of its statistics + building + a pass of the captures",
-           "What the approximation takes on its own, measured once on this machine; statistics and passes that several "
+           "What the approximation takes on its own on this machine: the median of several fits, ± half the range "
+           "between the fastest and the slowest; without ± it was fitted once. Statistics and passes that several "
            "share count for each. The pass runs forward alone where only inputs are read; what refines itself pays a "
            "second one, unless all captures were kept in memory.", "small", "s", needs="cost"),
     Metric("passes", "cost to build", "passes",
-           "time to build / time of one forward and backward pass on the data",
-           "The machine drops out: 1 costs as much as one gradient.",
+           "multiply-adds to build / multiply-adds of one forward and backward pass on the data",
+           "Counted, not timed, and the same on every machine: 1 costs as much as one gradient. Forwards, "
+           "backpropagated vectors, statistics and the factorisations of building count, for each method as if it were "
+           "alone, with a pass for each round of statistics. Element-wise work, look-ups and later solves do not.",
            "small", "forward + backward passes", needs="cost", brief=True),
     Metric("bytes", "memory held", "memory",
            "bytes of the arrays that the approximation keeps",
@@ -192,7 +195,7 @@ def show(name: str, value: float, error: float = 0.0) -> str:
     Args:
         name: of the metric.
         value: the number.
-        error: its standard error, said where it is not 0.
+        error: its standard error or spread, said where it is not 0.
 
     Returns:
         Short text, for tables and the terminal.
@@ -200,7 +203,8 @@ def show(name: str, value: float, error: float = 0.0) -> str:
     if name == "bytes":
         return show_bytes(value)
     if name == "seconds":
-        return f"{value:.3g} s" if value >= 0.1 else f"{1000 * value:.3g} ms"
+        unit, value, error = ("s", value, error) if value >= 0.1 else ("ms", 1000 * value, 1000 * error)
+        return f"{value:.3g}{f' ± {error:.2g}' if error else ''} {unit}"
     if not error:
         return show_number(value)
     if value == 0 or 1e-3 <= abs(value) < 1e5:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.operators.factorise import MIRRORED, symmetric
+from fisherviz.support.counting import counted_as
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
@@ -38,15 +39,16 @@ def gram(x: Tensor, total: Tensor | None = None) -> Tensor:
         return product if total is None else total.add_(product)
     out = x.new_empty(*x.shape[:-2], d, d) if total is None else total
     width = strip_width(d)
-    for low in range(0, d, width):
-        high = min(low + width, d)
-        rows, strip = x[..., low:high].mT, out[..., low:high, low:]
-        if x.dim() > 2:
-            strip.copy_(rows @ x[..., low:]) if total is None else strip.add_(rows @ x[..., low:])
-        elif total is None:
-            torch.mm(rows, x[:, low:], out=strip)
-        else:
-            strip.addmm_(rows, x[:, low:])
+    with counted_as(2 * x.numel() * d):
+        for low in range(0, d, width):
+            high = min(low + width, d)
+            rows, strip = x[..., low:high].mT, out[..., low:high, low:]
+            if x.dim() > 2:
+                strip.copy_(rows @ x[..., low:]) if total is None else strip.add_(rows @ x[..., low:])
+            elif total is None:
+                torch.mm(rows, x[:, low:], out=strip)
+            else:
+                strip.addmm_(rows, x[:, low:])
     return symmetric(out)
 
 
@@ -99,13 +101,14 @@ def weighted_moments(a: Tensor, weights: Tensor) -> Tensor:
     out = a.new_empty(weights.shape[1], da, da)
     rows, columns = weights.T.contiguous(), a.T.contiguous()
     step = max(1, OUTER_ENTRIES // max(1, rows.numel()))
-    for i in range(0, da, step):
-        weighted = (columns[i : i + step].unsqueeze(1) * rows).flatten(0, 1)
-        part = (weighted @ a[:, i:]).unflatten(0, (-1, len(rows))).transpose(0, 1)
-        width = part.shape[1]
-        part[..., :width] = symmetric(part[..., :width])
-        out[:, i : i + step, i:] = part
-        out[:, i:, i : i + step] = part.mT
+    with counted_as(2 * rows.numel() * da**2):
+        for i in range(0, da, step):
+            weighted = (columns[i : i + step].unsqueeze(1) * rows).flatten(0, 1)
+            part = (weighted @ a[:, i:]).unflatten(0, (-1, len(rows))).transpose(0, 1)
+            width = part.shape[1]
+            part[..., :width] = symmetric(part[..., :width])
+            out[:, i : i + step, i:] = part
+            out[:, i:, i : i + step] = part.mT
     return out
 
 

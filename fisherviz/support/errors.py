@@ -39,10 +39,9 @@ def option(name: str) -> Iterator[None]:
 
 def sentence(error: BaseException) -> str:
     """An error in one sentence: its type unless the package raised it, its text, its place in the user's code."""
-    text = one_sentence(str(error))
+    text, place = one_sentence(str(error)), _place(error)
     if not _is_ours(error) or not text:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    place = _place(error)
     return f"{text} ({place})" if place else text
 
 

@@ -1,4 +1,4 @@
-"""Parts of the work that announce themselves; whoever listens can tell where the time goes.
+"""What work takes, in seconds and operations, and its parts that announce themselves to whoever listens.
 
 `part("inversion")` around a block, or above a method, does nothing while nobody listens. There is one listener in a
 process: hooks run in threads of autograd's own, and what they do belongs to the step that waits for them.
@@ -6,14 +6,46 @@ process: hooks run in threads of autograd's own, and what they do belongs to the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
+
+import torch
+
+from fisherviz.support.counting import counted
 
 F = TypeVar("F", bound=Callable[..., Any])
 Listener = Callable[[str], AbstractContextManager[None]]
 _listeners: list[Listener] = []
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What work took.
+
+    Attributes:
+        seconds: on the clock.
+        operations: as `counting` counts them, a multiply-add as two; 0 where nobody does.
+    """
+
+    seconds: float = 0.0
+    operations: int = 0
+
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(self.seconds + other.seconds, self.operations + other.operations)
+
+    def __sub__(self, other: Effort) -> Effort:
+        return Effort(self.seconds - other.seconds, self.operations - other.operations)
+
+
+def so_far(device: torch.device) -> Effort:
+    """The clock, once a device has done what it was given, and the count; differences say what lies between."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return Effort(time.perf_counter(), counted())
 
 
 class part:

@@ -106,7 +106,7 @@ class MobileBlock(nn.Module):
 @pytest.mark.parametrize("dense", [True, False], ids=["dense", "by structure"])
 def test_a_mobile_network_is_compared_by_every_method(dense, monkeypatch):
     if not dense:
-        monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+        monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
     net = nets.randomised(nn.Sequential(nn.Conv2d(1, 2, 3, 2), MobileBlock(), nets.MeanPixels(), nn.Linear(2, 2)))
     x, y = torch.randn(6, 1, 7, 7, dtype=torch.float64), torch.randint(2, (6,))
     fisher = fv.Probe(net, "categorical").fisher((x, y))

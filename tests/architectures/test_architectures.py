@@ -139,7 +139,7 @@ def test_methods_by_definition_and_as_matrices(name, method):
 def test_comparisons_leave_no_method_out(name, monkeypatch):
     F, fisher = exact(name), fisher_of(name)
     dense = fv.compare(fisher, progress=False)
-    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
     structured = fv.compare(fisher_of(name), progress=False)
     for comparison in (dense, structured):
         assert set(comparison.methods) == set(fv.approximations)

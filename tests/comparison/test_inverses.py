@@ -29,7 +29,7 @@ KINDS = [
 
 @pytest.fixture
 def never_formed(monkeypatch):
-    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
 
 
 def rows(comparison, metric):

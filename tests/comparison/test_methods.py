@@ -64,8 +64,11 @@ def test_one_pass_serves_the_fisher_and_all_methods(net, data):
     assert passes_of(net, data, *WITH_GRADIENTS, **PLAIN) == 1 + TIMED
 
 
-def test_inputs_alone_are_timed_by_a_forward_pass_and_directions_take_one_for_the_gradient(net, data):
-    assert passes_of(net, data) == 3 + TIMED
+def test_costs_take_a_pass_to_count_one_forward_alone_for_inputs_and_directions_one_for_the_gradient(
+    net, data, monkeypatch
+):
+    monkeypatch.setattr("fisherviz.comparison.costs.TIMED", 0)
+    assert passes_of(net, data) == 4 + TIMED
 
 
 def test_captures_that_do_not_fit_take_one_pass_for_all_methods_and_one_for_those_that_refine(net, data, monkeypatch):
@@ -93,7 +96,8 @@ class SlowToo(SlowKFAC):
     """The same from the same statistics."""
 
 
-def test_statistics_that_two_methods_share_count_for_each_and_for_no_other(net, data):
+def test_statistics_that_two_methods_share_count_for_each_and_for_no_other(net, data, monkeypatch):
+    monkeypatch.setattr("fisherviz.comparison.costs.TIMED", 0)
     fisher = fv.Probe(net, "categorical").fisher(*data)
     start = time.perf_counter()
     seconds = whole(fv.compare(fisher, [SlowKFAC, SlowToo, "diagonal"], damping=0.1, metrics="seconds"), "seconds")
@@ -162,6 +166,69 @@ def test_a_method_that_fails_is_a_note_and_the_others_are_compared_as_without_it
         assert whole(found, metric) == pytest.approx(whole(expected, metric), rel=1e-10)
 
 
+def failing(where, error):
+    """An approximation whose own code raises an error in one place."""
+
+    class Failing(Dense):
+        """The operator."""
+
+        def to_dense(self):
+            if where == "to_dense":
+                raise error("of my own")
+            return super().to_dense()
+
+        def shifted(self, strength):
+            if where == "shifted":
+                raise error("of my own")
+            return super().shifted(strength) if where != "solve" else Failing(super().shifted(strength).M)
+
+        def solve(self, v):
+            if where == "solve":
+                raise error("of my own")
+            return super().solve(v)
+
+    class Author(fv.Approximation):
+        """The approximation."""
+
+        def statistics(self, layer):
+            if where == "statistics":
+                raise error("of my own")
+            return {"d": Diagonal(layer.name)}
+
+        def operator_for(self, layer, values):
+            if where == "operator_for":
+                raise error("of my own")
+            return Failing(values["d"].diag())
+
+    return Author
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("where", ["statistics", "operator_for", "to_dense", "shifted", "solve"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError, RuntimeError, NotImplementedError, MemoryError, TypeError, torch.linalg.LinAlgError,
+        np.linalg.LinAlgError, KeyError, IndexError, ZeroDivisionError, AttributeError, AssertionError,
+    ],
+)  # fmt: skip
+def test_whatever_an_author_raises_is_a_note_with_its_kind(net, data, monkeypatch, where, error, large):
+    if large:
+        monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
+    monkeypatch.setattr("fisherviz.comparison.costs.TIMED", 0)
+    fisher = fv.Probe(net, "categorical").fisher(*data)
+    found = fv.compare(fisher, ["kfac", failing(where, error), "foof"], damping=0.1, progress=False)
+    assert {"kfac", "foof"} <= set(found.whole("direction_cosine"))
+    if where == ("to_dense" if large else "solve"):  # nobody asks for it
+        assert "Author" in found.whole("direction_cosine")
+    else:
+        assert "Author" not in found.whole("direction_cosine")
+        kinds = {kind.__name__ for kind in error.__mro__} - {"Exception", "object"}  # a place may be named on the way
+        (note,) = [note for note in found.notes if "Author" in note and "of my own" in note]
+        # the kind, or where the package says what it met: the author's own line
+        assert any(f"{kind}: " in note for kind in kinds) or "(test_methods.py, line " in note
+
+
 class Blockless(fv.Approximation):
     """An approximation that cannot show a block."""
 
@@ -188,14 +255,15 @@ class Productless(Blockless):
 
 @pytest.mark.parametrize(("method", "why"), [(Blockless, "block"), (Productless, "product")])
 def test_without_matrices_too_a_method_that_fails_is_a_note(method, why, monkeypatch):
-    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv1d(3, 2, 1), nn.Tanh(), nets.MeanPixels()).double()
     fisher = fv.Probe(net, "categorical").fisher(torch.randn(5, 3, 4, dtype=torch.float64))
     expected = fv.compare(fisher, ["kfac", "ekfac"], damping=0.1)
     found = fv.compare(fisher, ["kfac", method, "ekfac"], damping=0.1)
     assert found.methods == ("kfac", "ekfac")
-    assert f"{method.__name__} is left out: there is no such {why}." in found.notes
+    said = f"{method.__name__} is left out: ValueError: there is no such {why}. (test_methods.py, line "
+    assert any(note.startswith(said) for note in found.notes)
     assert whole(found, "relative_frobenius") == pytest.approx(whole(expected, "relative_frobenius"), rel=1e-10)
 
 
@@ -208,7 +276,8 @@ def test_where_every_method_fails_the_first_error_is_raised(net, data, where, er
 def test_the_monitor_goes_on_without_a_method_that_fails(net, data):
     monitor = fv.Monitor(fv.Probe(net, "categorical"), ["kfac", broken("building")], data=data, damping=0.1)
     assert set(monitor.measure(3)["method"]) == {"exact", "kfac"}
-    assert "step 3: Broken is left out: no room for it." in monitor.notes
+    said = "step 3: Broken is left out: MemoryError: no room for it. (test_methods.py, line "
+    assert any(note.startswith(said) for note in monitor.notes)
     alone = fv.Monitor(fv.Probe(net, "categorical"), broken("building"), data=data, damping=0.1)
     with pytest.raises(MemoryError, match="no room"):
         alone.measure(0)
@@ -288,7 +357,7 @@ def test_what_belongs_to_the_exact_fisher_stands_under_its_name(net, data, tmp_p
 
 
 def test_a_metric_that_needs_the_matrix_is_computed_where_it_was_asked_for(net, data, monkeypatch):
-    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
     fisher = fv.Probe(net, "categorical").fisher(*data)
     found = fv.compare(fisher, "kfac", damping=0.1, metrics=["relative_nuclear", "inverse_frobenius"])
     F, M = exact.fisher(net, data[0], laws.Categorical()), fv.approximate(fisher, "kfac").to_dense().numpy()
@@ -298,7 +367,7 @@ def test_a_metric_that_needs_the_matrix_is_computed_where_it_was_asked_for(net, 
     nuclear = np.linalg.norm(F - M, "nuc") / np.linalg.norm(F, "nuc")
     assert whole(found, "relative_nuclear") == {"kfac": pytest.approx(nuclear)}
     monkeypatch.setattr("fisherviz.support.memory.available", lambda device: 0)
-    with pytest.raises(MemoryError, match="dense matrices for relative_nuclear"):
+    with pytest.raises(MemoryError, match="writing the matrices out for relative_nuclear takes"):
         fv.compare(fisher, "kfac", damping=0.1, metrics=["relative_nuclear", "inverse_frobenius"])
 
 

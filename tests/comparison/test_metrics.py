@@ -144,9 +144,12 @@ def test_there_is_never_a_nan_and_costs_are_positive(small):
     frame = small.comparison.frame
     assert list(frame.columns) == ["method", "row", "col", "metric", "value", "stderr"]
     assert np.isfinite(frame["value"]).all()
-    assert not frame["stderr"].any()
-    for cost in ("seconds", "passes"):
-        assert (frame[frame["metric"] == cost]["value"] > 0).all()
+    assert not frame[frame["metric"] != "seconds"]["stderr"].any()
+    assert (frame[frame["metric"] == "seconds"]["value"] > 0).all()
+    passes = small.comparison.whole("passes")
+    assert passes.pop("identity") == 0
+    assert len(passes) == len(METHODS) - 1
+    assert min(passes.values()) > 0
     assert not frame.duplicated(["method", "row", "col", "metric"]).any()
 
 
@@ -173,7 +176,7 @@ def large():
     """The same kind of network, by the way that large matrices take."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+        patch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
         return Setting(nets.mlp(3, 4, 2), nets.vectors(9, 3), "categorical")
 
 
@@ -222,10 +225,10 @@ SHARING = {
 
 @pytest.mark.filterwarnings("ignore:.*grouped")
 @pytest.mark.parametrize("build", SHARING.values(), ids=SHARING.keys())
-@pytest.mark.parametrize("parameters", [0, 3000], ids=["never formed", "dense"])
+@pytest.mark.parametrize("why_not", ["which are too many", ""], ids=["never formed", "dense"])
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
-def test_errors_of_layers_that_share_weights(monkeypatch, build, parameters, kind):
-    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", parameters)
+def test_errors_of_layers_that_share_weights(monkeypatch, build, why_not, kind):
+    monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: why_not)
     net, x = build()
     metrics = ["relative_frobenius", "frobenius_cosine"]
     setting = Setting(net, x, "bernoulli", kind=kind, methods=METHODS, metrics=metrics)
@@ -236,7 +239,7 @@ def test_errors_of_layers_that_share_weights(monkeypatch, build, parameters, kin
 
 
 def test_layers_that_are_given_nothing_but_zeros(monkeypatch):
-    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
     layers = nn.Linear(3, 4), nn.Tanh(), nn.Threshold(1.0, 0.0), nn.Linear(4, 3, bias=False), nn.Linear(3, 2)
     net, x = nets.randomised(nn.Sequential(*layers, nets.MeanTokens())), torch.randn(6, 4, 3, dtype=torch.float64)
     methods = ["kfac", "kfac-full", "kfac-tridiagonal"]
@@ -318,7 +321,7 @@ def test_errors_without_matrices_are_those_with_them(pieces, monkeypatch):
     fisher = fv.Probe(net, "categorical").fisher(x)
     names = ["relative_frobenius", "frobenius_cosine"]
     dense = fv.compare(fisher, metrics=names, progress=False).frame
-    monkeypatch.setattr("fisherviz.comparison.compare.DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
     monkeypatch.setattr("fisherviz.comparison.inner.GRADIENT_ENTRIES", pieces)
     free = fv.compare(fisher, metrics=names, progress=False).frame
     keys = ["method", "row", "col", "metric"]

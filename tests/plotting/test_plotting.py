@@ -312,6 +312,19 @@ def test_an_exact_method_stands_at_the_foot_of_the_front():
     ax.get_figure().draw_without_rendering()
 
 
+def test_what_costs_nothing_stands_at_the_left_end_of_the_front():
+    comparison = make_comparison()
+    frame = comparison.frame
+    whole = (frame["metric"] == "passes") & (frame["row"] == "all")
+    frame.loc[whole & (frame["method"] == "identity"), "value"] = 0.0
+    assert plot.pareto_info(comparison).methods[0] == "identity"
+    ax = plot.pareto(comparison, ax=Figure().subplots())
+    assert "identity (free)" in [text.get_text() for text in ax.texts]
+    assert ax.get_xlim()[0] > 0
+    frame.loc[whole, "value"] = 0.0
+    plot.pareto(comparison, ax=Figure().subplots()).get_figure().draw_without_rendering()
+
+
 # ---- names ---------------------------------------------------------------------------------------
 
 

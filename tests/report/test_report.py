@@ -186,6 +186,95 @@ def test_the_verdict_names_the_closest_the_best_step_and_the_front():
     assert "identity (0.0200), foof (0.900), kfac (2.40), kfac-tridiagonal (2.90), kfac-full (3.10)" in words
 
 
+def with_values(methods, **given):
+    """A comparison of some methods with some of the whole matrix's values set."""
+    comparison = make_comparison(methods=methods)
+    frame = comparison.frame
+    for metric, values in given.items():
+        for method, value in values.items():
+            frame.loc[(frame["metric"] == metric) & (frame["row"] == "all") & (frame["method"] == method), "value"] = (
+                value
+            )
+    return comparison
+
+
+def test_the_verdict_on_one_method_compares_it_with_nothing():
+    words = paragraph(verdict(make_comparison(methods=("kfac",))))
+    assert words == (
+        "The relative Frobenius error of kfac to the exact Fisher is 0.620, its cosine with it 0.785. What an "
+        "optimizer would feel is the direction of the step at λ = 0.0100: there the cosine of kfac with the exact "
+        "natural gradient is 0.690. kfac costs 2.40 forward and backward passes over the same data."
+    )
+    (only,) = verdict(with_values(("layer",), relative_frobenius={"layer": 1e-9}, passes={"layer": 8.0}))[:1]
+    assert str(only) == "layer equals the exact Fisher to rounding."
+
+
+def test_the_verdict_on_two_methods_knows_no_others():
+    traded = paragraph(verdict(make_comparison(methods=("kfac", "foof"))))
+    assert "kfac is closer to the exact Fisher" in traded
+    assert "kfac agrees better with" in traded
+    assert traded.endswith("the worthwhile trade-offs of error against cost are foof (0.900), kfac (2.40).")
+    beaten = paragraph(verdict(with_values(("kfac", "diagonal"), passes={"diagonal": 3.0})))
+    assert beaten.endswith(
+        "kfac is closer than diagonal and costs no more: 2.40 forward and backward passes over the same data."
+    )
+    for words in (traded, beaten):
+        assert not any(word in words for word in ("every", "other", "best", "closest"))
+
+
+def test_the_verdict_says_ties_as_ties():
+    equal = {"kfac": 0.6, "ekfac": 0.60004, "kfac-full": 0.6}
+    cosines = {"kfac": 0.865, "ekfac": 0.8651, "kfac-full": 0.865, "foof": 0.86}
+    methods = ("identity", "kfac", "ekfac", "kfac-full", "foof")
+    words = paragraph(verdict(with_values(methods, relative_frobenius=equal, direction_cosine=cosines)))
+    assert "relative Frobenius error is 0.600, like kfac-full and ekfac," in words
+    assert "(cosine 0.865, like kfac and kfac-full), with foof within 0.01 of it" in words
+    assert (
+        "are identity (0.0200), foof (0.900), kfac (2.40); as close as one of these and no cheaper: kfac-full" in words
+    )
+    two = with_values(("kfac", "ekfac"), relative_frobenius=equal, direction_cosine=cosines)
+    assert paragraph(verdict(two)) == (
+        "Both are equally close to the exact Fisher: the relative Frobenius error is 0.600. What an optimizer would "
+        "feel is the direction of the step at λ = 0.0100: there both agree equally well with the exact natural "
+        "gradient (cosine 0.865). kfac costs 2.40 forward and backward passes over the same data; ekfac is as close "
+        "and costs no less."
+    )
+
+
+def test_the_verdict_on_nothing_but_exact_methods_is_about_cost():
+    words = paragraph(verdict(with_values(("layer", "kfac"), relative_frobenius={"layer": 1e-9, "kfac": 0.0})))
+    assert words == (
+        "Every approximation equals the exact Fisher to rounding. kfac costs 2.40 forward and backward passes over the "
+        "same data; layer is as close and costs no less."
+    )
+
+
+def test_the_verdict_counts_what_costs_nothing():
+    words = paragraph(verdict(with_values(METHODS, passes={"identity": 0.0})))
+    assert "are identity (0), foof (0.900)" in words
+    assert "for each of the other 5 one of these is closer and no dearer." in words
+
+
+def test_the_verdict_says_seconds_where_nothing_was_counted():
+    comparison = make_comparison(methods=("kfac", "foof"))
+    comparison.frame = comparison.frame[comparison.frame["metric"] != "passes"]
+    assert "In seconds, the worthwhile trade-offs" in paragraph(verdict(comparison))
+
+
+def test_damped_tables_name_their_strength():
+    comparison = make_comparison()
+    titles = [title for title, _ in summary_table(comparison).groups]
+    assert "what an optimizer feels, λ = 0.0100" in titles
+    captions = [table.caption for table in layer_tables(comparison)]
+    assert captions == [
+        "Relative error in Frobenius norm",
+        "Cosine of the natural gradients, λ = 0.0100",
+        *captions[2:],
+    ]
+    comparison.meta["damping"] = None
+    assert any("each layer at its own λ" in table.caption for table in layer_tables(comparison))
+
+
 def test_the_verdict_says_what_is_exact_and_goes_on():
     comparison = make_comparison()
     frame = comparison.frame
@@ -199,6 +288,7 @@ def test_the_verdict_calls_a_sampled_fisher_by_its_name():
     comparison = make_comparison()
     comparison.meta["kind"] = "mc"
     assert "closest to the sampled Fisher" in paragraph(verdict(comparison))
+    assert "agrees best with the natural gradient of the sampled Fisher" in paragraph(verdict(comparison))
 
 
 def test_the_summary_marks_the_best_of_each_column():

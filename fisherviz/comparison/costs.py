@@ -1,0 +1,116 @@
+"""What the methods of a comparison cost: operations counted while they are fitted, seconds the median of several fits.
+
+The count is the same on every machine and for any number of threads, and does not depend on what else is compared; only
+an iteration that ends by a tolerance may take one step more on another processor.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from fisherviz.approximations import Approximation, fit_all
+from fisherviz.comparison.measures import Cost, Estimate
+from fisherviz.exact.fisher import Fisher
+from fisherviz.support.counting import counting
+from fisherviz.support.timing import Effort
+
+TIMED = 5
+"""Fits that seconds are the median of, where they are short."""
+FOR_TIMING = 1.0
+"""Seconds that fits may take that are made for nothing but their time."""
+_PASSES = 2
+"""Of the loss that are timed, after one that is counted."""
+
+
+@dataclass
+class Fits:
+    """How the fits of a comparison went.
+
+    Attributes:
+        errors: what ended some of them.
+        notes: what is to be said about the others.
+        unit: one forward+backward pass of the loss.
+        seconds: of each method that was fitted here, one number per fit.
+    """
+
+    errors: dict[str, Exception]
+    notes: list[str]
+    unit: Effort
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def timed(self) -> int:
+        """Fits whose seconds are known, 0 where nothing was fitted."""
+        return min(map(len, self.seconds.values()), default=0)
+
+    def cost(self, label: str, fitted: Approximation) -> Cost:
+        """What a method took: seconds with half their range, and passes where they were counted."""
+        found = self.seconds.get(label, [fitted.seconds])
+        seconds = Estimate(statistics.median(found), (max(found) - min(found)) / 2)
+        counted = fitted.operations is not None and self.unit.operations > 0
+        passes = fitted.operations / self.unit.operations if counted and fitted.operations is not None else None
+        return Cost(seconds, passes, float(fitted.bytes))
+
+
+def fit(fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str]) -> Fits:
+    """Fit what is not fitted yet, with what it costs.
+
+    Args:
+        fisher: the exact Fisher.
+        chosen: the approximations by label; those that are not fitted are fitted in place.
+        wanted: names of metrics; operations are counted for "passes", fits repeated for "seconds".
+    """
+    unfitted = {label: approximation for label, approximation in chosen.items() if not approximation.fitted}
+    as_given = {label: copy.copy(approximation) for label, approximation in unfitted.items()}
+    with counting():
+        operations = fisher.loss_effort().operations
+    unit = Effort(fisher.loss_effort(_PASSES).seconds, operations)
+    start = time.perf_counter()
+    with counting() if "passes" in wanted else nullcontext():
+        # what is collected for this alone is not kept
+        found = fit_all(fisher.with_captures(), list(unfitted.values()))
+    took = max(fisher.processes.exchange(time.perf_counter() - start))
+    errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
+    made = {label: approximation for label, approximation in unfitted.items() if label not in errors}
+    fits = Fits(errors, _remarks(fisher, made), unit, {label: [own.seconds] for label, own in made.items()})
+    if made and "seconds" in wanted:
+        _repeat(fisher, {label: as_given[label] for label in made}, fits, took)
+    for label, own in made.items():
+        own.seconds = statistics.median(fits.seconds[label])
+    if "passes" in wanted:
+        before = [label for label, own in chosen.items() if label not in unfitted and own.operations is None]
+        if not unit.operations:
+            fits.notes.append("passes are left out: one of this network takes no multiply-adds that could be counted.")
+        elif before:
+            fits.notes.append(
+                f"passes of {', '.join(before)} are left out: nobody counted when it was fitted; give its name."
+            )
+    return fits
+
+
+def _repeat(fisher: Fisher, given: Mapping[str, Approximation], fits: Fits, took: float) -> None:
+    """Fit again for the time alone, as often as a moment allows; the first fit was counted and the first to run."""
+    times = min(TIMED, int(FOR_TIMING / took)) if took > 0 else TIMED
+    for _ in range(times):
+        again = {label: copy.copy(own) for label, own in given.items()}
+        ended = fit_all(fisher.fresh(), list(again.values()))
+        for (label, own), error in zip(again.items(), ended, strict=True):
+            if error is None:
+                fits.seconds[label].append(own.seconds)
+    if times > 2:
+        for label, found in fits.seconds.items():
+            fits.seconds[label] = found[1:] or found
+
+
+def _remarks(fisher: Fisher, made: Mapping[str, Approximation]) -> list[str]:
+    """What is to be said about methods that were fitted, those together of whom the same is."""
+    said: dict[str, list[str]] = {}
+    for label, own in made.items():
+        for remark in own.remarks(fisher):
+            said.setdefault(remark, []).append(label)
+    return [f"{', '.join(labels)}: {remark}" for remark, labels in said.items()]
