@@ -24,7 +24,8 @@ from fisherviz.exact.fisher import Fisher
 from fisherviz.network import likelihoods
 from fisherviz.network.vectors import KINDS
 from fisherviz.probe import Probe
-from fisherviz.report.page import PAPER_SETTING, Section, write_report
+from fisherviz.report.page import write_report
+from fisherviz.report.section import PAPER_SETTING, Section
 from fisherviz.results.comparison import WHOLE, Comparison
 from fisherviz.results.metrics import needing
 from fisherviz.support.errors import OptionError, option

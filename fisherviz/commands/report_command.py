@@ -10,7 +10,7 @@ from fisherviz.commands.flags import with_flags
 from fisherviz.commands.job import Job
 
 if TYPE_CHECKING:
-    from fisherviz.report.page import Section
+    from fisherviz.report.section import Section
 
 EXAMPLE = (
     "Example: fisherviz report --model nets.mine:build --weights net.safetensors --data mnist:16 "

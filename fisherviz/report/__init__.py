@@ -4,7 +4,8 @@ Everything on it is drawn from saved comparisons; this package sits above result
 of models, data or hooks.
 """
 
-from fisherviz.report.page import Section, write_page, write_report
+from fisherviz.report.page import write_page, write_report
+from fisherviz.report.section import Section
 from fisherviz.report.words import paragraph, verdict
 
 __all__ = ["Section", "paragraph", "verdict", "write_page", "write_report"]
