@@ -106,7 +106,8 @@ def _panels(comparison: Comparison) -> list[tuple[str, str, list[Markup]]]:
 def _layer_words(layers: Sequence[str]) -> str:
     if len(layers) <= _NAMED:
         return ", ".join(style.short(name, 30) for name in layers)
-    return f"{len(layers)} layers from {style.short(layers[0], 40)} to {style.short(layers[-1], 40)}; point at a dot for its layer"
+    first, last = style.short(layers[0], 40), style.short(layers[-1], 40)
+    return f"{len(layers)} layers from {first} to {last}; point at a dot for its layer"
 
 
 def _emphasised(sentence: Sentence) -> Markup:

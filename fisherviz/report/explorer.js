@@ -3,9 +3,7 @@
 // Written here rather than with Vega-Lite (0.8 MB), Observable Plot with d3 (0.5 MB) or Plotly (3.5 MB): what it takes is
 // pixels from arrays and linked views of three canvases, which none of them does for a million entries.
 
-const KEYS = {
-  ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -Infinity], End: [0, Infinity],
-};
+const NOTHING = { n: 1, m: 1, largest: [NaN], mean: [NaN], gapLargest: [NaN], gapMean: [NaN] };
 const LEAST = 3; // entries that fill a panel at the closest zoom
 
 class Explorer {
@@ -25,13 +23,14 @@ class Explorer {
     this.cursor = null;
     this.pointers = new Map();
     this.scales = new Map();
-    this.turned = new Map();
+    this.mirrors = new Map();
+    this.coarser = new Map();
     this.round = 0;
   }
 
   async start() {
     await this.matrices.prepare();
-    this.listen();
+    listen(this);
     this.root.classList.add("live");
     await this.restore();
     new ResizeObserver(() => this.draw()).observe(this.stage);
@@ -108,35 +107,44 @@ class Explorer {
       block: (i, j) => this.block(blocks, i, j),
       order: (i) => orders.get(i) || orders.set(i, this.matrices.permutation(i, order)).get(i),
       step: (i) => (this.data.root_means || order === "torch" ? 0 : order === "unit" ? cut[i].inputs : cut[i].units),
-      empty: 0,
     };
   }
 
-  // The block of any two layers; below the diagonal it is the mirror of one above.
+  // The block of any two layers as it is shown; below the diagonal it is the mirror of one above.
   block(blocks, i, j) {
-    if (i <= j) return this.coarse(blocks.get(`${i},${j}`), i, j);
+    if (i <= j) return this.levelled(blocks.get(`${i},${j}`), i, j);
     const source = blocks.get(`${j},${i}`);
-    if (!this.turned.has(source)) {
-      const { n, m, factor } = source, flip = (values) => values && transposed(values, n, m);
-      this.turned.set(source, {
-        n: m, m: n, factor, largest: flip(source.largest), mean: flip(source.mean),
-        gapLargest: flip(source.gapLargest), gapMean: flip(source.gapMean),
-      });
-    }
-    return this.coarse(this.turned.get(source), i, j);
+    if (!this.mirrors.has(source)) this.mirrors.set(source, this.mirrored(source));
+    return this.levelled(this.mirrors.get(source), i, j);
   }
 
-  // Cells of several entries are known in unit order only: in any other order they are one cell.
-  coarse(block, i, j) {
-    if (block.factor === 1 || this.state.order === "unit") return block;
-    const one = { n: 1, m: 1, factor: Math.max(this.matrices.sizes[i], this.matrices.sizes[j]) };
-    for (const name of ["largest", "gapLargest"]) {
-      one[name] = block[name] && [block[name].reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a), 0)];
+  mirrored({ n, m, factor, largest, mean, gapLargest, gapMean }) {
+    const flip = (values) => values && transposed(values, n, m);
+    return { n: m, m: n, factor, largest: flip(largest), mean: flip(mean), gapLargest: flip(gapLargest), gapMean: flip(gapMean) };
+  }
+
+  // Neighbours are comparable: beside cells of several entries, single ones become such cells too; and cells, which are
+  // those of unit order, are not shown in another.
+  levelled(block, i, j) {
+    const factor = this.level, size = (k) => this.matrices.sizes[k];
+    if (block.factor > 1 && this.state.order !== "unit") return { ...NOTHING, factor: Math.max(size(i), size(j)) };
+    if (block.factor > 1 || factor === 1 || this.state.order !== "unit") return block;
+    if (!this.coarser.has(block)) {
+      const [largest, mean] = cellsOf(block.largest, block.n, block.m, factor);
+      const [gapLargest, gapMean] = block.gapMean ? cellsOf(block.gapMean, block.n, block.m, factor) : [null, null];
+      const [n, m] = [block.n, block.m].map((count) => Math.ceil(count / factor));
+      this.coarser.set(block, { n, m, factor, largest, mean, gapLargest, gapMean });
     }
-    for (const name of ["mean", "gapMean"]) {
-      one[name] = block[name] && [block[name].reduce((a, b) => a + b, 0) / block[name].length];
-    }
-    return one;
+    return this.coarser.get(block);
+  }
+
+  // Entries per cell and side of the coarsest block in view.
+  resolve() {
+    const { view } = this.state, { within, between } = this.data.layout || { within: 1, between: 1 };
+    const seen = (pieces, low, span) => pieces.filter(({ start, end }) => end > low && start < low + span).map((p) => p.layer);
+    const [rows, cols] = [seen(this.scene.rows, view.y, view.h), seen(this.scene.cols, view.x, view.w)];
+    const mixed = rows.some((i) => cols.some((j) => i !== j));
+    this.level = mixed ? between : within;
   }
 
   arrays() {
@@ -146,7 +154,7 @@ class Explorer {
   }
 
   scale() {
-    const { kind, scale, cell, row, col, order } = this.state, key = [kind, cell, row, col, order].join(" ");
+    const { kind, scale, cell, row, col, order } = this.state, key = [kind, cell, row, col, order, this.level].join(" ");
     const scene = { ...this.scene, block: (i, j) => this.block(this.held[0], i, j) };
     if (!this.scales.has(key)) this.scales.set(key, extent(scene, this.arrays()[0]));
     const { top, largest } = this.scales.get(key);
@@ -155,6 +163,7 @@ class Explorer {
 
   draw() {
     if (!this.scene) return;
+    this.resolve();
     const scale = this.scale(), style = getComputedStyle(this.root), dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const colors = scale.signed ? this.colors[dark ? "dark" : "diverging"] : this.colors.sequential;
     const line = scale.signed && !dark ? "#000000" : "#ffffff", { view, cell } = this.state;
@@ -243,7 +252,8 @@ class Explorer {
       return `${name}, ${first} to ${this.matrices.parameter(piece.layer, index[start + count - 1])}`;
     });
     const mean = this.state.cell === "mean";
-    const what = root_means ? "Root mean square of the block’s entries"
+    const what = Number.isNaN(values[0]) ? "Not held in this order"
+      : root_means ? "Root mean square of the block’s entries"
       : factor === 1 ? "Entry" : `${mean ? "Mean" : "Largest"} of ${h} × ${w} entries`;
     return { values, words, what };
   }
@@ -256,7 +266,7 @@ class Explorer {
     table.classList.toggle("empty", !this.cursor);
     if (!this.cursor) return names.forEach((name) => put(name, name === "what" ? "Point at a cell, or press an arrow key." : "–"));
     const { values, words, what } = this.reading();
-    const texts = [what, ...words, ...values.map((value) => shown(value))];
+    const texts = [what, ...words, ...values.map((value) => (Number.isNaN(value) ? "–" : shown(value)))];
     names.forEach((name, k) => put(name, texts[k]));
     Object.assign(table.dataset, { exact: values[0], own: values[1], gap: values[2] });
     if (aloud) {
@@ -266,14 +276,12 @@ class Explorer {
 
   resolution() {
     if (this.data.root_means) return "Each cell is the root mean square of a block’s entries, exact and never written out; layers are drawn equally wide.";
-    const factors = new Set();
-    for (const row of this.scene.rows) for (const col of this.scene.cols) factors.add(this.scene.block(row.layer, col.layer).factor);
-    const { within, between } = this.data.layout, coarse = Math.max(...factors);
-    if (coarse === 1) return "Every entry is here.";
-    const which = within === 1 ? "Between layers" : "Here", unit = this.state.order === "unit";
-    if (!unit) return `${which} the page holds cells in unit order only; in this order each block is one value.`;
-    const also = within === 1 && factors.has(1) ? " Inside layers every entry is here." : "";
-    return `${which} a cell covers ${between} × ${between} entries.${also}`;
+    const { within, between } = this.data.layout, factor = this.level;
+    if (factor === 1) return "Every entry is here.";
+    const whole = within === 1 ? " Inside a layer’s own block every entry is here: enter it, or zoom in." : "";
+    if (this.state.order === "unit") return `A cell covers ${factor} × ${factor} entries.${whole}`;
+    const where = within === 1 ? "between layers" : "of this network";
+    return `Blocks ${where} are held as cells of ${between} × ${between} entries by output unit, and are empty in this order.${whole}`;
   }
 
   // ---- zoom and pan ----
@@ -344,77 +352,6 @@ class Explorer {
   leave() {
     this.cursor = null;
     this.set({ row: "", col: "", view: null });
-  }
-
-  // ---- events ----
-
-  listen() {
-    for (const [name, field] of Object.entries(this.fields)) {
-      field.addEventListener("change", () => {
-        const change = { [name]: field.value };
-        if (name === "row" || name === "col") {
-          const other = name === "row" ? "col" : "row";
-          change.view = null;
-          this.cursor = null;
-          if (field.value === "") change[other] = "";
-          else if (this.state[other] === "") change[other] = field.value;
-        }
-        this.set(change);
-      });
-    }
-    for (const button of this.root.querySelectorAll("[data-do]")) {
-      const act = { in: () => this.zoom(0.5), out: () => this.zoom(2), whole: () => this.leave(), reset: () => this.look({ x: 0, y: 0, w: Infinity, h: Infinity }) };
-      button.addEventListener("click", () => act[button.dataset.do]());
-    }
-    this.stage.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
-      const { view } = this.state, move = KEYS[event.key];
-      if (move && event.shiftKey) this.look({ ...view, x: view.x + (Math.sign(move[1]) * view.w) / 4, y: view.y + (Math.sign(move[0]) * view.h) / 4 });
-      else if (move) this.step(move);
-      else if (event.key === "+" || event.key === "=") this.zoom(0.5);
-      else if (event.key === "-") this.zoom(2);
-      else if (event.key === "0") this.look({ x: 0, y: 0, w: Infinity, h: Infinity });
-      else if (event.key === "Enter") this.enter();
-      else if (event.key === "Escape") this.leave();
-      else return;
-      event.preventDefault();
-    });
-    for (const canvas of this.canvases) this.follow(canvas);
-    this.map.addEventListener("click", (event) => {
-      const [x, y] = this.point(event, this.map), count = this.data.layers.length;
-      const [row, col] = [y, x].map((part) => String(Math.min(count - 1, Math.floor(part * count))));
-      this.cursor = null;
-      this.set({ row, col, view: null });
-    });
-    addEventListener("hashchange", () => {
-      if (new URLSearchParams(location.hash.slice(1)).get("section") === this.section) this.restore();
-    });
-  }
-
-  follow(canvas) {
-    canvas.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !this.stage.contains(document.activeElement)) return; // the page scrolls
-      event.preventDefault();
-      this.zoom(Math.exp(Math.sign(event.deltaY) * Math.min(0.4, Math.abs(event.deltaY) / 300)), this.point(event, canvas));
-    }, { passive: false });
-    canvas.addEventListener("pointerdown", (event) => {
-      this.stage.focus({ preventScroll: true });
-      this.pointers.set(event.pointerId, this.point(event, canvas));
-      canvas.setPointerCapture(event.pointerId);
-      this.aim(this.point(event, canvas));
-    });
-    canvas.addEventListener("pointermove", (event) => {
-      const now = this.point(event, canvas), before = this.pointers.get(event.pointerId), { view } = this.state;
-      if (!before) return this.aim(now);
-      const others = [...this.pointers].filter(([id]) => id !== event.pointerId).map(([, point]) => point);
-      if (others.length) {
-        const apart = (point) => Math.hypot(point[0] - others[0][0], point[1] - others[0][1]);
-        this.zoom(apart(before) / Math.max(1e-3, apart(now)), [(now[0] + others[0][0]) / 2, (now[1] + others[0][1]) / 2]);
-      } else this.look({ ...view, x: view.x - (now[0] - before[0]) * view.w, y: view.y - (now[1] - before[1]) * view.h });
-      this.pointers.set(event.pointerId, now);
-    });
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => this.pointers.delete(event.pointerId));
-    canvas.addEventListener("dblclick", () => this.enter());
   }
 }
 

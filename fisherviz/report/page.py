@@ -141,7 +141,7 @@ def _render(
     listed = [*metrics.METRICS, *(name for name in sorted(used) if name not in metrics.METRICS)]
     text = templates.page(
         "page.html.j2",
-        ("blocks.js", "paint.js", "explorer.js", "tables.js"),
+        ("blocks.js", "paint.js", "explorer.js", "hands.js", "tables.js"),
         title=title,
         sections=context,
         definitions=[metrics.metric(name) for name in listed if name in used],

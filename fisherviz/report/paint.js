@@ -67,7 +67,6 @@ function ranges(start, stop, low, span, pixels, begin, factor, count) {
 // Draw one matrix into an image. `scene` says what is shown, `value` picks the array of a block.
 function paint(image, scene, view, scale, colors, value, mean) {
   const { width, height } = image, pixels = new Uint32Array(image.data.buffer), last = colors.length - 1;
-  pixels.fill(scene.empty);
   for (const row of scene.rows) {
     const top = Math.max(0, Math.ceil(((row.start - view.y) / view.h) * height - 0.5));
     const bottom = Math.min(height, Math.ceil(((row.end - view.y) / view.h) * height - 0.5));
@@ -90,10 +89,11 @@ function paint(image, scene, view, scale, colors, value, mean) {
               if (mean) {
                 sum += found;
                 count += 1;
-              } else if (Math.abs(found) > Math.abs(best)) best = found;
+              } else if (!(Math.abs(found) <= Math.abs(best))) best = found; // so that NaN stays
             }
           }
-          pixels[y * width + x] = colors[Math.round(scale.place(mean ? sum / count : best) * last)];
+          const seen = mean ? sum / count : best;
+          pixels[y * width + x] = Number.isNaN(seen) ? 0 : colors[Math.round(scale.place(seen) * last)];
         }
       }
     }
