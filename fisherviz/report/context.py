@@ -57,6 +57,7 @@ def section_context(section: Section, drawn: Sequence[Picture], number: int, roo
         "still": stills[0] if stills else None,
         "damping": _damping(comparison),
         "groups": groups,
+        "no_spectra": _why_no_spectra(comparison),
         "means": _means(comparison),
         "panels": _panels(comparison),
         "layer_words": _layer_words(comparison.layers),
@@ -78,6 +79,15 @@ def _why_no_explorer(comparison: Comparison) -> str:
     if not comparison.whole("relative_frobenius"):
         return "The layers were compared one by one; their matrices were not kept, so there is nothing to explore here."
     return "This comparison was saved without its matrices’ blocks, so there is nothing to explore; compare again."
+
+
+def _why_no_spectra(comparison: Comparison) -> str:
+    if not comparison.whole("relative_frobenius") or any(name.startswith("spectrum/") for name in comparison.arrays):
+        return ""
+    return (
+        "Eigenvalues are not here: a matrix of this size is never written out. Fisher.spectrum(k) gives the k largest, "
+        "and fisherviz.plot.spectrum draws them."
+    )
 
 
 def _damping(comparison: Comparison) -> str:

@@ -176,6 +176,7 @@ class Explorer {
       context.putImageData(image, 0, 0);
       context.lineWidth = 1;
       rule(context, this.scene, view, line);
+      if (k === 0) label(context, this.scene, view, this.data.layers.map((layer) => layer.label));
       if (this.cursor) mark(context, view, this.cell(), style.getPropertyValue("--accent"), line === "#ffffff" ? "#000000" : "#ffffff");
     });
     this.legend(scale, colors);
@@ -275,7 +276,10 @@ class Explorer {
   }
 
   resolution() {
-    if (this.data.root_means) return "Each cell is the root mean square of a block’s entries, exact and never written out; layers are drawn equally wide.";
+    if (this.data.root_means) {
+      return "Each cell is the root mean square of a block’s entries, exact though the matrix is never written out; layers are drawn "
+        + "equally wide. Single entries of a network of this size are not saved: fisherviz.plot.heatmap(fisher, layers=[…]) draws those of chosen layers.";
+    }
     const { within, between } = this.data.layout, factor = this.level;
     if (factor === 1) return "Every entry is here.";
     const whole = within === 1 ? " Inside a layer’s own block every entry is here: enter it, or zoom in." : "";

@@ -105,8 +105,13 @@ def explorer(comparison: Comparison, ranked: list[str], room: int = ROOM) -> Exp
     some_rounded = not root_means and any(array.size for name, array in arrays.items() if name.startswith("entries"))
     return Explorer(
         tuple(shown), tuple(kinds), comparison.layers, tuple(methods[len(shown) :]),
-        2.0 ** -(digits + 1) if some_rounded else 0.0, root_means, in_script(data),
+        _error(digits) if some_rounded else 0.0, root_means, in_script(data),
     )  # fmt: skip
+
+
+def _error(digits: int) -> float:
+    """Largest relative error of a number that was rounded when it was saved and is rounded once more."""
+    return 2.0 ** -(blocks.BITS + 1) + (2.0 ** -(digits + 1) if digits < blocks.BITS else 0.0)
 
 
 def in_script(data: Any) -> Markup:
@@ -174,4 +179,4 @@ def _rounded(array: np.ndarray, digits: int) -> str:
 
 
 def _compressed(data: bytes) -> str:
-    return base64.b64encode(zlib.compress(data, 9)).decode()
+    return base64.b64encode(zlib.compress(data, 6)).decode()

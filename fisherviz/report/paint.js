@@ -127,7 +127,8 @@ function rule(context, scene, view, ink) {
   context.strokeStyle = ink;
   for (const [axis, low, span, size] of [["rows", view.y, view.h, height], ["cols", view.x, view.w, width]]) {
     for (const piece of scene[axis]) {
-      const unit = scene.step(piece.layer), lines = [[piece.start, 0.9]];
+      const unit = scene.step(piece.layer), room = ((piece.end - piece.start) / span) * size;
+      const lines = room > 14 ? [[piece.start, 0.9]] : [];
       if (unit > 1 && (unit / span) * size > 24) {
         for (let at = piece.start + unit; at < piece.end; at += unit) lines.push([at, 0.28]);
       }
@@ -145,6 +146,27 @@ function rule(context, scene, view, ink) {
   }
   context.globalAlpha = 1;
   context.setLineDash([]);
+}
+
+// Layers' names in their own blocks, where these have room.
+function label(context, scene, view, names) {
+  const { width, height } = context.canvas, size = Math.round(Math.max(11, width / 32));
+  context.save();
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  context.lineJoin = "round";
+  for (const row of scene.rows) {
+    for (const col of scene.cols.filter(({ layer }) => layer === row.layer)) {
+      const x = Math.max(0, ((col.start - view.x) / view.w) * width), y = Math.max(0, ((row.start - view.y) / view.h) * height);
+      const right = Math.min(width, ((col.end - view.x) / view.w) * width), name = names[row.layer];
+      if (right - x < context.measureText(name).width + 10 || y > height - size) continue;
+      context.lineWidth = 4;
+      context.strokeStyle = "rgb(0 0 0 / .65)";
+      context.strokeText(name, x + 5, y + size + 3);
+      context.fillStyle = "#ffffff";
+      context.fillText(name, x + 5, y + size + 3);
+    }
+  }
+  context.restore();
 }
 
 function mark(context, view, cell, ink, paper) {

@@ -206,9 +206,19 @@ def _spectra(comparison: Comparison) -> Iterator[Picture]:
     if any(name.startswith("spectrum/") for name in comparison.arrays):
         yield _chart(
             "spectra", "spectra", 9.0, 3.8, partial(plotting.spectrum, comparison),
-            "Eigenvalues, largest first. Where a line leaves the black one, steps are stretched or shrunk.",
+            "Eigenvalues, largest first. Where a line leaves the thick one, steps are stretched or shrunk. "
+            + _not_drawn(comparison),
             "Line plot of the eigenvalues of the exact Fisher and of each approximation, logarithmic.",
         )  # fmt: skip
+
+
+def _not_drawn(comparison: Comparison) -> str:
+    """Which eigenvalues are missing: rounding, zero or negative."""
+    info = plotting.spectrum_info(comparison)
+    counts = [f"{name} {n} of {n + len(info.values[name])}" for name, n in info.dropped.items() if n]
+    if not counts:
+        return "All are drawn."
+    return f"Not drawn, since below a billionth of the largest exact one: {', '.join(counts)}."
 
 
 def _layers(comparison: Comparison) -> Iterator[Picture]:
