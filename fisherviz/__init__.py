@@ -39,6 +39,7 @@ __all__ = [
     "approximate",
     "approximations",
     "compare",
+    "compare_reports",
     "config",
     "cumulants",
     "datasets",
@@ -54,6 +55,7 @@ _LATER = {
     "plot": "fisherviz.plotting",
     "datasets": "fisherviz.datasets",
     "models": "fisherviz.models",
+    "compare_reports": "fisherviz.report:compare_reports",
 }
 
 # what results turn into lies below them; it is imported when it is first asked for, too
@@ -63,7 +65,9 @@ set_output("plot of a monitor", lambda *given, **options: __getattr__("plot").mo
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
-        return importlib.import_module(_LATER[name])
+        module, _, member = _LATER[name].partition(":")
+        found = importlib.import_module(module)
+        return getattr(found, member) if member else found
     raise AttributeError(f"module 'fisherviz' has no attribute {name!r}")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fisherviz.commands.flags import with_flags
 from fisherviz.commands.job import Job
+from fisherviz.support.errors import option
 
 if TYPE_CHECKING:
     from fisherviz.report.section import Section
@@ -19,7 +21,13 @@ EXAMPLE = (
 
 
 @with_flags(Job, hint=" (--data, --examples, --layers and --damping change what is computed.)")
-def report(fields: dict[str, Any]) -> None:
+def report(
+    fields: dict[str, Any],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an earlier report: against.html beside the page shows what changed since."),
+    ] = None,
+) -> None:
     """Compare every approximation of the Fisher with the exact one, and write a page about it.
 
     Started by `torchrun --nproc-per-node=3 -m fisherviz report ...`, three processes share the work.
@@ -28,6 +36,11 @@ def report(fields: dict[str, Any]) -> None:
     from fisherviz.commands.report import run
 
     job = Job(**fields)
+    if against is not None:
+        from fisherviz.report import compare_reports, sections
+
+        with option("--against"):
+            earlier = sections(against)  # before the work, and before it may be replaced
     with launched(job.device) as (processes, device):
         job = job.model_copy(update={"device": device})
         quiet = job.quiet and not job.plan
@@ -37,6 +50,19 @@ def report(fields: dict[str, Any]) -> None:
     if not job.quiet:
         _show(sections)
     typer.echo(f"Wrote {job.out / 'index.html'}")
+    if against is not None:
+        with option("--against"):
+            page = compare_reports(earlier, job.out, job.out / "against.html", names=_names(against, job.out))
+        typer.echo(f"Wrote {page}")
+
+
+def _names(against: Path, out: Path) -> tuple[str, str]:
+    """What the two reports are called: their folders, by as much of their paths as tells them apart."""
+    one, other = against.resolve().parts, out.resolve().parts
+    if one == other:
+        return "before", "now"
+    least = next(k for k in range(1, max(len(one), len(other)) + 1) if one[-k:] != other[-k:])
+    return str(Path(*one[-least:])), str(Path(*other[-least:]))
 
 
 def _show(sections: list[Section]) -> None:

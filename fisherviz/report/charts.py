@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup, escape
 from matplotlib import colormaps
 from PIL import Image
@@ -66,33 +67,49 @@ def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
     return _svg(margin + side + 4, side + 64, label, parts, "map-of-means")
 
 
-def panels(comparison: Comparison, metric: str) -> list[Markup]:
+def panels(comparison: Comparison, metric: str, other: Comparison | None = None) -> list[Markup]:
     """One small chart per method: the metric of every layer's own block, in the layers' order, at one scale.
 
     Args:
         comparison: where the values are.
         metric: its name.
+        other: shown hollow beside it; then only methods and layers that both have.
 
     Returns:
         SVG elements, the best median first; none for fewer than two layers.
     """
-    rows = comparison.blocks(metric)
-    if rows.empty or len(set(rows["row"])) < 2:
+    grid = _grid(comparison, metric)
+    beside = None if other is None else _grid(other, metric)
+    if beside is not None:
+        grid = grid.loc[grid.index.isin(beside.index), [layer for layer in grid if layer in beside]]
+        beside = beside.reindex(index=grid.index, columns=grid.columns)
+    if grid.shape[1] < 2 or grid.empty:
         return []
     entry = metrics.metric(metric)
-    grid = rows.pivot_table(index="method", columns="row", values="value", sort=False)
-    layers = [layer for layer in comparison.layers if layer in grid]
-    grid = grid.loc[entry.away(grid).median(axis=1).sort_values(kind="stable").index, layers]
     found = grid.to_numpy(dtype=float)
-    finite = found[np.isfinite(found)]
+    before = None if beside is None else beside.to_numpy(dtype=float)
+    scale = _scale(found if before is None else np.concatenate([found, before]), entry)
+    return [
+        _panel(str(method), list(grid), found[k], scale, entry, None if before is None else before[k])
+        for k, method in enumerate(grid.index)
+    ]
+
+
+def _grid(comparison: Comparison, metric: str) -> pd.DataFrame:
+    """Methods by layers, the best median first."""
+    grid = comparison.blocks(metric).pivot_table(index="method", columns="row", values="value", sort=False)
+    far = metrics.metric(metric).away(grid).median(axis=1)
+    return grid.loc[far.sort_values(kind="stable").index, [layer for layer in comparison.layers if layer in grid]]
+
+
+def _scale(values: np.ndarray, entry: metrics.Metric) -> _Scale:
+    """Logarithmic where errors differ by more than a factor of 30."""
+    finite = values[np.isfinite(values)]
     positive = finite[finite > FLOOR]
-    logarithmic = bool(positive.size) and finite.min() >= 0 and positive.max() / positive.min() > 30
-    if logarithmic:
-        low, high = positive.min() / 1.3, positive.max() * 1.3
-    else:
-        low, high = min(0.0, float(finite.min())), max(1.0 if entry.best == "one" else 0.0, float(finite.max())) or 1.0
-    scale = _Scale(low, high, logarithmic)
-    return [_panel(str(method), layers, found[k], scale, entry) for k, method in enumerate(grid.index)]
+    if positive.size and finite.min() >= 0 and positive.max() / positive.min() > 30:
+        return _Scale(positive.min() / 1.3, positive.max() * 1.3, True)
+    top = max(1.0 if entry.best == "one" else 0.0, float(finite.max(initial=0.0))) or 1.0
+    return _Scale(min(0.0, float(finite.min(initial=0.0))), top, False)
 
 
 class _Scale:
@@ -119,7 +136,10 @@ class _Scale:
         return [10.0**k for k in tens if k % every == 0]
 
 
-def _panel(method: str, layers: Sequence[str], values: np.ndarray, scale: _Scale, entry: metrics.Metric) -> Markup:
+def _panel(
+    method: str, layers: Sequence[str], values: np.ndarray, scale: _Scale, entry: metrics.Metric,
+    before: np.ndarray | None,
+) -> Markup:  # fmt: skip
     width = (WIDE - LEFT - RIGHT) / len(layers)
     radius = min(3.0, max(1.2, width / 2.5))
     known = [(k, float(v)) for k, v in enumerate(values) if np.isfinite(v)]
@@ -131,6 +151,12 @@ def _panel(method: str, layers: Sequence[str], values: np.ndarray, scale: _Scale
         parts.append(f'<line x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         text = metrics.show_number(tick, 1) if tick else "0"
         parts.append(f'<text x="{LEFT - 4}" y="{y + 3.5:.1f}" text-anchor="end" class="tick">{text}</text>')
+    for k, value in enumerate([] if before is None else before):
+        if np.isfinite(value):
+            said = escape(f"{layers[k]}, before: {metrics.show_number(float(value))}")
+            x, y = LEFT + (k + 0.5) * width, scale.height(float(value))
+            circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="before">'
+            parts.append(f"{circle}<title>{said}</title></circle>")
     points = [(LEFT + (k + 0.5) * width, scale.height(v), k, v) for k, v in known]
     parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)}"/>')
     for x, y, k, value in points:

@@ -1,6 +1,7 @@
 """A page in headless Chromium, with everything that it asks for or complains about."""
 
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,11 +37,19 @@ def opened(browser, path: Path, address: str = "", width=1280, height=900, **opt
         page.evaluate("document.fonts.ready")
         if page.locator(".explorer").count():
             page.locator(".explorer.live").first.wait_for(state="attached")
-            page.wait_for_function("[...document.querySelectorAll('.resolution')].every((e) => e.textContent)")
+            until(page, "[...document.querySelectorAll('.resolution')].every((e) => e.textContent)")
     yield page
     assert said == []
     assert [url for url in asked if not url.startswith(("data:", "blob:")) and url.split("#")[0] != path.as_uri()] == []
     context.close()
+
+
+def until(page, condition: str, seconds: float = 20) -> None:
+    """Wait until a condition holds; playwright's own waiting evaluates text in the page, which its policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)
 
 
 def reading(page) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The block explorer in a browser: its values are those of the matrices, its views are linked and can be sent."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 import fisherviz as fv
 from fisherviz.report import Section, write_page
 from fisherviz.results import blocks
-from tests.report.browser import chromium, opened, place, reading
+from tests.report.browser import chromium, opened, place, reading, until
 
 METHODS = ("kfac", "ekfac", "diagonal", "kfac-full", "kfac-tridiagonal", "cw-ngd", "layer", "identity", "foof")
 UNPACKED = """async ([kind, method]) => {
@@ -17,14 +19,14 @@ UNPACKED = """async ([kind, method]) => {
   await matrices.prepare();
   const list = (values) => values && [...values];
   return [...(await matrices.of(kind, method))].map(([key, b]) =>
-    [...key.split(",").map(Number), b.n, b.m, b.factor, list(b.largest), list(b.mean), list(b.gapLargest), list(b.gapMean)]);
+    [...key.split(",").map(Number), b.n, b.m, b.factor, ...[b.largest, b.mean, b.gapLargest, b.gapMean].map(list)]);
 }"""
 
 
 def network(*widths):
     torch.manual_seed(0)
     modules = []
-    for width, following in zip(widths, widths[1:], strict=False):
+    for width, following in itertools.pairwise(widths):
         modules += [nn.Linear(width, following), nn.Tanh()]
     return nn.Sequential(*modules[:-1]).double()
 
@@ -169,12 +171,12 @@ def test_the_three_views_are_one(browser, path):
             page.keyboard.press(key)
             page.wait_for_timeout(60)  # drawn with the next frame
             seen.append(page.evaluate(LOWER_HALVES))
-        x, y, w, h = map(float, state(page)["view"].replace("%2C", ",").split(","))
+        _x, _y, w, h = map(float, state(page)["view"].replace("%2C", ",").split(","))
         assert (w, h) == (18, 18)  # half of 36
         page.keyboard.press("0")
-        page.wait_for_function("!location.hash.includes('view=')")
+        until(page, "!location.hash.includes('view=')")
         assert all(exact == own != gap for exact, own, gap in seen)
-        assert all(before[0] != after[0] for before, after in zip(seen, seen[1:], strict=False))
+        assert all(before[0] != after[0] for before, after in itertools.pairwise(seen))
         assert page.evaluate(LOWER_HALVES) == seen[0]
 
 
@@ -186,7 +188,7 @@ def test_dragging_moves_all_views(browser, path):
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2, steps=4)
         page.mouse.up()
-        page.wait_for_function("location.hash.includes('view=13')")
+        until(page, "location.hash.includes('view=13')")
         exact, own, gap = page.evaluate(LOWER_HALVES)
         assert exact == own != gap
 
@@ -203,7 +205,7 @@ def test_the_wheel_zooms_only_matrices_that_have_focus(browser, path):
         box = page.locator(".panel canvas").first.bounding_box()
         page.mouse.move(box["x"] + 50, box["y"] + 50)
         page.mouse.wheel(0, -120)
-        page.wait_for_function("location.hash.includes('view=')")
+        until(page, "location.hash.includes('view=')")
 
 
 def test_an_address_restores_the_view(browser, path):
