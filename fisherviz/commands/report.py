@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from fisherviz import models
 from fisherviz.approximations import FAILURES, approximations, resolve
+from fisherviz.commands.again import command_of
 from fisherviz.commands.inputs import Data, load_data, load_model, load_weights
 from fisherviz.commands.job import Job
 from fisherviz.comparison.compare import compare
@@ -90,6 +91,8 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
     sections = [_jointly(job, joint, settings, data)]
     if everything is not None and len(everything) > 1:
         sections.append(_one_by_one(job, fisher, everything, settings, processes))
+    for section in sections:
+        section.comparison.meta["command"] = command_of(job)
     with processes.agreeing("the page"):
         if processes.rank == 0:
             with option("--out"), tqdm(desc="drawing", unit="picture", disable=job.quiet) as bar:
