@@ -37,10 +37,10 @@ def report(
 
     job = Job(**fields)
     if against is not None:
-        from fisherviz.report import compare_reports, sections
+        from fisherviz.report import compare_reports, comparisons_of
 
         with option("--against"):
-            earlier = sections(against)  # before the work, and before it may be replaced
+            earlier = comparisons_of(against)  # before the work, and before it may be replaced
     with launched(job.device) as (processes, device):
         job = job.model_copy(update={"device": device})
         quiet = job.quiet and not job.plan

@@ -78,7 +78,7 @@ def compare_reports(
         ValueError: a folder holds no report, nothing can be written there, or the two have nothing in common.
     """
     files.check_place(path, directory=False)
-    before, after = sections(first), sections(second)
+    before, after = comparisons_of(first), comparisons_of(second)
     if len(before) == len(after) == 1:  # titles of single sections may differ
         after = {next(iter(before)): next(iter(after.values()))}
     shared = [title for title in before if title in after]
@@ -99,7 +99,7 @@ def compare_reports(
     return files.write_whole(path, text)
 
 
-def sections(source: Source) -> dict[str, Comparison]:
+def comparisons_of(source: Source) -> dict[str, Comparison]:
     """The comparisons of a report by their titles.
 
     Args:
@@ -132,17 +132,17 @@ def change(name: str, before: float | None, after: float | None, noise: float = 
         after: in the second.
         noise: standard error of the difference.
     """
-    texts = [tables.MISSING if value is None else metrics.show(name, value) for value in (before, after)]
+    first, second = (tables.MISSING if value is None else metrics.show(name, value) for value in (before, after))
     if before is None or after is None:
-        return Change(*texts, None, "", 0.0)
+        return Change(first, second, None, "", 0.0)
     if before == after:
-        return Change(*texts, 0.0, "same", 0.0)
+        return Change(first, second, 0.0, "same", 0.0)
     share = (after - before) / abs(before) if before and math.isfinite(before) and math.isfinite(after) else None
     entry = metrics.metric(name)
     far = entry.away(after) - entry.away(before)
-    same = texts[0] == texts[1] or (share is not None and abs(share) < SAME) or abs(after - before) <= 2 * noise
+    same = first == second or (share is not None and abs(share) < SAME) or abs(after - before) <= 2 * noise
     verdict = "same" if same else "changed" if entry.best == "none" else "better" if far < 0 else "worse"
-    return Change(*texts, share, verdict, _bar(before, after))
+    return Change(first, second, share, verdict, _bar(before, after))
 
 
 def _bar(before: float, after: float) -> float:
@@ -162,7 +162,7 @@ def _section(number: int, title: str, before: Comparison, after: Comparison, nam
         cells = []
         for name in whole:
             errors = [c.whole(name, "stderr").get(method, 0.0) for c in (before, after)]
-            values = [c.whole(name).get(method) for c in (before, after)]
+            values = before.whole(name).get(method), after.whole(name).get(method)
             cells.append(change(name, *values, noise=math.hypot(*errors)))
         rows.append((method, cells))
     facts = [dict(tables.facts(c)) for c in (before, after)]

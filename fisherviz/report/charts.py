@@ -52,10 +52,10 @@ def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
     for i, label in enumerate(labels):
         at = (i + 0.5) * size
         if i % step == 0:
-            text = escape(label)
-            parts.append(f'<text x="{margin - 6}" y="{at + 6:.1f}" text-anchor="end">{text}</text>')
+            name = escape(label)
+            parts.append(f'<text x="{margin - 6}" y="{at + 6:.1f}" text-anchor="end">{name}</text>')
             place = f"{margin + at + 4:.1f} {side + 8}"
-            parts.append(f'<text transform="translate({place}) rotate(-45)" text-anchor="end">{text}</text>')
+            parts.append(f'<text transform="translate({place}) rotate(-45)" text-anchor="end">{name}</text>')
         for j in range(count if count <= WRITTEN else 0):
             ink = "#000" if values[i, j] > 0.6 * top else "#fff"
             text = metrics.show_number(values[i, j], 2)

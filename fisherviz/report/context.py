@@ -109,7 +109,8 @@ def _panels(comparison: Comparison) -> list[tuple[str, str, list[Markup]]]:
     for name in DRAWN:
         if members := charts.panels(comparison, name):
             damped = metrics.metric(name).needs in ("damping", "direction")
-            found.append((f"{metrics.metric(name).title}{_damping(comparison) if damped else ''}", name, members))
+            strength = (_damping(comparison) or ", each layer with its own λ") if damped else ""
+            found.append((metrics.metric(name).title + strength, name, members))
     return found
 
 
