@@ -21,7 +21,7 @@ from fisherviz.plotting.means import block_means_info
 from fisherviz.results import metrics
 from fisherviz.results.comparison import EXACT, Comparison
 
-WRITTEN = 8  # layers up to which a map's means are written into it
+WRITTEN = 5  # layers up to which a map's means are written into it
 WIDE, HIGH = 212, 92  # of a small panel
 LEFT, TOP, RIGHT, BOTTOM = 40, 22, 6, 8  # its margins
 FLOOR = 1e-6  # errors below are rounding

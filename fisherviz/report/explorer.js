@@ -60,20 +60,19 @@ class Explorer {
   }
 
   remember() {
-    const { method, kind, order, scale, cell, row, col, view } = this.state, { rows, cols } = this.scene;
+    const { method, kind, order, scale, cell, row, col, view } = this.state;
     const name = (i) => encodeURIComponent(this.data.layers[i].name);
     const block = row === "" ? "all" : `${name(row)}/${name(col)}`;
     const parts = { section: this.section, block, method, kind, order, scale, cell };
     const whole = view.w === this.scene.width && view.h === this.scene.height;
     if (!whole) parts.view = [view.x, view.y, view.w, view.h].map((v) => Number(v.toFixed(2))).join(",");
     history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
-    return [rows, cols];
   }
 
-  async set(change, remember = true) {
+  async set(change) {
     Object.assign(this.state, change);
     await this.show();
-    if (remember) this.remember();
+    this.remember();
   }
 
   // ---- what is shown ----
@@ -255,7 +254,7 @@ class Explorer {
     const mean = this.state.cell === "mean";
     const what = Number.isNaN(values[0]) ? "Not held in this order"
       : root_means ? "Root mean square of the block’s entries"
-      : factor === 1 ? "Entry" : `${mean ? "Mean" : "Largest"} of ${h} × ${w} entries`;
+      : factor === 1 ? "Entry" : mean ? `Mean of ${h} × ${w} entries` : `Largest of ${h} × ${w} entries, in each picture its own`;
     return { values, words, what };
   }
 

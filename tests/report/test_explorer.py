@@ -10,6 +10,7 @@ from torch import nn
 import fisherviz as fv
 from fisherviz.report import Section, write_page
 from fisherviz.results import blocks
+from fisherviz.results.comparison import Comparison
 from tests.report.browser import chromium, opened, place, reading, until
 
 METHODS = ("kfac", "ekfac", "diagonal", "kfac-full", "kfac-tridiagonal", "cw-ngd", "layer", "identity", "foof")
@@ -100,6 +101,43 @@ def check_blocks(browser, path, fisher, methods, damping):
 
 def test_every_value_is_the_matrixs(browser, path, small):
     check_blocks(browser, path, small, METHODS, 0.05)
+
+
+def convolution():
+    torch.manual_seed(2)
+    parts = nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 3, bias=False)
+    net = nn.Sequential(*parts).double()
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(20, 2, 3, 3, generator=generator, dtype=torch.float64)
+    return fv.Probe(net, "categorical").fisher((inputs, torch.arange(20) % 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*single features are scaled")
+def test_convolutions_and_normalisations_have_their_values_and_orders(browser, tmp_path):
+    fisher = convolution()
+    compared = fv.compare(fisher, METHODS, damping=0.05, progress=False)
+    path = write_page(tmp_path / "p.html", compared)
+    check_blocks(browser, path, fisher, METHODS, 0.05)
+    whole = {order: fisher.to_dense(order).numpy() for order in ("unit", "input", "torch")}
+    with opened(browser, path) as page:
+        orders = page.evaluate("""async () => {
+          const matrices = new Matrices(JSON.parse(document.querySelector(".explorer script").textContent));
+          await matrices.prepare();
+          const all = (order) => matrices.sizes.map((_, i) => [...matrices.permutation(i, order)]);
+          return { unit: all("unit"), input: all("input"), torch: all("torch") };
+        }""")
+    for order, layers in orders.items():
+        starts = fisher.space.offsets
+        index = np.concatenate([np.array(own) + start for own, start in zip(layers, starts, strict=False)])
+        assert np.allclose(whole["unit"][np.ix_(index, index)], whole[order], rtol=1e-9, atol=1e-12), order
+
+
+def test_a_comparison_without_blocks_says_so(compared, tmp_path):
+    arrays = {name: array for name, array in compared.arrays.items() if not name.startswith(("blocks", "entries"))}
+    old = Comparison(compared.frame, compared.meta, arrays)
+    text = write_page(tmp_path / "p.html", old).read_text()
+    assert "saved without its matrices’ blocks" in text
+    assert 'class="explorer"' not in text
 
 
 def test_cells_hold_the_largest_entry_and_the_mean(browser, small, tmp_path, monkeypatch):
