@@ -231,6 +231,30 @@ def test_dragging_moves_all_views(browser, path):
         assert exact == own != gap
 
 
+def test_two_fingers_zoom_where_they_are(browser, path):
+    address = "#section=section-1&method=layer&block=0/0"
+    with opened(browser, path, address, width=390, height=844, is_mobile=True, has_touch=True) as page:
+        page.locator(".panels").scroll_into_view_if_needed()
+        box = page.locator(".panel canvas").first.bounding_box()
+        hands = page.context.new_cdp_session(page)
+        middle = box["x"] + box["width"] / 2, box["y"] + 150
+
+        def touch(kind, apart):
+            points = [] if apart is None else [{"x": middle[0] + d, "y": middle[1]} for d in (-apart, apart)]
+            hands.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        touch("touchStart", 20)
+        for apart in range(22, 41, 2):
+            touch("touchMove", apart)
+        touch("touchEnd", None)
+        until(page, "location.hash.includes('view=')")
+        page.wait_for_timeout(60)
+        x, y, w, h = map(float, state(page)["view"].replace("%2C", ",").split(","))
+        assert (w, h) == pytest.approx((18, 18), rel=0.1)  # twice as far apart: half of 36
+        assert x == pytest.approx(9, abs=1.5)
+        assert y > 0
+
+
 def test_the_wheel_zooms_only_matrices_that_have_focus(browser, path):
     with opened(browser, path) as page:
         page.locator(".panels").scroll_into_view_if_needed()
