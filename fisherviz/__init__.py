@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fisherviz.network.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
     from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
     from fisherviz.probe import Probe
+    from fisherviz.report import compare_reports
     from fisherviz.results.comparison import Comparison, load_comparison
     from fisherviz.support.memory import config
     from fisherviz.support.plan import Plan
@@ -46,6 +47,7 @@ __all__ = [
     "approximate",
     "approximations",
     "compare",
+    "compare_reports",
     "config",
     "cumulants",
     "datasets",
@@ -60,12 +62,7 @@ __all__ = [
 lazily(
     __name__,
     {
-        "fisherviz.approximations": (
-            "Approximation",
-            "approximate",
-            "approximations",
-            "register",
-        ),
+        "fisherviz.approximations": ("Approximation", "approximate", "approximations", "register"),
         "fisherviz.comparison.compare": ("compare",),
         "fisherviz.comparison.monitor": ("Monitor",),
         "fisherviz.exact.cumulants": ("CumulantBound", "cumulants"),
@@ -75,6 +72,7 @@ lazily(
         "fisherviz.network.likelihoods": ("Bernoulli", "Categorical", "Gaussian", "Likelihood"),
         "fisherviz.operators.damping": ("FactoredTikhonov", "Tikhonov"),
         "fisherviz.probe": ("Probe",),
+        "fisherviz.report": ("compare_reports",),
         "fisherviz.results.comparison": ("Comparison", "load_comparison"),
         "fisherviz.support.memory": ("config",),
         "fisherviz.support.plan": ("Plan",),

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from fisherviz.results import blocks
 from fisherviz.results.comparison import Comparison
 
 METHODS = (
@@ -78,11 +79,22 @@ def _arrays(rng, count, size, units, methods):
         "heatmap_unit_edges": np.arange(0, side + 1, size // units), "block_means/exact": means(exact),
         "block_means_inverse/exact": means(inverse), "spectrum/exact": eigenvalues,
     }  # fmt: skip
+    cut = blocks.layout([(units, size // units)] * count)
+    arrays["blocks_layout"], arrays["blocks_torch"] = cut.to_array(), np.tile(np.arange(size), count)
+
+    def hold(suffix, label, matrix, reference=None):
+        packed = blocks.pack((matrix + matrix.T) / 2, reference, cut)
+        arrays[f"blocks{suffix}/{label}"], arrays[f"entries{suffix}/{label}"] = packed
+
+    hold("", "exact", exact)
+    hold("_inverse", "exact", inverse)
     for method in methods:
         error = ERRORS.get(method, 0.7)
         noise = 1 + error * rng.uniform(-0.5, 0.5, exact.shape)
         near = exact * noise * (block if method != "kfac-full" else 1)
         arrays[f"heatmap/{method}"], arrays[f"difference/{method}"] = np.abs(near), np.abs(exact - near)
+        hold("", method, near, exact)
+        hold("_inverse", method, inverse * block, inverse)
         arrays[f"inverse/{method}"] = np.abs(inverse * block)
         arrays[f"inverse-difference/{method}"] = np.abs(inverse - inverse * block)
         arrays[f"block_means/{method}"] = means(near)

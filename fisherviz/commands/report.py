@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from fisherviz import models
 from fisherviz.approximations import FAILURES, approximations, resolve
+from fisherviz.commands.again import command_of
 from fisherviz.commands.inputs import Data, load_data, load_model
 from fisherviz.commands.job import Job
 from fisherviz.commands.outputs import picked
@@ -27,7 +28,8 @@ from fisherviz.exact.fisher import Fisher
 from fisherviz.network import likelihoods
 from fisherviz.network.vectors import KINDS
 from fisherviz.probe import Probe
-from fisherviz.report.page import PAPER_SETTING, Section, write_report
+from fisherviz.report.page import write_report
+from fisherviz.report.section import PAPER_SETTING, Section
 from fisherviz.results.comparison import WHOLE, Comparison
 from fisherviz.results.metrics import check_metrics, needing
 from fisherviz.support.choices import one_of
@@ -101,6 +103,8 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
     sections = [_jointly(job, joint, settings, data)]
     if everything is not None and len(everything) > 1 and not job.compare_only:
         sections.append(_one_by_one(job, fisher, everything, settings, processes, sections[0].comparison))
+    for section in sections:
+        section.comparison.meta["command"] = command_of(job)
     with processes.agreeing("the page"):
         if processes.rank == 0:
             if job.compare_only:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,9 +12,10 @@ from fisherviz.commands.flags import with_flags
 from fisherviz.commands.job import Job
 from fisherviz.commands.terminal import Column, print_table, say
 from fisherviz.results.metrics import BRIEF, metric
+from fisherviz.support.errors import OptionError, option
 
 if TYPE_CHECKING:
-    from fisherviz.report.page import Section
+    from fisherviz.report.section import Section
 
 EXAMPLE = (
     "fisherviz report --model nets.mine:build --weights net.safetensors --data mnist:16 "
@@ -26,7 +28,13 @@ TABLE = "comparison.parquet"
 
 
 @with_flags(Job, from_files=False)
-def report(fields: dict[str, Any]) -> None:
+def report(
+    fields: dict[str, Any],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an earlier report: against.html beside the page shows what changed since."),
+    ] = None,
+) -> None:
     """Compare every approximation of the Fisher with the exact one, and write a page about it.
 
     With --compare-only there is no page: fv.load_comparison reads the numbers out of the folder.
@@ -37,6 +45,13 @@ def report(fields: dict[str, Any]) -> None:
     from fisherviz.commands.report import run
 
     job = Job(**fields)
+    if against is not None:
+        if job.compare_only:
+            raise OptionError("--against: it makes a page, and --compare-only none; leave one of them out.")
+        from fisherviz.report import compare_reports, comparisons_of
+
+        with option("--against"):
+            earlier = comparisons_of(against)  # before the work, and before it may be replaced
     with launched(job.device) as (processes, device):
         job = job.model_copy(update={"device": device})
         quiet = job.quiet and not job.plan
@@ -47,6 +62,19 @@ def report(fields: dict[str, Any]) -> None:
     if not job.quiet:
         _show(sections, job.metrics or BRIEF, f"{written} has them")
     typer.echo(f"Wrote {written}")
+    if against is not None:
+        with option("--against"):
+            page = compare_reports(earlier, job.out, job.out / "against.html", names=_names(against, job.out))
+        typer.echo(f"Wrote {page}")
+
+
+def _names(against: Path, out: Path) -> tuple[str, str]:
+    """What the two reports are called: their folders, by as much of their paths as tells them apart."""
+    one, other = against.resolve().parts, out.resolve().parts
+    if one == other:
+        return "before", "now"
+    least = next(k for k in range(1, max(len(one), len(other)) + 1) if one[-k:] != other[-k:])
+    return str(Path(*one[-least:])), str(Path(*other[-least:]))
 
 
 def _show(sections: list[Section], metrics: Sequence[str], elsewhere: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.comparison.measures import Cost, DenseMatrix, DensePair, Question, measured
 from fisherviz.operators.factorise import eigenvalues
+from fisherviz.results import blocks
 from fisherviz.results.cells import LIMIT, reduce_matrix
 from fisherviz.results.comparison import EXACT, WHOLE, row_label
 from fisherviz.support.errors import sentence
@@ -51,6 +52,9 @@ class DenseComparison:
                 "are left out; ask for them with metrics=."
             )
         self.blocks = {pair: self._block(matrix, damped, *pair) for pair in pairs}
+        self.cut = blocks.layout([layer.matrix_shape for layer in self.space.layers])
+        self.arrays["blocks_layout"] = self.cut.to_array()
+        self.arrays["blocks_torch"] = np.concatenate([self.space.own_permutation(i, "torch").numpy() for i in range(n)])
         self._gather(EXACT, matrix, self.exact.inverse)
         edges = np.array(self.space.offsets, dtype=np.float64)
         factor = -(-self.space.size // LIMIT)
@@ -107,6 +111,10 @@ class DenseComparison:
             if own is not None:
                 self.arrays[f"{kind}/{label}"] = self._reduced(own)
                 self.arrays[f"{means}/{label}"] = self._means(own)
+                reference = None if label == EXACT or exact is None else exact.cpu().numpy()
+                packed = blocks.pack(own.cpu().numpy(), reference, self.cut)
+                suffix = "_inverse" if kind == "inverse" else ""
+                self.arrays[f"blocks{suffix}/{label}"], self.arrays[f"entries{suffix}/{label}"] = packed
             if own is not None and exact is not None and label != EXACT:
                 self.arrays[f"{away}/{label}"] = self._reduced(exact - own)
 

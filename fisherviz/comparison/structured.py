@@ -23,7 +23,7 @@ from fisherviz.exact.spectra import square_norms
 from fisherviz.matrices.example_operator import ExampleSpace
 from fisherviz.matrices.layered import LayeredMatrix
 from fisherviz.operators import Dense, Operator, Zero, extreme_eigenvalues
-from fisherviz.results.comparison import WHOLE, row_label
+from fisherviz.results.comparison import EXACT, WHOLE, row_label
 from fisherviz.results.metrics import needing
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 from fisherviz.support.errors import sentence as told
@@ -54,6 +54,7 @@ class StructuredComparison:
         self.inner: dict[str, dict[tuple[int, int], float] | Exception] = {}
         self.square = square_norms(fisher)
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
+        self.arrays[f"block_rms/{EXACT}"] = self._root_means(self.square)
         if left_out := sorted(wanted & needing("matrix")):
             self.notes.append(
                 f"{', '.join(left_out)} are left out, like heatmaps and spectra: they need dense {self.space.size:,} x "
@@ -159,11 +160,13 @@ class StructuredComparison:
         show_pairs = len(self.space.layers) ** 2 <= _MAX_PAIRS
         out: list[Row] = []
         sums = np.zeros(3)
+        squares: dict[str, dict[tuple[int, int], float]] = {"block_rms": {}, "block_rms_difference": {}}
         if isinstance(inner := self.inner[label], Exception):
             raise inner
         for (i, j), square in self.square.items():
             found = self._sums((i, j), approximation.operator(i, j), inner.get((i, j), 0.0))
             sums += (1 if i == j else 2) * np.array(found)
+            squares["block_rms_difference"][i, j], _, squares["block_rms"][i, j] = found
             if i == j or show_pairs:
                 pair = _pair(square, *found)
                 for row, col in {(i, j), (j, i)}:
@@ -176,6 +179,7 @@ class StructuredComparison:
             except RuntimeError as error:  # Lanczos has not converged
                 self.notes.append(f"relative_spectral of {label} is left out: {error}")
         self._measure_damped(label, approximation, whole)
+        self.arrays |= {f"{name}/{label}": self._root_means(found) for name, found in squares.items()}
         return [(WHOLE, WHOLE, *each) for each in self._measured(whole)] + out
 
     def _measure_damped(self, label: str, approximation: Approximation, whole: Pair) -> None:
@@ -205,6 +209,13 @@ class StructuredComparison:
         self.notes += [f"{', '.join(names)} of {label} are left out: {why}" for why, names in failed.items()]
         whole.step = found.get("directions")
         whole.inverse_error, whole.divergence = found.get("inverse_frobenius"), found.get("kl")
+
+    def _root_means(self, squares: Mapping[tuple[int, int], float]) -> np.ndarray:
+        """The root mean square of each block's entries, (layers, layers), from the sums of their squares."""
+        out = np.zeros((len(self.space.layers),) * 2)
+        for (i, j), square in squares.items():
+            out[i, j] = out[j, i] = (square / (self.space.sizes[i] * self.space.sizes[j])) ** 0.5
+        return out
 
     def _measured(self, pair: Pair) -> list[tuple[str, float, float]]:
         return measured(pair, self.question.wanted - needing("matrix"))

@@ -27,8 +27,7 @@ from matplotlib.transforms import ScaledTranslation
 from fisherviz.results import metrics
 from fisherviz.results.metrics import superscript
 from fisherviz.support.choices import did_you_mean
-from fisherviz.support.names import short as short
-from fisherviz.support.names import shortened
+from fisherviz.support.names import short, shortened
 
 SEQUENTIAL = "magma"  # perceptually uniform, dark is small: the papers' "white level"
 DIVERGING = "RdBu_r"

@@ -4,7 +4,9 @@ Everything on it is drawn from saved comparisons; this package sits above result
 of models, data or hooks.
 """
 
-from fisherviz.report.page import Section, write_page, write_report
+from fisherviz.report.against import compare_reports, comparisons_of
+from fisherviz.report.page import write_page, write_report
+from fisherviz.report.section import Section
 from fisherviz.report.words import paragraph, verdict
 
-__all__ = ["Section", "paragraph", "verdict", "write_page", "write_report"]
+__all__ = ["Section", "compare_reports", "comparisons_of", "paragraph", "verdict", "write_page", "write_report"]

@@ -8,58 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from fisherviz._version import __version__
-from fisherviz.report import tables
+from fisherviz.report import templates
+from fisherviz.report.context import section_context
+from fisherviz.report.explorer import ROOM, color_maps, has_blocks
 from fisherviz.report.pictures import Picture, pictures
-from fisherviz.report.words import Sentence, paragraph, verdict
+from fisherviz.report.section import Section
+from fisherviz.report.words import paragraph, verdict
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 from fisherviz.support import files
 
 TITLE = "How good is each approximation of the Fisher information?"
-PAPER_SETTING = "kfac-figure-2"  # meta["settings"]["setting"] of the K-FAC paper's example network
-PAPER_SUMS = {"error": 2894.4, "bound": 4134.6}  # Martens & Grosse 2015, end of section 3.1
-_GROUPS = (
-    ("front", "Quality against cost", ""),
-    ("matrix", "The matrices",
-     "Each row: the exact Fisher, the approximation, |difference|; closest method first. Bright is large, "
-     "up to a maximum that is the same in all three; dashes separate layers, inside them the weights of one "
-     "output unit stand together."),
-    ("inverse", "Their damped inverses",
-     "What an optimizer applies to the gradient. The error of the natural gradient is at most the gradient's "
-     "length times the spectral norm of the difference."),
-    ("means", "Which layers interact",
-     "If the inverse is close to block-tridiagonal, a layer matters to its neighbours only."),
-    ("spectra", "Spectra", ""),
-    ("layers", "Layer by layer", ""),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Section:
-    """One comparison of the page under a heading of its own.
-
-    Args:
-        title: the heading.
-        comparison: what it shows.
-        intro: a sentence below the heading.
-        slug: folder of its files inside the report, "" for the report's own.
-    """
-
-    title: str
-    comparison: Comparison
-    intro: str = ""
-    slug: str = ""
 
 
 def write_page(path: str | os.PathLike[str], source: Comparison | Sequence[Section], *, title: str = TITLE) -> Path:
@@ -161,74 +127,25 @@ def _render(
 ) -> tuple[str, list[Picture]]:
     drawn: list[Picture] = []
     context = []
+    room = ROOM // max(1, sum(has_blocks(section.comparison) for section in sections))
     for number, section in enumerate(sections):
         mine = []
-        for picture in pictures(section.comparison, f"{section.slug}-" if section.slug else ""):
+        prefix = f"{section.slug}-" if section.slug else ""
+        for picture in pictures(section.comparison, prefix, all_matrices=not alone):
             mine.append(picture)
             if progress:
                 progress(picture.name)
         drawn += mine
-        context.append(_section_context(section, mine, number))
-    environment = Environment(
-        loader=PackageLoader("fisherviz.report", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["subscripts"] = _subscripts
-    environment.filters["breakable"] = _breakable
+        context.append(section_context(section, mine, number, room))
     used = {name for section in sections for name in section.comparison.metrics}
-    text = environment.get_template("page.html.j2").render(
+    listed = [*metrics.METRICS, *(name for name in sorted(used) if name not in metrics.METRICS)]
+    text = templates.page(
+        "page.html.j2",
+        ("blocks.js", "paint.js", "explorer.js", "hands.js", "tables.js"),
         title=title,
         sections=context,
-        definitions=[entry for name, entry in metrics.METRICS.items() if name in used],
-        version=__version__,
+        definitions=[metrics.metric(name) for name in listed if name in used],
+        colors=color_maps() if any(found["explorer"] for found in context) else None,
         alone=alone,
     )
     return text, drawn
-
-
-def _section_context(section: Section, drawn: Sequence[Picture], number: int) -> dict[str, Any]:
-    comparison = section.comparison
-    groups = []
-    for group, heading, intro in _GROUPS:
-        members = [picture for picture in drawn if picture.group == group]
-        shown = [{"html": Markup(picture.inline()), "caption": picture.caption} for picture in members]
-        if shown:
-            groups.append({"name": group, "heading": heading, "intro": intro, "pictures": shown})
-    return {
-        "id": f"section-{number + 1}",
-        "title": section.title,
-        "intro": section.intro,
-        "verdict": [_emphasised(sentence) for sentence in verdict(comparison)],
-        "summary": tables.summary_table(comparison),
-        "groups": groups,
-        "layer_tables": tables.layer_tables(comparison),
-        "probed": tables.probed_table(comparison),
-        "left_out": tables.left_out_table(comparison),
-        "facts": tables.facts(comparison),
-        "notes": comparison.notes,
-        "cumulants": _cumulants(comparison.meta),
-    }
-
-
-def _emphasised(sentence: Sentence) -> Markup:
-    return Markup(sentence.template).format(*(Markup("<b>{}</b>").format(name) for name in sentence.names))
-
-
-def _subscripts(formula: str) -> Markup:
-    return Markup(re.sub(r"_(\w+|\*)", r"<sub>\1</sub>", str(escape(formula))))
-
-
-def _breakable(name: str) -> Markup:
-    return Markup(re.sub(r"([._/])(?=\w)", r"\1<wbr>", str(escape(name))))
-
-
-def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    sums = {"measured here": meta["cumulants"]} if meta.get("cumulants") else {}
-    if sums and (meta.get("settings") or {}).get("setting") == PAPER_SETTING:
-        sums["Martens & Grosse 2015, MNIST"] = PAPER_SUMS
-    rows = []
-    for where, found in sums.items():
-        error, bound = float(found["error"]), float(found["bound"])
-        ratio = f"{error / bound:.3f}" if bound else tables.MISSING
-        rows.append((where, f"{error:,.1f}", f"{bound:,.1f}", ratio))
-    return rows

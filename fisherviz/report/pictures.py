@@ -26,13 +26,19 @@ from PIL import Image
 
 from fisherviz import plotting
 from fisherviz.plotting import style
-from fisherviz.plotting.heatmaps import triptych_arrays
+from fisherviz.plotting.fronts import EXACT
+from fisherviz.plotting.heatmaps import draw_heatmap, heatmap_info, shared_maximum, triptych_arrays
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.names import short
 
 LARGEST = 300_000  # bytes of one PNG inside the page
 DPI = 120
 DRAWN = ("relative_frobenius", "direction_cosine")  # the metrics that have charts
+_INKS = {
+    "#000000": "currentColor", style.INK: "currentColor", style.FAINT: "var(--soft)", "#d9d9d9": "var(--line)",
+    "#ffffff": "var(--paper)", "#eef3f8": "var(--tint)",
+}  # fmt: skip
 _LOOK = {
     "font.size": 9.0, "axes.labelsize": 9.0, "axes.linewidth": 0.7, "svg.fonttype": "path",
     "svg.hashsalt": "fisherviz", "savefig.facecolor": "white",
@@ -73,17 +79,20 @@ class Picture:
         return {**found, f"{self.name}.svg": self.svg} if self.svg else found
 
 
-def pictures(comparison: Comparison, prefix: str = "") -> Iterator[Picture]:
+def pictures(comparison: Comparison, prefix: str = "", *, all_matrices: bool = True) -> Iterator[Picture]:
     """Draw everything that a saved comparison has numbers for.
 
     Args:
         comparison: what to draw.
         prefix: of the files' names.
+        all_matrices: draw every method's matrix and inverse and the layers' charts, which stand beside a page but not
+            in it.
 
     Yields:
-        Pictures in the order of the page.
+        Pictures in the order of the page; the first of group "matrix" is the one that a page shows without scripts.
     """
-    for drawn in (_fronts, _matrices, _means, _spectra, _layers):
+    beside = (_means, _layers) if all_matrices else ()
+    for drawn in (_fronts, partial(_matrices, only_first=not all_matrices), _root_means, _spectra, *beside):
         for picture in drawn(comparison):
             yield replace(picture, name=prefix + picture.name)
 
@@ -107,10 +116,25 @@ def _fronts(comparison: Comparison) -> Iterator[Picture]:
         )  # fmt: skip
 
 
-def _matrices(comparison: Comparison) -> Iterator[Picture]:
-    for inverse, group in ((False, "matrix"), (True, "inverse")):
-        errors = comparison.whole("inverse_frobenius" if inverse else "relative_frobenius")
-        ranked = sorted(comparison.methods, key=lambda name: errors.get(name, float("inf")))
+def closest_first(comparison: Comparison, metric: str = "relative_frobenius") -> list[str]:
+    """The methods, smallest error of the whole matrix first, or in the median over the layers; exact ones come last.
+
+    Args:
+        comparison: whose methods.
+        metric: the error.
+    """
+    errors = comparison.whole(metric)
+    if not errors:
+        errors = comparison.blocks(metric).groupby("method")["value"].median().to_dict()
+    infinity = float("inf")
+    return sorted(comparison.methods, key=lambda m: (errors.get(m, infinity) < EXACT, errors.get(m, infinity)))
+
+
+def _matrices(comparison: Comparison, only_first: bool = False) -> Iterator[Picture]:
+    for inverse, group in ((False, "matrix"),) if only_first else ((False, "matrix"), (True, "inverse")):
+        metric = "inverse_frobenius" if inverse else "relative_frobenius"
+        errors = comparison.whole(metric)
+        ranked = closest_first(comparison, metric)[: 1 if only_first else None]
         what = "damped inverse of the Fisher" if inverse else "Fisher"
         for method, png in _triptychs(comparison, ranked, inverse):
             error = f": relative Frobenius error {metrics.show_number(errors[method])}" if method in errors else ""
@@ -139,8 +163,32 @@ def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) ->
             cells = plotting.triptych_info(comparison, method, inverse=inverse)
             for ax, info in zip(axes[1:], cells[1:], strict=True):
                 ax.images[0].set_data(info.values)
-            axes[1].set_title(style.short(method, 24), fontsize="medium", parse_math=False)
+            axes[1].set_title(short(method, 24), fontsize="medium", parse_math=False)
             yield method, _small_png(sheet)
+
+
+def _root_means(comparison: Comparison) -> Iterator[Picture]:
+    """The map of blocks above the limit of dense matrices."""
+    ranked = [name for name in closest_first(comparison) if f"block_rms/{name}" in comparison.arrays]
+    if not ranked:
+        return
+    names = ("block_rms/exact", f"block_rms/{ranked[0]}", f"block_rms_difference/{ranked[0]}")
+    edges = list(range(len(comparison.layers) + 1))
+    figure = Figure(figsize=(9.6, 3.5), layout="compressed")
+    with _look():
+        cells = [heatmap_info(comparison.arrays[name], edges=edges, layers=comparison.layers) for name in names]
+        top = shared_maximum(cells)
+        titles = ("exact Fisher", short(ranked[0], 20), "difference")
+        for ax, info, title in zip(figure.subplots(1, 3), cells, titles, strict=True):
+            draw_heatmap(ax, info, vmax=top, title=title, names=title == titles[0])
+        canvas, png = FigureCanvasAgg(figure), io.BytesIO()
+        canvas.draw()
+        _pixels(canvas).save(png, format="PNG")
+    yield Picture(
+        "root-means", "matrix", f"Root mean square of each block: the exact Fisher, {ranked[0]} and their difference",
+        f"Three maps of layers by layers: the root mean square of each block's entries in the exact Fisher, in "
+        f"{ranked[0]}, and of their difference.", "", png.getvalue(),
+    )  # fmt: skip
 
 
 def _means(comparison: Comparison) -> Iterator[Picture]:
@@ -159,9 +207,19 @@ def _spectra(comparison: Comparison) -> Iterator[Picture]:
     if any(name.startswith("spectrum/") for name in comparison.arrays):
         yield _chart(
             "spectra", "spectra", 9.0, 3.8, partial(plotting.spectrum, comparison),
-            "Eigenvalues, largest first. Where a line leaves the black one, steps are stretched or shrunk.",
+            "Eigenvalues, largest first. Where a line leaves the thick one, steps are stretched or shrunk. "
+            + _not_drawn(comparison),
             "Line plot of the eigenvalues of the exact Fisher and of each approximation, logarithmic.",
         )  # fmt: skip
+
+
+def _not_drawn(comparison: Comparison) -> str:
+    """Which eigenvalues are missing: rounding, zero or negative."""
+    info = plotting.spectrum_info(comparison)
+    counts = [f"{name} {n} of {n + len(info.values[name])}" for name, n in info.dropped.items() if n]
+    if not counts:
+        return "All are drawn."
+    return f"Not drawn, since below a billionth of the largest exact one: {', '.join(counts)}."
 
 
 def _layers(comparison: Comparison) -> Iterator[Picture]:
@@ -264,11 +322,25 @@ def inline_svg(text: str, name: str, label: str) -> str:
         The element.
     """
     body = text[text.index("<svg") :]
-    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", body)
     body = body.replace("xlink:href", "href")
     key = re.sub(r"\W", "-", name)
     body = re.sub(r'\bid="', f'id="{key}-', body)
     body = re.sub(r'href="#', f'href="#{key}-', body)
     body = re.sub(r"url\(#", f"url(#{key}-", body)
-    return body.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+    body = re.sub(r'\bstyle="([^"]*)"', _attributes, body)
+    return body.replace("<svg", f'<svg role="img" class="chart" aria-label="{label}"', 1).strip()
+
+
+def _attributes(found: re.Match[str]) -> str:
+    """A style attribute, which a page that forbids inline styles would ignore, as attributes in the page's colours."""
+    pairs = (pair.split(":", 1) for pair in found[1].split(";") if ":" in pair)
+    return " ".join(f'{name.strip()}="{_paint(value.strip())}"' for name, value in pairs)
+
+
+def _paint(value: str) -> str:
+    """A colour as the page has it: ink, paper and lines are its own, others may be lighter on a dark page."""
+    if value in _INKS:
+        return _INKS[value]
+    return f"var(--c-{value[1:]}, {value})" if re.fullmatch("#[0-9a-f]{6}", value) else value

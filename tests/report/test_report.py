@@ -1,6 +1,9 @@
 """The page is well-formed, self-contained, escaped, drawn from the saved comparison; its folder is whole."""
 
 import base64
+import csv
+import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -13,7 +16,9 @@ from matplotlib.figure import Figure
 
 from fisherviz.commands.report import differing_alone, side_by_side
 from fisherviz.report import Section, paragraph, verdict, write_page, write_report
-from fisherviz.report.pictures import LARGEST, _Sheet
+from fisherviz.report.explorer import explorer
+from fisherviz.report.pictures import LARGEST, _Sheet, closest_first
+from fisherviz.report.ranked import csv_link, ranked
 from fisherviz.report.tables import layer_tables, summary_table
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.support import files
@@ -45,7 +50,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open[-1:] not in (["script"], ["style"]):
+            self.text += data
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
@@ -74,11 +80,70 @@ def test_the_page_is_well_formed_and_says_its_language(text, page):
 
 def test_the_page_needs_nothing_from_elsewhere(text, page):
     assert "http" not in text.replace("http-equiv", "")
-    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    assert page.all("link") == page.all("iframe") == []
+    assert all("src" not in script for script in page.all("script"))
     assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    assert all(image["href"].startswith("data:image/png;base64,") for image in page.all("image"))
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
-    assert all(link["href"].startswith("#") for link in page.all("a"))
+    assert all(link["href"].startswith(("#", "data:text/csv")) for link in page.all("a"))
     assert "@import" not in text
+
+
+def test_nothing_runs_but_the_pages_own_script(text, page):
+    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == rules["connect-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    for element, name in (("style", "style-src"), ("script", "script-src")):
+        inside = re.findall(rf"<{element}>(.*?)</{element}>", text, flags=re.DOTALL)
+        assert len(inside) == 1
+        digest = base64.b64encode(hashlib.sha256(inside[0].encode()).digest()).decode()
+        assert rules[name] == f"'sha256-{digest}'"
+    assert [script for script in page.all("script") if script.get("type") != "application/json"] == [{}]
+    assert not [attributes for _, attributes in page.tags if "style" in attributes]  # the policy would ignore it
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_the_page_is_light_whatever_is_in_it(text):
+    assert len(text) < 5_000_000
+
+
+def test_methods_without_room_are_left_out_and_named():
+    comparison = make_comparison(methods=METHODS)
+    order = closest_first(comparison)
+    whole = explorer(comparison, order)
+    assert whole.methods == tuple(order)
+    assert whole.error == 2**-8  # as saved
+    coarser = explorer(comparison, order, room=int(0.9 * len(whole.data)))
+    assert coarser.methods == whole.methods
+    assert coarser.error > whole.error
+    some = explorer(comparison, order, room=len(whole.data) // 4)
+    assert 0 < len(some.methods) < len(order)
+    assert some.methods + some.left_out == tuple(order)
+
+
+def test_the_downloaded_table_holds_every_digit():
+    comparison = make_comparison(methods=("kfac", "=foof"))
+    prefix, data = csv_link(comparison).split(",")
+    assert prefix == "data:text/csv;charset=utf-8;base64"
+    rows = list(csv.reader(io.StringIO(base64.b64decode(data).decode())))
+    summary = comparison.summary()
+    assert rows[0] == ["method", *summary.columns]
+    assert [row[0] for row in rows[1:]] == ["kfac", "'=foof"]  # no spreadsheet takes it for a formula
+    assert [float(text) for text in rows[1][1:]] == summary.loc["kfac"].astype(float).tolist()
+
+
+def test_bars_grow_with_the_numbers():
+    comparison = make_comparison()
+    found = ranked(summary_table(comparison), comparison)
+    for k, (name, _) in enumerate(found["columns"]):
+        values = comparison.whole(name)
+        for method, cells in found["rows"]:
+            assert cells[k].value == values.get(method)
+        known = sorted((cells[k].value, cells[k].bar) for _, cells in found["rows"] if cells[k].value is not None)
+        assert all(0 <= bar <= 100 for _, bar in known)
+        assert [bar for _, bar in known] == sorted(bar for _, bar in known)
+        assert max(bar for _, bar in known) == pytest.approx(100)
 
 
 def test_links_and_references_inside_the_page_arrive(text, page):
@@ -91,12 +156,13 @@ def test_links_and_references_inside_the_page_arrive(text, page):
 
 def test_every_picture_is_described_and_light(page):
     pictures = page.all("img")
-    assert len(pictures) == 10
+    assert len(pictures) == 1  # what stands for the explorer where no script runs
     assert all(len(image["alt"]) > 30 for image in pictures)
     sizes = [len(base64.b64decode(image["src"].split(",")[1])) for image in pictures]
     assert max(sizes) < LARGEST
-    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in page.all("svg"))
-    assert len(page.all("svg")) >= 6
+    described = [svg for svg in page.all("svg") if svg.get("aria-hidden") != "true"]
+    assert all(svg["role"] == "img" and len(svg["aria-label"]) > 30 for svg in described)
+    assert len(described) >= 6
 
 
 def test_every_table_has_a_caption_and_heads(text, page):
@@ -108,8 +174,7 @@ def test_the_page_shows_what_was_asked_for(page):
     for words in (
         "kfac-full is closest to the exact Fisher",
         "Quality against cost",
-        "The matrices",
-        "Their damped inverses",
+        "Block explorer",
         "Which layers interact",
         "Spectra",
         "Layer by layer",
@@ -141,8 +206,12 @@ def test_names_are_escaped_wherever_they_stand(tmp_path):
     comparison.meta["left_out"] = [{"name": EVIL, "why": EVIL}]
     comparison.meta["likelihood"] = comparison.meta["damping"] = comparison.meta["kind"] = EVIL
     text = write_page(tmp_path / "p.html", [Section(EVIL, comparison, EVIL)], title=EVIL).read_text()
-    assert "<script" not in text
-    assert Page(text).text.count(EVIL) > 15
+    found = Page(text)
+    assert len(found.all("script")) == 3  # the explorer's data, the colours, and the page's own
+    assert found.text.count(EVIL) > 15
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, flags=re.DOTALL)[1])
+    assert data["methods"] == [EVIL]
+    assert data["layers"][0]["name"] == EVIL
 
 
 def test_the_page_is_the_same_from_the_loaded_comparison_and_every_time(comparison, text, tmp_path):

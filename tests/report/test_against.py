@@ -1,0 +1,157 @@
+"""Two reports on one page: numbers matched by name, changes marked by what they mean, the unmatched named."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import fisherviz as fv
+from fisherviz.cli import app
+from fisherviz.commands.again import command_of
+from fisherviz.commands.job import Job
+from fisherviz.report import Section, write_report
+from fisherviz.report.against import change
+from fisherviz.results.comparison import Comparison
+from tests.factory import make_comparison
+from tests.report.browser import chromium, opened
+from tests.report.test_report import EVIL, Page
+
+
+def scaled(comparison, factor, **meta):
+    frame = comparison.frame.assign(value=comparison.frame["value"] * factor)
+    return Comparison(frame, {**comparison.meta, **meta}, comparison.arrays)
+
+
+def test_a_change_is_judged_by_the_distance_from_the_best_value():
+    assert change("relative_frobenius", 0.5, 0.4).verdict == "better"
+    assert change("relative_frobenius", 0.5, 0.6).verdict == "worse"
+    assert change("direction_cosine", 0.5, 0.6).verdict == "better"
+    assert change("model_decrease", 0.9, 1.3).verdict == "worse"  # 1 is the best
+    assert change("off_unit_share", 0.5, 0.6).verdict == "changed"  # a property is neither good nor bad
+    assert change("bytes", 2048.0, 1024.0).verdict == "better"
+
+
+def test_a_change_within_two_standard_errors_is_none():
+    assert change("kl", 10.0, 11.0, noise=0.6).verdict == "same"
+    assert change("kl", 10.0, 11.0, noise=0.4).verdict == "worse"
+    assert change("kl", 10.0, 10.01).verdict == "same"  # below half a per cent
+
+
+def test_the_change_is_said_in_per_cent_and_shown_by_a_bar():
+    assert (change("kl", 10.0, 15.0).share, change("kl", 10.0, 5.0).share) == ("+50.0 %", "−50.0 %")
+    assert change("kl", 10.0, 20.0).bar == pytest.approx(50)
+    assert change("kl", 10.0, 5.0).bar == pytest.approx(-50)
+    assert change("kl", 10.0, 10 * 2**0.5).bar == pytest.approx(25)
+    assert change("model_decrease", -10.0, -20.0).bar == pytest.approx(-50)
+    assert change("kl", 10.0, 1000.0).bar == 50
+    missing = change("kl", None, 3.0)
+    assert (missing.before, missing.after, missing.verdict, missing.value) == ("–", "3.00", "", None)
+
+
+def test_both_values_of_every_method_stand_on_the_page(tmp_path):
+    first = make_comparison(methods=("kfac", "foof"))
+    second = scaled(first, 0.5, kind="mc")
+    text = fv.compare_reports(first, second, tmp_path / "p.html", names=("epoch 1", "epoch 9")).read_text()
+    page = Page(text)
+    assert "from 0.620, −50.0 %" in page.text
+    assert "0.310" in page.text
+    assert "better for 2 of 2 methods" in page.text
+    assert "kind of Fisher" in page.text
+    assert page.text.index("exact") < page.text.index("mc")
+    assert page.text.count("epoch 9") > 3
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_what_has_no_partner_is_named(tmp_path):
+    first = make_comparison(layers=("a", "b"), methods=("kfac", "foof"))
+    second = make_comparison(layers=("b", "c"), methods=("kfac", "ekfac"))
+    text = Page(fv.compare_reports(first, second, tmp_path / "p.html").read_text()).text
+    for words in (
+        "Layers in “before” alone: a.", "Layers in “after” alone: c.", "Methods in “before” alone: foof.",
+        "Methods in “after” alone: ekfac.",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_sections_of_reports_are_matched_by_title(tmp_path):
+    one, other = make_comparison(methods=("kfac",)), make_comparison(layers=("x", "y"), methods=("kfac",))
+    for name, sections in (
+        ("first", [Section("Jointly", one), Section("Alone", other, slug="layers")]),
+        ("second", [Section("Jointly", scaled(one, 1.25)), Section("More", other, slug="more")]),
+    ):
+        write_report(tmp_path / name, sections)
+    page = Page(fv.compare_reports(tmp_path / "first", tmp_path / "second", tmp_path / "p.html").read_text())
+    assert "Sections in “before” alone: Alone." in page.text
+    assert "Sections in “after” alone: More." in page.text
+    assert "from 0.620, +25.0 %" in page.text
+    one.save(tmp_path / "saved")  # a comparison alone is a report of one section
+    again = Page(fv.compare_reports(tmp_path / "saved", one, tmp_path / "q.html").read_text())
+    assert "Both were made with the same settings." in again.text
+
+
+def test_reports_without_anything_in_common_are_refused(tmp_path):
+    one = make_comparison(methods=("kfac",))
+    two = {"A": one, "B": one}
+    with pytest.raises(ValueError, match="no section in common: 'A', 'B' and 'C', 'D'"):
+        fv.compare_reports(two, {"C": one, "D": one}, tmp_path / "p.html")
+    with pytest.raises(ValueError, match="holds no saved comparison"):
+        fv.compare_reports(tmp_path, one, tmp_path / "p.html")
+    write_report(tmp_path / "r", one)
+    (tmp_path / "r" / "report.json").write_text("{")
+    with pytest.raises(ValueError, match=r"report\.json is damaged"):
+        fv.compare_reports(tmp_path / "r", one, tmp_path / "p.html")
+
+
+def test_hostile_names_stay_text(tmp_path):
+    comparison = make_comparison(layers=(EVIL, "b"), methods=(EVIL,))
+    other = scaled(comparison, 2.0, settings={EVIL: EVIL})
+    text = fv.compare_reports(comparison, other, tmp_path / "p.html", names=(EVIL, EVIL + "2")).read_text()
+    assert len(Page(text).all("script")) == 1
+    assert Page(text).text.count(EVIL) > 5
+
+
+def test_the_page_asks_for_nothing_and_sorts_by_the_change(tmp_path):
+    first = make_comparison()
+    rng = np.random.default_rng(0)
+    second = Comparison(
+        first.frame.assign(value=first.frame["value"] * rng.uniform(0.5, 2, len(first.frame))), first.meta
+    )
+    path = fv.compare_reports(first, second, tmp_path / "p.html")
+    with chromium() as browser, opened(browser, path, width=390, color_scheme="dark") as page:
+        page.locator("button.sort").nth(1).click()
+        found = page.locator("tbody td:nth-child(2)[data-value]").evaluate_all("(c) => c.map((e) => +e.dataset.value)")
+        assert found == sorted(found)
+        assert len(found) == len(first.methods)
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_command_line_is_quoted_and_complete():
+    job = Job(model="nets.mine:build", weights="my net.pt", data="mnist:16", methods=("kfac", "foof"), damping=0.1)
+    words = command_of(job)
+    assert words.startswith("fisherviz report --model nets.mine:build --weights 'my net.pt' --data mnist:16")
+    assert "--methods kfac,foof" in words
+    assert "--damping 0.1" in words
+    assert "--examples 2000" in words
+    assert "None" not in words
+
+
+def test_the_command_of_a_report_makes_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["report", "--methods", "kfac,diagonal", "--examples", "60", "--layers", "layer5,layer6", "--quiet"]
+    assert CliRunner().invoke(app, [*given, "--out", "one"]).exit_code == 0
+    facts = json.loads((tmp_path / "one" / "comparison.json").read_text())["meta"]
+    command = facts["command"].split()
+    assert command[0] == "fisherviz"
+    again = CliRunner().invoke(app, [*command[1:], "--out", "two", "--quiet", "--against", "one"])
+    assert again.exit_code == 0, again.output
+    for folder in ("", "layers"):
+        one, two = (fv.load_comparison(tmp_path / name / folder) for name in ("one", "two"))
+        timed = {"seconds", "passes"}
+        kept = [c.frame[~c.frame["metric"].isin(timed)].reset_index(drop=True) for c in (one, two)]
+        assert kept[0].equals(kept[1])
+    text = (tmp_path / "two" / "against.html").read_text()
+    assert re.search(r"better for 0 of 2 methods, worse for 0, the same for 2", text)
+    wrong = CliRunner().invoke(app, ["report", "--against", "nothing"])
+    assert wrong.exit_code != 0
