@@ -1,0 +1,106 @@
+"""How the manual is built: `make docs`, offline, with every warning an error.
+
+Code cells run in a kernel of their own for each page, in a temporary directory, and their output is what the page
+shows. The reference is generated from docstrings; a public name that it misses is a warning, and so an error.
+"""
+
+import importlib
+import os
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+from fisherviz._version import __version__
+
+HERE = Path(__file__).parent
+
+project = "fisherviz"
+author = "The fisherviz developers"
+copyright = "the fisherviz developers, MIT licence"
+version = release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets of progress bars; the text beside them is shown
+
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove"  # progress bars
+nb_merge_streams = True
+os.environ["MATPLOTLIBRC"] = str(HERE / "_static" / "matplotlibrc")  # for the kernels
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two pages are read at a time
+
+default_role = "py:obj"
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+autodoc_typehints = "description"
+autodoc_typehints_format = "short"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+autodoc_class_signature = "mixed"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_preprocess_types = False
+
+html_theme = "furo"
+html_title = "fisherviz"
+html_static_path = ["_static"]
+html_css_files = ["manual.css"]
+html_show_sphinx = False
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp"
+
+PUBLIC = (
+    "fisherviz",
+    "fisherviz.plotting",
+    "fisherviz.optim",
+    "fisherviz.operators",
+    "fisherviz.statistics",
+    "fisherviz.datasets",
+    "fisherviz.models",
+    "fisherviz.training",
+)
+
+
+def missing_names(app: Sphinx, env) -> None:
+    """Warn of every public name that the reference lacks."""
+    known = set(env.get_domain("py").objects)
+    for module in PUBLIC:
+        found = importlib.import_module(module)
+        for name in found.__all__:
+            if f"{module}.{name}" not in known and not is_module(getattr(found, name)):
+                logging.getLogger(__name__).warning("the reference lacks %s.%s", module, name)
+
+
+def is_module(thing: object) -> bool:
+    """Whether a public name is a module, which has a page of its own."""
+    return type(thing).__name__ == "module"
+
+
+def plain_markup(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Docstrings say |x| and fv.Probe as their readers do; reStructuredText wants a word more for either."""
+    for i, line in enumerate(lines):
+        line = re.sub(r"`fv\.(plot\.)?", lambda m: "`fisherviz." + ("plotting." if m[1] else ""), line)
+        lines[i] = re.sub(r"\|(?=\S)", r"\\|", line)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the checks."""
+    app.connect("env-check-consistency", missing_names)
+    app.connect("autodoc-process-docstring", plain_markup)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
