@@ -26,12 +26,11 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinx_design",
 ]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets of progress bars; the text beside them is shown
 
@@ -41,6 +40,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_output_stderr = "remove"  # progress bars
 nb_merge_streams = True
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # pages ask nothing of the network
 os.environ["MATPLOTLIBRC"] = str(HERE / "_static" / "matplotlibrc")  # for the kernels
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two pages are read at a time
 
@@ -87,6 +87,13 @@ def missing_names(app: Sphinx, env) -> None:
                 logging.getLogger(__name__).warning("the reference lacks %s.%s", module, name)
 
 
+def outside_requests(app: Sphinx, error: Exception | None) -> None:
+    """Warn of every page that loads something from elsewhere: the manual is read offline too."""
+    for page in Path(app.outdir).rglob("*.html") if error is None else ():
+        if found := re.search(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"(?:https?:)?//[^>]*>", page.read_text()):
+            logging.getLogger(__name__).warning("%s loads %s", page.relative_to(app.outdir), found[0])
+
+
 def is_module(thing: object) -> bool:
     """Whether a public name is a module, which has a page of its own."""
     return type(thing).__name__ == "module"
@@ -102,5 +109,6 @@ def plain_markup(app: Sphinx, what: str, name: str, thing: object, options: obje
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the checks."""
     app.connect("env-check-consistency", missing_names)
+    app.connect("build-finished", outside_requests)
     app.connect("autodoc-process-docstring", plain_markup)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
