@@ -10,10 +10,12 @@ import pytest
 from matplotlib import pyplot
 
 import fisherviz as fv
+from fisherviz.papers.registry import exhibits
 
 DOCS = Path(__file__).parent.parent / "docs"
 CELL = re.compile(r"^```\{code-cell\}.*?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PAGES = {str(page.relative_to(DOCS)): CELL.findall(page.read_text(encoding="utf-8")) for page in DOCS.rglob("*.md")}
+TEXTS = [page for page in DOCS.rglob("*.md") if "_build" not in page.parts]
+PAGES = {str(page.relative_to(DOCS)): CELL.findall(page.read_text(encoding="utf-8")) for page in TEXTS}
 PUBLIC = ("", ".plotting", ".optim", ".operators", ".statistics", ".datasets", ".models", ".training")
 
 
@@ -54,6 +56,20 @@ def test_the_reference_has_a_page_for_every_public_module():
     assert [part for part in PUBLIC if f".. automodule:: fisherviz{part}\n" not in pages] == []
 
 
+def test_the_exhibits_that_the_manual_names_exist():
+    named = set().union(*(re.findall(r"--only ([\w.]+)", page.read_text(encoding="utf-8")) for page in TEXTS))
+    assert named
+    assert named <= set(exhibits())
+
+
 def test_no_page_names_a_machine():
-    texts = {str(page): page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")}
+    texts = {str(page): page.read_text(encoding="utf-8") for page in TEXTS}
     assert [page for page, text in texts.items() if re.search(r"(^|[\s`(])/(home|root|work|tmp|Users)/", text)] == []
+
+
+def test_the_tables_are_current(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    tables = importlib.import_module("tables")
+    texts = {str(page): page.read_text(encoding="utf-8") for page in TEXTS}
+    assert [name for name, text in texts.items() if tables.renewed(text) != text] == [], "run python docs/tables.py"
+    assert sum(len(tables.MARKED.findall(text)) for text in texts.values()) == len(tables.TABLES)
