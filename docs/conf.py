@@ -38,10 +38,11 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
-nb_output_stderr = "remove"  # progress bars
+nb_output_stderr = "show"
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # pages ask nothing of the network
 os.environ["MATPLOTLIBRC"] = str(HERE / "_static" / "matplotlibrc")  # for the kernels
+os.environ["TQDM_DISABLE"] = "1"  # progress bars are no output
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two pages are read at a time
 
 default_role = "py:obj"

@@ -175,8 +175,8 @@ OPTIMIZERS: dict[str, tuple[type[fv.optim.NaturalGradient], dict[str, object]]] 
 
 def optimizers() -> str:
     """The defaults of every optimizer, read from one that was made, and its paper's where they differ."""
-    heads = ("lr", "damping", "momentum", "weight_decay", "T", "decay", "kind")
-    rows = ["| optimizer | " + " | ".join(f"`{head}`" for head in heads) + " | `.paper(...)` has |", "|---" * 9 + "|"]
+    heads = ("lr", "damping", "momentum", "T", "decay", "kind")
+    rows = ["| optimizer | " + " | ".join(f"`{head}`" for head in heads) + " | `.paper(...)` has |", "|---" * 8 + "|"]
     for name, (cls, options) in OPTIMIZERS.items():
         made = cls(nn.Linear(1, 2), "categorical", **options)
         found = {**made.param_groups[0], "T": made.T, "decay": made.decay, "kind": made.kind}
