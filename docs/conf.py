@@ -5,6 +5,7 @@ shows. The reference is generated from docstrings; a public name that it misses 
 """
 
 import importlib
+import json
 import os
 import re
 from pathlib import Path
@@ -30,7 +31,7 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "substitution"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets of progress bars; the text beside them is shown
 
@@ -63,6 +64,7 @@ html_title = "fisherviz"
 html_static_path = ["_static"]
 html_css_files = ["manual.css"]
 html_show_sphinx = False
+pygments_dark_style = "github-dark"
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp"
 
@@ -100,16 +102,40 @@ def is_module(thing: object) -> bool:
     return type(thing).__name__ == "module"
 
 
+def whole_sentence(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Keep napoleon from reading an attribute's sentence up to its colon as a type."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
+
+
 def plain_markup(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Docstrings say |x| and fv.Probe as their readers do; reStructuredText wants a word more for either."""
+    """Docstrings say |x|, fv.Probe, .grad and plurals of `names` plainly; reStructuredText wants more of each."""
     for i, line in enumerate(lines):
         line = re.sub(r"`fv\.(plot\.)?", lambda m: "`fisherviz." + ("plotting." if m[1] else ""), line)
+        line = re.sub(r"(?<!`)`(\.[^`]+)`(?!`)", r"``\1``", line)
+        line = re.sub(r"(`[^`]+`)(\w?)", lambda m: f"{m[1]}\\ {m[2]}" if m[2] else m[1], line)
         lines[i] = re.sub(r"\|(?=\S)", r"\\|", line)
+
+
+def notebooks() -> str:
+    """The notebooks with their titles and first paragraphs, as a table."""
+    rows = ["| notebook | |", "|---|---|"]
+    for path in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "".join(next(cell["source"] for cell in cells if cell["cell_type"] == "markdown"))
+        title, _, rest = text.strip().partition("\n")
+        first = " ".join(rest.strip().split("\n\n")[0].split())
+        rows.append(f"| `{path.name}` | **{title.lstrip('# ')}** {first} |")
+    return "\n".join(rows)
+
+
+myst_substitutions = {"notebooks": notebooks()}
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the checks."""
     app.connect("env-check-consistency", missing_names)
     app.connect("build-finished", outside_requests)
-    app.connect("autodoc-process-docstring", plain_markup)
+    app.connect("autodoc-process-docstring", whole_sentence, priority=400)  # before napoleon, which has 500
+    app.connect("autodoc-process-docstring", plain_markup, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
