@@ -86,7 +86,8 @@ def missing_names(app: Sphinx, env) -> None:
     for module in PUBLIC:
         found = importlib.import_module(module)
         for name in found.__all__:
-            if f"{module}.{name}" not in known and not is_module(getattr(found, name)):
+            described = name.startswith("_") or is_module(getattr(found, name))
+            if f"{module}.{name}" not in known and not described:
                 logging.getLogger(__name__).warning("the reference lacks %s.%s", module, name)
 
 

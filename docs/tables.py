@@ -184,7 +184,7 @@ def optimizers() -> str:
         cells = [_value(found[head]) if head in given else "–" for head in heads]
         if made.param_groups[0]["momentum"] == 0 and "momentum" in given:
             cells[heads.index("momentum")] = "by the model"
-        paper = ", ".join(f"{key} {_value(value)}" for key, value in cls.PAPER.items())
+        paper = ", ".join(f"{key} {_value(value)}" for key, value in cls.PAPER.items() if key != "kl_clip")
         rows.append(f"| `{name}` | " + " | ".join(cells) + f" | {paper} |")
     return "\n".join(rows)
 
