@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 from fisherviz import optim
-from fisherviz.approximations import Approximation, approximate, approximations, register
+from fisherviz.approximations import Approximation, approximate, approximations, load_approximation, register
 from fisherviz.comparison.compare import compare
 from fisherviz.comparison.monitor import Monitor
 from fisherviz.exact.cumulants import CumulantBound, cumulants
@@ -42,6 +42,7 @@ __all__ = [
     "config",
     "cumulants",
     "datasets",
+    "load_approximation",
     "load_comparison",
     "models",
     "optim",
