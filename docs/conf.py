@@ -111,11 +111,16 @@ def whole_sentence(app: Sphinx, what: str, name: str, thing: object, options: ob
 
 def plain_markup(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     """Docstrings say |x|, fv.Probe, .grad and plurals of `names` plainly; reStructuredText wants more of each."""
-    for i, line in enumerate(lines):
-        line = re.sub(r"`fv\.(plot\.)?", lambda m: "`fisherviz." + ("plotting." if m[1] else ""), line)
-        line = re.sub(r"(?<!`)`(\.[^`]+)`(?!`)", r"``\1``", line)
-        line = re.sub(r"(`[^`]+`)(\w?)", lambda m: f"{m[1]}\\ {m[2]}" if m[2] else m[1], line)
-        lines[i] = re.sub(r"\|(?=\S)", r"\\|", line)
+
+    def marked(found: re.Match[str]) -> str:
+        name, after = found.groups()
+        if name.startswith("."):
+            return f"``{name}``{after}"
+        name = re.sub(r"^fv\.(plot\.)?", lambda m: "fisherviz." + ("plotting." if m[1] else ""), name)
+        return f"`{name}`" + (f"\\ {after}" if after else "")
+
+    text = re.sub(r"(?<!`)`([^`]+)`(?!`)(\w?)", marked, "\n".join(lines))
+    lines[:] = re.sub(r"\|(?=\S)", r"\\|", text).split("\n")
 
 
 def notebooks() -> str:
