@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: report test peers architectures lint types notebooks clean
+.PHONY: report test peers architectures lint types notebooks docs clean
 
 report: $(STAMP)
 	$(BIN)/fisherviz report
@@ -38,6 +38,12 @@ types: $(STAMP)
 notebooks: $(STAMP)
 	$(BIN)/jupyter-execute $(wildcard notebooks/*.ipynb)
 
+# Offline; every warning is an error, and so is a public name that the reference lacks.
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx -q -E -W --keep-going -j 2 -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 # torch comes first and pinned, so that nothing later in the resolution can choose another build of it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,5 +52,5 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf report build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf report build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find fisherviz tests -name __pycache__ -type d -prune -exec rm -rf {} +

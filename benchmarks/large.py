@@ -1,6 +1,6 @@
 """Jobs measured by wall seconds and memory, each in a process of its own: a block of 10¹² entries, and the report.
 
-The block's relative errors come from N × N matrices (DESIGN section 6); the report runs as a user starts it.
+The block's relative errors come from N × N matrices; the report runs as a user starts it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import pytest
 from matplotlib import pyplot
 
 import fisherviz as fv
-from fisherviz.papers.registry import exhibits
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,16 +25,14 @@ def ran(tmp_path_factory):
         matplotlib.use("Agg")
         for number, block in enumerate(BLOCKS, 1):
             exec(compile(block, f"README.md, block {number}", "exec"), names)
-        names["pages"] = [path.name for path in Path.cwd().iterdir()]
     pyplot.close("all")
     return names
 
 
 @pytest.mark.slow
 def test_the_readmes_python_runs(ran):
-    assert len(BLOCKS) == 8
-    assert "report.html" in ran["pages"]
-    assert ran["kfac"].shape == ran["fisher"].shape == (1680, 1680)
+    assert len(BLOCKS) == 1
+    assert ran["fisher"].shape == (1680, 1680)
 
 
 @pytest.mark.slow
@@ -54,10 +51,6 @@ def test_the_readmes_links_lead_to_files():
     links = re.findall(r"\]\(((?!https?:)[^)]+)\)", TEXT)
     assert [link for link in links if not (ROOT / link).exists()] == []
     assert (ROOT / "figures/kfac.fig2.png").stat().st_size <= 300_000
-
-
-def test_the_exhibits_that_the_readme_names_exist():
-    assert set(re.findall(r"--only ([\w.]+)", TEXT)) <= set(exhibits())
 
 
 def test_no_machine_is_named():

@@ -1,7 +1,7 @@
 """Approximation: names the statistics that it needs and returns one operator per layer, or per pair of layers.
 
-Subclass it, register it, and it is in `compare`, the report, the plots and the optimizers: they all run this code
-(DESIGN section 3). What depends on a first pass is asked for by `refine`.
+Subclass it, register it, and it is in `compare`, the report, the plots and the optimizers: they all run this code.
+What depends on a first pass is asked for by `refine`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What one batch shows at one layer: inputs a with the homogeneous coordinate, pseudo-gradients g at its output.
 
-The per-example gradient of vector k is ∇_nk = Σ_t g_nkt a_ntᵀ (DESIGN section 2); statistics read nothing else.
+The per-example gradient of vector k is ∇_nk = Σ_t g_nkt a_ntᵀ (Martens & Grosse 2015, eq. 1); statistics read it alone.
 Shapes: a (N, T, da), g (K, N, T, dg); grouped convolutions a (N, T, groups, da), g (K, N, T, groups, dg).
 """
 

@@ -1,4 +1,4 @@
-"""The dense Fisher of all probed layers together, accumulated over batches (DESIGN section 6, "Exact blocks").
+"""The dense Fisher of all probed layers together, accumulated over batches.
 
 Pairs of layers with one position each take the outer-product identity and are kept as their products come out; the rest
 multiply their stacked per-example gradients once for all pairs. Everything is written once, straight into torch order.

@@ -1,7 +1,7 @@
 """Fisher: the exact matrix of the probed parameters over data, never materialised unless asked.
 
 Blocks, units, products, solves, norms and samples; requests make passes over the data, or use captures kept from an
-earlier one (DESIGN sections 3 and 5). `passes.Passes` holds the data's side of it.
+earlier one. `passes.Passes` holds the data's side of it.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class Fisher(Products):
         """(F + damping I)⁻¹ ∇h for the data's gradient, flat in torch order, (P,); one pass for both.
 
         In example space the gradient is itself a combination of outer products, so that its products with the Gram
-        matrix's columns and the final combination share their work (Benzing eq. 18-21; DESIGN section 6).
+        matrix's columns and the final combination share their work (Benzing 2021, eq. 18-21).
 
         Args:
             damping: Tikhonov damping, at least 0; positive for fewer gradients than parameters.

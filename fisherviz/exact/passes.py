@@ -1,7 +1,7 @@
 """One pass over the data feeds everything: the passes, statistics and kept captures behind an exact Fisher.
 
-Checks on every pass that the data and the weights are still those of the first (DESIGN sections 2 and 4). `Fisher` adds
-the matrix; approximations collect their statistics here.
+Checks on every pass that the data and the weights are still those of the first. `Fisher` adds the
+matrix; approximations collect their statistics here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Norms and spectra of the exact Fisher without materialising it: Gram matrices, diagonals, Lanczos on products.
 
-‖F_ij‖² = N⁻² Σ H^i ∘ H^j; the spectrum is that of Σ_i H^i / N (DESIGN sections 5 and 6).
+‖F_ij‖² = N⁻² Σ H^i ∘ H^j; the spectrum is that of Σ_i H^i / N.
 """
 
 from __future__ import annotations

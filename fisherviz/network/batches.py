@@ -1,6 +1,6 @@
 """The user's data as a re-iterable of batches: no one-shot iterators, and every pass shows the same examples.
 
-Relied on by the Probe and the Fisher, which make several passes over the same data (DESIGN section 4, "Data").
+Relied on by the Probe and the Fisher, which make several passes over the same data.
 """
 
 from __future__ import annotations

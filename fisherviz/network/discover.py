@@ -1,6 +1,6 @@
 """Which modules a Probe attaches to: names or modules chosen, tied parameters counted once, frozen ones left out.
 
-The result is a list of `Layer`s in torch order and the reasons for everything left out (DESIGN section 4).
+The result is a list of `Layer`s in torch order and the reasons for everything left out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Predictive distributions r(y|z) of a network's output z: densities, samples, output Fishers and their factors.
 
-The loss of one example is -log r(y|z); the output Fisher is F_R(z) = E_y[score scoreᵀ] = S Sᵀ (DESIGN section 5).
+The loss of one example is -log r(y|z); the output Fisher is F_R(z) = E_y[score scoreᵀ] = S Sᵀ
+(Martens & Grosse 2015, section 2).
 Everything above relies on `vectors`: the columns of S, ready to be backpropagated.
 """
 
@@ -42,7 +43,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Columns start..stop of the factor S with S Sᵀ = F_R(z), shape (stop - start, *z.shape)."""
+        """Columns start..stop of the factor S with S Sᵀ = F_R(z), shape `(stop - start, *z.shape)`."""
 
     @abstractmethod
     def product(self, z: Tensor, t: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class Likelihood(ABC):
         return None
 
     def only(self, values: Tensor, weight: Tensor | None) -> Tensor:
-        """Values (..., *z.shape) times a weight of each position (N, ...), 0 where it is left out; None: 1."""
+        """Values `(..., *z.shape)` times a weight of each position (N, ...), 0 where it is left out; None: 1."""
         return values
 
     def reached(self, z: Tensor, gradient: Tensor) -> Tensor | None:

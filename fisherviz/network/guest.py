@@ -1,4 +1,4 @@
-"""The model is a guest: what a pass may touch is put back afterwards, also after an exception (DESIGN section 4)."""
+"""The model is a guest: what a pass may touch is put back afterwards, also after an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Likelihoods by what users have: a name, an instance, or an `nn` loss with its own scale (DESIGN section 5)."""
+"""Likelihoods by what users have: a name, an instance, or an `nn` loss with its own scale."""
 
 from __future__ import annotations
 

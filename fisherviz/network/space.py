@@ -1,4 +1,4 @@
-"""The probed parameters as one flat vector, and the one place that knows their order (DESIGN section 4).
+"""The probed parameters as one flat vector, and the one place that knows their order.
 
 Flat vectors are in *torch order*: the probed parameters as in `named_parameters()`, each row-major, whatever layer they
 belong to. A layer's *unit order* is its W̄ (d_out, da) row by row, bias last; its *input order* is W̄ᵀ row by row. Whole

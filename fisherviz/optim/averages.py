@@ -1,7 +1,7 @@
 """Moving averages of an approximation's statistics, fed by the passes between two steps.
 
 The same `Statistic`s and the same `build` as in the analysis: fresh sums over the passes since the last step are
-blended into the averages, and every T steps a snapshot of their means becomes the matrix (DESIGN sections 2 and 7).
+blended into the averages, and every T steps a snapshot of their means becomes the matrix.
 Where layers are coupled, all averages are over the same examples, or the whole would be indefinite: one that did not
 run a layer adds zeros to what is the layer's, from the first step on.
 """

@@ -1,7 +1,6 @@
 """Which layers an optimizer preconditions, and what happens to the others.
 
-Parameters in groups with approximation="none" belong to no layer; a layer keeps what is left of it (DESIGN
-section 7).
+Parameters in groups with approximation="none" belong to no layer; a layer keeps what is left of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the optimizers see of the user's own training: forwards that were backpropagated, and what they show.
 
 Hooks sit on the model's output and on its structured modules; labels are sampled and backpropagated when the user's own
-backward reaches the output, to the layers' outputs only (DESIGN section 7). User gradients stay bitwise what they were.
+backward reaches the output, to the layers' outputs only. User gradients stay bitwise what they were.
 
 Which passes count: those whose gradient is in the step, layer by layer. A backward that leaves nothing in `.grad` of
 the layers (`autograd.grad` of an input, another loss through frozen weights, another optimizer's sampling) is no pass

@@ -1,6 +1,6 @@
 """The result of a comparison: plain labelled data, saved and loaded, independent of any model.
 
-A `Comparison` holds a tidy table, a dictionary of facts and the arrays that pictures need (DESIGN section 3).
+A `Comparison` holds a tidy table, a dictionary of facts and the arrays that pictures need.
 Every plot and the page are drawn from it alone; its three files are the contract with all who read them.
 """
 

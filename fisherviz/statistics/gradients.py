@@ -1,7 +1,7 @@
 """Products of one layer's per-example gradients that are never formed: columns ∇_nk, numbered k N + n.
 
-Gram matrices, products with vectors and combinations come from inputs and pseudo-gradients alone (DESIGN section 5,
-"Layer-wise"); `examples` puts the layers together.
+Gram matrices, products with vectors and combinations come from inputs and pseudo-gradients alone (Soori et al. 2021);
+`examples` puts the layers together.
 """
 
 from __future__ import annotations

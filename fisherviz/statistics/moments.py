@@ -1,6 +1,7 @@
 """The statistics that approximations and optimizers name: factors, unit blocks, diagonals, exact blocks.
 
-Equations: DESIGN section 5; what they have in common is in `base`.
+Factors as in Martens & Grosse 2015, eq. 1, and Grosse & Martens 2016; unit blocks as in Sang et al. 2022. What they
+have in common is in `base`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The matrix products behind the statistics, with the field's identities (DESIGN section 6).
+"""The matrix products behind the statistics, with the field's identities.
 
 For T = 1 an exact block is one (dg² x N)(N x da²) product, halved by symmetry on the diagonal; Gram matrices are
 computed on one side of their diagonal. Results are sums over examples and vectors.

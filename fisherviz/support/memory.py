@@ -1,6 +1,6 @@
 """Memory planning: what a request will take is compared with what is there before anything is allocated.
 
-Relied on by everything that materialises a matrix or keeps captures (DESIGN section 6, "Tiles").
+Relied on by everything that materialises a matrix or keeps captures.
 """
 
 from __future__ import annotations

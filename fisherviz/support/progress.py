@@ -1,6 +1,6 @@
 """The progress bar of long work: after a moment, on a terminal or in a notebook, and never where it is turned off.
 
-Work that ends within the moment shows nothing, and neither do logs and pipes (DESIGN section 3, "long work").
+Work that ends within the moment shows nothing, and neither do logs and pipes.
 """
 
 from __future__ import annotations
