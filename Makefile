@@ -36,7 +36,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 notebooks: $(STAMP)
-	$(BIN)/jupyter-execute $(wildcard notebooks/*.ipynb)
+	$(BIN)/python notebooks/refresh.py --check
 
 # torch comes first and pinned, so that nothing later in the resolution can choose another build of it.
 $(STAMP): pyproject.toml constraints.txt
