@@ -33,7 +33,9 @@ COVER = Image.Quantize.MAXCOVERAGE  # rare colours, such as those of a scale's t
 async def run(path: Path) -> NotebookNode:
     """The notebook, executed in a kernel of its own with one thread."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=600, coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(
+        notebook, timeout=600, coalesce_streams=True, resources={"metadata": {"path": str(path.parent)}}
+    )
     await client.async_execute(env=os.environ | ONE_THREAD)
     return notebook
 
