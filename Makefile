@@ -26,7 +26,7 @@ peers: $(STAMP)
 
 architectures: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torchvision
-	$(BIN)/python -m pip install -q -c constraints.txt transformers timm
+	$(BIN)/python -m pip install -q -c constraints.txt transformers accelerate timm lightning
 	$(ONE_THREAD) $(BIN)/python -m pytest tests/architectures
 
 lint: $(STAMP)

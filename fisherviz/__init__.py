@@ -4,22 +4,27 @@ Attach a `Probe` to a trained network, ask for its exact `Fisher`, `approximate`
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fisherviz import optim
-from fisherviz.approximations import Approximation, approximate, approximations, register
-from fisherviz.comparison.compare import compare
-from fisherviz.comparison.monitor import Monitor
-from fisherviz.exact.cumulants import CumulantBound, cumulants
-from fisherviz.exact.fisher import Fisher
-from fisherviz.network.layers import LayerInfo
-from fisherviz.network.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
-from fisherviz.probe import Probe
-from fisherviz.results.comparison import Comparison, load_comparison
+from fisherviz._version import __version__
 from fisherviz.results.outputs import set_output
-from fisherviz.support.memory import config
-from fisherviz.support.plan import Plan
+from fisherviz.support.lazily import lazily
+
+if TYPE_CHECKING:
+    from fisherviz import datasets, models, optim
+    from fisherviz import plotting as plot
+    from fisherviz.approximations import Approximation, approximate, approximations, load_approximation, register
+    from fisherviz.comparison.compare import compare
+    from fisherviz.comparison.monitor import Monitor
+    from fisherviz.exact.cumulants import CumulantBound, cumulants
+    from fisherviz.exact.fisher import Fisher
+    from fisherviz.network.layers import LayerInfo
+    from fisherviz.network.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+    from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
+    from fisherviz.probe import Probe
+    from fisherviz.results.comparison import Comparison, load_comparison
+    from fisherviz.support.memory import config
+    from fisherviz.support.plan import Plan
 
 __all__ = [
     "Approximation",
@@ -36,12 +41,14 @@ __all__ = [
     "Plan",
     "Probe",
     "Tikhonov",
+    "__version__",
     "approximate",
     "approximations",
     "compare",
     "config",
     "cumulants",
     "datasets",
+    "load_approximation",
     "load_comparison",
     "models",
     "optim",
@@ -49,23 +56,45 @@ __all__ = [
     "register",
 ]
 
-# what draws, loads data or builds the papers' networks is imported when it is first asked for
-_LATER = {
-    "plot": "fisherviz.plotting",
-    "datasets": "fisherviz.datasets",
-    "models": "fisherviz.models",
-}
+lazily(
+    __name__,
+    {
+        "fisherviz.approximations": (
+            "Approximation",
+            "approximate",
+            "approximations",
+            "load_approximation",
+            "register",
+        ),
+        "fisherviz.comparison.compare": ("compare",),
+        "fisherviz.comparison.monitor": ("Monitor",),
+        "fisherviz.exact.cumulants": ("CumulantBound", "cumulants"),
+        "fisherviz.exact.fisher": ("Fisher",),
+        "fisherviz.network.layers": ("LayerInfo",),
+        "fisherviz.network.likelihoods": ("Bernoulli", "Categorical", "Gaussian", "Likelihood"),
+        "fisherviz.operators.damping": ("FactoredTikhonov", "Tikhonov"),
+        "fisherviz.probe": ("Probe",),
+        "fisherviz.results.comparison": ("Comparison", "load_comparison"),
+        "fisherviz.support.memory": ("config",),
+        "fisherviz.support.plan": ("Plan",),
+    },
+    modules={
+        "datasets": "fisherviz.datasets",
+        "models": "fisherviz.models",
+        "optim": "fisherviz.optim",
+        "plot": "fisherviz.plotting",
+    },
+)
 
-# what results turn into lies below them; it is imported when it is first asked for, too
-set_output("page", lambda *given: importlib.import_module("fisherviz.report").write_page(*given))
-set_output("plot of a monitor", lambda *given, **options: __getattr__("plot").monitor(*given, **options))
+
+# what results turn into lies below them, and is imported when it is first made
+def _write_page(*given: Any) -> Any:
+    return importlib.import_module("fisherviz.report").write_page(*given)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return importlib.import_module(_LATER[name])
-    raise AttributeError(f"module 'fisherviz' has no attribute {name!r}")
+def _plot_monitor(*given: Any, **options: Any) -> Any:
+    return importlib.import_module("fisherviz.plotting").monitor(*given, **options)
 
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+set_output("page", _write_page)
+set_output("plot of a monitor", _plot_monitor)

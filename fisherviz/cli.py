@@ -7,22 +7,22 @@ from typing import Annotated
 import typer
 
 from fisherviz._version import __version__
-from fisherviz.commands import papers, report_command, sweep, train
-from fisherviz.commands.telling import Command
+from fisherviz.commands import data, papers, report_command, sweep, train
+from fisherviz.commands.telling import Group, mount
 
 app = typer.Typer(
     name="fisherviz",
-    help="How good is each approximation of the Fisher information matrix on your trained network? Exactly.",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=Command, epilog=report_command.EXAMPLE)(report_command.report)
-app.command(cls=Command, epilog=papers.EXAMPLE)(papers.papers)
-app.command(cls=Command, epilog=train.EXAMPLE)(train.train)
-app.command(cls=Command, epilog=sweep.EXAMPLE)(sweep.sweep)
+mount(app, report_command.report, report_command.EXAMPLE, shares=True)
+mount(app, papers.papers, papers.EXAMPLE)
+mount(app, train.train, train.EXAMPLE)
+mount(app, sweep.sweep, sweep.EXAMPLE)
+app.add_typer(data.app)
 
 
 def _version(wanted: bool) -> None:
@@ -37,7 +37,11 @@ def _top(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """How good is each approximation of the Fisher information matrix on your trained network? Exactly."""
+    """How good is each approximation of the Fisher information matrix on your trained network? Exactly.
+
+    Each command tells its options and an example: fisherviz report --help. After --install-completion the shell
+    completes commands, options and the names of methods, metrics, data sets, networks and optimizers.
+    """
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from fisherviz.approximations.kfac_full import KFACFull, KFACTridiagonal
 from fisherviz.approximations.kronecker import EKFAC, FOOF, KFAC
 from fisherviz.approximations.nearest import NearestKronecker
 from fisherviz.approximations.registry import approximate, approximations, make, register, resolve
+from fisherviz.approximations.saved import SavedMatrix, load_approximation
 from fisherviz.approximations.simple import Diagonal, Identity
 from fisherviz.approximations.units import CWNGD
 
@@ -38,10 +39,12 @@ __all__ = [
     "KFACTridiagonal",
     "LayerWise",
     "NearestKronecker",
+    "SavedMatrix",
     "Values",
     "approximate",
     "approximations",
     "fit_all",
+    "load_approximation",
     "make",
     "register",
     "resolve",

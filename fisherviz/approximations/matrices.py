@@ -7,19 +7,26 @@ operator's, in unit order, layer after layer.
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol, cast, overload
 
 import torch
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from fisherviz._version import __version__
+from fisherviz.approximations.stored import Stored, encoded
 from fisherviz.network.layers import LayerInfo
 from fisherviz.network.space import ORDERS, Order, ParameterSpace
 from fisherviz.operators import BlockMatrix, DirectSum, Operator
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.block_matrix import dense_from_blocks
 from fisherviz.operators.damping import Damping, as_damping, damp
+from fisherviz.operators.scipy_operator import linear_operator
+from fisherviz.support import files
 from fisherviz.support.memory import require
 
 
@@ -67,6 +74,28 @@ class LayeredMatrix:
     def inverse(self, damping: float | Damping | None = None) -> LayeredMatrix:
         """The inverse of the damped matrix, as a structured matrix of its own."""
         return LayeredMatrix(self.space, self.damped(damping).whole.inverse())
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the matrix into one safetensors file, whole or not at all; `fv.load_approximation` reads it.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The file.
+
+        Raises:
+            NotImplementedError: an operator cannot be written down, such as an inverse; save what is inverted.
+            ValueError: nothing can be written there.
+        """
+        files.check_place(path, directory=False)
+        what = {name: getattr(self, name, "") for name in ("name", "kind", "reduction")}
+        what |= {"plot_order": getattr(self, "plot_order", "torch"), "repr": repr(self), "version": __version__}
+        return files.write_whole(path, encoded(Stored(self.space, self.whole, what), self._like.dtype))
+
+    def to_scipy(self) -> LinearOperator:
+        """The matrix as scipy's `LinearOperator` (P, P) in torch order, for `eigsh`, `cg` and their like."""
+        return linear_operator(self.__matmul__, self.shape[0], self._like.dtype, self._like.device)
 
     def norm(self, ord: str = "fro") -> float:
         """Norm "fro", "spectral" or "trace", from the structure."""

@@ -14,19 +14,22 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fisherviz.commands.telling import told
+from fisherviz.commands.names import COMPLETED, completion
 from fisherviz.support.errors import OptionError
 from fisherviz.training.config import parse
 
 _SHORT = {"model_options": ("--model-option", "-M"), "optimizer_options": ("--optimizer-option", "-O")}
 
 
-def with_flags(model: type[BaseModel], hint: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_flags(
+    model: type[BaseModel], completed: Mapping[str, Sequence[str]] = COMPLETED, *, from_files: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a typer command whose flags are the fields of a model, after those that it declares itself.
 
     Args:
         model: whose fields, with their descriptions.
-        hint: said after what no option is to blame for.
+        completed: names that a shell completes, by field.
+        from_files: whether a file may give fields too, so that flags must be able to say no.
 
     Returns:
         A decorator of a function that takes `fields`, the given fields with their values, and options of its own.
@@ -35,13 +38,12 @@ def with_flags(model: type[BaseModel], hint: str = "") -> Callable[[Callable[...
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        flags = [_flag(name, field) for name, field in fields.items()]
+        flags = [_flag(name, field, completed.get(name), from_files) for name, field in fields.items()]
 
         def run(**given: Any) -> None:
             mine = {p.name: given.pop(p.name) for p in own}
-            with told(hint):
-                found = {name: _value(name, fields[name], v) for name, v in given.items() if v is not None and v != []}
-                command(found, **mine)
+            found = {name: _value(name, fields[name], v) for name, v in given.items() if v is not None and v != []}
+            command(found, **mine)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature(own + flags)  # type: ignore[attr-defined]
@@ -51,20 +53,24 @@ def with_flags(model: type[BaseModel], hint: str = "") -> Callable[[Callable[...
     return decorated
 
 
-def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
+def _flag(name: str, field: FieldInfo, completed: Sequence[str] | None, from_files: bool) -> inspect.Parameter:
     default = field.get_default(call_default_factory=True)
     names: list[str] = []
-    kind, shown = (_plain(field.annotation), str(default).lower() if isinstance(default, bool) else str(default))
+    kind, shown, metavar = _plain(field.annotation), str(default), None
+    text = field.description or ""
     if name in _SHORT:
-        kind, names, shown = list[str], list(_SHORT[name]), ""
-        text = f"{field.description} NAME=VALUE; may be repeated."
+        kind, names, shown, metavar = list[str], list(_SHORT[name]), "", "NAME=VALUE"
+        text += " May be repeated."
     elif typing.get_origin(kind) in (list, tuple):
-        kind, shown, text = str, ",".join(default or ()), f"{field.description} Separated by commas."
-    else:
-        text = field.description or ""
+        kind, shown, metavar = str, ",".join(default or ()), "NAME,..."
+    elif kind is bool:  # its two names say it
+        shown, names = "", [] if from_files or default else ["--" + name.replace("_", "-")]
     if default is not None and shown:
         text += f" [default: {shown}]"
-    option = typer.Option(*names, help=text, show_default=False)
+    option = typer.Option(
+        *names, help=text, show_default=False, metavar=metavar,
+        autocompletion=completion(completed) if completed else None,
+    )  # fmt: skip
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

@@ -1,24 +1,25 @@
-"""What the command line names, turned into objects: a trained network, its data, its weights.
+"""What the command line names, turned into objects: a network and its data.
 
-Names are `pkg.mod:attribute` or those of the package's own data sets. Whatever goes wrong becomes one
-sentence that names the option to change (`OptionError`).
+Names are `pkg.mod:attribute`, `folder/file.py:attribute` or those of the package's own data sets. Whatever goes wrong
+becomes one sentence that names the option to change (`OptionError`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fisherviz import datasets
+from fisherviz.network.batches import Batches, count_examples
 from fisherviz.support.choices import did_you_mean
-from fisherviz.support.errors import OptionError, option
+from fisherviz.support.errors import OptionError, option, sentence
 from fisherviz.support.importing import imported
+from fisherviz.training.network import shaped_for
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,52 @@ class Data:
     dataset: datasets.Dataset | None = None
     notes: tuple[str, ...] = field(default=())
 
-    def shaped_for(self, model: nn.Module) -> Data:
-        """The same data; images of the package's own sets as a network that begins with a convolution takes them.
+    def shaped_for(self, model: nn.Module, output: Callable[[Any], Tensor]) -> Data:
+        """The same data; examples of the package's own sets in the shape and type that a network takes.
 
         Args:
             model: the network.
+            output: picks its output from what it returns.
+
+        Raises:
+            OptionError: it takes none.
         """
-        if self.dataset is None or self.dataset.shaped_for(model) is self.dataset:
+        if self.dataset is None:
             return self
-        inputs, targets = self.batches
-        return replace(self, batches=(inputs.reshape(-1, *self.dataset.shape), targets))
+        with option("--data"):
+            inputs, targets = shaped_for(self.dataset, model, output).train
+        count = len(self.batches[0])
+        return replace(self, batches=(inputs[:count], targets[:count]))
+
+    def likelihood_for(self, asked: str | None, entry: str | None) -> tuple[str, str]:
+        """The likelihood by name, and where it comes from: asked for, the data set's own, or guessed from targets.
+
+        Args:
+            asked: --likelihood.
+            entry: of the batches' dictionaries that holds the targets.
+
+        Raises:
+            OptionError: there are no batches in it.
+        """
+        try:
+            _, targets = next(iter(Batches(self.batches, entry)))
+        except (ValueError, TypeError) as error:
+            about = "--targets" if "targets=" in str(error) else "--data"
+            raise OptionError(f"{about}: {sentence(error)}") from error
+        if asked is not None or self.likelihood is not None:
+            return asked or self.likelihood or "", "" if asked else "the data set's own"
+        if targets is None or not targets.is_floating_point():
+            return "categorical", "a guess: the targets are " + ("not given" if targets is None else "whole numbers")
+        if bool(((targets == 0) | (targets == 1)).all()):
+            return "bernoulli", "a guess: the targets are zeros and ones"
+        return "gaussian", "a guess: the targets are real numbers"
 
 
 def load_model(name: str) -> nn.Module:
     """Make the network that a factory builds.
 
     Args:
-        name: `pkg.mod:factory`, a function without arguments, or a module that is there already.
+        name: `pkg.mod:factory` or `folder/file.py:factory`, a function without arguments, or a network.
 
     Returns:
         The network, in evaluation mode.
@@ -71,56 +101,13 @@ def load_model(name: str) -> nn.Module:
         return model.eval()
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Read weights into a network; pickled code is never run.
-
-    Args:
-        model: gets the weights.
-        path: a .safetensors file, or what `torch.save` made of a state_dict.
-
-    Raises:
-        OptionError: the file is missing, is something else, or does not fit the network.
-    """
-    with option("--weights"):
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}.")
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:
-                raise ValueError(
-                    f"{path} holds more than weights, or none; save model.state_dict() with torch.save or safetensors."
-                ) from error
-        if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-            state = state["state_dict"]
-        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(f"{path} holds no state_dict; save model.state_dict().")
-        own = model.state_dict()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-        if missing or unknown:
-            which = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which the network lacks"
-            raise ValueError(f"{path} does not fit the network of --model: it {which}.")
-        if wrong:
-            name = min(wrong)
-            raise ValueError(
-                f"{path} does not fit the network of --model: {name!r} has the shape "
-                f"{tuple(state[name].shape)}, the network's {tuple(own[name].shape)}."
-            )
-        model.load_state_dict(dict(state))
-
-
 def load_data(name: str, examples: int | None, *, progress: bool = True) -> Data:
     """Load the data that an option names.
 
     Args:
         name: one of the package's data sets ("digits", "mnist:16" for images scaled to 16 × 16), or
-            `pkg.mod:loader`, a function without arguments that returns inputs, a pair (inputs, targets), a
-            `torch.utils.data.Dataset` or a list or DataLoader of batches.
+            `pkg.mod:loader` or `folder/file.py:loader`, a function without arguments that returns inputs, a pair
+            (inputs, targets), a `torch.utils.data.Dataset` or a list or DataLoader of batches.
         examples: how many of the first examples to take; None: all.
         progress: show a bar while fetching.
 
@@ -142,7 +129,7 @@ def load_data(name: str, examples: int | None, *, progress: bool = True) -> Data
         if not size:
             raise ValueError(
                 f"there is no data set {name!r}; choose one of {', '.join(datasets.names())}, "
-                f"or write package.module:loader{did_you_mean(name, datasets.names())}"
+                f"or write package.module:loader or folder/file.py:loader{did_you_mean(name, datasets.names())}"
             )
         found = imported(name)
         given = found() if callable(found) and not isinstance(found, torch.utils.data.Dataset) else found
@@ -162,20 +149,32 @@ def _taken(given: Any, examples: int | None) -> Any:
     """The first examples of whatever a loader returns, in the same form."""
     if isinstance(given, torch.utils.data.Dataset):
         given = torch.utils.data.DataLoader(given, batch_size=256)
-    if isinstance(given, Tensor):
-        return given[:examples]
-    if isinstance(given, tuple) and len(given) == 2 and all(isinstance(part, Tensor) for part in given):
-        return tuple(part[:examples] for part in given)
+    if isinstance(given, Tensor | tuple | Mapping):
+        return _first(given, examples)
+    if not isinstance(given, Iterable):
+        raise TypeError(f"the loader gave {type(given).__name__}; return tensors, or a list or DataLoader of batches.")
     if iter(given) is given:
         raise ValueError("the loader gave a one-shot iterator; return a list or a DataLoader of batches.")
     if examples is None:
         return given
     batches, left = [], examples
-    for batch in islice(given, examples):
-        parts = batch if isinstance(batch, tuple | list) else (batch,)
-        cut = tuple(part[:left] if isinstance(part, Tensor) else part for part in parts)
-        batches.append(cut if len(cut) > 1 else cut[0])
-        left -= len(parts[0])
+    for batch in given:
+        batches.append(_first(batch, left))
+        left -= count_examples(batches[-1])
         if left <= 0:
             break
     return batches
+
+
+def _first(batch: Any, count: int | None) -> Any:
+    """The first examples of a batch; what has no row for each of them stays as it is."""
+    if isinstance(batch, Mapping):
+        batch = dict(batch)  # also Hugging Face's BatchEncoding, a mapping that is no dict
+    elif isinstance(batch, tuple | list):
+        batch = type(batch)(dict(part) if isinstance(part, Mapping) else part for part in batch)
+    total = count_examples(batch)
+
+    def cut(leaf: Any) -> Any:
+        return leaf[:count] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == total else leaf
+
+    return pytree.tree_map(cut, batch)

@@ -7,6 +7,7 @@ trained to 5 % error, its middle four layers jointly, then all layers one by one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,8 +17,10 @@ from tqdm.auto import tqdm
 
 from fisherviz import models
 from fisherviz.approximations import FAILURES, approximations, resolve
-from fisherviz.commands.inputs import Data, load_data, load_model, load_weights
+from fisherviz.commands.inputs import Data, load_data, load_model
 from fisherviz.commands.job import Job
+from fisherviz.commands.outputs import picked
+from fisherviz.commands.weights import load_weights
 from fisherviz.comparison.compare import compare
 from fisherviz.exact.cumulants import cumulants
 from fisherviz.exact.fisher import Fisher
@@ -26,16 +29,19 @@ from fisherviz.network.vectors import KINDS
 from fisherviz.probe import Probe
 from fisherviz.report.page import PAPER_SETTING, Section, write_report
 from fisherviz.results.comparison import WHOLE, Comparison
-from fisherviz.results.metrics import needing
+from fisherviz.results.metrics import check_metrics, needing
+from fisherviz.support.choices import one_of
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
 from fisherviz.support.memory import human
 from fisherviz.support.plan import Plan, duration
 from fisherviz.support.processes import ALONE, Processes
+from fisherviz.training.network import usable
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
 DATA = "digits:16"
 CUMULANT_PARAMETERS = 3000
+OWN_WEIGHTS = "the factory's own, which are random unless it loads some"
 
 
 def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALONE) -> list[Section]:
@@ -58,12 +64,18 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
     with processes.agreeing("the network and its data"):
         device = _checked(job)
         data = load_data(job.data or DATA, job.examples, progress=not job.quiet)
-        likelihood = job.likelihood or data.likelihood or "categorical"
+        likelihood, chosen = data.likelihood_for(job.likelihood, job.targets)
         with option("--likelihood"):
             likelihoods.resolve(likelihood)
-        model, settings = _network(job, data, say)
+        model, settings = _network(job, data)
+        said = f"{settings['model']}: {_first(settings)}; {likelihood} likelihood"
+        if chosen:
+            settings["likelihood chosen"] = chosen
+            said += f" ({chosen}{'; --likelihood gives another' if chosen.startswith('a guess') else ''})"
+        say(f"{said}.")
         model.to(device)
-        data = data.shaped_for(model)
+        output = partial(picked, job.output)
+        data = data.shaped_for(model, output)
     if processes.count > 1:
         settings["processes"] = processes.count
     joint_layers = job.layers
@@ -72,25 +84,28 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
         joint_layers = tuple(linear[1:-1])
 
     def fisher(layers: Sequence[str] | None, together: bool = False) -> Fisher:
-        with option("--layers"):
-            probe = Probe(model, likelihood, layers=layers)
+        with option("--model" if layers is None else "--layers"):
+            probe = Probe(model, likelihood, layers=layers, output=output)
         generator = torch.Generator(device).manual_seed(job.seed)
-        return probe.fisher(data.batches, kind=job.kind, generator=generator, processes=together)
+        return probe.fisher(data.batches, job.targets, kind=job.kind, generator=generator, processes=together)
 
     joint = fisher(joint_layers, together=processes.count > 1)
     joint.look()  # the table then tells each layer's path as it is
     say(repr(joint.probe))
     everything = joint_layers if job.layers is not None else fisher(None).space.names
-    plan = compare(joint, job.methods, plan=True)
+    plan = compare(joint, job.methods, metrics=job.metrics, plan=True)
     if job.plan:
         _say_plan(job, plan, fisher, everything or (), say)
         return []
     say(f"To be done: {plan.verdict}")
     sections = [_jointly(job, joint, settings, data)]
-    if everything is not None and len(everything) > 1:
+    if everything is not None and len(everything) > 1 and not job.compare_only:
         sections.append(_one_by_one(job, fisher, everything, settings, processes))
     with processes.agreeing("the page"):
         if processes.rank == 0:
+            if job.compare_only:
+                sections[0].comparison.save(job.out)
+                return sections
             with option("--out"), tqdm(desc="drawing", unit="picture", disable=job.quiet) as bar:
                 write_report(job.out, sections, progress=lambda name: bar.update())
     return sections
@@ -102,9 +117,9 @@ def _say_plan(
 ) -> None:  # fmt: skip
     """What both sections of the page will take."""
     say(repr(jointly))
-    if len(layers) > 1:
+    if len(layers) > 1 and not job.compare_only:
         methods, _ = differing_alone(job.methods or tuple(approximations))
-        plans = [compare(fisher([name]), methods, plan=True) for name in layers]
+        plans = [compare(fisher([name]), methods, metrics=job.metrics, plan=True) for name in layers]
         count, seconds = sum(p.multiply_adds for p in plans), sum(p.seconds for p in plans)
         say(
             f"Then each of {len(layers)} layers alone: {sum(p.passes for p in plans):.1f} passes and "
@@ -114,25 +129,26 @@ def _say_plan(
 
 
 def _checked(job: Job) -> torch.device:
-    for name in ("methods", "layers"):
+    for name in ("methods", "layers", "metrics"):
         if getattr(job, name) == ():
             raise OptionError(f"--{name}: give at least one name.")
     if job.weights is not None and job.model is None:
         raise OptionError("--weights: they need their network; give --model package.module:factory too.")
     if job.model is not None and job.data is None:
         raise OptionError("--data: say what the network was trained on, a data set or package.module:loader.")
-    if job.kind not in KINDS:
-        raise OptionError(f"--kind: must be exact, mc or empirical, not {job.kind!r}.")
+    with option("--kind"):
+        one_of("kind", job.kind, KINDS)
+    with option("--metrics"):
+        check_metrics(job.metrics)
     if job.model is None:
         _check_methods(job)
     if job.damping is not None and not job.damping > 0:
         raise OptionError(f"--damping: {job.damping} does not damp; choose a positive number.")
     with option("--out"):
         check_place(job.out, directory=True)
-    with option("--device"):
-        device = torch.device(job.device)
-        torch.empty(0, device=device)
-    return device
+        if job.compare_only and (job.out / "index.html").exists():
+            raise ValueError(f"{job.out} holds a page, which would no longer tell the numbers beside it; give another.")
+    return usable(job.device)
 
 
 @option("--methods")
@@ -140,15 +156,17 @@ def _check_methods(job: Job) -> None:
     resolve(job.methods)
 
 
-def _network(job: Job, data: Data, say: Callable[[str], None]) -> tuple[nn.Module, dict[str, Any]]:
+def _network(job: Job, data: Data) -> tuple[nn.Module, dict[str, Any]]:
     """The network to look at, and what to say about it."""
     settings: dict[str, Any] = {"data": data.name, "seed": job.seed, "device": job.device}
     if job.model is not None:
         model = load_model(job.model)
         _check_methods(job)  # the model's module may have registered its own
+        weights = OWN_WEIGHTS
         if job.weights is not None:
-            load_weights(model, job.weights)
-        return model, {"model": job.model, "weights": str(job.weights or "the factory's"), **settings}
+            part = load_weights(model, job.weights)
+            weights = f"{job.weights} ({part})" if part else str(job.weights)
+        return model, {"model": job.model, "weights": weights, **settings}
     if data.dataset is None or data.dataset.task != "classification":
         raise OptionError(f"--model: {data.name} is no classification to train a network on; give yours.")
     network = models.build("kfac-mlp", seed=job.seed, dataset=data.dataset)
@@ -157,16 +175,25 @@ def _network(job: Job, data: Data, say: Callable[[str], None]) -> tuple[nn.Modul
     error, steps = f"{history['error'][-1]:.2%}", history["steps"]
     widths = [module.in_features for module in network if isinstance(module, nn.Linear)]
     name = "-".join(map(str, [*widths, data.dataset.outputs]))
-    say(f"Trained {name} (tanh) to {error} error in {steps} steps.")
     paper = {"setting": PAPER_SETTING} if job.kind == "exact" and job.layers is None else {}
     trained = f"full-batch Adam, {steps} steps, {error} training error"
     return network.eval(), {"model": f"{name}, tanh", "trained by": trained, **settings, **paper}
 
 
+def _first(settings: dict[str, Any]) -> str:
+    """Where the network's weights come from."""
+    if "trained by" in settings:
+        return f"trained here ({settings['trained by']})"
+    hint = "; --weights reads others" if settings["weights"] == OWN_WEIGHTS else ""
+    return f"weights: {settings['weights']}{hint}"
+
+
 def _jointly(job: Job, fisher: Fisher, settings: dict[str, Any], data: Data) -> Section:
-    comparison = compare(fisher, job.methods, damping=job.damping, progress=not job.quiet)
+    comparison = compare(fisher, job.methods, damping=job.damping, metrics=job.metrics, progress=not job.quiet)
     comparison.meta["settings"] = {**settings, **comparison.meta.get("settings", {})}
     comparison.meta["notes"] += list(data.notes)
+    if job.compare_only:
+        return Section("", comparison)
     if fisher.shape[0] > CUMULANT_PARAMETERS:
         comparison.meta["notes"].append(
             f"cumulant sums are left out: they take P² numbers, and P is above {CUMULANT_PARAMETERS:,} here."
@@ -200,7 +227,7 @@ def _one_by_one(
 
     def compared(name: str) -> Comparison | str:
         try:
-            return compare(fisher([name]), methods, damping=job.damping, progress=False)
+            return compare(fisher([name]), methods, damping=job.damping, metrics=job.metrics, progress=False)
         except FAILURES as error:
             return f"Layer {name} is left out: {error}"
         finally:

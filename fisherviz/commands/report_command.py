@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fisherviz.commands.flags import with_flags
 from fisherviz.commands.job import Job
+from fisherviz.commands.terminal import Column, print_table, say
+from fisherviz.results.metrics import BRIEF, metric
 
 if TYPE_CHECKING:
     from fisherviz.report.page import Section
 
 EXAMPLE = (
-    "Example: fisherviz report --model nets.mine:build --weights net.safetensors --data mnist:16 "
+    "fisherviz report --model nets.mine:build --weights net.safetensors --data mnist:16 "
     "--methods kfac,ekfac,foof --out report"
 )
 
+IMPORTANT = ("relative_frobenius", "direction_cosine", "passes", "frobenius_cosine", "inverse_frobenius", "bytes")
+"""Metrics that keep their columns longest in a narrow terminal."""
+TABLE = "comparison.parquet"
 
-@with_flags(Job, hint=" (--data, --examples, --layers and --damping change what is computed.)")
+
+@with_flags(Job, from_files=False)
 def report(fields: dict[str, Any]) -> None:
     """Compare every approximation of the Fisher with the exact one, and write a page about it.
 
-    Started by `torchrun --nproc-per-node=3 -m fisherviz report ...`, three processes share the work.
+    With --compare-only there is no page: fv.load_comparison reads the numbers out of the folder.
+
+    Started by torchrun --nproc-per-node=3 -m fisherviz report ..., three processes share the work.
     """
     from fisherviz.commands.launched import launched
     from fisherviz.commands.report import run
@@ -31,41 +40,32 @@ def report(fields: dict[str, Any]) -> None:
     with launched(job.device) as (processes, device):
         job = job.model_copy(update={"device": device})
         quiet = job.quiet and not job.plan
-        sections = run(job, (lambda line: None) if quiet else typer.echo, processes)
+        sections = run(job, (lambda line: None) if quiet else say, processes)
     if processes.rank > 0 or job.plan:
         return
+    written = job.out / (TABLE if job.compare_only else "index.html")
     if not job.quiet:
-        _show(sections)
-    typer.echo(f"Wrote {job.out / 'index.html'}")
+        _show(sections, job.metrics or BRIEF, f"{written} has them")
+    typer.echo(f"Wrote {written}")
 
 
-def _show(sections: list[Section]) -> None:
+def _show(sections: list[Section], metrics: Sequence[str], elsewhere: str) -> None:
     """Verdict and summary of each section in the terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from fisherviz.report import paragraph, verdict
     from fisherviz.report.tables import layer_tables, summary_table
-    from fisherviz.results.metrics import BRIEF
 
-    console = Console()
+    importance = {metric(name).short: len(IMPORTANT) - rank for rank, name in enumerate(IMPORTANT)}
     for section in sections:
-        shown = summary_table(section.comparison, BRIEF)
+        shown = summary_table(section.comparison, metrics)
         if shown is None:
             shown = next(iter(layer_tables(section.comparison)), None)
         if shown is not None:
+            columns = [Column(shown.corner, [name for name, _ in shown.rows], right=False)]
+            for k, head in enumerate(shown.heads):
+                cells = [cells[k] for _, cells in shown.rows]
+                best = frozenset(row for row, cell in enumerate(cells) if cell.best)
+                columns.append(Column(head, [cell.text for cell in cells], best, importance.get(head, 0)))
             title = section.title if shown.groups else f"{section.title}. {shown.caption}"
-            console.print(title, markup=False, highlight=False)
-            table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-            table.add_column(shown.corner, no_wrap=True)
-            for head in shown.heads:
-                table.add_column("\n".join(escape(head).split()), justify="right")
-            for name, cells in shown.rows:
-                texts = (f"[bold]{escape(c.text)}[/]" if c.best else escape(c.text) for c in cells)
-                table.add_row(escape(name), *texts)
-            console.print(table)
-        words = paragraph(verdict(section.comparison))
-        console.print(words, markup=False, highlight=False, soft_wrap=False)
-        console.print()
+            print_table(columns, title, elsewhere)
+        if words := paragraph(verdict(section.comparison)):
+            say(f"{words}\n")

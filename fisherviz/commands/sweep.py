@@ -8,29 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fisherviz.commands.flags import assignments, with_flags
+from fisherviz.commands.names import COMPLETED, MODELS, PRESETS, SAMPLERS, completion
+from fisherviz.commands.terminal import Column, print_table
 from fisherviz.training.config import Config, read_config
 
 if TYPE_CHECKING:
     from fisherviz.training.sweep import Sweep
 
 EXAMPLE = (
-    "Example: fisherviz sweep --optimizer foof --over lr=[0.1,0.3,1] --over damping=1e-3..1e1 --sampler tpe "
+    "fisherviz sweep --optimizer foof --over lr=[0.1,0.3,1] --over damping=1e-3..1e1 --sampler tpe "
     "--trials 20 --epochs 5 --out sweeps/foof"
 )
 
+RUNS = "runs.csv"
 
-@with_flags(Config)
+
+@with_flags(Config, COMPLETED | {"model": MODELS})
 def sweep(
     fields: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="YAML file of fields that stay the same.")] = None,
     over: Annotated[
         list[str] | None,
         typer.Option(
-            help="What is varied: NAME=[VALUES] or NAME=LOW..HIGH; any field or option of the optimizer; repeated."
+            metavar="NAME=VALUES",
+            help="What is varied, lr=[0.1,1] or lr=1e-3..1e1: any field or option of the optimizer. May be repeated.",
         ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="A grid: benzing, benzing-sgd or benzing-adam.")] = None,
-    sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A grid: benzing, benzing-sgd or benzing-adam.", autocompletion=completion(PRESETS)),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="grid, random or tpe.", autocompletion=completion(SAMPLERS))] = "grid",
     trials: Annotated[int, typer.Option(help="Points of random and tpe.")] = 20,
     metric: Annotated[
         str | None,
@@ -56,24 +64,19 @@ def sweep(
     )  # fmt: skip
     files.write_whole(out / "sweep.png", sweep_picture(found))
     if not quiet:
-        _show(found)
-    typer.echo(f"Wrote {out / 'runs.csv'} and {out / 'sweep.png'}")
+        _show(found, out)
+    typer.echo(f"Wrote {out / RUNS} and {out / 'sweep.png'}")
 
 
-def _show(found: Sweep) -> None:
+def _show(found: Sweep, out: Path) -> None:
     """The best ten in the terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"best of {len(found.table)} by {found.metric}")
-    names = [name.split(".")[-1] for name in found.varied]
-    for head in (found.metric, "range", *names, "seconds"):
-        table.add_column(escape(head), justify="right")
-    for _, row in found.table.head(10).iterrows():
-        spread = "" if row["low"] == row["high"] else f"{row['low']:.4g}..{row['high']:.4g}"
-        value = "stopped" if row["stopped"] else f"{row['value']:.4g}"
-        cells = [value, spread, *(str(row[name]) for name in found.varied), f"{row['seconds']:.2f}"]
-        table.add_row(*map(escape, cells))
-    Console().print(table)
+    best = [row for _, row in found.table.head(10).iterrows()]
+    values = ["stopped" if row["stopped"] else f"{row['value']:.4g}" for row in best]
+    spreads = ["" if row["low"] == row["high"] else f"{row['low']:.4g}..{row['high']:.4g}" for row in best]
+    columns = [
+        Column(found.metric, values),
+        Column("range", spreads, importance=1),
+        *(Column(name.split(".")[-1], [str(row[name]) for row in best], importance=3) for name in found.varied),
+        Column("seconds", [f"{row['seconds']:.2f}" for row in best], importance=2),
+    ]
+    print_table(columns, f"best of {len(found.table)} by {found.metric}", f"{out / RUNS} has them")

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tqdm.auto import tqdm
 
 from fisherviz.commands.flags import with_flags
+from fisherviz.commands.names import COMPLETED, MODELS
 from fisherviz.training.config import Config, make_config, read_config
 
 EXAMPLE = (
-    "Example: fisherviz train --dataset digits --model kfac-mlp --optimizer foof -O lr=0.3 -O damping=1 "
+    "fisherviz train --dataset digits --model kfac-mlp --optimizer foof -O lr=0.3 -O damping=1 "
     "--epochs 10 --seed 0 --out runs/foof"
 )
 
 
-@with_flags(Config)
+@with_flags(Config, COMPLETED | {"model": MODELS})
 def train(
     fields: dict[str, Any],
     config: Annotated[
@@ -25,6 +25,8 @@ def train(
     ] = None,
 ) -> None:
     """Train a network: metrics, checkpoints and summary in a folder; the same command again continues."""
+    from tqdm.auto import tqdm
+
     from fisherviz.plotting.pictures import run_pictures
     from fisherviz.support import files
     from fisherviz.training.run import train as run

@@ -15,7 +15,7 @@ import torch
 from fisherviz.approximations import FAILURES, KFAC, Approximation, fit_all, resolve
 from fisherviz.approximations.registry import Method
 from fisherviz.comparison.compare import compare, strength_of
-from fisherviz.comparison.strengths import strengths
+from fisherviz.comparison.strengths import damping_of, strengths
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators import DirectSum, Kronecker, Operator
@@ -189,7 +189,7 @@ class Monitor:
             try:
                 rows += _conditions(label, approximation, rule, strength)
                 if isinstance(approximation, KFAC) and fisher.has_targets():
-                    rows += similarity(fisher, approximation, strength, label)
+                    rows += similarity(fisher, approximation, rule, label)
             except FAILURES as error:
                 self.notes.append(f"step {step}: condition numbers and similarity of {label} are left out: {error}")
         return rows
@@ -198,17 +198,14 @@ class Monitor:
         given = as_damping(self.damping)
         if given is not None or self.optimizer is None:
             return given
-        found = strengths(self.optimizer)
-        if "gamma" in found:
-            return FactoredTikhonov(found["gamma"])
-        return Tikhonov(found["lambda"]) if found.get("lambda") else None
+        return damping_of(self.optimizer)
 
     def __repr__(self) -> str:
         looks = len(set(self.frame["step"]))
         return f"Monitor({', '.join(self.methods)}, every {self.every} steps, {looks} looks so far)"
 
 
-def similarity(fisher: Fisher, kfac: Approximation, strength: float, label: str = "kfac") -> list[Row]:
+def similarity(fisher: Fisher, kfac: Approximation, damping: Damping, label: str = "kfac") -> list[Row]:
     """Cosine between KFAC's direction and that of FOOF with KFAC's own damping of A (Benzing 2021, figure 4A).
 
     FOOF is V (A + π√λ I)⁻¹ both times; KFAC is damped in its factors, or in the eigenvalues of their product by λ.
@@ -216,12 +213,14 @@ def similarity(fisher: Fisher, kfac: Approximation, strength: float, label: str 
     Args:
         fisher: the exact Fisher, with targets for the gradient V.
         kfac: the fitted approximation.
-        strength: λ.
+        damping: λ, and where it is factored what π is; λ alone takes the K-FAC paper's.
         label: of the method in the rows.
 
     Returns:
         Rows (method, layer, metric, value) for each layer with two factors, and for all of them together.
     """
+    strength = damping.strength
+    factored = damping if isinstance(damping, FactoredTikhonov) else FactoredTikhonov(strength**0.5)
     gradients = fisher.space.split(fisher.gradient())
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in SIMILARITIES}
     rows: list[Row] = []
@@ -231,7 +230,7 @@ def similarity(fisher: Fisher, kfac: Approximation, strength: float, label: str 
             continue
         A, G = (factor.double() for factor in operator.tensors)
         v = v.double()
-        Ad, Gd = FactoredTikhonov(strength**0.5).factors(A, G)
+        Ad, Gd = factored.factors(A, G)
         foof = Kronecker.over_units(Ad, len(G)).solve(v)
         directions = (Kronecker(Ad, Gd).solve(v), Kronecker(A, G).damped(Tikhonov(strength)).solve(v))
         for name, u in zip(SIMILARITIES, directions, strict=True):

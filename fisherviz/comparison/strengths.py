@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fisherviz.operators.damping import FactoredTikhonov, Tikhonov
+from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov
 
 
 def strengths(optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -22,8 +23,7 @@ def strengths(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     if getattr(optimizer, "rescale", True) and (lam := getattr(optimizer, "lam", None)) is not None:
         gamma = getattr(optimizer, "gamma", None)
         return {"lambda": float(lam), **({} if gamma is None else {"gamma": float(gamma)})}
-    groups = [group for group in optimizer.param_groups if group.get("approximation") != "none"]
-    given = groups[0].get("damping") if groups else None
+    given = _given(optimizer)
     if isinstance(given, FactoredTikhonov):
         return {"lambda": given.gamma**2, "gamma": given.gamma}
     if isinstance(given, Tikhonov):
@@ -33,3 +33,24 @@ def strengths(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     value = float(given)
     factored = getattr(optimizer, "heuristic_damping", False) and value > 0
     return {"lambda": value, **({"gamma": value**0.5} if factored else {})}
+
+
+def damping_of(optimizer: torch.optim.Optimizer) -> Damping | None:
+    """The damping of an optimizer as it is now; None where it has none.
+
+    Args:
+        optimizer: any.
+    """
+    found = strengths(optimizer)
+    if "gamma" in found:
+        given = _given(optimizer)
+        return FactoredTikhonov(
+            found["gamma"], given.pi if isinstance(given, FactoredTikhonov) else FactoredTikhonov.pi
+        )
+    return Tikhonov(found["lambda"]) if found.get("lambda") else None
+
+
+def _given(optimizer: torch.optim.Optimizer) -> Any:
+    """What the first preconditioned group was given as its damping."""
+    groups = [group for group in optimizer.param_groups if group.get("approximation") != "none"]
+    return groups[0].get("damping") if groups else None

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisherviz.datasets import curves as _curves
 from fisherviz.datasets import images as _images
@@ -120,16 +120,6 @@ class Dataset:
             raise ValueError(f"{self.name!r} is a table and has no images; use its inputs as they are.")
         return self._map(lambda split: Split(split.inputs.reshape(-1, *self.shape), split.targets))
 
-    def shaped_for(self, model: nn.Module) -> Dataset:
-        """The same data, as `images` where the first module of a network takes nothing else.
-
-        Args:
-            model: a network that begins with a convolution or a normalisation of images, or any other.
-        """
-        first = next(module for module in model.modules() if not list(module.children()))
-        takes_images = isinstance(first, nn.Conv2d | nn.BatchNorm2d) and len(self.shape) == 3
-        return self.images() if takes_images and self.train.inputs.dim() == 2 else self
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dataset:
         """The same data on another device or in another floating-point type; labels stay integers."""
 
@@ -156,6 +146,7 @@ class Dataset:
 @dataclass(frozen=True)
 class _Entry:
     read: Callable[..., Raw]  # takes what it depends on of task, seed and progress
+    examples: int
     about: str
     tasks: tuple[str, ...]
     source: _locate.Source | None = None
@@ -164,19 +155,19 @@ class _Entry:
 
 _IMAGES = ("classification", "autoencoder")
 _TABLE: dict[str, _Entry] = {
-    "digits": _Entry(_images.digits, "1,797 handwritten digits, 8 x 8 (embedded)", _IMAGES),
-    "mnist": _Entry(_images.mnist, "70,000 handwritten digits, 28 x 28", _IMAGES, _images.MNIST),
-    "fashion-mnist": _Entry(_images.fashion, "70,000 pieces of clothing, 28 x 28", _IMAGES, _images.FASHION),
+    "digits": _Entry(_images.digits, 1_797, "handwritten digits, 8 x 8 (embedded)", _IMAGES),
+    "mnist": _Entry(_images.mnist, 70_000, "handwritten digits, 28 x 28", _IMAGES, _images.MNIST),
+    "fashion-mnist": _Entry(_images.fashion, 70_000, "pieces of clothing, 28 x 28", _IMAGES, _images.FASHION),
     "ecoli": _Entry(
-        _tables.ecoli, "336 proteins, 7 features, 8 classes", ("classification",), _tables.ECOLI, table=True
+        _tables.ecoli, 336, "proteins, 7 features, 8 classes", ("classification",), _tables.ECOLI, table=True
     ),
-    "house": _Entry(_tables.house, "21,612 sale prices in King County", ("regression",), _tables.HOUSE, table=True),
+    "house": _Entry(_tables.house, 21_612, "sale prices in King County", ("regression",), _tables.HOUSE, table=True),
     "weather": _Entry(
-        _tables.weather, "95,119 hourly temperatures in Szeged", ("regression",), _tables.WEATHER, table=True
+        _tables.weather, 95_119, "hourly temperatures in Szeged", ("regression",), _tables.WEATHER, table=True
     ),
-    "curves": _Entry(_curves.curves, "30,000 drawn curves, 28 x 28 (generated)", ("autoencoder",)),
-    "faces": _Entry(_images.faces, "400 Olivetti faces, 64 x 64", _IMAGES[::-1], _images.FACES),
-    "cifar10-subset": _Entry(_images.cifar_subset, "5,000 images of CIFAR-10, 32 x 32", _IMAGES, _images.CIFAR),
+    "curves": _Entry(_curves.curves, 30_000, "drawn curves, 28 x 28 (generated)", ("autoencoder",)),
+    "faces": _Entry(_images.faces, 400, "Olivetti faces, 64 x 64", _IMAGES[::-1], _images.FACES),
+    "cifar10-subset": _Entry(_images.cifar_subset, 5_000, "images of CIFAR-10, 32 x 32", _IMAGES, _images.CIFAR),
 }
 
 
@@ -191,7 +182,26 @@ def describe(name: str) -> str:
     Raises:
         ValueError: there is no data set of that name.
     """
-    return _entry(name).about
+    entry = _entry(name)
+    return f"{entry.examples:,} {entry.about}"
+
+
+def examples(name: str) -> int:
+    """How many examples a data set has, training and test parts together.
+
+    Raises:
+        ValueError: there is no data set of that name.
+    """
+    return _entry(name).examples
+
+
+def source(name: str) -> _locate.Source | None:
+    """Where a data set's files come from, and their licence; None where it needs none.
+
+    Raises:
+        ValueError: there is no data set of that name.
+    """
+    return _entry(name).source
 
 
 def files(name: str) -> tuple[str, ...]:
@@ -200,8 +210,8 @@ def files(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: there is no data set of that name.
     """
-    source = _entry(name).source
-    return source.files if source else ()
+    origin = source(name)
+    return origin.files if origin else ()
 
 
 def where(name: str) -> Path | None:
@@ -210,11 +220,11 @@ def where(name: str) -> Path | None:
     Raises:
         ValueError: there is no data set of that name, or FISHERVIZ_DATA is no directory.
     """
-    source = _entry(name).source
-    paths = _locate.present(source) if source else None
-    if source is None or paths is None:
+    origin = source(name)
+    paths = _locate.present(origin) if origin else None
+    if origin is None or paths is None:
         return None
-    return paths[source.files[0]].parents[len(Path(source.files[0]).parts) - 1]
+    return paths[origin.files[0]].parents[len(Path(origin.files[0]).parts) - 1]
 
 
 def load(

@@ -100,20 +100,58 @@ def _fetch_faces() -> Mapping[str, bytes]:
     return {"olivetti_faces.npz": buffer.getvalue()}
 
 
+def _published(folder: str, *digests: str) -> Mapping[str, str]:
+    return {f"{folder}/{name}": digest for name, digest in zip(IDX_NAMES, digests, strict=True)}
+
+
 MNIST = Source(
-    "mnist", tuple(f"mnist/{name}" for name in IDX_NAMES), "yann.lecun.com/exdb/mnist", lambda: _fetch_idx("mnist", 554)
+    "mnist",
+    tuple(f"mnist/{name}" for name in IDX_NAMES),
+    "yann.lecun.com/exdb/mnist",
+    lambda: _fetch_idx("mnist", 554),
+    size=11_594_722,
+    licence="CC BY-SA 3.0",
+    sha256=_published(
+        "mnist",
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
 )
 FASHION = Source(
     "fashion-mnist",
     tuple(f"fashion-mnist/{name}" for name in IDX_NAMES),
     "github.com/zalandoresearch/fashion-mnist",
     lambda: _fetch_idx("fashion-mnist", 40996),
+    size=30_878_645,
+    licence="MIT",
+    sha256=_published(
+        "fashion-mnist",
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
 )
-FACES = Source("faces", ("olivetti_faces.npz",), "AT&T Laboratories Cambridge, 64 x 64 version", _fetch_faces)
+FACES = Source(
+    "faces",
+    ("olivetti_faces.npz",),
+    "AT&T Laboratories Cambridge, 64 x 64 version",
+    _fetch_faces,
+    size=1_412_949,
+    licence="research, with acknowledgement",
+)
 CIFAR = Source(
     "cifar10-subset",
     ("cifar10-subset/train_first4000.bin.xz", "cifar10-subset/test_first1000.bin.xz"),
     "the first records of CIFAR-10's data_batch_1 and test_batch, xz-compressed",
+    size=10_843_288,
+    licence="none stated (Krizhevsky 2009)",
+    sha256={
+        "cifar10-subset/train_first4000.bin.xz": "0993cf8b8e43bc207603aef9787006995746513f5e3fa5a52e06d1b069926330",
+        "cifar10-subset/test_first1000.bin.xz": "8314c96d7cd65618193bab23acdd5d4c4af15bf6dd00a1781d55beedf3be1ef5",
+    },
 )
 
 

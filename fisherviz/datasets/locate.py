@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -28,12 +28,19 @@ class Source:
         files: paths relative to the data directory.
         origin: who publishes them, for messages.
         fetch: returns the contents of all files by name; None where no public source serves them.
+        size: of all published files, in bytes.
+        licence: as its publishers are commonly cited.
+        sha256: of the published files' contents without their compression, in hexadecimal digits, by name; empty
+            where what is fetched is another edition of them.
     """
 
     name: str
     files: tuple[str, ...]
     origin: str
     fetch: Callable[[], Mapping[str, bytes]] | None = None
+    size: int = 0
+    licence: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 def cache_directory() -> Path:
@@ -80,9 +87,22 @@ def locate(source: Source, progress: bool = True) -> dict[str, Path]:
         RuntimeError: the files are nowhere and can't be fetched; the message says where to put them.
         ValueError: FISHERVIZ_DATA is no directory.
     """
-    paths = present(source)
-    if paths is not None:
-        return paths
+    return present(source) or fetch(source, progress)
+
+
+def fetch(source: Source, progress: bool = True) -> dict[str, Path]:
+    """Fetch all files of a source into the cache: each is written whole, and a set counts only with all of them.
+
+    Args:
+        source: what to fetch.
+        progress: show a bar.
+
+    Returns:
+        File name to path.
+
+    Raises:
+        RuntimeError: they can't be fetched; the message says where to put them.
+    """
     home = given_directory() or cache_directory()
     advice = f"put {' and '.join(source.files)} ({source.origin}) into {home}"
     if source.fetch is None:

@@ -51,9 +51,19 @@ def _fetch_house() -> Mapping[str, bytes]:
     return {"kc_house_data.csv.gz": _csv(_fetch_frame(42092, 21_613))}
 
 
-ECOLI = Source("ecoli", ("ecoli.csv.gz",), "UCI Machine Learning Repository, Ecoli", _fetch_ecoli)
-HOUSE = Source("house", ("kc_house_data.csv.gz",), "Kaggle, House Sales in King County", _fetch_house)
-WEATHER = Source("weather", ("weatherHistory.csv.gz",), "Kaggle, Weather in Szeged 2006-2016, gzipped")
+ECOLI = Source(
+    "ecoli", ("ecoli.csv.gz",), "UCI Machine Learning Repository, Ecoli", _fetch_ecoli, size=4_021, licence="CC BY 4.0"
+)
+HOUSE = Source(
+    "house", ("kc_house_data.csv.gz",), "Kaggle, House Sales in King County", _fetch_house, size=740_561, licence="CC0"
+)
+WEATHER = Source(
+    "weather",
+    ("weatherHistory.csv.gz",),
+    "Kaggle, Weather in Szeged 2006-2016, gzipped",
+    size=2_232_365,
+    licence="CC BY-NC-SA 4.0",
+)
 
 
 def _read(source: Source, columns: Iterable[str], progress: bool) -> pd.DataFrame:

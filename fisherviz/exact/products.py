@@ -10,6 +10,7 @@ from numbers import Real
 from typing import Any, overload
 
 import torch
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fisherviz.capture.captures import Batch
@@ -21,6 +22,7 @@ from fisherviz.exact.scores import Scores
 from fisherviz.network.batches import Inputs, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
+from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.statistics.examples import Examples
 
 Vector = Tensor | Mapping[str, Tensor]
@@ -41,6 +43,10 @@ class Products(Scores):
     def __matmul__(self, v: Vector) -> Tensor | dict[str, Tensor]:
         """F v for v flat (P,) or (P, k) in torch order, or a dictionary like `named_parameters()`."""
         return self._applied(self._product, v)
+
+    def to_scipy(self) -> LinearOperator:
+        """The matrix as scipy's `LinearOperator` (P, P) in torch order, for `eigsh`, `cg` and their like."""
+        return linear_operator(self.__matmul__, self.space.size, self.network.precision, self.network.device)
 
     def _applied(self, function: Callable[[Tensor], Tensor], v: Vector) -> Tensor | dict[str, Tensor]:
         """A function of columns (P, k) in working precision, of a vector in any of its forms, and back in the same."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,10 @@ class BlockMatrix(Symmetric):
             return self.blocks[col, row].T
         return Zero(self.sizes[row], self.sizes[col], self.dtype, self.device)
 
+    def arguments(self) -> dict[str, Any]:
+        """What its constructor takes again."""
+        return {"blocks": self.blocks, "near": self._near, "shift": self._shift}
+
     def _matmul(self, v: Tensor) -> Tensor:
         parts = v.split(self.sizes)
         out = [torch.zeros_like(part) for part in parts]
@@ -96,8 +101,7 @@ class BlockMatrix(Symmetric):
 
     def scale(self, factor: float) -> BlockMatrix:
         """Multiply by a number."""
-        near = self._near
-        scaled = None if near is None or not factor > 0 else lambda value: _divided(near(value / factor), factor)
+        scaled = None if self._near is None or not factor > 0 else Rescaled(self._near, factor)
         blocks = {pair: op.scale(factor) for pair, op in self.blocks.items()}
         return BlockMatrix(blocks, scaled, self._shift * factor)
 
@@ -160,8 +164,21 @@ class BlockMatrix(Symmetric):
         return self._own.solve
 
 
-def _divided(product: Product, factor: float) -> Product:
-    return lambda v: product(v) / factor
+class Rescaled:
+    """The approximate inverses of a multiple of a matrix.
+
+    Args:
+        near: those of the matrix plus λI, by λ.
+        factor: the multiple.
+    """
+
+    def __init__(self, near: Callable[[float], Product], factor: float) -> None:
+        self.near, self.factor = near, factor
+
+    def __call__(self, value: float) -> Product:
+        """Of the multiple plus a λ."""
+        product = self.near(value / self.factor)
+        return lambda v: product(v) / self.factor
 
 
 def dense_from_blocks(count: int, block: Callable[[int, int], Operator]) -> Tensor:

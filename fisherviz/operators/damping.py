@@ -7,14 +7,31 @@ silently, and on factored damping being refused where there are no two factors.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from fisherviz.operators.base import Operator
+from fisherviz.operators.dense import spectral_norm_of
 from fisherviz.operators.factorise import plus_identity
+from fisherviz.support.choices import one_of, positive
+
+
+def _diagonal(M: Tensor) -> Tensor:
+    return M if M.ndim == 1 else M.diagonal()
+
+
+BALANCES: dict[str, Callable[[Tensor], float]] = {
+    "trace-norm": lambda M: float(_diagonal(M).mean()),
+    "frobenius-norm": lambda M: float(torch.linalg.vector_norm(M)) / math.sqrt(len(M)),
+    "spectral-norm": lambda M: float(torch.linalg.vector_norm(M, math.inf)) if M.ndim == 1 else spectral_norm_of(M),
+    "traces": lambda M: float(_diagonal(M).sum()),
+}
+"""Sizes of the factors whose ratio is π²: norms of A ⊗ I and I ⊗ G without what they have in common, or bare traces."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +79,26 @@ class FactoredTikhonov:
 
     Args:
         gamma: γ ≥ 0, the square root of the corresponding λ.
+        pi: how γ is shared: A takes πγ and G γ/π. A norm of `BALANCES` ("trace-norm", "frobenius-norm",
+            "spectral-norm") gives π² = ‖A ⊗ I‖ / ‖I ⊗ G‖ (section 6.3), "traces" gives tr A / tr G, without dimensions
+            (Benzing 2021, equation 3), a number is π itself: 1 for γ on both.
 
     Raises:
-        ValueError: when γ is negative or not finite.
+        ValueError: when γ is negative or not finite, or π is no positive number and none of the names.
         TypeError: when γ is no number.
     """
 
     gamma: float
+    pi: float | str = "trace-norm"
 
     def __post_init__(self) -> None:
-        """Check the value."""
+        """Check the values."""
         object.__setattr__(self, "gamma", _non_negative(self.gamma, "factored Tikhonov damping"))
+        if isinstance(self.pi, str):
+            one_of("pi", self.pi, BALANCES)
+        else:
+            positive("pi", self.pi)
+            object.__setattr__(self, "pi", float(self.pi))
 
     @property
     def strength(self) -> float:
@@ -84,20 +110,22 @@ class FactoredTikhonov:
         """The same as plain damping, for operators without factors."""
         return Tikhonov(self.strength)
 
-    def pi(self, A: Tensor, G: Tensor) -> float:
-        """Balance between the factors: the ratio of their mean eigenvalues, square-rooted.
+    def balance(self, A: Tensor, G: Tensor) -> float:
+        """Return π for two factors.
 
         Args:
             A: (d_a, d_a) input factor, or its diagonal (d_a,).
             G: (d_g, d_g) output factor.
 
         Returns:
-            π = √((tr A / d_a) / (tr G / d_g)); 1 for a dead layer, whose A or G has no trace.
+            π; 1 for a dead layer, whose A or G is zero.
         """
-        mean_a, mean_g = (float(_diagonal(M).double().mean()) for M in (A, G))
-        if not (mean_a > 0 and mean_g > 0):
+        if not isinstance(self.pi, str):
+            return self.pi
+        size_a, size_g = (BALANCES[self.pi](M.double()) for M in (A, G))
+        if not (size_a > 0 and size_g > 0):
             return 1.0
-        return math.sqrt(mean_a) / math.sqrt(mean_g)
+        return math.sqrt(size_a) / math.sqrt(size_g)
 
     def factors(self, A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
         """Return the damped factors A + πγI and G + (γ/π)I.
@@ -115,7 +143,7 @@ class FactoredTikhonov:
         for name, M in (("A", A), ("G", G)):
             if M.ndim != 1 and (M.ndim != 2 or M.shape[0] != M.shape[1]):
                 raise ValueError(f"factored damping needs square factors, {name} has shape {tuple(M.shape)}.")
-        pi = self.pi(A, G)
+        pi = self.balance(A, G)
         return _shifted(A, pi * self.gamma), _shifted(G, self.gamma / pi)
 
     def applied_to(self, operator: Operator) -> Operator:
@@ -167,10 +195,6 @@ def damp(operator: Operator, damping: Damping | None) -> Operator:
     if isinstance(damping, FactoredTikhonov):
         return operator.each(lambda block: block.damped(damping if block.factored else damping.tikhonov))
     return operator.damped(damping)
-
-
-def _diagonal(M: Tensor) -> Tensor:
-    return M if M.ndim == 1 else M.diagonal()
 
 
 def _shifted(M: Tensor, value: float) -> Tensor:

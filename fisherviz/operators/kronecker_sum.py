@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ class KroneckerSum(Operator):
             raise ValueError("KroneckerSum takes pairs of one shape, dtype and device.")
         self.shape = self.terms[0].shape
         self.tensors = tuple(t for term in self.terms for t in term.tensors)
+
+    def arguments(self) -> dict[str, Any]:
+        """What its constructor takes again."""
+        return {"factors": [(term.A, term.G) for term in self.terms]}
 
     @property
     def T(self) -> KroneckerSum:

@@ -103,19 +103,14 @@ class Permuted(Symmetric):
         return Permuted(self.parts.each(function), self.cover)
 
     def shifted(self, value: float) -> Operator:
-        """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs.
+        """Add a multiple of the identity: a chain loses its structure by it, and its blocks are kept by pairs."""
+        return BlockMatrix(self.coupled_blocks(), NearChain(self)).shifted(value)
 
-        Near the inverse is that of its largest terms; where some are left out, the chain's with its factors damped.
-        """
+    def coupled_blocks(self) -> dict[tuple[int, int], Operator]:
+        """The blocks on and above the diagonal that are not zero."""
         count = len(self.sizes)
         pairs = {(i, j): self.block(i, j) for i in range(count) for j in range(i, count)}
-        blocks = {k: op for k, op in pairs.items() if not isinstance(op, Zero)}
-
-        def near(total: float) -> Product:
-            pairs = LeadingPairs(blocks)
-            return pairs(total) if pairs.reaches(total) else damp(self, FactoredTikhonov(total**0.5)).solve
-
-        return BlockMatrix(blocks, near).shifted(value)
+        return {k: op for k, op in pairs.items() if not isinstance(op, Zero)}
 
     def _norm(self, order: NormOrder) -> float:
         return self.parts.norm(order)
@@ -128,3 +123,24 @@ class Permuted(Symmetric):
         parts = self.parts.operators
         inverses = [op.inverse_dense() if isinstance(op, BlockTridiagonal) else op.inverse().to_dense() for op in parts]
         return torch.block_diag(*inverses)[self._from_parts][:, self._from_parts]
+
+
+class NearChain:
+    """Approximate inverses of a chain plus λI: of its largest terms, or the chain's own with its factors damped.
+
+    Args:
+        chain: the matrix.
+    """
+
+    def __init__(self, chain: Permuted) -> None:
+        self.chain = chain
+
+    @cached_property
+    def _pairs(self) -> LeadingPairs:
+        return LeadingPairs(self.chain.coupled_blocks())
+
+    def __call__(self, value: float) -> Product:
+        """Of the chain plus a λ."""
+        if self._pairs.reaches(value):
+            return self._pairs(value)
+        return damp(self.chain, FactoredTikhonov(value**0.5)).solve

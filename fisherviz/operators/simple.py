@@ -5,7 +5,7 @@ All act entry by entry in unit order. They are what identity, diagonal and uncou
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -98,6 +98,10 @@ class Identity(Symmetric):
         self.factor = torch.as_tensor(scale, dtype=dtype, device=device)
         self.shape, self.tensors = (size, size), (self.factor,)
 
+    def arguments(self) -> dict[str, Any]:
+        """What its constructor takes again."""
+        return {"size": self.size, "scale": self.factor}
+
     def _matmul(self, v: Tensor) -> Tensor:
         return v * self.factor
 
@@ -159,6 +163,10 @@ class Zero(Operator):
         """Keep the shape; an empty tensor holds dtype and device."""
         self._empty = torch.empty(0, dtype=dtype, device=device)
         self.shape, self.tensors = (rows, cols), (self._empty,)
+
+    def arguments(self) -> dict[str, Any]:
+        """What its constructor takes again."""
+        return {"rows": self.shape[0], "cols": self.shape[1], "dtype": self.dtype, "device": self.device}
 
     @property
     def T(self) -> Zero:

@@ -108,9 +108,8 @@ class QuadraticModel(ModelRule[Preconditioned]):
             candidates += [self.omega2 * self.gamma, self.gamma / self.omega2]
         best: tuple[Any, ...] | None = None
         for gamma in candidates:
-            rules = dict.fromkeys(
-                (layer.name for layer in step.moments.space.layers), FactoredTikhonov(gamma) if gamma else None
-            )
+            factored = FactoredTikhonov(gamma, self.pi) if gamma else None
+            rules = dict.fromkeys((layer.name for layer in step.moments.space.layers), factored)
             with self._floor_told():
                 made = directions.damped(step, rules)
                 proposal = {p: -dense(d) for p, d in directions.solve(step, made).items() if p in gradient}

@@ -166,7 +166,8 @@ class ModelRule(StepRule[D]):
         """
         damping = as_damping(defaults["damping"])
         assert damping is not None
-        self.lam = damping.tikhonov.value if isinstance(damping, FactoredTikhonov) else damping.value
+        self.lam = damping.strength
+        self.pi = damping.pi if isinstance(damping, FactoredTikhonov) else FactoredTikhonov.pi
         self.eta = defaults["weight_decay"]
         for group in joined(groups):
             if other := [key for key in JOINT if group[key] != defaults[key]]:

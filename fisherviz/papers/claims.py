@@ -6,6 +6,7 @@ setting departs from the paper's in a way that matters to the claim. Exhibits ne
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -131,9 +132,7 @@ def load(out: Path) -> dict[str, Any]:
 
 def markdown(known: Mapping[str, Any]) -> str:
     """The recorded exhibits as a page."""
-    counts = [claim["verdict"] for exhibit in known.values() for claim in exhibit["claims"]]
-    summary = ", ".join(f"{counts.count(v)} {v}" for v in (REPRODUCED, NOT_REPRODUCED, DIFFERENT))
-    parts = [_HEAD, f"{len(counts)} claims: {summary}.\n"]
+    parts = [_HEAD, _summary(known)]
     for name, exhibit in known.items():
         parts.append(f"## {exhibit['title']} (`{name}`)\n")
         if exhibit["picture"]:
@@ -143,6 +142,20 @@ def markdown(known: Mapping[str, Any]) -> str:
         parts.append("|---|---|---|---|---|---|")
         parts.append("\n".join(_row(claim, exhibit["setting"]) for claim in exhibit["claims"]) + "\n")
     return "\n".join(parts)
+
+
+def _summary(known: Mapping[str, Any]) -> str:
+    """How many claims of each paper came out how; a title begins with its paper."""
+    papers: dict[str, list[str]] = {}
+    for exhibit in known.values():
+        verdicts = papers.setdefault(exhibit["title"].partition(",")[0], [])
+        verdicts += [claim["verdict"] for claim in exhibit["claims"]]
+    papers = dict(sorted(papers.items())) | {"all": list(itertools.chain(*papers.values()))}
+    kinds = (REPRODUCED, NOT_REPRODUCED, DIFFERENT)
+    lines = [f"| paper | claims | {' | '.join(kinds)} |", "|---|---|---|---|---|"]
+    for paper, verdicts in papers.items():
+        lines.append(f"| {paper} | {len(verdicts)} | {' | '.join(str(verdicts.count(kind)) for kind in kinds)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _row(claim: Mapping[str, Any], setting: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fisherviz._version import __version__
 from fisherviz.papers.claims import Outcome, record
-from fisherviz.support.choices import one_of
+from fisherviz.support.choices import one_of, unknown
 
 MODULES = ("kfac", "sang", "benzing", "shrestha", "autoencoders")
 SCALES = ("smoke", "desk", "paper")
@@ -96,7 +96,7 @@ def chosen(only: Sequence[str] | None) -> list[Exhibit]:
         return list(known.values())
     for name in only:
         if not any(name in (key, key.partition(".")[0]) for key in known):
-            raise ValueError(f"there is no exhibit {name!r}; choose from {', '.join(known)}.")
+            raise ValueError(unknown("exhibit", name, known))
     return [found for key, found in known.items() if {key, key.partition(".")[0]} & set(only)]
 
 

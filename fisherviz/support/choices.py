@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 
-from torch import Tensor
-
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
     """End of a sentence about an unknown name: "; did you mean 'kfac'?", or "." where nothing is near."""
@@ -66,6 +64,8 @@ def flag(name: str, value: Any) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a real number, or a tensor of one."""
-    if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    return isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(value, Real):
+        return not isinstance(value, bool)
+    from torch import Tensor  # here: options have names before anything needs torch
+
+    return isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()

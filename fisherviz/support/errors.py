@@ -1,9 +1,15 @@
-"""What is wrong with an option, in one sentence that begins with the option."""
+"""What went wrong, in one sentence: the option that caused it, and for the user's own code what it raised and where."""
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 class OptionError(ValueError):
@@ -28,11 +34,37 @@ def option(name: str) -> Iterator[None]:
     except OptionError:
         raise
     except Exception as error:  # the code inside may be the user's own: anything can come out of it
-        told = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        raise OptionError(f"{name}: {one_sentence(told) or type(error).__name__}") from error
+        raise OptionError(f"{name}: {sentence(error)}") from error
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one sentence: its type unless the package raised it, its text, its place in the user's code."""
+    text = one_sentence(str(error))
+    if not _is_ours(error) or not text:
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    place = _place(error)
+    return f"{text} ({place})" if place else text
 
 
 def one_sentence(text: str, longest: int = 600) -> str:
     """A message on one line, cut where it gets too long to read."""
     flat = " ".join(text.split())
     return flat if len(flat) <= longest else flat[: longest - 1] + "…"
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a line of the package raised it, itself or in a call to what is not written in Python."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return not frames or PACKAGE in Path(frames[-1].filename).parents
+
+
+def _place(error: BaseException | None) -> str:
+    """The innermost line outside the package and of no library that it, or what caused it, came through."""
+    while error is not None:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            own = PACKAGE in Path(frame.filename).parents or frame.filename.startswith(("<", *_LIBRARIES))
+            if not own:
+                within = "" if frame.name == "<module>" else f", in {frame.name}"
+                return f"{Path(frame.filename).name}, line {frame.lineno}{within}"
+        error = error.__cause__
+    return ""

@@ -33,7 +33,7 @@ from fisherviz.training.data import Batches, Position, load_dataset, split
 from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, explain, finite
 from fisherviz.training.evaluation import Average, evaluate, score
 from fisherviz.training.folder import Folder
-from fisherviz.training.network import build_model, usable
+from fisherviz.training.network import build_model, shaped_for, usable
 from fisherviz.training.optimizers import check_options, dampings, make_optimizer
 
 Say = Callable[[str], None]
@@ -98,7 +98,9 @@ class Session:
         with option("likelihood"):
             self.likelihood = resolve(self.dataset.likelihood if config.likelihood is None else config.likelihood)
         self.model = build_model(config, self.dataset)
-        self.train_part, self.validation = split(config, self.dataset.shaped_for(self.model))
+        with option("dataset"):
+            shaped = shaped_for(self.dataset, self.model)
+        self.train_part, self.validation = split(config, shaped)
         self.batches = Batches(*self.train_part, config.batch_size, config.batch_full_at, config.seed)
         self.optimizer = make_optimizer(
             config.optimizer, config.optimizer_options, self.model, self.likelihood, self.batches, config.defaults

@@ -55,10 +55,12 @@ def test_errors_and_cosines_are_those_of_dense_matrices():
 
 
 @pytest.mark.parametrize("lam", [1e-4, 1.0])
-def test_the_similarity_to_foof_is_that_of_explicit_inverses(lam):
+@pytest.mark.parametrize("traces", [False, True])
+def test_the_similarity_to_foof_is_that_of_explicit_inverses(lam, traces):
     model, (x, y) = network(), examples()
     probe = fv.Probe(model, "categorical")
-    frame = fv.Monitor(probe, ["kfac"], data=(x, y), damping=lam).measure(0)
+    damping = fv.FactoredTikhonov(lam**0.5, "traces") if traces else lam
+    frame = fv.Monitor(probe, ["kfac"], data=(x, y), damping=damping).measure(0)
     z = model(x)
     loss = nn.functional.cross_entropy(z, y)
     grads = torch.autograd.grad(loss, list(model.parameters()))
@@ -75,7 +77,8 @@ def test_the_similarity_to_foof_is_that_of_explicit_inverses(lam):
         F_out = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
         G = (jacobian @ F_out @ jacobian.mT).mean(0)
         V = torch.cat([grads[2 * index], grads[2 * index + 1].unsqueeze(1)], 1)
-        pi = ((A.trace() / len(A)) / (G.trace() / len(G))) ** 0.5
+        sizes = (1, 1) if traces else (len(A), len(G))
+        pi = ((A.trace() / sizes[0]) / (G.trace() / sizes[1])) ** 0.5
         Ad = A + pi * lam**0.5 * torch.eye(len(A), dtype=A.dtype)
         Gd = G + lam**0.5 / pi * torch.eye(len(G), dtype=A.dtype)
         foof = (V @ torch.linalg.inv(Ad)).flatten()

@@ -38,6 +38,40 @@ def test_factored_damping_differs_from_tikhonov_by_the_paper_s_residual():
     torch.testing.assert_close(factored - plain, residual)
 
 
+@pytest.mark.parametrize("norm", ["trace-norm", "frobenius-norm", "spectral-norm"])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_pi_is_the_ratio_of_a_norm_of_both_products_with_identities(norm, diagonal):
+    kinds = {"trace-norm": "nuc", "frobenius-norm": "fro", "spectral-norm": 2}
+    whole = torch.diag(A.diagonal()) if diagonal else A
+    products = torch.kron(torch.eye(2).double(), whole), torch.kron(G, torch.eye(3).double())
+    left, right = (float(torch.linalg.matrix_norm(product, kinds[norm])) for product in products)
+    found = FactoredTikhonov(0.1, norm).balance(whole.diagonal() if diagonal else whole, G)
+    assert found == pytest.approx(math.sqrt(left / right), rel=1e-12)
+
+
+def test_pi_of_bare_traces_is_that_of_foof_s_equation_3():
+    damped_a, damped_g = FactoredTikhonov(0.1, "traces").factors(A, G)
+    added_a, added_g = (damped_a - A).trace() / 3, (damped_g - G).trace() / 2
+    assert float(added_a / added_g) == pytest.approx(float(A.trace() / G.trace()))
+    assert float(added_a * added_g) == pytest.approx(0.1**2)
+
+
+def test_pi_may_be_a_number():
+    damped_a, damped_g = FactoredTikhonov(0.1, pi=2).factors(A, G)
+    torch.testing.assert_close(damped_a, A + 0.2 * torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(damped_g, G + 0.05 * torch.eye(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("pi", "message"),
+    [("trace_norm", "did you mean 'trace-norm'"), ("x", "pi must be one of trace-norm, frobenius-norm"),
+     (0.0, "pi must be a positive number"), (None, "pi must be a positive number")],
+)  # fmt: skip
+def test_no_other_pi_is_taken(pi, message):
+    with pytest.raises(ValueError, match=message):
+        FactoredTikhonov(0.1, pi)
+
+
 @pytest.mark.parametrize("dead", ["A", "G", "both"])
 def test_a_dead_layer_takes_pi_one(dead):
     a = torch.zeros_like(A) if dead in ("A", "both") else A

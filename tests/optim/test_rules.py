@@ -393,3 +393,33 @@ def test_natural_gradient_names_near_misses_of_its_own_and_of_its_methods_option
     for wrong, right in (("rescal", "rescale"), ("reducton", "reduction"), ("settin", "setting")):
         with pytest.raises(TypeError, match=f"no option '{wrong}'; did you mean '{right}'"):
             optim.NaturalGradient(net(), "categorical", "kfac", **make, **{wrong: 1})
+
+
+@pytest.mark.parametrize("pi", ["traces", "spectral-norm", 3.0])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_the_first_step_of_kfac_is_along_the_solve_with_the_pi_that_was_given(pi, rescale):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(12, 3).double(), torch.randint(2, (12,))
+    before = nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+    fisher = fv.Probe(net, "categorical").fisher(x, y)
+    kfac, gradient = fv.approximate(fisher, "kfac"), fisher.gradient()
+    optimizer = fv.optim.KFAC(
+        net, "categorical", rescale=rescale, adapt=False, damping=fv.FactoredTikhonov(0.3, pi), weight_decay=0.0,
+        kind="exact", momentum=0.0, kl_clip=float("inf"), **({"tau1": 1.0, "tau2": 1.0} if rescale else {}),
+    )  # fmt: skip
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    step = nn.utils.parameters_to_vector(net.parameters()).detach() - before
+    assert cosine(-step, kfac.solve(gradient, fv.FactoredTikhonov(0.3, pi))) == pytest.approx(1.0, abs=1e-12)
+    assert cosine(-step, kfac.solve(gradient, fv.FactoredTikhonov(0.3))) < 1 - 1e-6
+
+
+def cosine(one, other):
+    return float(one @ other / one.norm() / other.norm())

@@ -65,10 +65,10 @@ def test_a_file_makes_a_run_and_flags_come_first(tmp_path):
     ("args", "told"),
     [
         (["--optimizer", "kfca"], "did you mean 'kfac'"),
-        (["-O", "damp=1"], "did you mean 'damping'"),
+        (["-O", "damp=1"], "--optimizer-option: there is no option of kfac 'damp'; did you mean 'damping'"),
         (["-O", "lr"], "is no NAME=VALUE"),
-        (["--epochs", "0"], "epochs: "),
-        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--epochs", "0"], "--epochs: "),
+        (["--config", "nowhere.yaml"], "--config: nowhere.yaml cannot be read"),
     ],
 )
 def test_a_wrong_option_leaves_with_two(tmp_path, args, told):

@@ -1,0 +1,57 @@
+"""Names that a shell completes; kept here since the registries that they are in import torch, and shells do not wait.
+
+A test holds them equal to the registries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fisherviz.results.metrics import METRICS
+
+METHODS = (
+    "identity", "diagonal", "layer", "cw-ngd", "kfac-full", "kfac", "kfac-tridiagonal", "ekfac", "foof",
+    "nearest-kronecker",
+)  # fmt: skip
+DATASETS = (
+    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "curves", "faces", "cifar10-subset",
+)  # fmt: skip
+MODELS = (
+    "kfac-mlp", "foof-mlp", "cwngd-convnet", "shrestha-mlp", "mnist-autoencoder", "curves-autoencoder",
+    "faces-autoencoder",
+)  # fmt: skip
+OPTIMIZERS = (
+    "kfac", "foof", "cw-ngd", "ekfac", "tengrad", "natural-gradient", "subsampled", "kbfgs", "hessian-free", "sgd",
+    "nesterov", "adam", "lbfgs",
+)  # fmt: skip
+LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
+KINDS = ("exact", "mc", "empirical")
+TASKS = ("classification", "regression", "autoencoder")
+EXHIBITS = (
+    "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "sang.table1", "sang.tuned", "benzing.fig5",
+    "benzing.fig4a", "shrestha.table1", "autoencoders.fig11",
+)  # fmt: skip
+SCALES = ("smoke", "desk", "paper")
+PRESETS = ("benzing", "benzing-adam", "benzing-sgd")
+SAMPLERS = ("grid", "random", "tpe")
+
+COMPLETED: dict[str, Sequence[str]] = {
+    "methods": METHODS, "monitor_methods": METHODS, "metrics": tuple(METRICS), "data": DATASETS, "dataset": DATASETS,
+    "optimizer": OPTIMIZERS, "likelihood": LIKELIHOODS, "kind": KINDS, "task": TASKS,
+    "dtype": ("float32", "float64"), "defaults": ("training", "paper"), "device": ("cpu", "cuda"),
+}  # fmt: skip
+"""By option, whichever command it is of."""
+
+
+def completion(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """What completes one of these names, or the last of several between commas.
+
+    Args:
+        names: all there are.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+    return complete
