@@ -36,7 +36,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 notebooks: $(STAMP)
-	$(BIN)/jupyter-execute $(wildcard notebooks/*.ipynb)
+	$(BIN)/python notebooks/refresh.py --check
 
 # Offline; every warning is an error, and so is a public name that the reference lacks.
 docs: $(STAMP)

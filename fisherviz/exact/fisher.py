@@ -350,7 +350,7 @@ class Fisher(Products):
             values = eigenvalues(self._whole().double()).flip(0)
         else:
             values = eigenvalues(self.example_gram().double()).flip(0) * self.scale
-        return spectra.clean(values, size, self.network.precision)[:k]
+        return spectra.clean(values, rank, size, self.network.precision)[:k]
 
     # ---- posterior -------------------------------------------------------------------------------------------------
 

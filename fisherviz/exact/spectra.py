@@ -60,8 +60,18 @@ def spectral(fisher: Passes, pair: tuple[int, int]) -> float:
     return max(float(top[0]), 0.0) ** 0.5
 
 
-def clean(values: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Eigenvalues, descending, without what rounding leaves of zero ones."""
+def clean(values: Tensor, rank: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Eigenvalues, descending, without what rounding leaves of zero ones.
+
+    Args:
+        values: of a matrix (P, P), descending.
+        rank: that the matrix has at most: of the eigenproblem that was solved.
+        size: P, the length of the sums in it, whose rounding grows with its square root.
+        dtype: that these were computed in.
+
+    Returns:
+        Those above rounding, in float64.
+    """
     values = values.double().clamp(min=0)
-    floor = torch.finfo(dtype).eps * max(size, len(values)) * float(values[0])
+    floor = torch.finfo(dtype).eps * max(rank, size**0.5) * float(values[0])
     return values[values > floor]

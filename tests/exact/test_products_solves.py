@@ -184,6 +184,22 @@ def test_spectrum_is_descending_and_complete(likelihood, N):
     assert_matches(padded, reference, 1e-10)
 
 
+def test_a_wide_float32_network_keeps_the_eigenvalues_that_are_no_rounding():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(500, 800), nn.Tanh(), nn.Linear(800, 4))
+    x = torch.randn(6, 500) * torch.logspace(0, -1, 6).unsqueeze(1)  # examples of very different gradients
+    parameters, columns = list(net.parameters()), []
+    for log_p in torch.log_softmax(net(x), 1):
+        for c in range(4):
+            score = torch.cat([p.reshape(-1) for p in torch.autograd.grad(log_p[c], parameters, retain_graph=True)])
+            columns.append(score.double() * (log_p[c].detach().double().exp() / len(x)).sqrt())
+    U = torch.stack(columns)
+    reference = torch.linalg.eigvalsh(U @ U.T).flip(0)[:18]  # softmax leaves 3 directions of each example
+    for k in (None, 5):
+        spectrum = fv.Probe(net, "categorical").fisher(x).spectrum(k)
+        assert_matches(spectrum, reference[:k].numpy(), FLOAT32)
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_leading_eigenvalues(k):
     fisher, F, _ = setting("gaussian", 6)
