@@ -36,7 +36,7 @@ from fisherviz.support.choices import one_of
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
 from fisherviz.support.memory import human
-from fisherviz.support.plan import Plan, duration
+from fisherviz.support.plan import Plan, billions, duration
 from fisherviz.support.processes import ALONE, Processes
 from fisherviz.training.network import usable
 
@@ -127,7 +127,7 @@ def _say_plan(
         count, seconds = sum(p.multiply_adds for p in plans), sum(p.seconds for p in plans)
         say(
             f"Then each of {len(layers)} layers alone: {sum(p.passes for p in plans):.1f} passes and "
-            f"{count / 1e9:,.3g} billion multiply-adds, about {duration(seconds)} here; the largest peak is "
+            f"{billions(count)} billion multiply-adds, about {duration(seconds)} here; the largest peak is "
             f"{human(max(p.bytes for p in plans))}."
         )
 

@@ -25,7 +25,6 @@ from fisherviz.support.names import short, shortened
 WRITTEN = 5  # layers up to which a map's means are written into it
 WIDE, HIGH = 212, 92  # of a small panel
 LEFT, TOP, RIGHT, BOTTOM = 40, 22, 6, 8  # its margins
-FLOOR = 1e-6  # errors below are rounding
 
 
 def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
@@ -106,7 +105,7 @@ def _grid(comparison: Comparison, metric: str) -> pd.DataFrame:
 def _scale(values: np.ndarray, entry: metrics.Metric) -> _Scale:
     """Logarithmic where errors differ by more than a factor of 30."""
     finite = values[np.isfinite(values)]
-    positive = finite[finite > FLOOR]
+    positive = finite[finite > metrics.ROUNDING]
     if positive.size and finite.min() >= 0 and positive.max() / positive.min() > 30:
         return _Scale(positive.min() / 1.3, positive.max() * 1.3, True)
     top = max(1.0 if entry.best == "one" else 0.0, float(finite.max(initial=0.0))) or 1.0
@@ -144,7 +143,7 @@ def _panel(
     width = (WIDE - LEFT - RIGHT) / len(layers)
     radius = min(3.0, max(1.2, width / 2.5))
     known = [(k, float(v)) for k, v in enumerate(values) if np.isfinite(v)]
-    median = metrics.show_number(float(np.median([v for _, v in known]))) if known else "–"
+    median = metrics.show_number(float(np.median([v for _, v in known]))) if known else metrics.MISSING
     parts = [f'<text x="{LEFT}" y="13" class="name">{escape(short(method, 20))}</text>']
     parts.append(f'<text x="{WIDE - RIGHT}" y="13" text-anchor="end" class="number">{median}</text>')
     for tick in scale.ticks():

@@ -91,8 +91,7 @@ def _why_no_spectra(comparison: Comparison) -> str:
 
 
 def _damping(comparison: Comparison) -> str:
-    strength = comparison.meta.get("damping")
-    return f", λ = {metrics.show_number(float(strength))}" if isinstance(strength, int | float) else ""
+    return comparison.damping and f", {comparison.damping}"
 
 
 def _means(comparison: Comparison) -> list[tuple[str, Markup]]:
@@ -132,6 +131,6 @@ def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     for where, found in sums.items():
         error, bound = float(found["error"]), float(found["bound"])
-        ratio = f"{error / bound:.3f}" if bound else tables.MISSING
+        ratio = f"{error / bound:.3f}" if bound else metrics.MISSING
         rows.append((where, f"{error:,.1f}", f"{bound:,.1f}", ratio))
     return rows

@@ -26,7 +26,6 @@ from PIL import Image
 
 from fisherviz import plotting
 from fisherviz.plotting import style
-from fisherviz.plotting.fronts import EXACT
 from fisherviz.plotting.heatmaps import draw_heatmap, heatmap_info, shared_maximum, triptych_arrays
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
@@ -127,7 +126,9 @@ def closest_first(comparison: Comparison, metric: str = "relative_frobenius") ->
     if not errors:
         errors = comparison.blocks(metric).groupby("method")["value"].median().to_dict()
     infinity = float("inf")
-    return sorted(comparison.methods, key=lambda m: (errors.get(m, infinity) < EXACT, errors.get(m, infinity)))
+    return sorted(
+        comparison.methods, key=lambda m: (errors.get(m, infinity) < metrics.ROUNDING, errors.get(m, infinity))
+    )
 
 
 def _matrices(comparison: Comparison, only_first: bool = False) -> Iterator[Picture]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisherviz.support.choices import did_you_mean
+from fisherviz.support.numbers import superscript
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,10 @@ _MONITORED = (
            "Benzing 2021, figure 4A.", "none"),
 )  # fmt: skip
 
+MISSING = "–"
+"""In tables, where a number does not exist."""
+ROUNDING = 1e-6
+"""An error below this is rounding: pictures draw it as exact, sentences call it so."""
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
 """Of a comparison, by name, in the order of tables."""
 BRIEF = tuple(metric.name for metric in _METRICS if metric.brief)
@@ -225,11 +230,6 @@ def show_number(value: float, digits: int = 3) -> str:
     return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
 
 
-def superscript(exponent: int) -> str:
-    """A power's exponent in raised digits."""
-    return str(exponent).translate(_SUPERSCRIPTS)
-
-
 def show_bytes(value: float) -> str:
     """A number of bytes with a binary unit."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
@@ -237,6 +237,3 @@ def show_bytes(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.3g} {unit}"
         value /= 1024
     return f"{value:.3g} TiB"
-
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -108,7 +108,7 @@ class Plan:
                     step.what,
                     step.how,
                     f"{step.passes:.1f}" if step.passes else "",
-                    most + f"{step.multiply_adds / 1e9:,.3g}",
+                    most + billions(step.multiply_adds),
                     human(step.bytes) + ("" if self._fits(step) else " (too much)"),
                     most + duration(self._seconds(step)),
                 ]
@@ -121,7 +121,7 @@ class Plan:
         large = ", ".join(dict.fromkeys(step.what for step in self.steps if not self._fits(step)))
         fits = f"{human(self.budget)} may be taken" + (f": too little for {large}." if large else ".")
         return (
-            f"{self.passes:.1f} passes and {self.multiply_adds / 1e9:,.3g} billion multiply-adds, about "
+            f"{self.passes:.1f} passes and {billions(self.multiply_adds)} billion multiply-adds, about "
             f"{duration(self.seconds)} here; the peak is {human(self.bytes)}, {fits}"
         )
 
@@ -132,6 +132,12 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return html_table(self._HEADS, self._rows(), words=(0, 1), notes=[self.verdict])
+
+
+def billions(count: float) -> str:
+    """A count in billions, to three digits and without an exponent where it is large."""
+    value = count / 1e9
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def speed(device: torch.device, dtype: torch.dtype) -> float:

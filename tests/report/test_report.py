@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -146,6 +147,20 @@ def test_bars_grow_with_the_numbers():
         assert max(bar for _, bar in known) == pytest.approx(100)
 
 
+def test_metrics_of_ones_own_keep_their_numbers_whatever_they_are_called():
+    frame = make_comparison(methods=("kfac", "foof")).frame
+    own = pd.DataFrame(
+        [(method, "all", "all", name, value, 0.0) for method in ("kfac", "foof")
+         for name, value in (("cosine", 0.25), ("memory", 7.0))], columns=list(frame.columns),
+    )  # fmt: skip
+    comparison = Comparison(pd.concat([frame, own]))
+    found = ranked(summary_table(comparison), comparison)
+    shown = {name: [cells[k].value for _, cells in found["rows"]] for k, (name, _) in enumerate(found["columns"])}
+    assert shown["cosine"] == [0.25, 0.25]
+    assert shown["memory"] == [7.0, 7.0]
+    assert shown["bytes"] == [comparison.whole("bytes")[method] for method, _ in found["rows"]]
+
+
 def test_links_and_references_inside_the_page_arrive(text, page):
     identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(identities) == len(set(identities))
@@ -271,7 +286,7 @@ def test_the_verdict_on_one_method_compares_it_with_nothing():
     words = paragraph(verdict(make_comparison(methods=("kfac",))))
     assert words == (
         "The relative Frobenius error of kfac to the exact Fisher is 0.620, its cosine with it 0.785. What an "
-        "optimizer would feel is the direction of the step at λ = 0.0100: there the cosine of kfac with the exact "
+        "optimizer would feel is the direction of the step at λ = 0.01: there the cosine of kfac with the exact "
         "natural gradient is 0.690. kfac costs 2.40 forward and backward passes over the same data."
     )
     (only,) = verdict(with_values(("layer",), relative_frobenius={"layer": 1e-9}, passes={"layer": 8.0}))[:1]
@@ -304,7 +319,7 @@ def test_the_verdict_says_ties_as_ties():
     two = with_values(("kfac", "ekfac"), relative_frobenius=equal, direction_cosine=cosines)
     assert paragraph(verdict(two)) == (
         "Both are equally close to the exact Fisher: the relative Frobenius error is 0.600. What an optimizer would "
-        "feel is the direction of the step at λ = 0.0100: there both agree equally well with the exact natural "
+        "feel is the direction of the step at λ = 0.01: there both agree equally well with the exact natural "
         "gradient (cosine 0.865). kfac costs 2.40 forward and backward passes over the same data; ekfac is as close "
         "and costs no less."
     )
@@ -333,11 +348,11 @@ def test_the_verdict_says_seconds_where_nothing_was_counted():
 def test_damped_tables_name_their_strength():
     comparison = make_comparison()
     titles = [title for title, _ in summary_table(comparison).groups]
-    assert "what an optimizer feels, λ = 0.0100" in titles
+    assert "what an optimizer feels, λ = 0.01" in titles
     captions = [table.caption for table in layer_tables(comparison)]
     assert captions == [
         "Relative error in Frobenius norm",
-        "Cosine of the natural gradients, λ = 0.0100",
+        "Cosine of the natural gradients, λ = 0.01",
         *captions[2:],
     ]
     comparison.meta["damping"] = None
