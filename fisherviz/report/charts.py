@@ -24,6 +24,7 @@ from fisherviz.support.names import short, shortened
 
 WRITTEN = 5  # layers up to which a map's means are written into it
 WIDE, HIGH = 212, 92  # of a small panel
+LETTER = 7  # width of a letter beside a map
 LEFT, TOP, RIGHT, BOTTOM = 40, 22, 6, 8  # its margins
 
 
@@ -42,10 +43,11 @@ def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
     except ValueError:
         return None
     values, count = np.asarray(info.values, dtype=float), len(info.values)
-    side, margin = 260, 70
+    side = 260
     top = float(values.max()) or 1.0
     size = side / count
     labels = shortened(info.labels, 10)
+    margin = max(70, LETTER * max(map(len, labels)) + 8)  # a label is longer where nothing shorter is its own
     step = max(1, math.ceil(count / 16))
     what = "the damped inverse of F" if inverse else "F"
     parts = [f'<image href="{_png(values / top)}" x="{margin}" y="2" width="{side}" height="{side}" class="cells"/>']
@@ -64,7 +66,7 @@ def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
     label = (
         f"Map of the mean absolute entry of each pair of layers in {what}; the largest is {metrics.show_number(top)}."
     )
-    return _svg(margin + side + 4, side + 64, label, parts, "map-of-means")
+    return _svg(margin + side + 4, side + 0.75 * margin + 12, label, parts, "map-of-means")
 
 
 def panels(comparison: Comparison, metric: str, other: Comparison | None = None) -> list[Markup]:

@@ -19,6 +19,8 @@ from fisherviz.support.names import short
 
 PAPER_SUMS = {"error": 2894.4, "bound": 4134.6}  # Martens & Grosse 2015, end of section 3.1
 _GROUPS = (("front", "Quality against cost", ""), ("spectra", "Spectra", ""))
+NAME = Markup("<b><bdi>{}</bdi></b>")
+"""Isolated, so that a name written from right to left, or with marks of direction, turns nothing around it."""
 _NAMED = 8  # layers up to which the order of the small panels is said by names
 
 
@@ -121,7 +123,7 @@ def _layer_words(layers: Sequence[str]) -> str:
 
 
 def _emphasised(sentence: Sentence) -> Markup:
-    return Markup(sentence.template).format(*(Markup("<b>{}</b>").format(name) for name in sentence.names))
+    return Markup(sentence.template).format(*(NAME.format(name) for name in sentence.names))
 
 
 def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:

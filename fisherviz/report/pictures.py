@@ -164,7 +164,7 @@ def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) ->
             cells = plotting.triptych_info(comparison, method, inverse=inverse)
             for ax, info in zip(axes[1:], cells[1:], strict=True):
                 ax.images[0].set_data(info.values)
-            axes[1].set_title(short(method, 24), fontsize="medium", parse_math=False)
+            axes[1].title.set_text(short(method, 24))
             yield method, _small_png(sheet)
 
 

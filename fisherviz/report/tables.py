@@ -14,6 +14,7 @@ import pandas as pd
 
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.names import readable
 
 GROUPS = (
     ("relative error of F̂, and cosine with F", ("", "matrix")),
@@ -104,7 +105,7 @@ def layer_tables(comparison: Comparison) -> list[Table]:
         table = Table(
             _with_damping(metrics.metric(name).title, [name], comparison),
             "method",
-            tuple(layers),
+            tuple(map(readable, layers)),
             _rows(grid, [name] * len(layers), [errors[layer] for layer in layers]),
         )
         tables.append(table if len(layers) <= WIDEST else _turned(table, "layer"))
@@ -134,7 +135,7 @@ def probed_table(comparison: Comparison) -> Table | None:
             f"{layer.get('num_parameters', 0):,}",
             ", ".join(layer.get("parameters", [])),
         )
-        rows.append((str(layer["name"]) or "(root)", [Cell(text) for text in texts]))
+        rows.append((readable(str(layer["name"])), [Cell(text) for text in texts]))
     heads = ("kind", "path", "fan-in → units", "bias", "parameters", "their names")
     return Table("What was attached, and by which path.", "layer", heads, rows)
 

@@ -199,7 +199,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         kind = self.meta.get("kind", "")
-        size = f", {self.meta['parameters']} parameters" if "parameters" in self.meta else ""
+        size = f", {counted(self.meta['parameters'], 'parameter')}" if "parameters" in self.meta else ""
         best = self.summary()
         closest = f", closest: {readable(str(best.index[0]))}" if "relative_frobenius" in best and len(best) else ""
         left_out = sum("left out" in note for note in self.notes)
@@ -218,8 +218,11 @@ class Comparison:
         return f"{self!r}\n{text_table(heads, rows, width=80)}{said}"
 
     def _brief(self) -> Summary:
+        """The few metrics that matter most; all of them where there are no more than few."""
         table = self.summary()
-        return table[[name for name in table if str(name).removesuffix(ERROR) in metrics.BRIEF]]
+        names = {str(name).removesuffix(ERROR) for name in table}
+        shown = names if len(names) <= len(metrics.BRIEF) else names & set(metrics.BRIEF)
+        return table[[name for name in table if str(name).removesuffix(ERROR) in shown]]
 
     def _repr_html_(self) -> str:
         names, rows = self.summary().cells()
