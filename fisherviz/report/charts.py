@@ -105,10 +105,10 @@ def _grid(comparison: Comparison, metric: str) -> pd.DataFrame:
 
 
 def _scale(values: np.ndarray, entry: metrics.Metric) -> _Scale:
-    """Logarithmic where errors differ by more than a factor of 30."""
+    """Logarithmic where errors differ by more than a factor of 30; never for what is best at 1."""
     finite = values[np.isfinite(values)]
     positive = finite[finite > metrics.ROUNDING]
-    if positive.size and finite.min() >= 0 and positive.max() / positive.min() > 30:
+    if entry.best != "one" and positive.size and finite.min() >= 0 and positive.max() / positive.min() > 30:
         return _Scale(positive.min() / 1.3, positive.max() * 1.3, True)
     top = max(1.0 if entry.best == "one" else 0.0, float(finite.max(initial=0.0))) or 1.0
     return _Scale(min(0.0, float(finite.min(initial=0.0))), top, False)
@@ -151,7 +151,7 @@ def _panel(
     for tick in scale.ticks():
         y = scale.height(tick)
         parts.append(f'<line x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        text = metrics.show_number(tick, 1) if tick else "0"
+        text = metrics.show_number(tick, 1).removeprefix("1.0·")  # of a power of ten, that alone
         parts.append(f'<text x="{LEFT - 4}" y="{y + 3.5:.1f}" text-anchor="end" class="tick">{text}</text>')
     for k, value in enumerate([] if before is None else before):
         if np.isfinite(value):
