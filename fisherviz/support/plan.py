@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from fisherviz.support.memory import available, human
+from fisherviz.support.numbers import three_digits
 from fisherviz.support.tables import html_table, text_table
 
 _SIDE = 768
@@ -135,9 +136,9 @@ class Plan:
 
 
 def billions(count: float) -> str:
-    """A count in billions, to three digits and without an exponent where it is large."""
+    """A count in billions, to three digits, large ones without an exponent."""
     value = count / 1e9
-    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 999.5 else three_digits(value)
 
 
 def speed(device: torch.device, dtype: torch.dtype) -> float:
