@@ -19,6 +19,7 @@ from fisherviz.report.pictures import DRAWN, closest_first
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.support import files
+from fisherviz.support.names import readable
 
 SAME = 0.005
 """Relative change that reads the same in a table of three digits."""
@@ -211,5 +212,5 @@ def _unmatched(before: Comparison, after: Comparison, names: tuple[str, str]) ->
         one, other = getattr(before, what), getattr(after, what)
         for name, mine, theirs in ((names[0], one, other), (names[1], other, one)):
             if alone := [item for item in mine if item not in theirs]:
-                said.append(f"{what.capitalize()} in “{name}” alone: {', '.join(alone)}.")
+                said.append(f"{what.capitalize()} in “{name}” alone: {', '.join(map(readable, alone))}.")
     return said

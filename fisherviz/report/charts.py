@@ -20,7 +20,7 @@ from fisherviz.plotting import style
 from fisherviz.plotting.means import block_means_info
 from fisherviz.results import metrics
 from fisherviz.results.comparison import EXACT, Comparison
-from fisherviz.support.names import short, shortened
+from fisherviz.support.names import readable, short, shortened
 
 WRITTEN = 5  # layers up to which a map's means are written into it
 WIDE, HIGH = 212, 92  # of a small panel
@@ -92,7 +92,7 @@ def panels(comparison: Comparison, metric: str, other: Comparison | None = None)
     before = None if beside is None else beside.to_numpy(dtype=float)
     scale = _scale(found if before is None else np.concatenate([found, before]), entry)
     return [
-        _panel(str(method), list(grid), found[k], scale, entry, None if before is None else before[k])
+        _panel(str(method), list(map(readable, grid)), found[k], scale, entry, None if before is None else before[k])
         for k, method in enumerate(grid.index)
     ]
 

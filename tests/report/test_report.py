@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from fisherviz.commands.report import differing_alone, side_by_side
 from fisherviz.report import Section, paragraph, verdict, write_page, write_report
-from fisherviz.report.charts import means_map
+from fisherviz.report.charts import means_map, panels
 from fisherviz.report.explorer import explorer
 from fisherviz.report.pictures import LARGEST, _Sheet, closest_first
 from fisherviz.report.ranked import csv_link, ranked
@@ -174,6 +174,23 @@ def test_the_root_modules_layer_has_a_name_in_every_table(tmp_path):
     assert all(head[0] == "(root)" for head in (table.heads for table in layer_tables(comparison)))
     many = make_comparison(layers=("", *map(str, range(9))))
     assert all(table.rows[0][0] == "(root)" for table in layer_tables(many))
+    assert all("<title>(root): " in chart for chart in panels(comparison, "relative_frobenius"))
+
+
+def test_small_panels_write_powers_of_ten_and_no_cosine_on_a_logarithmic_axis():
+    comparison = make_comparison(methods=("kfac", "foof"))
+    frame = comparison.frame
+    inside = (frame["row"] == frame["col"]) & (frame["row"] != "all")
+    for metric in ("relative_frobenius", "direction_cosine"):
+        chosen = inside & (frame["metric"] == metric)
+        frame.loc[chosen, "value"] = 10.0 ** -np.linspace(0, 5, chosen.sum())
+    ticks = [
+        re.findall(r'class="tick">(.*?)<', str(panels(comparison, metric)[0]))
+        for metric in ("relative_frobenius", "direction_cosine")
+    ]
+    assert "10⁻⁴" in ticks[0]
+    assert not any("·" in tick for tick in ticks[0])
+    assert ticks[1] == ["0", "0.5", "1"]
 
 
 def test_the_names_beside_a_map_of_means_fit_into_it():
