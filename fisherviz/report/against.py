@@ -41,6 +41,7 @@ class Change:
         value: the change, as a share of the first; None where a number is missing or the first is zero.
         verdict: "better", "worse", "same", "changed" (of a property), or "" where a number is missing.
         bar: from -50 (halved or less) to 50 (doubled or more).
+        share: the change in words.
     """
 
     before: str
@@ -48,15 +49,7 @@ class Change:
     value: float | None
     verdict: str
     bar: float
-
-    @property
-    def share(self) -> str:
-        """The change in words."""
-        if self.value is None:
-            return ""
-        if abs(self.value) > 9.995:
-            return f"× {1 + self.value:.0f}" if self.value > 0 else "sign changed"
-        return f"{100 * self.value:+.1f} %".replace("-", "−")
+    share: str = ""
 
 
 def compare_reports(
@@ -145,7 +138,17 @@ def change(name: str, before: float | None, after: float | None, noise: float = 
     far = entry.away(after) - entry.away(before)
     same = first == second or (share is not None and abs(share) < SAME) or abs(after - before) <= 2 * noise
     verdict = "same" if same else "changed" if entry.best == "none" else "better" if far < 0 else "worse"
-    return Change(first, second, share, verdict, _bar(before, after))
+    return Change(first, second, share, verdict, _bar(before, after), _share(before, after))
+
+
+def _share(before: float, after: float) -> str:
+    """A change in words: a factor where it is large, else a part of the first."""
+    if not before or not math.isfinite(before) or not math.isfinite(after):
+        return ""
+    if before * after < 0:
+        return "sign changed"
+    factor = after / before
+    return f"× {factor:,.0f}" if factor > 10.995 else f"{100 * (after - before) / abs(before):+.1f} %".replace("-", "−")
 
 
 def _bar(before: float, after: float) -> float:

@@ -155,3 +155,21 @@ def test_the_command_of_a_report_makes_it_again(tmp_path, monkeypatch):
     assert re.search(r"better for 0 of 2 methods, worse for 0, the same for 2", text)
     wrong = CliRunner().invoke(app, ["report", "--against", "nothing"])
     assert wrong.exit_code != 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (1.0, 1.5, "+50.0 %"),
+        (2.0, 1.0, "−50.0 %"),
+        (1.0, 40.0, "× 40"),
+        (-1.0, -40.0, "× 40"),  # of the same sign: a step that takes forty times the increase
+        (-1.0, -1.5, "−50.0 %"),
+        (-1.0, 40.0, "sign changed"),
+        (0.5, -0.1, "sign changed"),
+        (0.0, 1.0, ""),
+        (1.0, float("inf"), ""),
+    ],
+)
+def test_a_change_says_by_how_much_and_when_its_sign_changed(before, after, said):
+    assert change("model_decrease", before, after).share == said
