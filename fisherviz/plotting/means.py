@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 
 from fisherviz.plotting import style
 from fisherviz.plotting.reduce import as_list, is_array, is_structured, to_array
-from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.numbers import superscript
 
 LETTERS = 4
 """A cell must have room for, so that its mean is written into it."""
@@ -137,7 +137,7 @@ def block_means(
         assert figure is not None
         style.scale_bar(figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02), ax, "mean |entry|")
     style.name_layers(ax, range(count), info.labels)
-    scale = f" [10{metrics.superscript(power)}]" if power and written else ""
+    scale = f" [10{superscript(power)}]" if power and written else ""
     of = f", {info.inverse}" if info.inverse else ""
     style.entitle(ax, f"mean |entry| per block{scale}{of}" if title is None else title)
     if made:

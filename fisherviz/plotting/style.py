@@ -25,9 +25,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from matplotlib.transforms import ScaledTranslation
 
 from fisherviz.results import metrics
-from fisherviz.results.metrics import superscript
 from fisherviz.support.choices import did_you_mean
 from fisherviz.support.names import short, shortened
+from fisherviz.support.numbers import superscript
 
 SEQUENTIAL = "magma"  # perceptually uniform, dark is small: the papers' "white level"
 DIVERGING = "RdBu_r"

@@ -12,6 +12,7 @@ from fisherviz.report.explorer import explorer
 from fisherviz.report.pictures import DRAWN, Picture, closest_first
 from fisherviz.report.ranked import csv_link, ranked
 from fisherviz.report.section import PAPER_SETTING, Section
+from fisherviz.report.templates import breakable
 from fisherviz.report.words import Sentence, verdict
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
@@ -91,8 +92,7 @@ def _why_no_spectra(comparison: Comparison) -> str:
 
 
 def _damping(comparison: Comparison) -> str:
-    strength = comparison.meta.get("damping")
-    return f", λ = {metrics.show_number(float(strength))}" if isinstance(strength, int | float) else ""
+    return f", {comparison.damping}" if comparison.damping else ""
 
 
 def _means(comparison: Comparison) -> list[tuple[str, Markup]]:
@@ -122,7 +122,7 @@ def _layer_words(layers: Sequence[str]) -> str:
 
 
 def _emphasised(sentence: Sentence) -> Markup:
-    return Markup(sentence.template).format(*(Markup("<b>{}</b>").format(name) for name in sentence.names))
+    return Markup(sentence.template).format(*(Markup("<b>{}</b>").format(breakable(name)) for name in sentence.names))
 
 
 def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:

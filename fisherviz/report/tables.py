@@ -14,6 +14,7 @@ import pandas as pd
 
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.numbers import show_number
 
 GROUPS = (
     ("relative error of F̂, and cosine with F", ("", "matrix")),
@@ -86,10 +87,7 @@ def _with_damping(title: str, names: Sequence[str], comparison: Comparison) -> s
     """A title that says at which λ its numbers were measured, if they depend on it."""
     if not any(metrics.metric(name).needs in GROUPS[1][1] for name in names):
         return title
-    damping = comparison.meta.get("damping")
-    if isinstance(damping, int | float):
-        return f"{title}, λ = {metrics.show_number(float(damping))}"
-    return f"{title}, each layer at its own λ (see the notes)"
+    return f"{title}, {comparison.damping or 'each layer at its own λ (see the notes)'}"
 
 
 def layer_tables(comparison: Comparison) -> list[Table]:
@@ -179,7 +177,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return metrics.show_number(value)
+        return show_number(value)
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value)
     return str(value)

@@ -5,15 +5,14 @@ Sentences are templates with names to fill in, so that the page can escape and e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fisherviz.plotting.fronts import EXACT, pareto_info
-from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.numbers import show_number
 
 LISTED = 3
 """Names that a list spells out; of many more it tells the number."""
@@ -85,7 +84,7 @@ def _ties(values: Mapping[str, float], best: str) -> list[str]:
 
 
 def _reads(value: float) -> str:
-    return metrics.show_number(value)
+    return show_number(value)
 
 
 def _like(names: Sequence[str]) -> tuple[str, tuple[str, ...]]:
@@ -134,9 +133,9 @@ def _closest(errors: Mapping[str, float], comparison: Comparison) -> Sentence:
 
 
 def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence:
-    damping, where = comparison.meta.get("damping"), _where(comparison, "direction_cosine")
+    where = _where(comparison, "direction_cosine")
     best = max(cosines, key=lambda name: cosines[name])
-    strength = f" at λ = {_damping(damping)}" if damping is not None else ""
+    strength = f" at {comparison.damping}" if comparison.damping else ""
     head = f"What an optimizer would feel is the direction of the step{strength}: there "
     kind = _kind(comparison)
     target = "the exact natural gradient" if kind == "exact" else f"the natural gradient of the {kind} Fisher"
@@ -156,12 +155,6 @@ def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence
     if "identity" in cosines and "identity" not in (best, *ties, *near):
         template += f"; the plain gradient has {_reads(cosines['identity'])}"
     return Sentence(template + ".", (best, *alike_names, *near_names))
-
-
-def _damping(value: object) -> str:
-    if isinstance(value, int | float):
-        return metrics.show_number(float(value))
-    return re.sub(r"[^\w.=(), -]", "", str(value))  # a sentence's template holds no braces and no markup
 
 
 def _cost(comparison: Comparison) -> list[Sentence]:

@@ -23,6 +23,7 @@ from fisherviz.results.outputs import output
 from fisherviz.results.summary import ERROR, Summary
 from fisherviz.support import files
 from fisherviz.support.names import readable
+from fisherviz.support.numbers import damping_text
 from fisherviz.support.tables import counted, html_table, text_table
 
 COLUMNS = ("method", "row", "col", "metric", "value", "stderr")
@@ -92,7 +93,7 @@ class Comparison:
         if not isinstance(strength, int | float):
             return ""
         factored = str(self.meta.get("settings", {}).get("damping", "")).startswith("FactoredTikhonov")
-        return f"λ = {strength:.3g}{', factored' if factored else ''}"
+        return f"{damping_text(strength)}{', factored' if factored else ''}"
 
     def whole(self, metric: str, column: str = "value") -> dict[str, float]:
         """One metric of the whole matrix.

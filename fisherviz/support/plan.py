@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from fisherviz.support.memory import available, human
+from fisherviz.support.memory import available
+from fisherviz.support.numbers import human
 from fisherviz.support.tables import html_table, text_table
 
 _SIDE = 768

@@ -271,7 +271,7 @@ def test_the_verdict_on_one_method_compares_it_with_nothing():
     words = paragraph(verdict(make_comparison(methods=("kfac",))))
     assert words == (
         "The relative Frobenius error of kfac to the exact Fisher is 0.620, its cosine with it 0.785. What an "
-        "optimizer would feel is the direction of the step at λ = 0.0100: there the cosine of kfac with the exact "
+        "optimizer would feel is the direction of the step at λ = 0.01: there the cosine of kfac with the exact "
         "natural gradient is 0.690. kfac costs 2.40 forward and backward passes over the same data."
     )
     (only,) = verdict(with_values(("layer",), relative_frobenius={"layer": 1e-9}, passes={"layer": 8.0}))[:1]
@@ -304,7 +304,7 @@ def test_the_verdict_says_ties_as_ties():
     two = with_values(("kfac", "ekfac"), relative_frobenius=equal, direction_cosine=cosines)
     assert paragraph(verdict(two)) == (
         "Both are equally close to the exact Fisher: the relative Frobenius error is 0.600. What an optimizer would "
-        "feel is the direction of the step at λ = 0.0100: there both agree equally well with the exact natural "
+        "feel is the direction of the step at λ = 0.01: there both agree equally well with the exact natural "
         "gradient (cosine 0.865). kfac costs 2.40 forward and backward passes over the same data; ekfac is as close "
         "and costs no less."
     )
@@ -333,11 +333,11 @@ def test_the_verdict_says_seconds_where_nothing_was_counted():
 def test_damped_tables_name_their_strength():
     comparison = make_comparison()
     titles = [title for title, _ in summary_table(comparison).groups]
-    assert "what an optimizer feels, λ = 0.0100" in titles
+    assert "what an optimizer feels, λ = 0.01" in titles
     captions = [table.caption for table in layer_tables(comparison)]
     assert captions == [
         "Relative error in Frobenius norm",
-        "Cosine of the natural gradients, λ = 0.0100",
+        "Cosine of the natural gradients, λ = 0.01",
         *captions[2:],
     ]
     comparison.meta["damping"] = None
