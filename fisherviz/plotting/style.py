@@ -200,7 +200,7 @@ def entitle(ax: Axes, title: str | None) -> None:
     """A title, if there is one, as text, in as many lines as it takes."""
     if title is not None:
         size = points(ax, "medium" if alone(ax) else "small")
-        ax.set_title(wrapped(title, (0.85 if alone(ax) else 0.72) * room(ax), size), fontsize=size, parse_math=False)
+        ax.set_title(wrapped(title, (0.85 if alone(ax) else 0.62) * room(ax), size), fontsize=size, parse_math=False)
 
 
 LISTED = 12
