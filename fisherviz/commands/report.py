@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from fisherviz import models
 from fisherviz.approximations import FAILURES, approximations, resolve
@@ -36,8 +35,9 @@ from fisherviz.support.choices import one_of
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
 from fisherviz.support.numbers import human
-from fisherviz.support.plan import Plan, duration
+from fisherviz.support.plan import Plan, billions, duration
 from fisherviz.support.processes import ALONE, Processes
+from fisherviz.support.progress import progress_bar
 from fisherviz.training.network import usable
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
@@ -99,10 +99,11 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
     if job.plan:
         _say_plan(job, plan, fisher, everything or (), say)
         return []
-    say(f"To be done: {plan.verdict}")
+    alone = everything if everything and len(everything) > 1 and not job.compare_only else ()
+    say(f"To be done{', before each layer alone' if alone else ''}: {plan.verdict}")
     sections = [_jointly(job, joint, settings, data)]
-    if everything is not None and len(everything) > 1 and not job.compare_only:
-        sections.append(_one_by_one(job, fisher, everything, settings, processes, sections[0].comparison))
+    if alone:
+        sections.append(_one_by_one(job, fisher, alone, settings, processes, sections[0].comparison))
     for section in sections:
         section.comparison.meta["command"] = command_of(job)
     with processes.agreeing("the page"):
@@ -110,7 +111,7 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
             if job.compare_only:
                 sections[0].comparison.save(job.out)
                 return sections
-            with option("--out"), tqdm(desc="drawing", unit="picture", disable=job.quiet) as bar:
+            with option("--out"), progress_bar(None, "drawing", "picture", not job.quiet) as bar:
                 write_report(job.out, sections, progress=lambda name: bar.update())
     return sections
 
@@ -127,7 +128,7 @@ def _say_plan(
         count, seconds = sum(p.multiply_adds for p in plans), sum(p.seconds for p in plans)
         say(
             f"Then each of {len(layers)} layers alone: {sum(p.passes for p in plans):.1f} passes and "
-            f"{count / 1e9:,.3g} billion multiply-adds, about {duration(seconds)} here; the largest peak is "
+            f"{billions(count)} billion multiply-adds, about {duration(seconds)} here; the largest peak is "
             f"{human(max(p.bytes for p in plans))}."
         )
 
@@ -229,7 +230,7 @@ def _one_by_one(
 ) -> Section:
     """Each layer's block alone, with the λ of the joint view: what both show has one value."""
     methods, same = differing_alone(job.methods or tuple(approximations))
-    bar = tqdm(total=len(layers), desc="layer by layer", unit="layer", disable=job.quiet)
+    bar = progress_bar(len(layers), "layer by layer", "layer", not job.quiet)
 
     def compared(name: str) -> Comparison | str:
         try:

@@ -11,7 +11,7 @@ import typer
 from fisherviz.commands.flags import with_flags
 from fisherviz.commands.job import Job
 from fisherviz.commands.terminal import Column, print_table, say
-from fisherviz.results.metrics import BRIEF, metric
+from fisherviz.results.metrics import BRIEF
 from fisherviz.support.errors import OptionError, option
 
 if TYPE_CHECKING:
@@ -82,17 +82,17 @@ def _show(sections: list[Section], metrics: Sequence[str], elsewhere: str) -> No
     from fisherviz.report import paragraph, verdict
     from fisherviz.report.tables import layer_tables, summary_table
 
-    importance = {metric(name).short: len(IMPORTANT) - rank for rank, name in enumerate(IMPORTANT)}
+    importance = {name: len(IMPORTANT) - rank for rank, name in enumerate(IMPORTANT)}
     for section in sections:
         shown = summary_table(section.comparison, metrics)
         if shown is None:
             shown = next(iter(layer_tables(section.comparison)), None)
         if shown is not None:
             columns = [Column(shown.corner, [name for name, _ in shown.rows], right=False)]
-            for k, head in enumerate(shown.heads):
+            for k, (head, name) in enumerate(zip(shown.heads, shown.names or shown.heads, strict=True)):
                 cells = [cells[k] for _, cells in shown.rows]
                 best = frozenset(row for row, cell in enumerate(cells) if cell.best)
-                columns.append(Column(head, [cell.text for cell in cells], best, importance.get(head, 0)))
+                columns.append(Column(head, [cell.text for cell in cells], best, importance.get(name, 0)))
             title = section.title if shown.groups else f"{section.title}. {shown.caption}"
             print_table(columns, title, elsewhere)
         if words := paragraph(verdict(section.comparison)):

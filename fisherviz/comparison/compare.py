@@ -32,7 +32,7 @@ from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
 from fisherviz.results.metrics import METRICS, check_metrics, needing
 from fisherviz.support.errors import sentence
 from fisherviz.support.memory import require
-from fisherviz.support.numbers import damping_text
+from fisherviz.support.numbers import three_digits
 from fisherviz.support.plan import Plan
 from fisherviz.support.processes import plain
 from fisherviz.support.progress import progress_bar, showing
@@ -140,7 +140,7 @@ def _compared(
     if damping is None:
         resolved = _LEAST_DAMPING * fisher.shape[0] <= _DEFAULT_DAMPING
         what = "a hundredth of the Fisher's mean eigenvalue" if resolved else "2e-6 of the Fisher's trace"
-        notes.append(f"damping was not given: {damping_text(strength)}, {what}.")
+        notes.append(f"damping was not given: λ = {three_digits(strength)}, {what}.")
     slope = _gradient(fisher, gradient, wanted, notes)
     if asked:
         size, what = planning.dense_bytes(fisher), f"writing the matrices out for {', '.join(asked)}"

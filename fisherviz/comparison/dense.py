@@ -44,7 +44,7 @@ class DenseComparison:
         n = len(self.space.layers)
         pairs = [(i, j) for i in range(n) for j in range(n) if i == j or n * n <= _MAX_PAIRS]
         if n * n > _MAX_PAIRS:
-            self.notes.append(f"blocks between layers have no rows of their own: {n * n} of them.")
+            self.notes.append(f"blocks between layers have no rows of their own: {n * (n - 1):,} of them.")
         large = [i for i in self.space.sizes if i > _SMALL]
         if len(large) > 1 and not question.explicit and question.wanted & _SINGULAR:
             self.notes.append(

@@ -1,7 +1,8 @@
-"""Frobenius inner products of exact blocks with structured operators, without the block (DESIGN section 6).
+"""Frobenius inner products of exact blocks with structured operators, without the block.
 
-⟨F_ij, A ⊗ G⟩ and its like are sums over examples of products of small vectors; relative errors of layers with 10¹²
-entries come from these and from Gram matrices. Sums over pieces run in float64.
+F_ij is a mean of (a_i a_jᵀ) ⊗ (g_i g_jᵀ) (Martens & Grosse 2015, section 3), so ⟨F_ij, A ⊗ G⟩ and its like are sums
+over examples of products of small vectors; relative errors of layers with 10¹² entries come from these and from Gram
+matrices. Sums over pieces run in float64.
 """
 
 from __future__ import annotations

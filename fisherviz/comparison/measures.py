@@ -1,7 +1,8 @@
 """The numbers of a comparison: one function per metric, over F and F̂ as dense matrices or as sums in example space.
 
 A function is named like its entry in `results.metrics` and reads a `Pair`; a number that does not exist is None, and
-absent from the result, never NaN. Dense matrices are float64 (DESIGN section 5, "Norms and directions").
+absent from the result, never NaN. Dense matrices are float64. The quadratic model is Martens & Grosse 2015,
+equation 5.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Comparison of matrices too large to be dense: by sums in example space, products and solves alone.
 
-‖F - F̂‖² = ‖F‖² - 2⟨F, F̂⟩ + ‖F̂‖², each term exact and accumulated in float64 (DESIGN section 6, "Errors without
-materialising"); spectral errors by Lanczos, damped inverses and divergences by `inverses`. Nuclear and max norms
-are left out and the notes say so, as whatever would take more than its budget and was not asked for by name.
+‖F - F̂‖² = ‖F‖² - 2⟨F, F̂⟩ + ‖F̂‖², each term exact and accumulated in float64; spectral errors by Lanczos, damped
+inverses and divergences by `inverses`. Nuclear and max norms are left out and the notes say so, as whatever would take
+more than its budget and was not asked for by name.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
-from tqdm.auto import tqdm
 
 from fisherviz.support.files import write_whole
+from fisherviz.support.progress import progress_bar
 
 VARIABLE = "FISHERVIZ_DATA"
 
@@ -108,7 +108,7 @@ def fetch(source: Source, progress: bool = True) -> dict[str, Path]:
     if source.fetch is None:
         raise RuntimeError(f"The data set {source.name!r} is not at hand and has no server to fetch it from: {advice}.")
     try:
-        with tqdm(total=1, desc=f"fetching {source.name}", unit="set", disable=not progress) as bar:
+        with progress_bar(1, f"fetching {source.name}", "set", progress) as bar:
             contents = source.fetch()
             bar.update()
     except Exception as error:

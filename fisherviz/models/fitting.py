@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fisherviz.support.modes import keeping_modes
+from fisherviz.support.progress import progress_bar
 
 
 def train_to_error(
@@ -62,7 +62,7 @@ def train_to_error(
     errors: list[float] = []
     with (
         _restored(model, seed),
-        tqdm(total=max_steps, desc=f"training to {error:.0%} error", disable=not progress) as bar,
+        progress_bar(max_steps, f"training to {error:.0%} error", "step", progress) as bar,
     ):
         for step in range(max_steps + 1):
             logits = model(inputs)

@@ -19,7 +19,7 @@ from fisherviz.operators.base import Operator
 from fisherviz.operators.dense import spectral_norm_of
 from fisherviz.operators.factorise import plus_identity
 from fisherviz.support.choices import one_of, positive
-from fisherviz.support.numbers import damping_text
+from fisherviz.support.numbers import three_digits
 
 
 def _diagonal(M: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Tikhonov:
 
     def __str__(self) -> str:
         """For pictures and lines of text."""
-        return damping_text(self.value)
+        return f"λ = {three_digits(self.value)}"
 
     @property
     def strength(self) -> float:
@@ -109,7 +109,7 @@ class FactoredTikhonov:
         """For pictures and lines of text."""
         shared = self.pi if isinstance(self.pi, str) else f"= {self.pi:g}"
         own = "" if self.pi == FactoredTikhonov.pi else f", π {shared}"
-        return f"{damping_text(self.strength)}, factored{own}"
+        return f"λ = {three_digits(self.strength)}, factored{own}"
 
     @property
     def strength(self) -> float:

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fisherviz import datasets, models
 from fisherviz.network.likelihoods import resolve
 from fisherviz.papers.registry import Run
 from fisherviz.support.files import write_whole
 from fisherviz.support.importing import imported
+from fisherviz.support.progress import progress_bar
 from fisherviz.training.data import Batches, Position
 from fisherviz.training.diagnosis import NonFiniteLoss, finite
 from fisherviz.training.evaluation import Average, evaluate
@@ -304,7 +304,7 @@ def _train(problem: Problem, what: Mapping[str, Any], title: str, run: Run) -> d
 
     try:
         look(0)
-        for step in tqdm(range(1, what["steps"] + 1), desc=title, disable=not run.progress, leave=False):
+        for step in progress_bar(range(1, what["steps"] + 1), title, "step", run.progress):
             x, y, position = batches.take(position, step)
             began = time.process_time()
             _step(model, likelihood, optimizer, x, y, step)

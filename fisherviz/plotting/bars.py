@@ -134,7 +134,7 @@ def comparison(
 
 def _floor(values: np.ndarray) -> float:
     """Where exact blocks are put on a logarithmic axis: below every error that is more than rounding."""
-    real = values[values > 1e-6]
+    real = values[values > metrics.ROUNDING]
     return float((real if real.size else values[values > 0]).min()) / 3
 
 

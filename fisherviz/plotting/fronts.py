@@ -12,9 +12,8 @@ from matplotlib.transforms import Bbox
 from fisherviz.plotting import style
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.results.metrics import ROUNDING
 from fisherviz.support.names import shortened
-
-EXACT = 1e-6  # an error below this is rounding: drawn at the foot of a logarithmic axis and called exact
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def pareto_info(
     names.sort(key=lambda name: (costs[name], errors[name]))
     cost_values = np.asarray([costs[name] for name in names], dtype=float)
     error_values = np.asarray([errors[name] for name in names], dtype=float)
-    rounded = np.where(error_values < EXACT, 0.0, error_values)
+    rounded = np.where(error_values < ROUNDING, 0.0, error_values)
     best = np.concatenate([[np.inf], np.minimum.accumulate(rounded)[:-1]])
     return Front(metric, cost, tuple(names), cost_values, error_values, rounded < best)
 
@@ -94,9 +93,9 @@ def pareto(
     """
     info = pareto_info(source, metric, cost, methods)
     ax = ax or style.new_axes(width, 1.4 + 0.44 * width)
-    real = info.errors[info.errors >= EXACT]
-    floor = float(real.min()) / 4 if real.size else EXACT
-    heights = np.where(info.errors < EXACT, floor, info.errors)
+    real = info.errors[info.errors >= ROUNDING]
+    floor = float(real.min()) / 4 if real.size else ROUNDING
+    heights = np.where(info.errors < ROUNDING, floor, info.errors)
     paid = info.costs[info.costs > 0]
     free = float(paid.min()) / 4 if paid.size else 1.0
     places = np.where(info.costs > 0, info.costs, free)
@@ -107,8 +106,8 @@ def pareto(
     style.logarithmic(ax.xaxis, places.min(), places.max())
     style.logarithmic(ax.yaxis, heights.min(), heights.max())
     ax.set_xlim(places.min() / 2.0, places.max() * 2.6)
-    ax.set_ylim(floor / 1.6 if np.any(info.errors < EXACT) else floor * 4 / 1.6, heights.max() * 1.8)
-    if np.any(info.errors < EXACT):
+    ax.set_ylim(floor / 1.6 if np.any(info.errors < ROUNDING) else floor * 4 / 1.6, heights.max() * 1.8)
+    if np.any(info.errors < ROUNDING):
         ax.axhline(floor, color=style.FAINT, linewidth=0.8, linestyle=":", zorder=1)
     if np.any(info.costs <= 0):
         ax.axvline(free, color=style.FAINT, linewidth=0.8, linestyle=":", zorder=1)
@@ -117,7 +116,7 @@ def pareto(
     ax.set_ylabel(style.damped_label(label, metric, source.damping))
     ax.set_xlabel(metrics.metric(cost).axis_label)
     style.tidy(ax)
-    exact = np.where(info.errors < EXACT, " (exact)", "")
+    exact = np.where(info.errors < ROUNDING, " (exact)", "")
     words = np.char.add(exact, np.where(info.costs > 0, "", " (free)"))
     names = shortened(info.methods, min(24, style.letters(0.3 * style.room(ax), style.points(ax, "small"))))
     style.entitle(ax, title)

@@ -198,7 +198,7 @@ def _check_units(info: Cells, source: Any) -> None:
         if info.order == "torch":
             why = "torch order keeps no unit together; pass order='unit' or order='input'"
         elif info.order:
-            why = "no layer shown here has units (its path is generic)"
+            why = "no layer shown here has more than one that is known"
         else:
             why = "nobody knows them of a bare matrix; pass unit_edges="
         raise ValueError(f"units=True draws the boundaries of units, but {why}.")

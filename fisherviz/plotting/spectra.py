@@ -151,7 +151,8 @@ def spectrum(
     for name, look in style.method_styles(info.values).items():
         values, thick = info.values[name], 2.2 if name == "exact" else 1.2
         places, label = np.arange(1, len(values) + 1), style.legend_label(names[name])
-        ax.plot(places, values, color=look.color, linestyle=look.line, linewidth=thick, label=label)
+        alone = look.marker if len(values) == 1 else ""  # one point makes no line
+        ax.plot(places, values, color=look.color, linestyle=look.line, linewidth=thick, label=label, marker=alone)
     _scale(ax, np.concatenate(list(info.values.values())), RANGE)
     counts = {style.legend_label(names[name]): info.count(name) for name in info.values}
     same = len(set(counts.values())) == 1

@@ -27,7 +27,7 @@ from matplotlib.transforms import ScaledTranslation
 from fisherviz.results import metrics
 from fisherviz.support.choices import did_you_mean
 from fisherviz.support.names import short, shortened
-from fisherviz.support.numbers import superscript
+from fisherviz.support.numbers import superscript, three_digits
 
 SEQUENTIAL = "magma"  # perceptually uniform, dark is small: the papers' "white level"
 DIVERGING = "RdBu_r"
@@ -314,7 +314,7 @@ def plain_decades(axis: Axis, ratio: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: _decade(value)))
     subs = (2.0, 5.0) if 3 < ratio < 300 else (2.0, 3.0, 5.0, 7.0) if ratio <= 3 else ()
     axis.set_minor_locator(LogLocator(subs=subs or (1.0,), numticks=40))
-    axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if subs else ""))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: three_digits(value) if subs else ""))
     axis.set_tick_params(which="minor", labelsize=points(axis.axes, "small"))
 
 

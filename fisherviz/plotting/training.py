@@ -17,7 +17,7 @@ from fisherviz.results import metrics
 from fisherviz.results.comparison import WHOLE
 from fisherviz.results.run import Run, load_run
 from fisherviz.support.choices import one_of
-from fisherviz.support.numbers import damping_text
+from fisherviz.support.numbers import three_digits
 
 OVER = {"epoch": "epoch", "step": "step", "examples": "training examples seen", "seconds": "seconds of training"}
 ASIDE = (
@@ -205,7 +205,7 @@ def _damping(source: Any) -> str:
     if values.empty:
         return ""
     low, high = float(values.min()), float(values.max())
-    return damping_text(low) + ("" if low == high else f" to {high:.3g}")
+    return f"λ = {three_digits(low)}" if low == high else f"λ = {three_digits(low)} to {three_digits(high)}"
 
 
 def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:

@@ -25,6 +25,8 @@ SAME = 0.005
 SPAN = 2.0
 """Change by this factor, up or down, that fills half a bar."""
 Source = str | os.PathLike[str] | Comparison | Mapping[str, Comparison]
+OCCASION = ("one forward and backward pass", "fits that seconds are taken from", "created")
+"""Facts that differ every time, and say nothing about the networks."""
 TITLE = "Two reports side by side"
 
 
@@ -132,7 +134,7 @@ def change(name: str, before: float | None, after: float | None, noise: float = 
         after: in the second.
         noise: standard error of the difference.
     """
-    first, second = (tables.MISSING if value is None else metrics.show(name, value) for value in (before, after))
+    first, second = (metrics.MISSING if value is None else metrics.show(name, value) for value in (before, after))
     if before is None or after is None:
         return Change(first, second, None, "", 0.0)
     if before == after:
@@ -165,9 +167,9 @@ def _section(number: int, title: str, before: Comparison, after: Comparison, nam
             values = before.whole(name).get(method), after.whole(name).get(method)
             cells.append(change(name, *values, noise=math.hypot(*errors)))
         rows.append((method, cells))
-    facts = [dict(tables.facts(c)) for c in (before, after)]
+    facts = [{key: text for key, text in tables.facts(c) if key not in OCCASION} for c in (before, after)]
     differing = [
-        (key, facts[0].get(key, tables.MISSING), facts[1].get(key, tables.MISSING))
+        (key, facts[0].get(key, metrics.MISSING), facts[1].get(key, metrics.MISSING))
         for key in {**facts[0], **facts[1]}
         if facts[0].get(key) != facts[1].get(key)
     ]

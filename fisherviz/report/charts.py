@@ -25,8 +25,8 @@ from fisherviz.support.numbers import show_number
 
 WRITTEN = 5  # layers up to which a map's means are written into it
 WIDE, HIGH = 212, 92  # of a small panel
+LETTER = 7  # width of a letter beside a map
 LEFT, TOP, RIGHT, BOTTOM = 40, 22, 6, 8  # its margins
-FLOOR = 1e-6  # errors below are rounding
 
 
 def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
@@ -44,10 +44,11 @@ def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
     except ValueError:
         return None
     values, count = np.asarray(info.values, dtype=float), len(info.values)
-    side, margin = 260, 70
+    side = 260
     top = float(values.max()) or 1.0
     size = side / count
     labels = shortened(info.labels, 10)
+    margin = max(70, LETTER * max(map(len, labels)) + 8)  # a label is longer where nothing shorter is its own
     step = max(1, math.ceil(count / 16))
     what = "the damped inverse of F" if inverse else "F"
     parts = [f'<image href="{_png(values / top)}" x="{margin}" y="2" width="{side}" height="{side}" class="cells"/>']
@@ -64,7 +65,7 @@ def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
             x, y = margin + (j + 0.5) * size, at + 6
             parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="{ink}">{text}</text>')
     label = f"Map of the mean absolute entry of each pair of layers in {what}; the largest is {show_number(top)}."
-    return _svg(margin + side + 4, side + 64, label, parts, "map-of-means")
+    return _svg(margin + side + 4, side + 0.75 * margin + 12, label, parts, "map-of-means")
 
 
 def panels(comparison: Comparison, metric: str, other: Comparison | None = None) -> list[Markup]:
@@ -103,10 +104,10 @@ def _grid(comparison: Comparison, metric: str) -> pd.DataFrame:
 
 
 def _scale(values: np.ndarray, entry: metrics.Metric) -> _Scale:
-    """Logarithmic where errors differ by more than a factor of 30."""
+    """Logarithmic where errors differ by more than a factor of 30; never for what is best at 1."""
     finite = values[np.isfinite(values)]
-    positive = finite[finite > FLOOR]
-    if positive.size and finite.min() >= 0 and positive.max() / positive.min() > 30:
+    positive = finite[finite > metrics.ROUNDING]
+    if entry.best != "one" and positive.size and finite.min() >= 0 and positive.max() / positive.min() > 30:
         return _Scale(positive.min() / 1.3, positive.max() * 1.3, True)
     top = max(1.0 if entry.best == "one" else 0.0, float(finite.max(initial=0.0))) or 1.0
     return _Scale(min(0.0, float(finite.min(initial=0.0))), top, False)
@@ -143,13 +144,13 @@ def _panel(
     width = (WIDE - LEFT - RIGHT) / len(layers)
     radius = min(3.0, max(1.2, width / 2.5))
     known = [(k, float(v)) for k, v in enumerate(values) if np.isfinite(v)]
-    median = show_number(float(np.median([v for _, v in known]))) if known else "–"
+    median = show_number(float(np.median([v for _, v in known]))) if known else metrics.MISSING
     parts = [f'<text x="{LEFT}" y="13" class="name">{escape(short(method, 20))}</text>']
     parts.append(f'<text x="{WIDE - RIGHT}" y="13" text-anchor="end" class="number">{median}</text>')
     for tick in scale.ticks():
         y = scale.height(tick)
         parts.append(f'<line x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        text = show_number(tick, 1) if tick else "0"
+        text = show_number(tick, 1).removeprefix("1.0·")  # of a power of ten, that alone
         parts.append(f'<text x="{LEFT - 4}" y="{y + 3.5:.1f}" text-anchor="end" class="tick">{text}</text>')
     for k, value in enumerate([] if before is None else before):
         if np.isfinite(value):

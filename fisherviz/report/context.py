@@ -12,7 +12,6 @@ from fisherviz.report.explorer import explorer
 from fisherviz.report.pictures import DRAWN, Picture, closest_first
 from fisherviz.report.ranked import csv_link, ranked
 from fisherviz.report.section import PAPER_SETTING, Section
-from fisherviz.report.templates import breakable
 from fisherviz.report.words import Sentence, verdict
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
@@ -20,6 +19,8 @@ from fisherviz.support.names import short
 
 PAPER_SUMS = {"error": 2894.4, "bound": 4134.6}  # Martens & Grosse 2015, end of section 3.1
 _GROUPS = (("front", "Quality against cost", ""), ("spectra", "Spectra", ""))
+NAME = Markup("<b><bdi>{}</bdi></b>")
+"""Isolated, so that a name written from right to left, or with marks of direction, turns nothing around it."""
 _NAMED = 8  # layers up to which the order of the small panels is said by names
 
 
@@ -92,7 +93,7 @@ def _why_no_spectra(comparison: Comparison) -> str:
 
 
 def _damping(comparison: Comparison) -> str:
-    return f", {comparison.damping}" if comparison.damping else ""
+    return comparison.damping and f", {comparison.damping}"
 
 
 def _means(comparison: Comparison) -> list[tuple[str, Markup]]:
@@ -122,7 +123,7 @@ def _layer_words(layers: Sequence[str]) -> str:
 
 
 def _emphasised(sentence: Sentence) -> Markup:
-    return Markup(sentence.template).format(*(Markup("<b>{}</b>").format(breakable(name)) for name in sentence.names))
+    return Markup(sentence.template).format(*(NAME.format(breakable(name)) for name in sentence.names))
 
 
 def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -132,6 +133,6 @@ def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     rows = []
     for where, found in sums.items():
         error, bound = float(found["error"]), float(found["bound"])
-        ratio = f"{error / bound:.3f}" if bound else tables.MISSING
+        ratio = f"{error / bound:.3f}" if bound else metrics.MISSING
         rows.append((where, f"{error:,.1f}", f"{bound:,.1f}", ratio))
     return rows

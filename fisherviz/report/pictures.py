@@ -26,7 +26,6 @@ from PIL import Image
 
 from fisherviz import plotting
 from fisherviz.plotting import style
-from fisherviz.plotting.fronts import EXACT
 from fisherviz.plotting.heatmaps import draw_heatmap, heatmap_info, shared_maximum, triptych_arrays
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
@@ -128,7 +127,9 @@ def closest_first(comparison: Comparison, metric: str = "relative_frobenius") ->
     if not errors:
         errors = comparison.blocks(metric).groupby("method")["value"].median().to_dict()
     infinity = float("inf")
-    return sorted(comparison.methods, key=lambda m: (errors.get(m, infinity) < EXACT, errors.get(m, infinity)))
+    return sorted(
+        comparison.methods, key=lambda m: (errors.get(m, infinity) < metrics.ROUNDING, errors.get(m, infinity))
+    )
 
 
 def _matrices(comparison: Comparison, only_first: bool = False) -> Iterator[Picture]:
@@ -164,7 +165,7 @@ def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) ->
             cells = plotting.triptych_info(comparison, method, inverse=inverse)
             for ax, info in zip(axes[1:], cells[1:], strict=True):
                 ax.images[0].set_data(info.values)
-            axes[1].set_title(short(method, 24), fontsize="medium", parse_math=False)
+            axes[1].title.set_text(short(method, 24))
             yield method, _small_png(sheet)
 
 

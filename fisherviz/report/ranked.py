@@ -12,8 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from fisherviz.report.tables import Table
-from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 
 SPAN = 100.0  # largest over smallest number of a column, above which its bars are logarithmic
@@ -46,9 +47,7 @@ def ranked(table: Table, comparison: Comparison) -> dict[str, Any]:
     Returns:
         "caption", "corner", "groups", "columns" (name and head) and "rows" (method and entries).
     """
-    by_head = {metrics.metric(name).short: name for name in comparison.metrics}
-    names = [by_head[head] for head in table.heads]
-    values = [comparison.whole(name) for name in names]
+    values = [comparison.whole(name) for name in table.names]
     bars = [_bars(column) for column in values]
     rows = []
     for method, cells in table.rows:
@@ -59,7 +58,7 @@ def ranked(table: Table, comparison: Comparison) -> dict[str, Any]:
         rows.append((method, entries))
     return {
         "caption": table.caption, "corner": table.corner, "groups": table.groups,
-        "columns": list(zip(names, table.heads, strict=True)), "rows": rows,
+        "columns": list(zip(table.names, table.heads, strict=True)), "rows": rows,
     }  # fmt: skip
 
 
@@ -90,14 +89,10 @@ def csv_link(comparison: Comparison) -> str:
     writer = csv.writer(stream, lineterminator="\r\n")
     writer.writerow(["method", *summary.columns])
     for method, row in summary.iterrows():
-        writer.writerow([_plain(str(method)), *("" if _missing(v) else repr(float(v)) for v in row)])
+        writer.writerow([_plain(str(method)), *("" if pd.isna(v) else repr(float(v)) for v in row)])
     return "data:text/csv;charset=utf-8;base64," + base64.b64encode(stream.getvalue().encode()).decode()
 
 
 def _plain(name: str) -> str:
     """A name that no spreadsheet takes for a formula."""
     return f"'{name}" if name[:1] in ("=", "+", "-", "@", "\t", "\r") else name
-
-
-def _missing(value: Any) -> bool:
-    return (not isinstance(value, float) and getattr(value, "dtype", None) is None) or value != value

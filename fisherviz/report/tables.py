@@ -14,6 +14,7 @@ import pandas as pd
 
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.names import readable
 from fisherviz.support.numbers import show_number
 
 GROUPS = (
@@ -22,7 +23,6 @@ GROUPS = (
     ("cost", ("cost",)),
 )
 """Neighbouring columns, by what their metrics need."""
-MISSING = "–"
 WIDEST = 8  # layers that still make columns; more become rows
 
 
@@ -44,7 +44,7 @@ class Table:
         heads: of the other columns.
         rows: head of the row and its cells.
         groups: title and width of neighbouring columns that belong together.
-        titles: longer explanation of each head.
+        names: of the metrics under the heads, where each head is one.
     """
 
     caption: str
@@ -52,7 +52,7 @@ class Table:
     heads: tuple[str, ...]
     rows: list[tuple[str, list[Cell]]]
     groups: list[tuple[str, int]] = field(default_factory=list)
-    titles: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> Table | None:
@@ -79,7 +79,7 @@ def summary_table(comparison: Comparison, only: Sequence[str] | None = None) -> 
         tuple(metrics.metric(name).short for name in columns),
         _rows(summary[columns], columns, [comparison.whole(name, "stderr") for name in columns]),
         [(_with_damping(title, names, comparison), len(names)) for title, names in groups],
-        tuple(f"{metrics.metric(name).label}: {metrics.metric(name).formula}" for name in columns),
+        tuple(columns),
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def layer_tables(comparison: Comparison) -> list[Table]:
         table = Table(
             _with_damping(metrics.metric(name).title, [name], comparison),
             "method",
-            tuple(layers),
+            tuple(map(readable, layers)),
             _rows(grid, [name] * len(layers), [errors[layer] for layer in layers]),
         )
         tables.append(table if len(layers) <= WIDEST else _turned(table, "layer"))
@@ -131,12 +131,12 @@ def probed_table(comparison: Comparison) -> Table | None:
         texts = (
             str(layer.get("kind", "")),
             ": ".join(str(layer[key]) for key in ("path", "skipped_reason") if layer.get(key)),
-            fan if layer.get("out_features") else MISSING,
+            fan if layer.get("out_features") else metrics.MISSING,
             "yes" if layer.get("bias") else "no",
             f"{layer.get('num_parameters', 0):,}",
             ", ".join(layer.get("parameters", [])),
         )
-        rows.append((str(layer["name"]) or "(root)", [Cell(text) for text in texts]))
+        rows.append((readable(str(layer["name"])), [Cell(text) for text in texts]))
     heads = ("kind", "path", "fan-in → units", "bias", "parameters", "their names")
     return Table("What was attached, and by which path.", "layer", heads, rows)
 
@@ -159,7 +159,8 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     for key, label in words.items():
         if meta.get(key) is None or (key == "samples" and meta.get("kind") != "mc"):
             continue
-        pairs.append((label, _plain(meta[key])))
+        named = key == "damping" and comparison.damping.removeprefix("λ = ")
+        pairs.append((label, named or _plain(meta[key])))
     if meta.get("forward_backward_seconds"):
         seconds = metrics.show("seconds", float(meta["forward_backward_seconds"]))
         pairs.append(("one forward and backward pass", seconds))
@@ -193,7 +194,7 @@ def _rows(
 
 def _column(name: str, values: pd.Series, errors: Mapping[str, float]) -> list[Cell]:
     """Cells of one metric; the best are those that read like the best."""
-    texts = [MISSING if pd.isna(value) else metrics.show(name, float(value)) for value in values]
+    texts = [metrics.MISSING if pd.isna(value) else metrics.show(name, float(value)) for value in values]
     far = metrics.metric(name).away(values.astype(float)).to_numpy()
     ranked = metrics.metric(name).best != "none" and np.isfinite(far).sum() > 1
     winner = texts[int(np.argmin(np.where(np.isfinite(far), far, np.inf)))] if ranked else None

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fisherviz.plotting.fronts import EXACT, pareto_info
+from fisherviz.plotting.fronts import pareto_info
 from fisherviz.results.comparison import Comparison
+from fisherviz.results.metrics import ROUNDING
 from fisherviz.support.numbers import show_number
 
 LISTED = 3
@@ -47,7 +48,7 @@ def verdict(comparison: Comparison) -> list[Sentence]:
         return []
     found = [_closest(errors, comparison)]
     cosines = _values(comparison, "direction_cosine")
-    if cosines and max(errors.values()) >= EXACT:
+    if cosines and max(errors.values()) >= ROUNDING:
         found.append(_direction(cosines, comparison))
     return found + _cost(comparison)
 
@@ -99,8 +100,8 @@ def _kind(comparison: Comparison) -> str:
 
 def _closest(errors: Mapping[str, float], comparison: Comparison) -> Sentence:
     fisher, where = f"the {_kind(comparison)} Fisher", _where(comparison, "relative_frobenius")
-    exact = [name for name in errors if errors[name] < EXACT]
-    rest = {name: errors[name] for name in sorted(errors, key=lambda name: errors[name]) if errors[name] >= EXACT}
+    exact = [name for name in errors if errors[name] < ROUNDING]
+    rest = {name: errors[name] for name in sorted(errors, key=lambda name: errors[name]) if errors[name] >= ROUNDING}
     if not rest:
         every = "{} equals" if len(exact) == 1 else "Every approximation equals"
         return Sentence(f"{every} {fisher} to rounding.", tuple(exact[:1]) if len(exact) == 1 else ())
@@ -135,7 +136,7 @@ def _closest(errors: Mapping[str, float], comparison: Comparison) -> Sentence:
 def _direction(cosines: Mapping[str, float], comparison: Comparison) -> Sentence:
     where = _where(comparison, "direction_cosine")
     best = max(cosines, key=lambda name: cosines[name])
-    strength = f" at {comparison.damping}" if comparison.damping else ""
+    strength = comparison.damping and f" at {comparison.damping}"
     head = f"What an optimizer would feel is the direction of the step{strength}: there "
     kind = _kind(comparison)
     target = "the exact natural gradient" if kind == "exact" else f"the natural gradient of the {kind} Fisher"
@@ -164,7 +165,9 @@ def _cost(comparison: Comparison) -> list[Sentence]:
         front = pareto_info(comparison, cost=cost)
     except ValueError:
         return []
-    errors = {name: error if error >= EXACT else 0.0 for name, error in zip(front.methods, front.errors, strict=True)}
+    errors = {
+        name: error if error >= ROUNDING else 0.0 for name, error in zip(front.methods, front.errors, strict=True)
+    }
     costs = dict(zip(front.methods, front.costs.tolist(), strict=True))
     members: list[str] = []
     for name in front.methods:  # cheapest first

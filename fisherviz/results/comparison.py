@@ -23,7 +23,7 @@ from fisherviz.results.outputs import output
 from fisherviz.results.summary import ERROR, Summary
 from fisherviz.support import files
 from fisherviz.support.names import readable
-from fisherviz.support.numbers import damping_text
+from fisherviz.support.numbers import three_digits
 from fisherviz.support.tables import counted, html_table, text_table
 
 COLUMNS = ("method", "row", "col", "metric", "value", "stderr")
@@ -93,7 +93,7 @@ class Comparison:
         if not isinstance(strength, int | float):
             return ""
         factored = str(self.meta.get("settings", {}).get("damping", "")).startswith("FactoredTikhonov")
-        return f"{damping_text(strength)}{', factored' if factored else ''}"
+        return f"λ = {three_digits(strength)}{', factored' if factored else ''}"
 
     def whole(self, metric: str, column: str = "value") -> dict[str, float]:
         """One metric of the whole matrix.
@@ -199,7 +199,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         kind = self.meta.get("kind", "")
-        size = f", {self.meta['parameters']} parameters" if "parameters" in self.meta else ""
+        size = f", {counted(self.meta['parameters'], 'parameter')}" if "parameters" in self.meta else ""
         best = self.summary()
         closest = f", closest: {readable(str(best.index[0]))}" if "relative_frobenius" in best and len(best) else ""
         left_out = sum("left out" in note for note in self.notes)
@@ -218,8 +218,11 @@ class Comparison:
         return f"{self!r}\n{text_table(heads, rows, width=80)}{said}"
 
     def _brief(self) -> Summary:
+        """The few metrics that matter most; all of them where there are no more than few."""
         table = self.summary()
-        return table[[name for name in table if str(name).removesuffix(ERROR) in metrics.BRIEF]]
+        names = {str(name).removesuffix(ERROR) for name in table}
+        shown = names if len(names) <= len(metrics.BRIEF) else names & set(metrics.BRIEF)
+        return table[[name for name in table if str(name).removesuffix(ERROR) in shown]]
 
     def _repr_html_(self) -> str:
         names, rows = self.summary().cells()

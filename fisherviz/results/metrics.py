@@ -134,6 +134,10 @@ _MONITORED = (
            "Benzing 2021, figure 4A.", "none"),
 )  # fmt: skip
 
+MISSING = "–"
+"""In tables, where a number does not exist."""
+ROUNDING = 1e-6
+"""An error below this is rounding: pictures draw it as exact, sentences call it so."""
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}
 """Of a comparison, by name, in the order of tables."""
 BRIEF = tuple(metric.name for metric in _METRICS if metric.brief)

@@ -39,7 +39,7 @@ class Summary(pd.DataFrame):
                 shown = (
                     metrics.show(name, float(value), 0.0 if pd.isna(error) else float(error))
                     if pd.notna(value)
-                    else "–"
+                    else metrics.MISSING
                 )
                 row.append(shown)
         return names, rows

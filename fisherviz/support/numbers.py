@@ -32,6 +32,7 @@ def human(size: float) -> str:
     return f"{size:.3g} TiB"
 
 
-def damping_text(strength: float) -> str:
-    """A damping as it is named everywhere: digits that can be typed again."""
-    return f"λ = {strength:.3g}"
+def three_digits(value: float) -> str:
+    """A setting, such as a damping, as everything names it: 0.01, 4.83·10⁻⁵, without zeros at the end."""
+    mantissa, power, exponent = f"{value:.3g}".partition("e")
+    return f"{mantissa}·10{superscript(int(exponent))}" if power else mantissa

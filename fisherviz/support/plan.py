@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from fisherviz.support.memory import available
-from fisherviz.support.numbers import human
+from fisherviz.support.numbers import human, three_digits
 from fisherviz.support.tables import html_table, text_table
 
 _SIDE = 768
@@ -109,7 +109,7 @@ class Plan:
                     step.what,
                     step.how,
                     f"{step.passes:.1f}" if step.passes else "",
-                    most + f"{step.multiply_adds / 1e9:,.3g}",
+                    most + billions(step.multiply_adds),
                     human(step.bytes) + ("" if self._fits(step) else " (too much)"),
                     most + duration(self._seconds(step)),
                 ]
@@ -122,7 +122,7 @@ class Plan:
         large = ", ".join(dict.fromkeys(step.what for step in self.steps if not self._fits(step)))
         fits = f"{human(self.budget)} may be taken" + (f": too little for {large}." if large else ".")
         return (
-            f"{self.passes:.1f} passes and {self.multiply_adds / 1e9:,.3g} billion multiply-adds, about "
+            f"{self.passes:.1f} passes and {billions(self.multiply_adds)} billion multiply-adds, about "
             f"{duration(self.seconds)} here; the peak is {human(self.bytes)}, {fits}"
         )
 
@@ -133,6 +133,12 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return html_table(self._HEADS, self._rows(), words=(0, 1), notes=[self.verdict])
+
+
+def billions(count: float) -> str:
+    """A count in billions, to three digits, large ones without an exponent."""
+    value = count / 1e9
+    return f"{value:,.0f}" if value >= 999.5 else three_digits(value)
 
 
 def speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -165,3 +165,8 @@ def test_axes_are_logarithmic_where_values_span_decades():
     assert plot.sweep(with_zero).get_xscale() == "symlog"
     table = table.assign(**{"optimizer_options.lr": [0.1, 0.2, 0.3, 0.4, 0.5]})
     assert plot.sweep(types.SimpleNamespace(table=table, metric="train_loss", maximise=False)).get_xscale() == "linear"
+
+
+def test_a_single_eigenvalue_is_a_mark_since_it_makes_no_line():
+    lines = plot.spectrum({"one": np.array([0.5]), "two": np.array([0.5, 0.1])}).lines
+    assert [line.get_marker() not in ("", "None") for line in lines] == [True, False]

@@ -10,12 +10,14 @@ from html.parser import HTMLParser
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fisherviz.commands.report import differing_alone, side_by_side
 from fisherviz.report import Section, paragraph, verdict, write_page, write_report
+from fisherviz.report.charts import means_map
 from fisherviz.report.explorer import explorer
 from fisherviz.report.pictures import LARGEST, _Sheet, closest_first
 from fisherviz.report.ranked import csv_link, ranked
@@ -144,6 +146,56 @@ def test_bars_grow_with_the_numbers():
         assert all(0 <= bar <= 100 for _, bar in known)
         assert [bar for _, bar in known] == sorted(bar for _, bar in known)
         assert max(bar for _, bar in known) == pytest.approx(100)
+
+
+def test_metrics_of_ones_own_keep_their_numbers_whatever_they_are_called():
+    frame = make_comparison(methods=("kfac", "foof")).frame
+    own = pd.DataFrame(
+        [(method, "all", "all", name, value, 0.0) for method in ("kfac", "foof")
+         for name, value in (("cosine", 0.25), ("memory", 7.0))], columns=list(frame.columns),
+    )  # fmt: skip
+    comparison = Comparison(pd.concat([frame, own]))
+    found = ranked(summary_table(comparison), comparison)
+    shown = {name: [cells[k].value for _, cells in found["rows"]] for k, (name, _) in enumerate(found["columns"])}
+    assert shown["cosine"] == [0.25, 0.25]
+    assert shown["memory"] == [7.0, 7.0]
+    assert shown["bytes"] == [comparison.whole("bytes")[method] for method, _ in found["rows"]]
+
+
+def test_a_name_from_right_to_left_turns_no_sentence(tmp_path):
+    name = "\u202efoof"
+    text = write_page(tmp_path / "p.html", make_comparison(methods=(name, "kfac"))).read_text()
+    sentence = re.search(r'<div class="verdict">(.*?)</div>', text, flags=re.DOTALL)[1]
+    assert sentence.count(name) == sentence.count(f"<bdi>{name}</bdi>") > 0
+
+
+def test_the_root_modules_layer_has_a_name_in_every_table(tmp_path):
+    comparison = make_comparison(layers=("", "head"))
+    assert all(head[0] == "(root)" for head in (table.heads for table in layer_tables(comparison)))
+    many = make_comparison(layers=("", *map(str, range(9))))
+    assert all(table.rows[0][0] == "(root)" for table in layer_tables(many))
+
+
+def test_the_names_beside_a_map_of_means_fit_into_it():
+    parts = ("norm1", "norm2", "attention", "attention.out_proj", "mlp.0", "mlp.2")
+    layers = ["", "tokens", *(f"blocks.{k}.{part}" for k in range(2) for part in parts), "head"]
+    chart = str(means_map(make_comparison(layers=layers), False))
+    left = [
+        (float(x), name) for x, name in re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">(.*?)<', chart)
+    ]
+    assert len(left) == len(layers)
+    assert max(len(name) for _, name in left) > 10
+    assert all(x >= 6 * len(name) for x, name in left)
+
+
+def test_a_comparison_without_blocks_shows_its_picture_for_good(tmp_path):
+    comparison = make_comparison()
+    for name in [name for name in comparison.arrays if name.startswith(("blocks", "entries", "block_rms"))]:
+        del comparison.arrays[name]
+    found = Page(write_page(tmp_path / "p.html", comparison).read_text())
+    assert "nothing to explore" in found.text
+    assert len(found.all("img")) == 1
+    assert not any("still" in attributes.get("class", "") for _, attributes in found.tags)
 
 
 def test_links_and_references_inside_the_page_arrive(text, page):

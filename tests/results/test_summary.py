@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from fisherviz.results.comparison import Comparison
 from tests.factory import METHODS, make_comparison
 
 HOSTILE = "<script>alert(1)</script>\n&\"'"
@@ -32,6 +33,16 @@ def test_a_printed_comparison_shows_its_numbers_in_80_columns():
     assert max(map(len, text.splitlines()[1:])) <= 80
     assert {line.split()[0] for line in text.splitlines()} >= set(METHODS)
     assert "\n" not in repr(make_comparison())
+
+
+def test_a_comparison_of_few_metrics_prints_what_was_asked_for():
+    whole = make_comparison()
+    few = Comparison(whole.frame[whole.frame["metric"].isin(["relative_spectral", "kl"])], {"parameters": 1680})
+    assert "spectral" in str(few)
+    assert "more metric" not in str(few)
+    assert "1,680 parameters" in repr(few)
+    assert "1 parameter" in repr(Comparison(whole.frame, {"parameters": 1}))
+    assert "1 parameters" not in repr(Comparison(whole.frame, {"parameters": 1}))
 
 
 def test_a_summary_stays_a_data_frame():
