@@ -271,6 +271,7 @@ class Explorer {
     const put = (name, text) => (table.querySelector(`[data-read=${name}]`).textContent = text);
     this.root.querySelectorAll("[data-name=method]").forEach((e) => (e.textContent = this.state.method));
     this.root.querySelector(".resolution").textContent = this.resolution();
+    this.root.querySelectorAll(".rounding").forEach((e) => (e.hidden = this.matrices.single));
     table.classList.toggle("empty", !this.cursor);
     if (!this.cursor) return names.forEach((name) => put(name, name === "what" ? "Point at a cell, or press an arrow key." : "–"));
     const { values, words, what } = this.reading();
@@ -286,11 +287,11 @@ class Explorer {
     const { sizes, single, layout: { within, between } } = this.matrices, factor = this.level, count = (n) => n.toLocaleString("en");
     if (single) {
       return "Each cell is the root mean square of a block’s entries, exact though the matrix is never written out; layers are drawn "
-        + `equally wide. ${this.data.layout ? "The Fisher F has single entries of a sample." : "Single entries were not saved."}`;
+        + `equally wide. ${this.data.layout ? "Single entries of a sample are in the list of matrices." : "Single entries were not saved."}`;
     }
     if (this.data.parameters) {
       return `A sample of ${count(sizes.reduce((sum, size) => sum + size))} of ${count(this.data.parameters)} parameters: of each layer, output units and inputs `
-        + "chosen at random, every entry between them. Layers are as wide as their part of the sample; their damped inverses are left out, "
+        + "chosen at random, every entry between them. Layers are as wide as their part of it, damped inverses are left out, "
         + "and the map shows root mean squares of whole blocks. fisherviz.plot.heatmap(fisher, layers=[…]) draws chosen layers.";
     }
     if (factor === 1) return "Every entry is here.";

@@ -397,10 +397,12 @@ def test_a_sample_and_root_mean_squares_are_two_views_of_one_network(browser, tm
         assert "view" not in state(page)
         assert page.locator("[data-field=order]").is_disabled()
         assert "root mean square of a block" in page.locator(".resolution").text_content()
+        assert page.locator(".rounding").is_hidden()  # as they are, of float32
         page.locator("[data-field=kind]").select_option("matrix")
         until(page, "location.hash.includes('kind=matrix')")
         assert "view" not in state(page)
         assert page.locator("[data-field=order]").is_enabled()
+        assert page.locator(".rounding").is_visible()
         page.locator("[data-field=order]").select_option("input")
         page.locator("[data-field=row]").select_option("0")
         page.locator(".panels").focus()
