@@ -12,6 +12,7 @@ from fisherviz.report.explorer import explorer
 from fisherviz.report.pictures import DRAWN, Picture, closest_first
 from fisherviz.report.ranked import csv_link, ranked
 from fisherviz.report.section import PAPER_SETTING, Section
+from fisherviz.report.templates import breakable
 from fisherviz.report.words import Sentence, verdict
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
