@@ -22,7 +22,7 @@ from fisherviz.operators import UnitBlocks as UnitBlocksOperator
 from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
 from fisherviz.support.choices import one_of
 from fisherviz.support.counting import is_counting
-from fisherviz.support.memory import human
+from fisherviz.support.numbers import human
 from fisherviz.support.tables import counted
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ def list_() -> None:
     from fisherviz import datasets
     from fisherviz.commands.terminal import Column, print_table
     from fisherviz.datasets.locate import VARIABLE, cache_directory, given_directory
-    from fisherviz.results.metrics import show_bytes
+    from fisherviz.support.numbers import human
 
     given, cache = given_directory(), cache_directory()
     sources = [datasets.source(name) for name in datasets.names()]
@@ -49,7 +49,7 @@ def list_() -> None:
         [
             Column("name", datasets.names(), right=False),
             Column("examples", [f"{datasets.examples(name):,}" for name in datasets.names()], importance=4),
-            Column("size", [show_bytes(one.size) if one else "" for one in sources], importance=3),
+            Column("size", [human(one.size) if one else "" for one in sources], importance=3),
             Column("found in", found, importance=5, right=False),
             Column("licence", [one.licence if one else "" for one in sources], importance=2, right=False),
             Column("source", [one.origin if one else "" for one in sources], importance=1, right=False),

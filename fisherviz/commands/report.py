@@ -34,7 +34,7 @@ from fisherviz.results.metrics import check_metrics, needing
 from fisherviz.support.choices import one_of
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
-from fisherviz.support.memory import human
+from fisherviz.support.numbers import human
 from fisherviz.support.plan import Plan, billions, duration
 from fisherviz.support.processes import ALONE, Processes
 from fisherviz.support.progress import progress_bar

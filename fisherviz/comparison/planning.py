@@ -24,7 +24,8 @@ from fisherviz.statistics import (
 )
 from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, symmetric_cost
 from fisherviz.statistics.products import GRADIENT_ENTRIES
-from fisherviz.support.memory import available, human
+from fisherviz.support.memory import available
+from fisherviz.support.numbers import human, show_number
 from fisherviz.support.plan import Plan, Step
 
 DENSE_COPIES = 12
@@ -64,7 +65,8 @@ def why_not_dense(fisher: Fisher, chosen: Mapping[str, Approximation], probes: i
     )
     if dense <= other:
         return ""
-    return f"which take {human(needed)} and {dense / other:.2g} times the multiply-adds; ask for them with metrics="
+    times = show_number(dense / other, 2)
+    return f"which take {human(needed)} and {times} times the multiply-adds; ask for them with metrics="
 
 
 def dense_bytes(fisher: Fisher) -> int:

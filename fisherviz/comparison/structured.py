@@ -19,6 +19,7 @@ from fisherviz.comparison.damped import DampedFisher, multiply_adds
 from fisherviz.comparison.inner import inner_with_exact
 from fisherviz.comparison.inverses import Inverses
 from fisherviz.comparison.measures import Cost, Pair, Question, Step, measured
+from fisherviz.comparison.sample import Sample
 from fisherviz.exact.spectra import square_norms
 from fisherviz.matrices.example_operator import ExampleSpace
 from fisherviz.matrices.layered import LayeredMatrix
@@ -55,6 +56,7 @@ class StructuredComparison:
         self.square = square_norms(fisher)
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
         self.arrays[f"block_rms/{EXACT}"] = self._root_means(self.square)
+        self.sample = self._sample()
         if left_out := sorted(wanted & needing("matrix")):
             self.notes.append(
                 f"{', '.join(left_out)} are left out, like heatmaps and spectra: they need dense {self.space.size:,} x "
@@ -83,6 +85,16 @@ class StructuredComparison:
 
     def _costly(self, names: str, why: str) -> None:
         self.notes.append(f"{names} left out for {self.space.size:,} parameters: {why}; ask for it with metrics=.")
+
+    def _sample(self) -> Sample | None:
+        """Parameters whose entries are shown one by one, where these fit in every process."""
+        sample = Sample(self.fisher)
+        why_not = max(self.fisher.processes.exchange(sample.why_not()), key=len)
+        if why_not:
+            self.notes.append(f"a sample of single entries is left out: {why_not}.")
+            return None
+        self.arrays |= sample.exact_arrays()
+        return sample
 
     def _largest(self) -> float:
         """‖F‖₂, where it and the differences' norms are affordable."""
@@ -180,7 +192,17 @@ class StructuredComparison:
                 self.notes.append(f"relative_spectral of {label} is left out: {error}")
         self._measure_damped(label, approximation, whole)
         self.arrays |= {f"{name}/{label}": self._root_means(found) for name, found in squares.items()}
+        self._show(label, approximation)
         return [(WHOLE, WHOLE, *each) for each in self._measured(whole)] + out
+
+    def _show(self, label: str, approximation: Approximation) -> None:
+        """Its entries of the sample."""
+        if self.sample is None:
+            return
+        try:
+            self.arrays |= self.sample.arrays_of(label, approximation)
+        except FAILURES as error:
+            self.notes.append(f"single entries of {label} are left out: {told(error)}")
 
     def _measure_damped(self, label: str, approximation: Approximation, whole: Pair) -> None:
         """Directions, the inverse and the divergence, as far as they exist."""

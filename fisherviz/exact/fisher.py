@@ -256,7 +256,7 @@ class Fisher(Products):
     def _solver(self, damping: float) -> DampedCholesky | Woodbury:
         """The damped matrix factorised, dense or in example space, whichever costs less; the last one is kept."""
         self.check_unchanged()
-        dense = self._kept.matrix is not None or damping == 0 or self.space.size <= self.columns
+        dense = self._kept.matrix is not None or damping == 0 or self._few_parameters()
         key = ("dense" if dense else "woodbury", damping)
         if self._kept.solver is None or self._kept.solver[0] != key:
             if dense:
@@ -266,6 +266,13 @@ class Fisher(Products):
                 made = Woodbury(self.in_example_space(), damping)
             self._kept.solver = (key, made)
         return self._kept.solver[1]
+
+    def _few_parameters(self) -> bool:
+        """Whether there are no more parameters than gradients, or the captures behind these do not fit."""
+        try:
+            return self.space.size <= self.columns
+        except MemoryError:
+            return True
 
     def natural_gradient(self, damping: float) -> Tensor:
         """(F + damping I)⁻¹ ∇h for the data's gradient, flat in torch order, (P,); one pass for both.

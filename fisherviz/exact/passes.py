@@ -31,7 +31,8 @@ from fisherviz.statistics import Statistic, add_up
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.choices import one_of
 from fisherviz.support.counting import is_counting
-from fisherviz.support.memory import human, keep_limit
+from fisherviz.support.memory import keep_limit
+from fisherviz.support.numbers import human
 from fisherviz.support.processes import ALONE, Processes
 from fisherviz.support.timing import Effort, so_far
 

@@ -102,6 +102,8 @@ def decoded(path: str | os.PathLike[str], device: torch.device) -> Stored:
         fits = isinstance(operator, Operator) and operator.shape == (space.size,) * 2
         if fits and set(facts["what"]) == SAID:
             return Stored(space, operator, facts["what"])
+    except ValueError as error:  # a class that is not there, or that refuses its arguments
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{path} was not written by fisherviz: {type(error).__name__}, {error}.") from error
     raise ValueError(f"{path} was not written by fisherviz: what it holds is no matrix over its layers.")

@@ -174,9 +174,10 @@ def letters(inches: float, size: float) -> int:
 
 
 def wrapped(text: str, inches: float, size: float) -> str:
-    """A text in as many lines as it takes; a number stays with its λ."""
-    whole = text.replace("λ = ", "λ\u00a0=\u00a0")
-    return textwrap.fill(whole, max(8, letters(inches, size)), break_on_hyphens=False, break_long_words=False) or text
+    """A text in as many lines as it takes; a number stays with its λ, a word whole unless it is wider than a line."""
+    whole, most = text.replace("λ = ", "λ\u00a0=\u00a0"), max(8, letters(inches, size))
+    hyphens = max(map(len, whole.split(" "))) > most
+    return textwrap.fill(whole, most, break_on_hyphens=hyphens, break_long_words=False) or text
 
 
 def tidy(ax: Axes, title: str | None = None) -> None:
@@ -200,7 +201,7 @@ def entitle(ax: Axes, title: str | None) -> None:
     """A title, if there is one, as text, in as many lines as it takes."""
     if title is not None:
         size = points(ax, "medium" if alone(ax) else "small")
-        ax.set_title(wrapped(title, (0.85 if alone(ax) else 0.72) * room(ax), size), fontsize=size, parse_math=False)
+        ax.set_title(wrapped(title, (0.85 if alone(ax) else 0.55) * room(ax), size), fontsize=size, parse_math=False)
 
 
 LISTED = 12

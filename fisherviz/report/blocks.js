@@ -143,13 +143,15 @@ function rootMeans(count, own, gap) {
   return found;
 }
 
-// The matrices of one section, unpacked when they are first asked for.
+// The matrices of one section, unpacked when they are first asked for; `single`: those whose blocks are single cells.
 class Matrices {
-  constructor(data) {
+  constructor(data, single = false) {
     this.data = data;
-    this.sizes = data.layers.map((layer) => (data.root_means ? 1 : layer.units * layer.inputs));
+    this.single = single;
+    this.sizes = data.layers.map((layer) => (single ? 1 : layer.units * layer.inputs));
     this.offsets = this.sizes.reduce((ends, size) => [...ends, ends[ends.length - 1] + size], [0]);
-    this.layout = { shapes: data.layers.map((layer) => [layer.units, layer.inputs]), ...data.layout };
+    const shapes = data.layers.map((layer) => [layer.units, layer.inputs]);
+    this.layout = single ? { within: 1, between: 1 } : { shapes, ...data.layout };
     this.held = new Map();
   }
 
@@ -162,7 +164,7 @@ class Matrices {
   async unpacked(kind, method) {
     const exact = method === "exact" ? null : await this.of(kind, "exact");
     const [first, second] = this.data.kinds[kind][method];
-    if (this.data.root_means) {
+    if (this.single) {
       return rootMeans(this.sizes.length, await floats(first), second && (await floats(second)));
     }
     return unpack(this.layout, await floats(first), await rounded(second), exact);
@@ -171,7 +173,7 @@ class Matrices {
   // Positions in unit order of a layer's entries in another order.
   permutation(i, order) {
     const { units, inputs } = this.data.layers[i], size = this.sizes[i];
-    if (order === "unit" || this.data.root_means) return Uint32Array.from({ length: size }, (_, k) => k);
+    if (order === "unit" || this.single) return Uint32Array.from({ length: size }, (_, k) => k);
     if (order === "input") return Uint32Array.from({ length: size }, (_, k) => (k % units) * inputs + Math.floor(k / units));
     return Uint32Array.from(this.torch.subarray(this.offsets[i], this.offsets[i + 1]));
   }
@@ -182,12 +184,12 @@ class Matrices {
     for (const [kind, text] of Object.entries(this.data.means)) this.means[kind] = await floats(text);
   }
 
-  // What a parameter of a layer is: its place in unit order in words.
+  // What a parameter of a layer is: its place in unit order in words, in the layer that a sample was chosen from.
   parameter(i, k) {
-    const layer = this.data.layers[i];
-    if (!layer.structured) return `entry ${k + 1}`;
-    const unit = Math.floor(k / layer.inputs) + 1, input = (k % layer.inputs) + 1;
-    const what = layer.bias && input === layer.inputs ? "bias" : `weight of input ${input}`;
-    return `unit ${unit}, ${what}`;
+    const layer = this.data.layers[i], { chosen_units: units, chosen_inputs: inputs } = layer;
+    const [row, col] = [Math.floor(k / layer.inputs), k % layer.inputs];
+    const unit = units ? units[row] : row, input = inputs ? inputs[col] : col, fanIn = inputs ? layer.fan_in : layer.inputs - 1;
+    if (!layer.structured) return `entry ${input + 1}`;
+    return `unit ${unit + 1}, ${layer.bias && input === fanIn ? "bias" : `weight of input ${input + 1}`}`;
   }
 }

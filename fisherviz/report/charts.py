@@ -21,6 +21,7 @@ from fisherviz.plotting.means import block_means_info
 from fisherviz.results import metrics
 from fisherviz.results.comparison import EXACT, Comparison
 from fisherviz.support.names import readable, short, shortened
+from fisherviz.support.numbers import show_number
 
 WRITTEN = 5  # layers up to which a map's means are written into it
 WIDE, HIGH = 212, 92  # of a small panel
@@ -60,12 +61,10 @@ def means_map(comparison: Comparison, inverse: bool) -> Markup | None:
             parts.append(f'<text transform="translate({place}) rotate(-45)" text-anchor="end">{name}</text>')
         for j in range(count if count <= WRITTEN else 0):
             ink = "#000" if values[i, j] > 0.6 * top else "#fff"
-            text = metrics.show_number(values[i, j], 2)
+            text = show_number(values[i, j], 2)
             x, y = margin + (j + 0.5) * size, at + 6
             parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="{ink}">{text}</text>')
-    label = (
-        f"Map of the mean absolute entry of each pair of layers in {what}; the largest is {metrics.show_number(top)}."
-    )
+    label = f"Map of the mean absolute entry of each pair of layers in {what}; the largest is {show_number(top)}."
     return _svg(margin + side + 4, side + 0.75 * margin + 12, label, parts, "map-of-means")
 
 
@@ -145,27 +144,27 @@ def _panel(
     width = (WIDE - LEFT - RIGHT) / len(layers)
     radius = min(3.0, max(1.2, width / 2.5))
     known = [(k, float(v)) for k, v in enumerate(values) if np.isfinite(v)]
-    median = metrics.show_number(float(np.median([v for _, v in known]))) if known else metrics.MISSING
+    median = show_number(float(np.median([v for _, v in known]))) if known else metrics.MISSING
     parts = [f'<text x="{LEFT}" y="13" class="name">{escape(short(method, 20))}</text>']
     parts.append(f'<text x="{WIDE - RIGHT}" y="13" text-anchor="end" class="number">{median}</text>')
     for tick in scale.ticks():
         y = scale.height(tick)
         parts.append(f'<line x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        text = metrics.show_number(tick, 1).removeprefix("1.0·")  # of a power of ten, that alone
+        text = show_number(tick, 1).removeprefix("1.0·")  # of a power of ten, that alone
         parts.append(f'<text x="{LEFT - 4}" y="{y + 3.5:.1f}" text-anchor="end" class="tick">{text}</text>')
     for k, value in enumerate([] if before is None else before):
         if np.isfinite(value):
-            said = escape(f"{layers[k]}, before: {metrics.show_number(float(value))}")
+            said = escape(f"{layers[k]}, before: {show_number(float(value))}")
             x, y = LEFT + (k + 0.5) * width, scale.height(float(value))
             circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="before">'
             parts.append(f"{circle}<title>{said}</title></circle>")
     points = [(LEFT + (k + 0.5) * width, scale.height(v), k, v) for k, v in known]
     parts.append(f'<polyline class="line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in points)}"/>')
     for x, y, k, value in points:
-        said = escape(f"{layers[k]}: {metrics.show_number(value)}")
+        said = escape(f"{layers[k]}: {show_number(value)}")
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" class="dot"><title>{said}</title></circle>')
     worst = max(known, key=lambda pair: entry.away(pair[1]), default=None)
-    far = f"; furthest from exact at {layers[worst[0]]}, {metrics.show_number(worst[1])}" if worst else ""
+    far = f"; furthest from exact at {layers[worst[0]]}, {show_number(worst[1])}" if worst else ""
     return _svg(
         WIDE, HIGH, f"{method}: {entry.label} of {len(layers)} layers, median {median}{far}.", parts, "panel-chart"
     )

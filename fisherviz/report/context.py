@@ -12,6 +12,7 @@ from fisherviz.report.explorer import explorer
 from fisherviz.report.pictures import DRAWN, Picture, closest_first
 from fisherviz.report.ranked import csv_link, ranked
 from fisherviz.report.section import PAPER_SETTING, Section
+from fisherviz.report.templates import breakable
 from fisherviz.report.words import Sentence, verdict
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
@@ -123,7 +124,7 @@ def _layer_words(layers: Sequence[str]) -> str:
 
 
 def _emphasised(sentence: Sentence) -> Markup:
-    return Markup(sentence.template).format(*(NAME.format(name) for name in sentence.names))
+    return Markup(sentence.template).format(*(NAME.format(breakable(name)) for name in sentence.names))
 
 
 def _cumulants(meta: dict[str, Any]) -> list[tuple[str, str, str, str]]:

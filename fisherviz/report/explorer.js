@@ -12,13 +12,15 @@ class Explorer {
     this.section = root.dataset.section;
     this.data = data;
     this.colors = colors;
-    this.matrices = new Matrices(data);
+    this.blocks = new Matrices(data);
+    this.cells = new Matrices(data, true);
     this.canvases = [...root.querySelectorAll(".panel canvas")];
     this.stage = root.querySelector(".panels");
     this.map = root.querySelector(".map canvas");
     this.fields = Object.fromEntries([...root.querySelectorAll("[data-field]")].map((e) => [e.dataset.field, e]));
     this.said = root.querySelector("[role=status]");
-    this.first = { method: data.methods[0], kind: Object.keys(data.kinds)[0], order: "unit", scale: "log", cell: "largest", row: "", col: "", view: null };
+    const kind = Object.keys(data.kinds)[0];
+    this.first = { method: Object.keys(data.kinds[kind]).find((name) => name !== "exact"), kind, order: "unit", scale: "log", cell: "largest", row: "", col: "", view: null };
     this.state = { ...this.first };
     this.cursor = null;
     this.pointers = new Map();
@@ -28,8 +30,13 @@ class Explorer {
     this.round = 0;
   }
 
+  // Root mean squares have one cell for each block.
+  get matrices() {
+    return this.state.kind === "rms" ? this.cells : this.blocks;
+  }
+
   async start() {
-    await this.matrices.prepare();
+    await this.blocks.prepare();
     listen(this);
     this.root.classList.add("live");
     await this.restore();
@@ -89,6 +96,7 @@ class Explorer {
     const { width, height } = this.scene, view = this.state.view;
     this.state.view = view ? this.kept(view) : { x: 0, y: 0, w: width, h: height };
     for (const [name, field] of Object.entries(this.fields)) field.value = this.state[name];
+    for (const name of ["order", "cell"]) this.fields[name].disabled = this.matrices.single;
     if (this.cursor && (this.cursor.row >= height || this.cursor.col >= width)) this.cursor = null;
     this.draw();
   }
@@ -105,7 +113,7 @@ class Explorer {
       rows, cols, height: rows.at(-1).end, width: cols.at(-1).end,
       block: (i, j) => this.block(blocks, i, j),
       order: (i) => orders.get(i) || orders.set(i, this.matrices.permutation(i, order)).get(i),
-      step: (i) => (this.data.root_means || order === "torch" ? 0 : order === "unit" ? cut[i].inputs : cut[i].units),
+      step: (i) => (this.matrices.single || order === "torch" ? 0 : order === "unit" ? cut[i].inputs : cut[i].units),
     };
   }
 
@@ -139,7 +147,7 @@ class Explorer {
 
   // Entries per cell and side of the coarsest block in view.
   resolve() {
-    const { view } = this.state, { within, between } = this.data.layout || { within: 1, between: 1 };
+    const { view } = this.state, { within, between } = this.matrices.layout;
     const seen = (pieces, low, span) => pieces.filter(({ start, end }) => end > low && start < low + span).map((p) => p.layer);
     const [rows, cols] = [seen(this.scene.rows, view.y, view.h), seen(this.scene.cols, view.x, view.w)];
     const mixed = rows.some((i) => cols.some((j) => i !== j));
@@ -194,9 +202,9 @@ class Explorer {
     numbers.replaceChildren(...scale.numbers.map((text) => Object.assign(document.createElement("span"), { textContent: text })));
   }
 
-  // The layer × layer map: means of |entries|, logarithmic, with what the panels show framed.
+  // The layer × layer map: means of |entries| or root mean squares, logarithmic, with what the panels show framed.
   navigate() {
-    const means = this.matrices.means[this.state.kind], count = this.data.layers.length, { row, col } = this.state;
+    const means = this.blocks.means[this.state.kind], count = this.data.layers.length, { row, col } = this.state;
     const side = (this.map.width = this.map.height = Math.round(this.map.clientWidth * 2) || 280), context = this.map.getContext("2d");
     const largest = Math.max(...means), low = Math.log10(largest) - 4, size = side / count;
     means.forEach((value, k) => {
@@ -240,20 +248,20 @@ class Explorer {
 
   // The values at the cursor and the words for where it is.
   reading() {
-    const { row, col, a, b, m, factor, y, x, h, w } = this.cell(), { root_means, layers } = this.data;
+    const { row, col, a, b, m, factor, y, x, h, w } = this.cell(), { layers } = this.data, { single } = this.matrices;
     const order = [this.scene.order(row.layer), this.scene.order(col.layer)];
     const at = factor === 1 ? order[0][a] * m + order[1][b] : a * m + b;
     const values = this.arrays().map((value, k) => value(this.block(this.held[k], row.layer, col.layer))[at]);
     const words = [[row, y, h, order[0]], [col, x, w, order[1]]].map(([piece, from, count, index]) => {
       const name = layers[piece.layer].name || "(root)", start = from - piece.start;
-      if (root_means || (count > 1 && count === piece.end - piece.start)) return name;
+      if (single || (count > 1 && count === piece.end - piece.start)) return name;
       const first = this.matrices.parameter(piece.layer, index[start]);
       if (count === 1) return `${name}, ${first}`;
       return `${name}, ${first} to ${this.matrices.parameter(piece.layer, index[start + count - 1])}`;
     });
     const mean = this.state.cell === "mean";
     const what = Number.isNaN(values[0]) ? "Not held in this order"
-      : root_means ? "Root mean square of the block’s entries"
+      : single ? "Root mean square of the block’s entries"
       : factor === 1 ? "Entry" : mean ? `Mean of ${h} × ${w} entries` : `Largest of ${h} × ${w} entries, in each picture its own`;
     return { values, words, what };
   }
@@ -263,6 +271,7 @@ class Explorer {
     const put = (name, text) => (table.querySelector(`[data-read=${name}]`).textContent = text);
     this.root.querySelectorAll("[data-name=method]").forEach((e) => (e.textContent = this.state.method));
     this.root.querySelector(".resolution").textContent = this.resolution();
+    this.root.querySelectorAll(".rounding").forEach((e) => (e.hidden = this.matrices.single));
     table.classList.toggle("empty", !this.cursor);
     if (!this.cursor) return names.forEach((name) => put(name, name === "what" ? "Point at a cell, or press an arrow key." : "–"));
     const { values, words, what } = this.reading();
@@ -275,11 +284,16 @@ class Explorer {
   }
 
   resolution() {
-    if (this.data.root_means) {
+    const { sizes, single, layout: { within, between } } = this.matrices, factor = this.level, count = (n) => n.toLocaleString("en");
+    if (single) {
       return "Each cell is the root mean square of a block’s entries, exact though the matrix is never written out; layers are drawn "
-        + "equally wide. Single entries of a network of this size are not saved: fisherviz.plot.heatmap(fisher, layers=[…]) draws those of chosen layers.";
+        + `equally wide. ${this.data.layout ? "Single entries of a sample are in the list of matrices." : "Single entries were not saved."}`;
     }
-    const { within, between } = this.data.layout, factor = this.level;
+    if (this.data.parameters) {
+      return `A sample of ${count(sizes.reduce((sum, size) => sum + size))} of ${count(this.data.parameters)} parameters: of each layer, output units and inputs `
+        + "chosen at random, every entry between them. Layers are as wide as their part of it, damped inverses are left out, "
+        + "and the map shows root mean squares of whole blocks. fisherviz.plot.heatmap(fisher, layers=[…]) draws chosen layers.";
+    }
     if (factor === 1) return "Every entry is here.";
     const whole = within === 1 ? " Inside a layer’s own block every entry is here: enter it, or zoom in." : "";
     if (this.state.order === "unit") return `A cell covers ${factor} × ${factor} entries.${whole}`;

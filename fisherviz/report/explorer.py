@@ -28,6 +28,8 @@ ROOM = 3_700_000
 PRECISIONS = (7, 6, 5, 4)
 """Binary digits behind the point, the most that have room."""
 KINDS = {"matrix": "", "inverse": "_inverse"}
+ROOT_MEANS = "rms"
+"""The kind whose blocks are single cells."""
 WIDTH = 12
 COLORS = {"sequential": style.SEQUENTIAL, "diverging": style.DIVERGING, "dark": "berlin"}
 """Names of perceptually uniform maps; the last is the diverging one on a dark page, where no value is dark."""
@@ -39,11 +41,12 @@ class Explorer:
 
     Args:
         methods: in the order of the ranking.
-        kinds: "matrix", "inverse" or both.
+        kinds: of "matrix", "inverse" and "rms", which is there above the limit of dense matrices.
         layers: their names.
         left_out: methods that had no room.
         error: largest relative error of an entry that was rounded; 0 where none was.
-        root_means: whether blocks are single cells, root mean squares.
+        sampled: whether "matrix" is of a sample of the parameters.
+        torch_order: whether the order in which torch stores them is known.
         data: JSON text, safe inside a script element.
     """
 
@@ -52,7 +55,8 @@ class Explorer:
     layers: tuple[str, ...]
     left_out: tuple[str, ...]
     error: float
-    root_means: bool
+    sampled: bool
+    torch_order: bool
     data: Markup
 
 
@@ -73,15 +77,14 @@ def explorer(comparison: Comparison, ranked: list[str], room: int = ROOM) -> Exp
         The explorer; None if the comparison holds no blocks.
     """
     arrays = comparison.arrays
-    root_means = f"block_rms/{EXACT}" in arrays
     if not has_blocks(comparison):
         return None
-    precisions = (0,) if root_means else PRECISIONS
-    methods = [name for name in ranked if (f"block_rms/{name}" if root_means else f"blocks/{name}") in arrays]
+    roots, sampled = f"block_rms/{EXACT}" in arrays, "sample_units" in arrays
+    methods = [name for name in ranked if {f"block_rms/{name}", f"blocks/{name}"} & set(arrays)]
     if not methods:
         return None
-    for digits in precisions:
-        kinds = _root_means(arrays, methods) if root_means else _kinds(arrays, methods, digits)
+    for digits in PRECISIONS:
+        kinds = _kinds(arrays, methods, digits) | (_root_means(arrays, methods) if roots else {})
         if _size(kinds, methods) <= room:
             break
     shown = list(methods)
@@ -89,24 +92,27 @@ def explorer(comparison: Comparison, ranked: list[str], room: int = ROOM) -> Exp
         shown.pop()
     data: dict[str, Any] = {
         "methods": shown,
-        "layers": _layers(comparison, root_means),
-        "root_means": root_means,
+        "layers": _layers(comparison),
         "kinds": {
             kind: {name: streams[name] for name in (EXACT, *shown) if name in streams}
             for kind, streams in kinds.items()
         },
     }
-    if root_means:
-        data["means"] = {"matrix": kinds["matrix"][EXACT][0]}
-    else:
+    if sampled:
+        data["parameters"] = comparison.meta["parameters"]
+    if "blocks_layout" in arrays:
         within, between = arrays["blocks_layout"][0].astype(int).tolist()
         data["layout"] = {"within": within, "between": between}
+    if "blocks_torch" in arrays:
         data["torch"] = _floats(arrays["blocks_torch"])
+    if roots:
+        data["means"] = dict.fromkeys(kinds, kinds[ROOT_MEANS][EXACT][0])
+    else:
         data["means"] = {kind: _floats(arrays[f"block_means{KINDS[kind]}/{EXACT}"]) for kind in kinds}
-    some_rounded = not root_means and any(array.size for name, array in arrays.items() if name.startswith("entries"))
+    some_rounded = any(array.size for name, array in arrays.items() if name.startswith("entries"))
     return Explorer(
         tuple(shown), tuple(kinds), comparison.layers, tuple(methods[len(shown) :]),
-        _error(digits) if some_rounded else 0.0, root_means, in_script(data),
+        _error(digits) if some_rounded else 0.0, sampled, "torch" in data, in_script(data),
     )  # fmt: skip
 
 
@@ -147,26 +153,36 @@ def _root_means(arrays: Mapping[str, np.ndarray], methods: list[str]) -> dict[st
     streams = {EXACT: [_floats(arrays[f"block_rms/{EXACT}"])]}
     for name in methods:
         streams[name] = [_floats(arrays[f"{what}/{name}"]) for what in ("block_rms", "block_rms_difference")]
-    return {"matrix": streams}
+    return {ROOT_MEANS: streams}
 
 
 def _size(kinds: Mapping[str, Mapping[str, list[str]]], methods: list[str]) -> int:
     return sum(len(text) for streams in kinds.values() for name in (EXACT, *methods) for text in streams.get(name, ()))
 
 
-def _layers(comparison: Comparison, root_means: bool) -> list[dict[str, Any]]:
-    """Names, and shapes where single entries are shown."""
+def _layers(comparison: Comparison) -> list[dict[str, Any]]:
+    """Names, and shapes where single entries are shown, with what was chosen of larger ones."""
+    arrays, count = comparison.arrays, len(comparison.layers)
     infos = comparison.meta.get("layers") or [{} for _ in comparison.layers]
-    count = len(comparison.layers)
-    shapes = [(1, 1)] * count if root_means else comparison.arrays["blocks_layout"][1:].astype(int).tolist()
-    labels = shortened(comparison.layers, WIDTH)
-    return [
+    shapes = arrays["blocks_layout"][1:].astype(int).tolist() if "blocks_layout" in arrays else [(1, 1)] * count
+    found = [
         {
             "name": name, "label": label, "units": units, "inputs": inputs,
             "structured": info.get("path") == "structured", "bias": bool(info.get("bias")),
         }
-        for name, label, (units, inputs), info in zip(comparison.layers, labels, shapes, infos, strict=True)
+        for name, label, (units, inputs), info in zip(
+            comparison.layers, shortened(comparison.layers, WIDTH), shapes, infos, strict=True
+        )
     ]  # fmt: skip
+    if "sample_units" in arrays:
+        for what, side in (("units", 0), ("inputs", 1)):
+            places = blocks.of_digits(arrays[f"sample_{what}"])
+            ends = np.cumsum([shape[side] for shape in shapes])[:-1]
+            for layer, mine in zip(found, np.split(places, ends), strict=True):
+                layer[f"chosen_{what}"] = mine.tolist()
+        for layer, info in zip(found, infos, strict=True):
+            layer["fan_in"] = info.get("in_features", 0)
+    return found
 
 
 def _floats(array: np.ndarray) -> str:

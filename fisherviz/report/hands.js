@@ -9,6 +9,10 @@ function listen(explorer) {
   for (const [name, field] of Object.entries(explorer.fields)) {
     field.addEventListener("change", () => {
       const change = { [name]: field.value };
+      if (name === "kind" && (field.value === "rms") !== explorer.matrices.single) { // of other sizes
+        change.view = null;
+        explorer.cursor = null;
+      }
       if (name === "row" || name === "col") {
         const other = name === "row" ? "col" : "row";
         change.view = null;

@@ -30,6 +30,7 @@ from fisherviz.plotting.heatmaps import draw_heatmap, heatmap_info, shared_maxim
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 from fisherviz.support.names import short
+from fisherviz.support.numbers import show_number
 
 LARGEST = 300_000  # bytes of one PNG inside the page
 DPI = 120
@@ -138,7 +139,7 @@ def _matrices(comparison: Comparison, only_first: bool = False) -> Iterator[Pict
         ranked = closest_first(comparison, metric)[: 1 if only_first else None]
         what = "damped inverse of the Fisher" if inverse else "Fisher"
         for method, png in _triptychs(comparison, ranked, inverse):
-            error = f": relative Frobenius error {metrics.show_number(errors[method])}" if method in errors else ""
+            error = f": relative Frobenius error {show_number(errors[method])}" if method in errors else ""
             file_name = re.sub(r"[^\w.-]", "_", method) or "method"
             yield Picture(
                 f"{group}-{file_name}", group, f"{method}{error}",

@@ -15,6 +15,7 @@ import pandas as pd
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 from fisherviz.support.names import readable
+from fisherviz.support.numbers import show_number
 
 GROUPS = (
     ("relative error of F̂, and cosine with F", ("", "matrix")),
@@ -177,7 +178,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return metrics.show_number(value)
+        return show_number(value)
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value)
     return str(value)

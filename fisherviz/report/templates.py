@@ -18,6 +18,9 @@ from markupsafe import Markup, escape
 from fisherviz._version import __version__
 from fisherviz.results import metrics
 
+WHOLE = 20
+"""Characters of a name that is never broken."""
+
 
 def page(template: str, scripts: Sequence[str], **context: Any) -> str:
     """A page's text.
@@ -34,7 +37,7 @@ def page(template: str, scripts: Sequence[str], **context: Any) -> str:
         loader=PackageLoader("fisherviz.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"subscripts": _subscripts, "breakable": _breakable}
+    environment.filters |= {"subscripts": _subscripts, "breakable": breakable}
     css = _own("page.css")
     script = "\n".join(_own(name).removeprefix('"use strict";\n') for name in scripts)
     script = f'"use strict";\n{script}'
@@ -63,5 +66,8 @@ def _subscripts(formula: str) -> Markup:
     return Markup(re.sub(r"_(\w+|\*)", r"<sub>\1</sub>", str(escape(formula))))
 
 
-def _breakable(name: str) -> Markup:
+def breakable(name: str) -> Markup:
+    """A word that stays whole where it is short; text that breaks at spaces, and at the dots of long names."""
+    if len(name) <= WHOLE and " " not in name:
+        return Markup('<span class="whole">{}</span>').format(name)
     return Markup(re.sub(r"([._/])(?=\w)", r"\1<wbr>", str(escape(name))))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fisherviz.plotting.fronts import pareto_info
-from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 from fisherviz.results.metrics import ROUNDING
+from fisherviz.support.numbers import show_number
 
 LISTED = 3
 """Names that a list spells out; of many more it tells the number."""
@@ -85,7 +85,7 @@ def _ties(values: Mapping[str, float], best: str) -> list[str]:
 
 
 def _reads(value: float) -> str:
-    return metrics.show_number(value)
+    return show_number(value)
 
 
 def _like(names: Sequence[str]) -> tuple[str, tuple[str, ...]]:

@@ -30,6 +30,8 @@ ROUNDING = 5e-5
 CLOSE = 0.2
 """Of the exact block's norm: an approximation within is held by its difference, whatever it is built of."""
 
+_BASE = 2**16
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -154,6 +156,17 @@ def _basis(parts: np.ndarray) -> list[np.ndarray] | None:
     S = np.einsum("kkll->kl", turned).copy()
     far = np.square(turned).sum() - np.square(S).sum()
     return [Q, R, S] if far <= ROUNDING**2 * size**2 + 1e-13 * size**2 else None
+
+
+def digits(positions: np.ndarray) -> np.ndarray:
+    """Whole numbers as two digits of base 2^16, (2, n), which float32 holds exactly; `of_digits` reads them."""
+    return np.stack(np.divmod(positions, _BASE)).astype(np.float32)
+
+
+def of_digits(saved: np.ndarray) -> np.ndarray:
+    """The whole numbers (n,) that `digits` wrote."""
+    high, low = saved.astype(np.int64)
+    return high * _BASE + low
 
 
 def mean_cells(matrix: np.ndarray, factor: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisherviz.support.choices import did_you_mean
-from fisherviz.support.numbers import superscript
+from fisherviz.support.numbers import human, show_number, superscript
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def show(name: str, value: float, error: float = 0.0) -> str:
         Short text, for tables and the terminal.
     """
     if name == "bytes":
-        return show_bytes(value)
+        return human(value)
     if name == "seconds":
         unit, value, error = ("s", value, error) if value >= 0.1 else ("ms", 1000 * value, 1000 * error)
         return f"{value:.3g}{f' ± {error:.2g}' if error else ''} {unit}"
@@ -217,23 +217,3 @@ def show(name: str, value: float, error: float = 0.0) -> str:
     exponent = math.floor(math.log10(abs(value)))
     value, error = value / 10.0**exponent, error / 10.0**exponent
     return f"({show_number(value)} ± {show_number(error, 2)})·10{superscript(exponent)}"
-
-
-def show_number(value: float, digits: int = 3) -> str:
-    """Three significant digits, or another number, without an exponent where that stays short."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "∞" if value > 0 else "−∞"
-    if 1e-3 <= abs(value) < 1e5:
-        text = f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:#.{digits}g}".rstrip(".")
-        return text.replace("-", "−")
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
-
-
-def show_bytes(value: float) -> str:
-    """A number of bytes with a binary unit."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:.3g} {unit}"
-        value /= 1024
-    return f"{value:.3g} TiB"

@@ -11,6 +11,8 @@ from numbers import Real
 
 import torch
 
+from fisherviz.support.numbers import human
+
 KEEP_FRACTION = 0.25
 """Captures are kept between passes while they stay below this share of what may be taken: algebra needs the rest."""
 
@@ -92,12 +94,3 @@ def require(size: int, device: torch.device, what: str, instead: str) -> None:
 def keep_limit(device: torch.device) -> int:
     """Bytes of captures that may stay in memory between passes."""
     return int(KEEP_FRACTION * available(device))
-
-
-def human(size: float) -> str:
-    """Bytes as a short figure with its unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from fisherviz.support.memory import available, human
-from fisherviz.support.numbers import three_digits
+from fisherviz.support.memory import available
+from fisherviz.support.numbers import human, three_digits
 from fisherviz.support.tables import html_table, text_table
 
 _SIDE = 768

@@ -111,4 +111,5 @@ def test_the_default_damping_can_be_solved_with_in_float32(width):
     share = 0.01 / size if width == 8 else 16 * torch.finfo(torch.float32).eps
     assert found.meta["damping"] == pytest.approx(share * trace)
     assert set(found.frame["method"]) == {"layer", "cw-ngd", "kfac", "ekfac"}
-    assert not [note for note in found.notes if "left out" in note]
+    left_out = [note for note in found.notes if "left out" in note]
+    assert all(note.startswith("of single layers ") for note in left_out)  # which have no rows in so wide a network

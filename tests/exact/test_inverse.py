@@ -61,6 +61,18 @@ def test_what_does_not_fit_is_refused_with_figures(monkeypatch):
         fisher_of(40).inverse(0.1)
 
 
+def test_captures_that_do_not_fit_leave_the_dense_way(monkeypatch):
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(fisher_of(400))
+    fisher, oracle = made[0], expected(made[1], 0.1)
+    monkeypatch.setattr(fv.config, "memory_budget", 60_000)  # a quarter of it is for captures, which take 128 kB
+    v = torch.randn(fisher.shape[0], dtype=torch.float64)
+    torch.testing.assert_close(fisher.solve(v, 0.1), oracle @ v, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fisher.inverse(0.1).to_dense(), oracle, rtol=1e-9, atol=1e-9)
+
+
 def test_an_inverse_that_does_not_exist_says_which_damping_would_do():
     with pytest.raises(SingularMatrixError, match="damping"):
         fisher_of(4).inverse(0.0)

@@ -6,7 +6,7 @@ from torch import nn
 
 import fisherviz as fv
 from benchmarks.measure import operations, peak_bytes
-from fisherviz.support.memory import human
+from fisherviz.support.numbers import human
 
 REQUESTS = {
     "diagonal": lambda f: f.diagonal(),
@@ -114,7 +114,7 @@ def test_what_does_not_fit_the_budget_is_said_and_refused(monkeypatch):
     assert "(too much)" in repr(plan)
     assert "too little for to_dense" in plan.verdict
     assert list(plan.frame()["fits"]) == [True, True, False]
-    with pytest.raises(MemoryError, match=r"fv.config.memory_budget is 4.0 MiB"):
+    with pytest.raises(MemoryError, match=r"fv.config.memory_budget is 4 MiB"):
         fisher.to_dense()
 
 
@@ -128,7 +128,7 @@ def test_a_budget_is_a_number_of_bytes(value):
 def test_a_budget_holds_until_it_is_taken_back():
     fv.config.memory_budget = 3 * 2**30
     try:
-        assert "3.0 GiB" in repr(fv.config)
+        assert "3 GiB" in repr(fv.config)
         assert fv.Probe(nn.Linear(2, 2), "gaussian").fisher(torch.ones(3, 2)).plan().budget == 3 * 2**30
     finally:
         fv.config.memory_budget = None

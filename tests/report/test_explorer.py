@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from fisherviz.comparison.sample import Sample
 from fisherviz.report import Section, write_page
 from fisherviz.results import blocks
 from fisherviz.results.comparison import Comparison
@@ -305,12 +306,18 @@ def test_a_click_on_the_map_enters_a_block_and_escape_leaves_it(browser, path):
         assert [page.locator(f"[data-field={name}]").input_value() for name in ("row", "col")] == ["", ""]
 
 
-def test_above_the_dense_limit_blocks_are_root_mean_squares(browser, small, tmp_path, monkeypatch):
+def far_above_the_dense_limit(monkeypatch, fisher, methods, most):
+    """A comparison as of a network too large for its matrices, with a sample of some parameters."""
     monkeypatch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
-    compared = fv.compare(small, ("kfac", "kfac-full"), damping=0.05, progress=False)
+    monkeypatch.setattr("fisherviz.comparison.structured.Sample", lambda fisher: Sample(fisher, most))
+    return fv.compare(fisher, methods, damping=0.05, progress=False)
+
+
+def test_above_the_dense_limit_blocks_are_root_mean_squares(browser, small, tmp_path, monkeypatch):
+    compared = far_above_the_dense_limit(monkeypatch, small, ("kfac", "kfac-full"), 30)
     exact, own, ends = dense(small, "exact"), dense(small, "kfac-full"), small.space.offsets
     path = write_page(tmp_path / "p.html", compared)
-    with opened(browser, path, "#section=section-1&method=kfac-full") as page:
+    with opened(browser, path, "#section=section-1&method=kfac-full&kind=rms") as page:
         page.locator(".panels").focus()
         for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowRight"):
             page.keyboard.press(key)
@@ -319,6 +326,105 @@ def test_above_the_dense_limit_blocks_are_root_mean_squares(browser, small, tmp_
         for name, matrix in (("exact", exact), ("own", own), ("gap", exact - own)):
             wanted = np.sqrt(np.mean(matrix[block] ** 2))
             assert reading(page)[name] == pytest.approx(wanted, rel=1e-5), name
+
+
+def chosen_of(compared, fisher):
+    """The sample's parameters: their places in unit order, and for each its layer, unit and input."""
+    shapes = compared.arrays["blocks_layout"][1:].astype(int)
+    units, inputs = (blocks.of_digits(compared.arrays[f"sample_{side}"]).tolist() for side in ("units", "inputs"))
+    places, names = [], []
+    for layer, start, (rows, cols) in zip(fisher.space.layers, fisher.space.offsets, shapes, strict=False):
+        mine, units = units[:rows], units[rows:]
+        its, inputs = inputs[:cols], inputs[cols:]
+        places += [start + unit * layer.da + column for unit in mine for column in its]
+        names += [(layer, unit, column) for unit in mine for column in its]
+    return np.array(places), names
+
+
+@pytest.mark.filterwarnings("ignore:.*single features are scaled")
+@pytest.mark.parametrize("build", [lambda: fisher_of(network(9, 8, 7, 3)), lambda: convolution()], ids=["mlp", "conv"])
+def test_above_the_dense_limit_a_sample_has_every_entry(browser, build, tmp_path, monkeypatch):
+    fisher = build()
+    compared = far_above_the_dense_limit(monkeypatch, fisher, METHODS, 60)
+    places, names = chosen_of(compared, fisher)
+    grid, sizes = np.ix_(places, places), compared.arrays["blocks_layout"][1:].astype(int).prod(1)
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    assert ends[-1] == len(places) <= 60 < fisher.shape[0]
+    exact = dense(fisher, "exact")
+    path = write_page(tmp_path / "p.html", compared)
+    with opened(browser, path, "#section=section-1&method=kfac-full") as page:
+        for method in ("exact", *METHODS):
+            own = dense(fisher, method)[grid]
+            gap = exact[grid] - own
+            found = page.evaluate(UNPACKED, ["matrix", method])
+            assert [(i, j) for i, j, *_ in found] == [(i, j) for i in range(len(sizes)) for j in range(i, len(sizes))]
+            for i, j, n, m, factor, largest, _mean, away, _ in found:
+                where = slice(ends[i], ends[i + 1]), slice(ends[j], ends[j + 1])
+                assert (n, m, factor) == (sizes[i], sizes[j], 1)
+                scale = max(np.linalg.norm(exact[grid][where]), np.linalg.norm(own[where]))
+                for values, wanted in ((largest, own), (away, gap)):
+                    if values is not None:
+                        error = np.abs(np.reshape(values, (n, m)) - wanted[where])
+                        size = np.abs(exact[grid][where]) + np.abs(own[where])
+                        assert (error <= 2**-7 * size + 3 * blocks.ROUNDING * scale).all(), (method, i, j)
+        said = page.locator(".resolution").text_content()
+        assert f"A sample of {len(places)} of {fisher.shape[0]} parameters: " in said
+        assert "damped inverses are left out" in said
+        page.locator(".panels").focus()
+        for key in ("ArrowDown", "End", *["ArrowLeft"] * 4, *["ArrowDown"] * 7):
+            page.keyboard.press(key)
+        row, col = 7, len(places) - 5
+        found, own = reading(page), dense(fisher, "kfac-full")[grid]
+        assert found["exact"] == pytest.approx(exact[grid][row, col], rel=2**-7, abs=1e-9)
+        assert found["own"] == pytest.approx(own[row, col], rel=2**-7, abs=1e-4 * np.abs(own).max())
+        words = []
+        for layer, unit, column in (names[row], names[col]):
+            bias = layer.has_bias and column == layer.fan_in
+            words.append(f"{layer.name}, unit {unit + 1}, {'bias' if bias else f'weight of input {column + 1}'}")
+        assert place(page) == ("Entry", *words)
+
+
+def test_a_sample_and_root_mean_squares_are_two_views_of_one_network(browser, tmp_path, monkeypatch):
+    fisher = fisher_of(network(9, 8, 7, 3))
+    compared = far_above_the_dense_limit(monkeypatch, fisher, ("kfac", "diagonal"), 60)
+    path = write_page(tmp_path / "p.html", compared)
+    with opened(browser, path, "#section=section-1&view=3,4,10,12") as page:
+        options = page.locator("[data-field=kind] option").all_text_contents()
+        assert options == ["Fisher F, a sample", "RMS of each block"]
+        assert page.locator("[data-field=order] option").all_text_contents() == ["by output unit", "by input"]
+        page.locator("[data-field=kind]").select_option("rms")
+        until(page, "location.hash.includes('kind=rms')")
+        assert "view" not in state(page)
+        assert page.locator("[data-field=order]").is_disabled()
+        assert "root mean square of a block" in page.locator(".resolution").text_content()
+        assert page.locator(".rounding").is_hidden()  # as they are, of float32
+        page.locator("[data-field=kind]").select_option("matrix")
+        until(page, "location.hash.includes('kind=matrix')")
+        assert "view" not in state(page)
+        assert page.locator("[data-field=order]").is_enabled()
+        assert page.locator(".rounding").is_visible()
+        page.locator("[data-field=order]").select_option("input")
+        page.locator("[data-field=row]").select_option("0")
+        page.locator(".panels").focus()
+        for key in ("ArrowDown", "ArrowDown"):
+            page.keyboard.press(key)
+        places, names = chosen_of(compared, fisher)
+        units = int(compared.arrays["blocks_layout"][1][0])
+        inputs = len([1 for layer, unit, _ in names if (layer.name, unit) == (names[0][0].name, names[0][1])])
+        own, second = dense(fisher, "exact"), places[inputs]  # by input, the next unit comes first
+        assert units > 1
+        assert reading(page)["exact"] == pytest.approx(own[second, places[0]], rel=2**-7, abs=1e-9)
+        assert place(page)[1] == f"0, unit {names[inputs][1] + 1}, weight of input {names[0][2] + 1}"
+
+
+def test_a_comparison_without_a_sample_shows_root_mean_squares(browser, small, tmp_path, monkeypatch):
+    compared = far_above_the_dense_limit(monkeypatch, small, ("kfac", "diagonal"), 30)
+    arrays = {n: array for n, array in compared.arrays.items() if not n.startswith(("blocks", "entries", "sample"))}
+    path = write_page(tmp_path / "p.html", Comparison(compared.frame, compared.meta, arrays))
+    with opened(browser, path) as page:
+        assert page.locator("[data-field=kind] option").all_text_contents() == ["RMS of each block"]
+        assert page.locator("[data-field=order]").is_hidden()
+        assert "Single entries were not saved." in page.locator(".resolution").text_content()
 
 
 def test_two_sections_have_explorers_of_their_own(browser, small, compared, tmp_path):
