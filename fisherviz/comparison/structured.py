@@ -77,7 +77,7 @@ class StructuredComparison:
                 "blocks; probe one layer at a time with layers=."
             )
         if n**2 > _MAX_PAIRS:
-            self.notes.append(f"blocks between layers have no rows of their own: {n * n} of them.")
+            self.notes.append(f"blocks between layers have no rows of their own: {n * (n - 1):,} of them.")
         floor = (64 * torch.finfo(fisher.probe.precision).eps) ** 0.5
         self.notes.append(
             f"relative_frobenius comes from a difference of squares: below {floor:.1g} it means nothing but 'small'."

@@ -172,10 +172,19 @@ def test_a_file_of_another_comparison_is_refused(comparison, tmp_path):
         load_comparison(one)
 
 
+def test_passes_that_were_timed_are_not_read_as_counted(comparison, tmp_path):
+    path = comparison.save(tmp_path / "c") / "comparison.json"
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    found = load_comparison(tmp_path / "c")
+    assert "passes" in comparison.metrics
+    assert set(found.metrics) == set(comparison.metrics) - {"passes"}
+    assert found.notes[-1].startswith("passes are left out: an earlier release timed them")
+
+
 def test_a_newer_format_is_refused(comparison, tmp_path):
     path = comparison.save(tmp_path) / "comparison.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(ValueError, match="format 99, this release reads up to 1; upgrade"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
+    with pytest.raises(ValueError, match="format 99, this release reads up to 2; upgrade"):
         load_comparison(tmp_path)
 
 
