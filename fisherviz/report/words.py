@@ -188,9 +188,9 @@ def _cost(comparison: Comparison) -> list[Sentence]:
     beaten = [name for name in others if name not in tied]
     if 0 < len(beaten) <= LISTED:
         listed, held = _listed(beaten)
-        template, names = f"{template}; closer than {listed} and no dearer is one of these", (*names, *held)
+        template, names = f"{template}; for {listed} one of these is closer at no more cost", (*names, *held)
     elif beaten:
-        template += f"; for each of the other {len(beaten)} one of these is closer and no dearer"
+        template += f"; for each of the other {len(beaten)} one of these is closer at no more cost"
     return [Sentence(template + ".", names)]
 
 

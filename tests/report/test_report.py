@@ -391,7 +391,7 @@ def test_the_verdict_on_nothing_but_exact_methods_is_about_cost():
 def test_the_verdict_counts_what_costs_nothing():
     words = paragraph(verdict(with_values(METHODS, passes={"identity": 0.0})))
     assert "are identity (0), foof (0.900)" in words
-    assert "for each of the other 5 one of these is closer and no dearer." in words
+    assert "for each of the other 5 one of these is closer at no more cost." in words
 
 
 def test_the_verdict_says_seconds_where_nothing_was_counted():
