@@ -107,6 +107,7 @@ def test_an_interrupted_set_does_not_count(monkeypatch, bare):
         ("mnist", gzip.compress(b"another file"), "is not the published file"),
         ("ecoli", gzip.compress(b"mcg,gvh\n1,2\n"), "lacks the columns"),
     ],
+    ids=["text", "no archive", "another file", "no columns"],  # archives hold the time: as names they would differ
 )
 def test_a_damaged_file_is_named_and_the_exit_code_is_1(bare, name, content, message):
     for file in datasets.files(name):
