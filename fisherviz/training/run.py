@@ -26,6 +26,7 @@ from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
 from fisherviz.results.run import MONITOR, SUMMARY, Run, load_run
 from fisherviz.support.errors import OptionError, option
+from fisherviz.support.progress import watched
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config
@@ -145,7 +146,9 @@ class Session:
                 self.save()
             total = self.config.epochs * len(self.batches)
             begun = min(self.examples, total)
-            with tqdm(total=total, initial=begun, unit="ex", unit_scale=True, disable=self.config.quiet) as bar:
+            with tqdm(
+                total=total, initial=begun, unit="ex", unit_scale=True, disable=self.config.quiet or not watched()
+            ) as bar:
                 while not self.finished:
                     loss, count = self.step()
                     bar.update(count)
