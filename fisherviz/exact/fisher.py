@@ -188,6 +188,8 @@ class Fisher(Products):
     def solve(self, v: Vector, damping: float) -> Tensor | dict[str, Tensor]:
         """(F + damping I)⁻¹ v, dense or by Woodbury in example space, whichever costs less.
 
+        Where the captures for Woodbury do not fit, matrices of up to 3,000 parameters are dense.
+
         Args:
             v: flat (P,) or (P, k) in torch order, or a dictionary.
             damping: Tikhonov damping, at least 0.
@@ -256,7 +258,7 @@ class Fisher(Products):
     def _solver(self, damping: float) -> DampedCholesky | Woodbury:
         """The damped matrix factorised, dense or in example space, whichever costs less; the last one is kept."""
         self.check_unchanged()
-        dense = self._kept.matrix is not None or damping == 0 or self._few_parameters()
+        dense = self._kept.matrix is not None or damping == 0 or self._dense_is_less()
         key = ("dense" if dense else "woodbury", damping)
         if self._kept.solver is None or self._kept.solver[0] != key:
             if dense:
@@ -267,12 +269,14 @@ class Fisher(Products):
             self._kept.solver = (key, made)
         return self._kept.solver[1]
 
-    def _few_parameters(self) -> bool:
-        """Whether there are no more parameters than gradients, or the captures behind these do not fit."""
+    def _dense_is_less(self) -> bool:
+        """Whether the matrix is no larger than the Gram matrix; or small, where the captures behind that do not fit."""
         try:
             return self.space.size <= self.columns
         except MemoryError:
-            return True
+            if self.space.size <= _KEPT:
+                return True
+            raise
 
     def natural_gradient(self, damping: float) -> Tensor:
         """(F + damping I)⁻¹ ∇h for the data's gradient, flat in torch order, (P,); one pass for both.

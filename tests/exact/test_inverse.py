@@ -73,6 +73,14 @@ def test_captures_that_do_not_fit_leave_the_dense_way(monkeypatch):
     torch.testing.assert_close(fisher.inverse(0.1).to_dense(), oracle, rtol=1e-9, atol=1e-9)
 
 
+def test_captures_that_do_not_fit_are_refused_where_the_dense_way_is_long(monkeypatch):
+    monkeypatch.setattr("fisherviz.exact.fisher._KEPT", 27)
+    fisher = fisher_of(400)
+    monkeypatch.setattr(fv.config, "memory_budget", 60_000)
+    with pytest.raises(MemoryError, match="use fewer examples, or kind='mc'"):
+        fisher.solve(torch.ones(fisher.shape[0], dtype=torch.float64), 0.1)
+
+
 def test_an_inverse_that_does_not_exist_says_which_damping_would_do():
     with pytest.raises(SingularMatrixError, match="damping"):
         fisher_of(4).inverse(0.0)
