@@ -6,6 +6,7 @@ earlier one. `passes.Passes` holds the data's side of it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import overload
@@ -186,9 +187,7 @@ class Fisher(Products):
     @overload
     def solve(self, v: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]: ...
     def solve(self, v: Vector, damping: float) -> Tensor | dict[str, Tensor]:
-        """(F + damping I)⁻¹ v, dense or by Woodbury in example space, whichever costs less.
-
-        Where the captures for Woodbury do not fit, matrices of up to 3,000 parameters are dense.
+        """(F + damping I)⁻¹ v, dense or by Woodbury, whichever costs less; dense up to 3,000 where captures do not fit.
 
         Args:
             v: flat (P,) or (P, k) in torch order, or a dictionary.
@@ -271,12 +270,9 @@ class Fisher(Products):
 
     def _dense_is_less(self) -> bool:
         """Whether the matrix is no larger than the Gram matrix; or small, where the captures behind that do not fit."""
-        try:
+        with contextlib.suppress(*([MemoryError] if self.space.size <= _KEPT else [])):
             return self.space.size <= self.columns
-        except MemoryError:
-            if self.space.size <= _KEPT:
-                return True
-            raise
+        return True
 
     def natural_gradient(self, damping: float) -> Tensor:
         """(F + damping I)⁻¹ ∇h for the data's gradient, flat in torch order, (P,); one pass for both.
