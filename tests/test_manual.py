@@ -10,7 +10,7 @@ import pytest
 from matplotlib import pyplot
 
 import fisherviz as fv
-from fisherviz.papers.registry import exhibits
+from fisherviz.papers.ledger.registry import exhibits
 
 DOCS = Path(__file__).parent.parent / "docs"
 CELL = re.compile(r"^```\{code-cell\}.*?\n(.*?)^```$", re.DOTALL | re.MULTILINE)

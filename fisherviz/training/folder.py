@@ -6,25 +6,21 @@ the run is continued, so that the lines are those of a run that was never interr
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import os
 from types import ModuleType
 from typing import Any, BinaryIO
 
-import torch
 import yaml
 
 from fisherviz.results.run import CHECKPOINT, CONFIG, METRICS, SUMMARY
 from fisherviz.support import files
 from fisherviz.support.errors import OptionError, option
+from fisherviz.support.sealing import seal, unseal
 from fisherviz.training.config import BEFORE, FREE, Config
 
 FORMAT = 1
 LOCK = ".lock"
-EMPTY = b"\0\0"
-"""Length of the comment at the end of a ZIP archive that has none."""
 fcntl: ModuleType | None
 try:
     import fcntl
@@ -126,9 +122,8 @@ class Folder:
         assert self._log is not None
         os.fsync(self._log.fileno())
         length = os.fstat(self._log.fileno()).st_size
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "sealed": True, "metrics_bytes": length, **state}, buffer)
-        files.write_whole(self.path / CHECKPOINT, _sealed(buffer.getvalue()))
+        content = seal({"format": FORMAT, "metrics_bytes": length, **state})
+        files.write_whole(self.path / CHECKPOINT, content)
 
     def load(self) -> dict[str, Any] | None:
         """The checkpoint, None where there is none yet; no code in it is run.
@@ -143,9 +138,7 @@ class Folder:
             return None
         content = path.read_bytes()
         try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if state.get("sealed") and content != _sealed(_opened(content)):
-                raise ValueError("its checksum is another")
+            state = unseal(content)
         except Exception as error:
             raise OptionError(f"out: {path} cannot be read; remove the folder to start again.") from error
         if state["format"] > FORMAT:
@@ -164,13 +157,3 @@ class Folder:
             self._log.close()
             self._log = None
         self._lock.close()
-
-
-def _sealed(archive: bytes) -> bytes:
-    """A ZIP archive without a comment, with its checksum as the comment, where every reader passes over it."""
-    digest = hashlib.sha256(archive).hexdigest().encode()
-    return archive[: -len(EMPTY)] + len(digest).to_bytes(len(EMPTY), "little") + digest
-
-
-def _opened(sealed: bytes) -> bytes:
-    return sealed[: -len(EMPTY) - 2 * hashlib.sha256().digest_size] + EMPTY

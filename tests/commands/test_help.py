@@ -14,7 +14,8 @@ from fisherviz.cli import app
 from fisherviz.commands import names
 from fisherviz.network import likelihoods
 from fisherviz.network.vectors import KINDS
-from fisherviz.papers import registry
+from fisherviz.papers.ledger import registry
+from fisherviz.papers.trials.work import SCALES
 from fisherviz.results.metrics import METRICS
 from fisherviz.training.config import Config
 from fisherviz.training.optimizers import OPTIMIZERS
@@ -94,7 +95,7 @@ def test_the_names_that_shells_complete_are_those_that_there_are():
     assert tuple(KINDS) == names.KINDS
     assert likelihood == names.LIKELIHOODS
     assert names.TASKS == datasets.TASKS
-    assert names.SCALES == registry.SCALES
+    assert names.SCALES == SCALES
     assert tuple(registry.exhibits()) == names.EXHIBITS
     assert tuple(presets()) == names.PRESETS
     assert tuple(SAMPLERS) == names.SAMPLERS

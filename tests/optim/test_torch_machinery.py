@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import fisherviz as fv
 from fisherviz import optim
 from fisherviz.comparison.strengths import strengths
-from fisherviz.papers.sang import DecayedKFAC
+from fisherviz.papers.sang.optimizers import DecayedKFAC
 from fisherviz.training.diagnosis import explain
 from fisherviz.training.optimizers import dampings
 from tests.oracles.steps import closure_of, data, matrices, net

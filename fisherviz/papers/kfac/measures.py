@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fisherviz import plotting
-from fisherviz.papers.kfac_network import KFACNetwork
+from fisherviz.papers.kfac.network import KFACNetwork
 
 
 def relative(difference: Tensor, reference: Tensor) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
-from fisherviz.papers.training import Trained
+from fisherviz.papers.trials.problems import Trained
 
 
 def spread(values: Sequence[float], digits: str = ".3g", factor: float = 1.0, unit: str = "") -> str:
@@ -16,6 +17,40 @@ def spread(values: Sequence[float], digits: str = ".3g", factor: float = 1.0, un
         return "diverged"
     shown = [format(v, digits) if math.isfinite(v) else "diverged" for v in (middle, low, high)]
     return shown[0] + unit + (f" ({shown[1]} to {shown[2]})" if len(values) > 1 else "")
+
+
+def protocol(found: Mapping[str, Trained]) -> tuple[dict[str, str], ...]:
+    """How each method was tuned and trained: what was open to it, what was tried, chosen, and what broke off."""
+    rows = []
+    for name, one in found.items():
+        method, effort = one.method, one.effort
+        broken = sum(math.isinf(loss) for _, loss in one.trials)
+        tried = f"{len(one.trials)} of {effort.trial_steps} steps, {broken} diverged"
+        rows.append(
+            {
+                "method": name,
+                "optimizer": method.optimizer.rpartition(":")[2],
+                "fixed": _options(method.fixed),
+                "grid": "; ".join(f"{key} {_values(values)}" for key, values in method.grid.items()) or "none",
+                "start": _options(method.start),
+                "trials": tried if one.trials else "none",
+                "chosen": _options(one.options),
+                "runs": f"{len(one.runs)} seeds of {effort.steps} steps, {one.stopped} diverged",
+            }
+        )
+    return tuple(rows)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_value(value)}" for key, value in options.items()) or "none"
+
+
+def _values(values: Sequence[Any]) -> str:
+    return ", ".join(map(_value, values))
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def settings_words(found: Mapping[str, Trained]) -> str:

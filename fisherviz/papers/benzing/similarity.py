@@ -1,13 +1,8 @@
-"""Benzing 2021, figure 5B/C (training losses of five optimizers) and 4A (K-FAC's similarity to FOOF against damping).
-
-784-1000-1000-1000-10, ReLU, no biases, batch 100, data standardised. Learning rates and dampings of K-FAC and FOOF
-are for means over the batch: the author's, which are for sums over it, divided by 100.
-"""
+"""Benzing 2021, figure 4A: K-FAC's similarity to FOOF against damping."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -19,22 +14,20 @@ from fisherviz.approximations import approximate
 from fisherviz.comparison.monitor import SIMILARITIES, similarity
 from fisherviz.network.likelihoods import resolve
 from fisherviz.operators.damping import FactoredTikhonov
-from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.curves import STYLES, draw_band, draw_curves, logarithmic
+from fisherviz.papers.benzing.setting import DAMPINGS, SCALES
+from fisherviz.papers.ledger.claims import Claim, Outcome
+from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
-from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.training import TITLES, Effort, Method, Problem, Trained, at_hand, build, compare, kept
-from fisherviz.papers.words import settings_words, spread, stopped_words
+from fisherviz.papers.trials.curves import STYLES, draw_band
+from fisherviz.papers.trials.problems import TITLES, Problem, at_hand, build
+from fisherviz.papers.trials.words import spread
+from fisherviz.papers.trials.work import Run, kept
 from fisherviz.plotting.style import tidy
 from fisherviz.probe import Probe
 from fisherviz.results.comparison import WHOLE
 from fisherviz.training.data import Batches, Position
 from fisherviz.training.evaluation import evaluate
 
-RATES = tuple(float(f"{a}e{i}") for i in range(-7, 1) for a in (1, 3))
-DAMPINGS = tuple(float(f"1e{i}") for i in range(-8, 5, 2))
-PAPER = {"SGD": 0.14, "Adam": 0.11, "natural gradient": 0.18, "K-FAC": 0.007, "FOOF": 0.002}
-"""Final training losses on Fashion-MNIST, read off the plots of the paper's later version."""
 SIMILAR = {"foof_cosine_factored": 0.7, "foof_cosine_eigenvalues": 0.1}
 """K-FAC's cosine with FOOF, read off the same."""
 TUNED_DAMPING = 0.01
@@ -46,150 +39,11 @@ OTHER_BALANCE = "trace-norm"
 """The K-FAC paper's, which divides the traces by the factors' sizes."""
 
 
-def methods(amortised: int) -> tuple[Method, ...]:
-    """The five optimizers; those with matrices renew them every so many steps."""
-    fixed = {"T": amortised}
-    both: dict[str, Sequence[Any]] = {"lr": RATES, "damping": DAMPINGS}
-    return (
-        Method("SGD", "sgd", {}, {"lr": RATES, "momentum": (0.0, 0.9)}, {"lr": 0.01, "momentum": 0.9}),
-        Method("Adam", "adam", {}, {"lr": RATES}, {"lr": 1e-4}),
-        Method("natural gradient", "subsampled", fixed, both, {"lr": 1e-5, "damping": 1e-4}),
-        Method("K-FAC", "kfac", {"rescale": False, "adapt": False, **fixed}, both, {"lr": 3e-3, "damping": 0.01}),
-        Method("FOOF", "foof", fixed, both, {"lr": 0.3, "damping": 1.0}),
-    )
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of the paper's setting is run; None: all."""
-
-    width: int
-    limit: int | None
-    epochs: int
-    trial_epochs: int
-    trials: int
-    amortised: int
-    warm: tuple[int, ...]  # steps of training before figure 4A's looks
-    examples: int  # that figure 4A's factors are taken over
-    seeds: int = 3
-
-
-SCALES = {
-    "smoke": Scale(12, 200, 2, 1, 1, 2, (2,), 60, 2),
-    "desk": Scale(400, 6000, 10, 4, 6, 10, (300,), 500),
-    "paper": Scale(1000, None, 10, 10, 40, 1, (300, 6000), 1000),
-}
-
-
-@exhibit("benzing.fig5", "Benzing 2021, figures 5B and 5C: training loss of FOOF, K-FAC and the others")
-def fig5(run: Run) -> Outcome:
-    """Train the five optimizers on Fashion-MNIST and MNIST.
-
-    Args:
-        run: scale, seed and device.
-
-    Returns:
-        The picture and its claims.
-    """
-    scale = SCALES[run.scale]
-    names = [name for name in ("fashion-mnist", "mnist") if at_hand(name, run)] or ["digits"]
-    found = {name: compare(*_setup(name, scale), run) for name in names}
-    effort = _setup(names[0], scale)[2]
-    other = _departures(scale, names)
-    claims = [_ten_times(found, other), _ahead(found, other)]
-    if "fashion-mnist" in found:
-        claims += [_number(name, one, other) for name, one in found["fashion-mnist"].items()]
-    chosen = "; ".join(f"{TITLES[name]}: {settings_words(one)}{stopped_words(one)}" for name, one in found.items())
-    details = (
-        f"{' and '.join(TITLES[n] for n in names)} standardised, ReLU network with three hidden layers of "
-        f"{scale.width}, no biases, batch 100, {scale.epochs} epochs"
-        f"{'' if scale.limit is None else f' of the first {scale.limit:,} training images'}; "
-        f"matrices renewed every {scale.amortised} steps, averages with decay 0.95, the natural gradient's Fisher on "
-        f"an independent mini-batch; {effort}; chosen: {chosen}"
-    )
-    caption = "Training loss of the tuned optimizers (median and range of the seeds)."
-
-    def fill(figure: Figure) -> None:
-        axes = np.atleast_1d(figure.subplots(1, len(found)))
-        for ax, (name, one) in zip(axes, found.items(), strict=True):
-            draw_curves(ax, one, "train_loss")
-            logarithmic(ax)
-            ax.set_title(TITLES[name], fontsize=10)
-        axes[0].set_ylabel("training loss")
-        axes[0].legend(fontsize=7.5)
-
-    setting = f"width {scale.width}, {scale.epochs} epochs, {scale.seeds} seeds, {scale.trials} trials each"
-    return Outcome(tuple(claims), setting, details, caption, draw(4.8 * len(found), 3.6, fill))
-
-
-def _setup(name: str, scale: Scale) -> tuple[Problem, tuple[Method, ...], Effort]:
-    options = (("hidden", (scale.width,) * 3),)
-    problem = Problem(name, "foof-mlp", options, batch=100, limit=scale.limit, standardise=True)
-    effort = problem.effort(scale.epochs, scale.trial_epochs, scale.trials, scale.seeds)
-    return problem, methods(scale.amortised), effort
-
-
-def _departures(scale: Scale, names: Sequence[str]) -> tuple[str, ...]:
-    found = ["digits instead of Fashion-MNIST and MNIST"] if "digits" in names else []
-    found += [f"hidden layers of {scale.width} instead of 1000"] if scale.width != 1000 else []
-    found += [f"{scale.limit:,} training images instead of 60,000"] if scale.limit is not None else []
-    return tuple(found)
-
-
-def _ten_times(found: Mapping[str, Mapping[str, Trained]], other: tuple[str, ...]) -> Claim:
-    ratios = {
-        name: _ratio(one["natural gradient"].last("train_loss"), one["K-FAC"].last("train_loss"))
-        for name, one in found.items()
-    }
-    return Claim(
-        "K-FAC reaches an approximately 10 times lower training loss than the subsampled natural gradient",
-        "approximately 10 times, both data sets",
-        ", ".join(f"{TITLES[name]} {value:.3g} times" for name, value in ratios.items()),
-        "at least 5 times on each data set (medians)",
-        all(value >= 5 for value in ratios.values()),
-        other,
-        values=ratios,
-    )
-
-
-def _ahead(found: Mapping[str, Mapping[str, Trained]], other: tuple[str, ...]) -> Claim:
-    losses = {name: (one["FOOF"].last("train_loss"), one["K-FAC"].last("train_loss")) for name, one in found.items()}
-    ratios = {f"{name}_ratio": _ratio(foof, kfac) for name, (foof, kfac) in losses.items()}
-    return Claim(
-        "FOOF performs similarly to K-FAC, if not better",
-        "figures 5B and 5C (about 0.002 against 0.007 on Fashion-MNIST)",
-        "; ".join(f"{TITLES[n]}: FOOF {spread(foof)}, K-FAC {spread(kfac)}" for n, (foof, kfac) in losses.items()),
-        "FOOF's median loss is at most 1.1 times K-FAC's on each data set",
-        all(value <= 1.1 for value in ratios.values()),
-        other,
-        values=ratios,
-    )
-
-
-def _number(name: str, one: Trained, other: tuple[str, ...]) -> Claim:
-    losses = one.last("train_loss")
-    factor = median(losses) / PAPER[name]
-    return Claim(
-        f"{name}: training loss after 10 epochs on Fashion-MNIST",
-        f"about {PAPER[name]:g} (read off a plot of the paper's later version)",
-        spread(losses),
-        "within a factor of 1.5",
-        2 / 3 <= factor <= 1.5,
-        other,
-        values={"loss": median(losses)},
-    )
-
-
-def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Of the medians; a method that diverged is infinitely far behind."""
-    first, second = median(above), median(below)
-    return first / second if second < float("inf") else 0.0
-
-
-# ---- figure 4A -------------------------------------------------------------------------------------------------
-
-
-@exhibit("benzing.fig4a", "Benzing 2021, figure 4A: K-FAC's similarity to FOOF against damping, both kinds of damping")
+@exhibit(
+    "benzing.fig4a", "figure 4A: K-FAC's similarity to FOOF against damping, both kinds of damping",
+    shows="the cosine between the updates of K-FAC and FOOF, which rises with the damping, most if factors are damped",
+    desk=0.05, paper=0.5,
+)  # fmt: skip
 def fig4a(run: Run) -> Outcome:
     """Measure the cosine between K-FAC's and FOOF's directions for each damping on a network in training.
 

@@ -21,9 +21,9 @@ from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.operators.factorise import cholesky, symmetric
 from fisherviz.optim import KFAC
-from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.registry import Run
-from fisherviz.papers.training import TITLES, kept
+from fisherviz.papers.ledger.claims import Claim, Outcome
+from fisherviz.papers.trials.problems import TITLES
+from fisherviz.papers.trials.work import Run, kept
 from fisherviz.probe import Probe
 
 ERROR = 0.05  # share of wrong training examples in figure 2

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from fisherviz.papers.training import Trained
+from fisherviz.papers.trials.problems import Trained
 from fisherviz.plotting.style import MethodStyle, plain_decades, tidy
 
 STYLES: dict[str, MethodStyle] = {

@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.curves import STYLES
+from fisherviz.papers.ledger.claims import Claim, Outcome
+from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
-from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, compare
-from fisherviz.papers.words import spread, stopped_words
+from fisherviz.papers.trials.curves import STYLES
+from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained, at_hand
+from fisherviz.papers.trials.tuning import compare
+from fisherviz.papers.trials.words import spread, stopped_words
+from fisherviz.papers.trials.work import Run
 from fisherviz.plotting.style import tidy
 
 HIDDEN = {"4": (4,), "32-16": (32, 16), "32-16-16": (32, 16, 16)}
@@ -52,7 +54,11 @@ EFFORTS = {
 Cells = dict[tuple[str, str], dict[str, Trained]]
 
 
-@exhibit("shrestha.table1", "Shrestha 2023, table 1: log of the training loss at convergence, batch 128")
+@exhibit(
+    "shrestha.table1", "table 1: log of the training loss at convergence, batch 128",
+    shows="the logarithm of the training loss that SGD and TENGraD reach on three data sets, with three networks",
+    desk=0.2, paper=10.0,
+)  # fmt: skip
 def table1(run: Run) -> Outcome:
     """Train SGD and TENGraD in each cell of the table.
 

@@ -18,12 +18,14 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from fisherviz import models
-from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.curves import draw_curves, logarithmic
+from fisherviz.papers.ledger.claims import Claim, Outcome
+from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
-from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.training import Effort, Method, Problem, Trained, at_hand, tune
-from fisherviz.papers.words import settings_words, spread, stopped_words
+from fisherviz.papers.trials.curves import draw_curves, logarithmic
+from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained, at_hand
+from fisherviz.papers.trials.tuning import tuned
+from fisherviz.papers.trials.words import protocol, settings_words, spread, stopped_words
+from fisherviz.papers.trials.work import Run
 
 ERROR = "train_squared_error"
 ETA = 1e-5
@@ -101,7 +103,11 @@ def methods() -> tuple[Method, ...]:
     return tuple(found)
 
 
-@exhibit("autoencoders.fig11", "Martens & Grosse 2015, figure 11, middle: K-FAC and Nesterov on the MNIST autoencoder")
+@exhibit(
+    "kfac.fig11", "figure 11, middle: K-FAC and Nesterov on the MNIST autoencoder",
+    shows="training error over iterations, with and without momentum, both K-FACs far below the baseline",
+    desk=0.5, paper=60.0,
+)  # fmt: skip
 def fig11(run: Run) -> Outcome:
     """Train the autoencoder with the baseline and four versions of K-FAC.
 
@@ -114,14 +120,15 @@ def fig11(run: Run) -> Outcome:
     scale = SCALES[run.scale]
     name = "mnist" if at_hand("mnist", run) else "digits"
     small = run.scale == "smoke"
-    network = "fisherviz.papers.autoencoders:small_autoencoder" if small else "mnist-autoencoder"
+    network = "fisherviz.papers.kfac.autoencoders:small_autoencoder" if small else "mnist-autoencoder"
     still = Problem(
         name, network, batch=scale.batch, limit=scale.limit, size=28 if name == "digits" and not small else None,
         task="autoencoder", averaging=0.99, evaluated=scale.limit,
     )  # fmt: skip
     growing = replace(still, batch=scale.first, full_at=scale.full_at)
     problems = {DIAGONAL: growing, TRIDIAGONAL: growing}
-    found = {m.name: tune(problems.get(m.name, still), m, scale.effort, run) for m in methods()}
+    tasks = [(problems.get(m.name, still), m, scale.effort) for m in methods()]
+    found = {one.method.name: one for one in tuned(tasks, run)}
     other = _departures(scale, name, small)
     claims = tuple(_claim(found, other, *row) for row in CLAIMS)
     sizes = "64-12-3-12-64" if small else "784-1000-500-250-30 and back"
@@ -142,7 +149,7 @@ def fig11(run: Run) -> Outcome:
         ax.legend(fontsize=8)
 
     setting = f"{growing.title} autoencoder, {scale.effort.steps} iterations, {scale.effort.seeds} seeds"
-    return Outcome(claims, setting, details, caption, draw(6.6, 4.2, fill))
+    return Outcome(claims, setting, details, caption, draw(6.6, 4.2, fill), protocol(found))
 
 
 def _departures(scale: Scale, name: str, small: bool) -> tuple[str, ...]:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from fisherviz import plotting
 from fisherviz.exact.cumulants import cumulants
-from fisherviz.papers.claims import Claim, Outcome
-from fisherviz.papers.kfac_measures import (
+from fisherviz.papers.kfac.measures import (
     far_share,
     inverses,
     likeness,
@@ -25,10 +24,12 @@ from fisherviz.papers.kfac_measures import (
     regained,
     relative,
 )
-from fisherviz.papers.kfac_network import MIDDLE, KFACNetwork, kfac_networks
+from fisherviz.papers.kfac.network import MIDDLE, KFACNetwork, kfac_networks
+from fisherviz.papers.ledger.claims import Claim, Outcome
+from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
-from fisherviz.papers.registry import Run, exhibit
-from fisherviz.papers.words import spread
+from fisherviz.papers.trials.words import spread
+from fisherviz.papers.trials.work import Run
 
 PAPER_ERROR, PAPER_BOUND = 2894.4, 4134.6  # section 3.1
 EVERY = "on every seed"
@@ -37,7 +38,11 @@ BRIGHT = 0.99  # share of the cells of F̃ below the top of its scale
 BRIGHT_INVERSE = 0.93  # the same of inverses, whose diagonal blocks would leave everything else black
 
 
-@exhibit("kfac.fig2", "Martens & Grosse 2015, figure 2: F, F̃ and their difference")
+@exhibit(
+    "kfac.fig2", "figure 2: F, F̃ and their difference",
+    shows="the exact Fisher of the middle four layers, its Khatri–Rao approximation and their difference",
+    desk=0.05, paper=0.05,
+)  # fmt: skip
 def fig2(run: Run) -> Outcome:
     """Draw the exact Fisher, its Khatri-Rao approximation F̃ and |F - F̃| on one scale.
 
@@ -70,7 +75,11 @@ def fig2(run: Run) -> Outcome:
     return networks.outcome((claim,), caption, draw(9.6, 3.2, fill, heatmaps=True))
 
 
-@exhibit("kfac.cumulants", "Martens & Grosse 2015, section 3.1: the error of F̃ and its cumulant bound")
+@exhibit(
+    "kfac.cumulants", "section 3.1: the error of F̃ and its cumulant bound",
+    shows="the sum of |F − F̃| over all pairs of weights, 2894.4, and its bound by cumulants, 4134.6",
+    desk=0.05, paper=0.05,
+)  # fmt: skip
 def sums(run: Run) -> Outcome:
     """Sum |F - F̃| and its bound by cumulants over all pairs of weights.
 
@@ -108,7 +117,11 @@ def sums(run: Run) -> Outcome:
     return networks.outcome(claims, "Sums over all pairs of weights of the middle four layers.")
 
 
-@exhibit("kfac.fig3", "Martens & Grosse 2015, figure 3: F̃, its inverse, and the block means of the inverse")
+@exhibit(
+    "kfac.fig3", "figure 3: F̃, its inverse, and the block means of the inverse",
+    shows="the inverse of F̃ is nearly block-tridiagonal where F̃ is not",
+    desk=0.05, paper=0.05,
+)  # fmt: skip
 def fig3(run: Run) -> Outcome:
     """Draw F̃, its exact damped inverse and the inverse's block means; below them the same of the exact F.
 
@@ -194,7 +207,11 @@ def fig3(run: Run) -> Outcome:
     return networks.outcome(claims, caption, draw(9.6, 5.6, fill, heatmaps=True))
 
 
-@exhibit("kfac.fig5", "Martens & Grosse 2015, figure 5: F̃ against F̌ and F̂")
+@exhibit(
+    "kfac.fig5", "figure 5: F̃ against F̌ and F̂",
+    shows="the block-diagonal and the block-tridiagonal approximation of F̃ and their errors",
+    desk=0.05, paper=0.05,
+)  # fmt: skip
 def fig5(run: Run) -> Outcome:
     """Draw F̃ beside F̌ and F̂, whose inverses are block-diagonal and block-tridiagonal, with |differences|.
 
@@ -243,7 +260,11 @@ def fig5(run: Run) -> Outcome:
     return networks.outcome(claims, caption, _two_rows(net, tilde, check, hat, "", BRIGHT))
 
 
-@exhibit("kfac.fig6", "Martens & Grosse 2015, figure 6: the inverses of F̃, F̌ and F̂")
+@exhibit(
+    "kfac.fig6", "figure 6: the inverses of F̃, F̌ and F̂",
+    shows="the same for the inverses, where the approximations are made",
+    desk=0.05, paper=0.05,
+)  # fmt: skip
 def fig6(run: Run) -> Outcome:
     """Draw the exact inverse of F̃ beside its block-diagonal and block-tridiagonal approximations.
 

@@ -1,0 +1,184 @@
+"""One run of a comparison: kept when it ends, and resumed bit for bit where a long one was interrupted."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherviz.network.likelihoods import resolve
+from fisherviz.papers.trials.problems import Method, Options, Problem, build
+from fisherviz.papers.trials.work import Run, kept, place
+from fisherviz.support.files import write_whole
+from fisherviz.support.progress import progress_bar
+from fisherviz.support.sealing import seal, unseal
+from fisherviz.training.data import Batches, Position
+from fisherviz.training.diagnosis import NonFiniteLoss, finite
+from fisherviz.training.evaluation import Average, evaluate, score
+from fisherviz.training.optimizers import make_optimizer
+
+SAVED = 120.0
+"""Seconds between the states that an interrupted run goes on from."""
+
+
+def trained(
+    problem: Problem, method: Method, options: Options, steps: int, look: int, seed: int, run: Run
+) -> dict[str, Any]:
+    """One run, or what is kept of it.
+
+    Args:
+        problem: what is trained.
+        method: the optimizer.
+        options: of it, beside those that are fixed.
+        steps: how many.
+        look: steps between evaluations.
+        seed: of weights and batches.
+        run: device, and where runs are kept.
+
+    Returns:
+        "curve" (a line per evaluation: step, epoch, train_loss, ..., and running_accuracy, the mean accuracy on the
+        batches since the line before, each before its step), "stopped" (why it broke off, or None), "seconds".
+    """
+    what = {
+        "problem": asdict(problem), "optimizer": method.optimizer,
+        "options": {**method.fixed, **options}, "steps": steps, "look": look, "seed": seed, "device": run.device,
+    }  # fmt: skip
+    title = f"{problem.dataset} {method.name} {' '.join(f'{k}={v:g}' for k, v in options.items())} seed {seed}"
+
+    def measure() -> dict[str, Any]:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return _Training(problem, what, title, run).finish()
+
+    return kept(what, measure, run)
+
+
+class _Training:
+    """A run under way.
+
+    Args:
+        problem: what is trained.
+        what: everything that decides the run.
+        title: before the progress bar.
+        run: where its state is kept.
+    """
+
+    def __init__(self, problem: Problem, what: Mapping[str, Any], title: str, run: Run) -> None:
+        self.problem, self.what, self.title, self.run = problem, what, title, run
+        self.data = problem.data().to(run.device)
+        self.likelihood = resolve(self.data.likelihood)
+        self.model = build(problem, self.data, what["seed"]).to(run.device, getattr(torch, problem.dtype))
+        self.batches = Batches(*self.data.train, problem.batch, problem.full_at, what["seed"])
+        self.optimizer: Any = make_optimizer(
+            what["optimizer"], what["options"], self.model, self.likelihood, self.batches, "paper"
+        )
+        self.average = None if problem.averaging is None else Average(self.model, problem.averaging)
+        self.position, self.done, self.seconds = Position(), 0, 0.0
+        self.curve: list[dict[str, float]] = []
+        self.right = self.seen = 0
+        self.path = place(what, run, ".part")
+        self._resume()
+
+    def finish(self) -> dict[str, Any]:
+        """Train to the end, or to where the numbers are not finite."""
+        stopped, saved = None, time.monotonic()
+        try:
+            if not self.curve:
+                self._look()
+            steps = range(self.done + 1, self.what["steps"] + 1)
+            for step in progress_bar(steps, self.title, "step", self.run.progress):
+                x, y, self.position = self.batches.take(self.position, step)
+                began = time.process_time()
+                self._step(x, y, step)
+                self.seconds += time.process_time() - began
+                self.done = step
+                if self.average is not None:
+                    self.average.update()
+                if step % self.what["look"] == 0 or step == self.what["steps"]:
+                    self._look()
+                if self.path is not None and time.monotonic() - saved > SAVED:
+                    self._save(self.path)
+                    saved = time.monotonic()
+        except NonFiniteLoss as error:  # the options' failure; any other is the command's
+            stopped = str(error)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        return {"curve": self.curve, "stopped": stopped, "seconds": self.seconds}
+
+    def _step(self, x: Tensor, y: Tensor, step: int) -> None:
+        first: list[float] = []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            z = self.model(x)
+            loss = self.likelihood.nll(z, y).mean()
+            if not first:
+                first.append(loss.item())
+                if not math.isfinite(first[0]):
+                    raise NonFiniteLoss(f"the loss is {first[0]} at step {step}")
+                if score(y) == "accuracy":
+                    self.right += int((z.detach().argmax(-1) == y).sum())
+                    self.seen += len(y)
+            loss.backward()
+            return loss
+
+        try:
+            self.optimizer.step(closure)
+        except (RuntimeError, ValueError) as error:
+            if finite(self.model):
+                raise
+            raise NonFiniteLoss(f"step {step} met numbers that are not finite: {error}") from error
+
+    def _look(self) -> None:
+        line = self._measured()
+        if self.average is not None:
+            with self.average.inside():
+                other = self._measured()
+            line = min(line, other, key=lambda metrics: metrics["train_loss"])
+        if not math.isfinite(line["train_loss"]):
+            raise NonFiniteLoss(f"the training loss is {line['train_loss']} after step {self.done}")
+        if self.seen:
+            line["running_accuracy"] = self.right / self.seen
+            self.right = self.seen = 0
+        epoch = self.position.epoch + self.position.offset / len(self.batches)
+        finite_ones = {key: value for key, value in line.items() if math.isfinite(value)}
+        self.curve.append({"step": self.done, "epoch": epoch, **finite_ones})
+
+    def _measured(self) -> dict[str, float]:
+        limit, data = self.problem.evaluated, self.data
+        train = evaluate(self.model, self.likelihood, data.train, limit)
+        test = evaluate(self.model, self.likelihood, data.test, limit)
+        return {f"train_{k}": v for k, v in train.items()} | {f"validation_{k}": v for k, v in test.items()}
+
+    def _save(self, path: Path) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.values,
+            "random": torch.get_rng_state(),
+            "position": [self.position.epoch, self.position.offset],
+            "counts": [self.done, self.right, self.seen],
+            "seconds": self.seconds,
+            "curve": self.curve,
+        }
+        write_whole(path, seal(state))
+
+    def _resume(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        state = unseal(self.path.read_bytes())
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            for name, value in self.average.values.items():
+                value.copy_(state["average"][name])
+        torch.set_rng_state(state["random"])
+        self.position = Position(*state["position"])
+        self.done, self.right, self.seen = state["counts"]
+        self.seconds, self.curve = state["seconds"], state["curve"]
