@@ -84,7 +84,8 @@ def network_words(run: Run) -> str:
     """Data and network, in words."""
     scale, problem = SCALES[run.scale], problem_of(run)
     sizes = "-".join(map(str, (scale.size**2, *(scale.width,) * 5, 10)))
-    return f"{problem.title} scaled to {scale.size} × {scale.size}, {problem.examples:,} training images, tanh network {sizes}"
+    images = f"{problem.title} scaled to {scale.size} × {scale.size}, {problem.examples:,} training images"
+    return f"{images}, tanh network {sizes}"
 
 
 @exhibit(

@@ -87,9 +87,9 @@ def speed(run: Run) -> Outcome:
         tidy(ax)
 
     details = (
-        f"{network_words(run)}, batch {problem.batch}, one label drawn for each example, averages with decay 0.95, no momentum; the exact "
-        f"natural gradient's Fisher is the mini-batch's own; {effort}; chosen: {settings_words(found)}"
-        f"{stopped_words(found)}"
+        f"{network_words(run)}, batch {problem.batch}, one label drawn for each example, averages with decay 0.95, no "
+        f"momentum; the exact natural gradient's Fisher is the mini-batch's own; {effort}; chosen: "
+        f"{settings_words(found)}{stopped_words(found)}"
     )
     caption = (
         "Training loss (median, bars over the seeds) against the cosine of the method's direction with the exact "
