@@ -97,6 +97,11 @@ class Kronecker(Operator):
         return made
 
     @property
+    def first_alone(self) -> bool:
+        """Whether it was made as A ⊗ I, by `over_units`."""
+        return self._G is None
+
+    @property
     def G(self) -> Tensor:
         """The (d_g, d_g') output factor."""
         if self._G is None:
