@@ -41,7 +41,7 @@ from fisherviz.papers.trials.problems import Effort, Method, Problem, at_hand
 from fisherviz.papers.trials.tuning import tuned
 from fisherviz.papers.trials.words import protocol, settings_words, stopped_words
 from fisherviz.papers.trials.work import Run, kept
-from fisherviz.plotting.style import MethodStyle, tidy
+from fisherviz.plotting.style import MethodStyle, plain_decades, tidy
 
 ETA, XI = 1e-5, 0.99
 LOOKS = {**STYLES, PLAIN: MethodStyle("#767676", "v", (0, (3, 1)))}
@@ -124,7 +124,7 @@ def methods(schedule: bool) -> tuple[Method, ...]:
     """
     rates = tuple(float(f"{a}e{i}") for i in range(-5, 0) for a in (1, 3))
     bound = {"momentum": (0.9, 0.99, 0.995, 0.999)} if schedule else {}
-    fixed = {"weight_decay": ETA} | ({} if schedule else {"momentum": 0.99})
+    fixed: dict[str, Any] = {"weight_decay": ETA} | ({} if schedule else {"momentum": 0.99})
     found = [
         Method(BASELINE, "nesterov", fixed, {"lr": rates, **bound}, {"lr": 0.01} | dict.fromkeys(bound, 0.99)),
         Method(PLAIN, "sgd", {"weight_decay": ETA}, {"lr": rates}, {"lr": 0.01}),
@@ -311,3 +311,5 @@ def _panel(ax: Axes, one: Compared, over: str) -> None:
     ax.axhline(one.mean_image, color="#999999", linewidth=0.8, zorder=0)
     ax.set_xscale("log")
     logarithmic(ax)
+    low, high = ax.get_xlim()
+    plain_decades(ax.xaxis, high / low)
