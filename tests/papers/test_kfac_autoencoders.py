@@ -155,9 +155,9 @@ def test_averaging_is_judged_at_the_end_of_the_runs_with_growing_batches(average
 # What is trained
 
 
-def test_lambda_is_tuned_over_four_orders_of_magnitude_and_every_method_gets_as_many_trials():
+def test_lambda_is_tuned_over_six_orders_of_magnitude_and_every_method_gets_as_many_trials():
     assert {m.grid["damping"] for m in autoencoders.methods(True) if m.optimizer == "kfac"} == {
-        (0.015, 0.15, 1.5, 15.0, 150.0)
+        (0.00015, 0.0015, 0.015, 0.15, 1.5, 15.0, 150.0)
     }
     for setting in autoencoders.SETTINGS["desk"].values():
         assert setting.growing.trials == setting.still.trials == setting.plain.trials

@@ -129,11 +129,11 @@ def methods(schedule: bool) -> tuple[Method, ...]:
         Method(BASELINE, "nesterov", fixed, {"lr": rates, **bound}, {"lr": 0.01} | dict.fromkeys(bound, 0.99)),
         Method(PLAIN, "sgd", {"weight_decay": ETA}, {"lr": rates}, {"lr": 0.01}),
     ]
-    grid = {"damping": (0.015, 0.15, 1.5, 15.0, 150.0)}
+    grid = {"damping": (0.00015, 0.0015, 0.015, 0.15, 1.5, 15.0, 150.0)}  # the paper starts from 150
     for words, momentum in (("", None), (STILL, 0.0)):
         for name, inverse in ((DIAGONAL, "block-diagonal"), (TRIDIAGONAL, "block-tridiagonal")):
             fixed = {"inverse": inverse, "weight_decay": ETA, "momentum": momentum}
-            found.append(Method(f"{name}{words}", "kfac", fixed, grid, {"damping": 1.5}))
+            found.append(Method(f"{name}{words}", "kfac", fixed, grid, {"damping": 0.15}))
     return tuple(found)
 
 
