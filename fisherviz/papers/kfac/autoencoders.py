@@ -248,7 +248,8 @@ def departures(run: Run) -> tuple[str, ...]:
         return ("digits instead of three data sets", "a smaller network", "3 iterations")
     present = settings(run)
     found = [
-        "CURVES drawn anew, FACES cut anew from the Olivetti faces", "K-FAC's λ₀ tuned instead of 150", "another machine",
+        "CURVES drawn anew, FACES cut anew from the Olivetti faces", "K-FAC's λ₀ tuned instead of 150",
+        "another machine",
     ]  # fmt: skip
     found += [f"{title} left out, its files not being at hand" for title in DATA if title not in present]
     if run.scale == "desk":
