@@ -290,7 +290,7 @@ def _outcome(
             _panel(ax, one, over)
             tidy(ax, title)
         axes[0].set_ylabel("squared error of an image")
-        figure.supxlabel(label, fontsize=9)
+        figure.supxlabel(label, fontsize=8)
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=8)
 
@@ -314,5 +314,6 @@ def _panel(ax: Axes, one: Compared, over: str) -> None:
     ax.axhline(one.mean_image, color="#999999", linewidth=0.8, zorder=0)
     ax.set_xscale("log")
     logarithmic(ax)
+    ax.set_ylim(top=min(ax.get_ylim()[1], 2 * one.mean_image))  # all fall steeply to the mean image
     low, high = ax.get_xlim()
     plain_decades(ax.xaxis, high / low)
