@@ -11,7 +11,7 @@ from fisherviz.results.outputs import set_output
 from fisherviz.support.lazily import lazily
 
 if TYPE_CHECKING:
-    from fisherviz import datasets, models, optim
+    from fisherviz import datasets, models, optim, training
     from fisherviz import plotting as plot
     from fisherviz.approximations import Approximation, approximate, approximations, register
     from fisherviz.comparison.compare import compare
@@ -57,6 +57,7 @@ __all__ = [
     "optim",
     "plot",
     "register",
+    "training",
 ]
 
 lazily(
@@ -82,6 +83,7 @@ lazily(
         "models": "fisherviz.models",
         "optim": "fisherviz.optim",
         "plot": "fisherviz.plotting",
+        "training": "fisherviz.training",
     },
 )
 

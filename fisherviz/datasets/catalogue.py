@@ -169,8 +169,12 @@ _TABLE: dict[str, _Entry] = {
     "curves": _Entry(_curves.curves, 30_000, "drawn curves, 28 x 28 (generated)", ("autoencoder",)),
     "faces": _Entry(_images.faces, 400, "Olivetti faces, 64 x 64", _IMAGES[::-1], _images.FACES),
     "faces-cut": _Entry(
-        _cuts.face_cuts, 400 * _cuts.EACH, "pieces of faces, 25 x 25 (cut from faces)", ("autoencoder",),
-        _images.FACES, made_from="faces",
+        _cuts.face_cuts,
+        400 * _cuts.EACH,
+        "pieces of faces, 25 x 25 (cut from faces)",
+        ("autoencoder",),
+        _images.FACES,
+        made_from="faces",
     ),
     "cifar10-subset": _Entry(_images.cifar_subset, 5_000, "images of CIFAR-10, 32 x 32", _IMAGES, _images.CIFAR),
 }

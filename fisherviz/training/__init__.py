@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from fisherviz.training.run import train
     from fisherviz.training.sweep import Sweep, sweep
 
-__all__ = ["Average", "Batches", "Config", "Nesterov", "NonFiniteLoss", "Run", "StoppedRun", "Sweep", "load_run", "sweep", "train"]
+__all__ = [
+    "Average",
+    "Batches",
+    "Config",
+    "Nesterov",
+    "NonFiniteLoss",
+    "Run",
+    "StoppedRun",
+    "Sweep",
+    "load_run",
+    "sweep",
+    "train",
+]
 
 # the fields of a run are the command line's options, whose help does not wait for torch
 lazily(

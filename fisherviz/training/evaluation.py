@@ -65,12 +65,12 @@ class Average:
     Example:
         >>> import torch
         >>> net = torch.nn.Linear(1, 1, bias=False)
-        >>> average, old = Average(net, 0.9), float(net.weight)
+        >>> average, old = Average(net, 0.9), net.weight.item()
         >>> with torch.no_grad():
         ...     _ = net.weight.add_(1.0)
         >>> average.update()  # after each step
         >>> with average.inside():
-        ...     round(float(net.weight) - old, 4)
+        ...     round(net.weight.item() - old, 4)
         0.1
     """
 

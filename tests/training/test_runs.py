@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -93,7 +94,10 @@ def test_regressions_and_autoencoders_report_squared_errors(tmp_path):
 
 def test_growing_batches_and_the_averaged_iterate_are_options(tmp_path):
     run = small(tmp_path, batch_size=20, batch_full_at=5, epochs=6, averaging=0.5)
-    assert run.frame("step")["batch"].iloc[-1] == 200
+    steps = run.frame("step")
+    assert steps["batch"].tolist()[:6] == [20, 36, 63, 112, 200, 200]
+    ends = [now for before, now in pairwise([0.0, *steps["epoch"]]) if int(now) > int(before)]
+    assert run.frame()["epoch"].tolist() == [0.0, *ends]  # each is evaluated, though none ends with a batch
     epochs = run.frame()
     assert epochs["average_train_loss"].iloc[0] == epochs["train_loss"].iloc[0]
     assert epochs["average_train_loss"].iloc[-1] != epochs["train_loss"].iloc[-1]
