@@ -20,8 +20,8 @@ from fisherviz.statistics import InputFactor, OutputFactor, RowsStatistic, Setti
 class Centred(Approximation):
     """K-FAC with a diagonal G and with means and variances alone of the inputs: what centring assumes.
 
-    A keeps its diagonal, and off it products of the inputs' means; that of an embedding is diagonal already. It is held as
-    factors like K-FAC's, which makes it a method to compare with rather than a cheaper one.
+    A keeps its diagonal, and off it products of the inputs' means; that of an embedding is diagonal already. It is held
+    as factors like K-FAC's, which makes it a method to compare with rather than a cheaper one.
 
     Args:
         setting: as for "kfac".
