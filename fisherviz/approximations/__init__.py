@@ -1,6 +1,7 @@
 """Approximations of the Fisher, one file per family, and the registry that `fv.approximate` and the optimizers use."""
 
 from fisherviz.approximations.base import Approximation, Values, fit_all
+from fisherviz.approximations.centred import Centred
 from fisherviz.approximations.exact import LayerWise
 from fisherviz.approximations.fitting import FAILURES
 from fisherviz.approximations.kfac_full import KFACFull, KFACTridiagonal
@@ -20,6 +21,7 @@ _OURS: dict[str, type[Approximation]] = {
     "kfac-tridiagonal": KFACTridiagonal,
     "ekfac": EKFAC,
     "foof": FOOF,
+    "centred": Centred,
     "nearest-kronecker": NearestKronecker,
 }
 for _name, _class in _OURS.items():
@@ -32,6 +34,7 @@ __all__ = [
     "FOOF",
     "KFAC",
     "Approximation",
+    "Centred",
     "Diagonal",
     "Identity",
     "KFACFull",

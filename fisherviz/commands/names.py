@@ -11,7 +11,7 @@ from fisherviz.results.metrics import METRICS
 
 METHODS = (
     "identity", "diagonal", "layer", "cw-ngd", "kfac-full", "kfac", "kfac-tridiagonal", "ekfac", "foof",
-    "nearest-kronecker",
+    "centred", "nearest-kronecker",
 )  # fmt: skip
 DATASETS = (
     "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "curves", "faces", "faces-cut", "cifar10-subset",

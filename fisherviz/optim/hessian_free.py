@@ -164,15 +164,16 @@ class LineSearch(ModelRule[ConjugateGradients]):
         if step.k == 1:
             self.say_idle(delta, form, LOWER)
         length *= self.region.within(length**2 * form)
-        after = value if length == 1 else self._at(step, delta, length)
+        after = value if length == 1 else self.reached(step, delta, length)
         for _ in range(_SEARCH):  # Armijo along the chosen iterate
             if after <= h + 1e-2 * length * slope:
                 break
             length *= 0.8
-            after = self._at(step, delta, length)
+            after = self.reached(step, delta, length)
         else:
             length, after = 0.0, h
-        _move(delta, length)
+        for p, d in delta.items():
+            p.add_(d, alpha=length)
         self.adjust(rho, self.lam * LOWER, self.lam * (3 / 2))
         self.last = {
             "iterations": float(iterates[-1][0]), "chosen": float(k), "decrease": h - after, "rho": rho, "step": length,
@@ -181,22 +182,13 @@ class LineSearch(ModelRule[ConjugateGradients]):
 
     def _backtrack(self, step: Step, iterates: list[Iterate]) -> tuple[Iterate, float]:
         """The latest iterate before which the objective no longer falls, and the objective there."""
-        best, value = iterates[-1], self._at(step, iterates[-1][1], 1.0)
+        best, value = iterates[-1], self.reached(step, iterates[-1][1], 1.0)
         for candidate in reversed(iterates[:-1]):
-            earlier = self._at(step, candidate[1], 1.0)
+            earlier = self.reached(step, candidate[1], 1.0)
             if math.isfinite(value) and not earlier < value:
                 break
             best, value = candidate, earlier
         return best, value
-
-    def _at(self, step: Step, delta: Tensors, length: float) -> float:
-        """The objective at θ + length · δ; the weights come back bit for bit."""
-        saved = {p: p.clone() for p in delta}
-        _move(delta, length)
-        value = self.objective(step.evaluate(), delta)
-        for p, old in saved.items():
-            p.copy_(old)
-        return value
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
         """λ and what the last step did."""
@@ -206,11 +198,6 @@ class LineSearch(ModelRule[ConjugateGradients]):
         """Restore what `state_dict` gave."""
         super().load_state_dict(state, parameters)
         self.lam, self.last = state["lam"], dict(state["last"])
-
-
-def _move(delta: Tensors, length: float) -> None:
-    for p, d in delta.items():
-        p.add_(d, alpha=length)
 
 
 class HessianFreeKeywords(TypedDict, total=False):

@@ -1,15 +1,15 @@
 """K-BFGS: inverses of Kronecker factors kept by BFGS with double damping (Goldfarb, Ren & Bahamou 2020).
 
-Direction H_g ∇ H_a. H_a follows the averaged inputs by "Hessian-action" BFGS on A + √λ I; H_g follows pairs
-(s, y) of mean
-pre-activations and mean scores before and after the step on the same batch, labels being the data's as in
-the authors' code.
+Direction H_g ∇ H_a. H_a follows the averaged inputs by "Hessian-action" BFGS on A + √λ I; H_g follows pairs (s, y) of
+mean pre-activations and mean scores before and after the step on the same batch, labels being the data's as in the
+authors' code. K-BFGS(L) keeps the last pairs in place of H_g.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypedDict, Unpack
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,44 @@ from fisherviz.support.processes import Processes, grouped, summed
 SKIP = 1e-4
 """Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
 
+Inverse: TypeAlias = "Tensor | LastPairs"
+"""An inverse, which vectors are multiplied by."""
 Means = tuple[Tensor, Tensor, Tensor]
 """Mean input, mean pre-activation and mean score of a layer."""
+
+
+@dataclass(frozen=True)
+class LastPairs:
+    """The inverse that BFGS makes of the identity by a few pairs, never formed (L-BFGS's two loops).
+
+    Attributes:
+        S: (p, d) changes of the pre-activations, the oldest first.
+        Y: (p, d) changes of the scores.
+    """
+
+    S: Tensor
+    Y: Tensor
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Multiply (d,) or (d, k)."""
+        rhos, weights = 1 / (self.S * self.Y).sum(1), []
+        for s, y, rho in zip(self.S.flip(0), self.Y.flip(0), rhos.flip(0), strict=True):
+            weights.append(rho * (s @ v))
+            v = v - _outer(y, weights[-1])
+        for s, y, rho, weight in zip(self.S, self.Y, rhos, reversed(weights), strict=True):
+            v = v + _outer(s, weight - rho * (y @ v))
+        return v
+
+    def with_pair(self, s: Tensor, y: Tensor, gradient: Tensor, most: int) -> LastPairs:
+        """With one pair more, if it has usable curvature, and the oldest dropped where there were as many already."""
+        if not usable(s, y, gradient):
+            return self
+        return LastPairs(*(torch.cat([kept, new.unsqueeze(0)])[-most:] for kept, new in ((self.S, s), (self.Y, y))))
+
+
+def _outer(column: Tensor, row: Tensor) -> Tensor:
+    """The product of a column with a number or a row."""
+    return column * row if row.dim() == 0 else torch.outer(column, row)
 
 
 class QuasiNewton(Directions):
@@ -46,11 +82,15 @@ class QuasiNewton(Directions):
         data: batches for the first A; None: the first step's.
         pair_decay: of the pairs.
         powell: first threshold of the double damping.
+        memory: number of pairs that stand for H_g; None: H_g itself.
     """
 
     needs_closure = "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
 
-    def __init__(self, data: Any, pair_decay: float = 0.9, powell: float = 0.2) -> None:
+    def __init__(self, data: Any, pair_decay: float = 0.9, powell: float = 0.2, memory: int | None = None) -> None:
+        if memory is not None:
+            choices.count("memory", memory)
+        self.memory = memory
         choices.number("pair_decay", pair_decay, 0.0, 1.0)
         choices.number("powell", powell, 0.0, 1.0)
         self.first = None if data is None else Batches(data)
@@ -68,7 +108,7 @@ class QuasiNewton(Directions):
             v = gradient_matrix(layer, step.decays)
             m = step.group_of[next(iter(layer.parameters.values()))]["momentum"]
             own["v"] = (1 - m) * v if "v" not in own else own["v"].mul_(m).add_(v, alpha=1 - m)
-            moves |= split_matrix(layer, own["Hg"] @ own["v"] @ own["Ha"])
+            moves |= split_matrix(layer, _outputs(own) @ own["v"] @ own["Ha"])
         return moves
 
     def means(self, step: Step) -> dict[str, Means]:
@@ -128,17 +168,26 @@ class QuasiNewton(Directions):
             if "Ha" not in own:
                 damped = plus_identity(own["A"], _root(step, layer))
                 own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
-                own["Hg"] = torch.eye(layer.d_out, dtype=fresh.dtype, device=fresh.device)
+                if self.memory is None:
+                    own["Hg"] = torch.eye(layer.d_out, dtype=fresh.dtype, device=fresh.device)
+                else:
+                    own["S"] = own["Y"] = fresh.new_zeros(0, layer.d_out)
 
     @timing.part("statistics")
     def update_outputs(self, step: Step, layer: Layer, before: Means, after: Means) -> None:
-        """H_g from the pair of the step."""
+        """H_g, or the pairs that stand for it, from the pair of the step."""
         (_, h, g), (_, h_new, g_new) = before, after
         own, keep = self.factors[layer.name], self.pair_decay
         for key, change in (("s", h_new - h), ("y", g_new - g)):
             own[key] = (1 - keep) * change if key not in own else own[key].mul_(keep).add_(change, alpha=1 - keep)
-        s, y = double_damping(own["s"], own["y"], own["Hg"], self.powell, _root(step, layer))
-        own["Hg"] = bfgs(own["Hg"], s, y, g)
+        inverse = _outputs(own)
+        s, y = double_damping(own["s"], own["y"], inverse, self.powell, _root(step, layer))
+        if isinstance(inverse, LastPairs):
+            assert self.memory is not None
+            pairs = inverse.with_pair(s, y, g, self.memory)
+            own["S"], own["Y"] = pairs.S, pairs.Y
+        else:
+            own["Hg"] = bfgs(inverse, s, y, g)
 
     @timing.part("statistics")
     def again(self, step: Step) -> None:
@@ -175,7 +224,7 @@ class QuasiNewton(Directions):
             self.factors[name] = {"A": processes.total(total) / count}
 
     def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
-        """A, H_a, H_g and the averages of each layer."""
+        """A, H_a, H_g or its pairs, and the averages of each layer."""
         return {"factors": {name: {k: t.clone() for k, t in own.items()} for name, own in self.factors.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
@@ -205,6 +254,7 @@ class KBFGSKeywords(TypedDict, total=False):
 
     pair_decay: float
     powell: float
+    memory: int | None
 
 
 class KBFGS(NaturalGradient):
@@ -225,6 +275,8 @@ class KBFGS(NaturalGradient):
         decay: of A.
         pair_decay: of the pairs.
         powell: first threshold of the double damping.
+        memory: K-BFGS(L): the last so many pairs stand for H_g, from the identity (the authors take 100); None: H_g is
+            kept itself.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll; None: 1/N, the
             mean, but for a categorical likelihood whose outputs have positions, or some of them left out, what the
             loss's own gradient tells. A GradScaler, which multiplies by a scale of its own, is refused.
@@ -290,16 +342,26 @@ class KBFGS(NaturalGradient):
         made.captures = kept
 
 
+def usable(s: Tensor, y: Tensor, gradient: Tensor) -> bool:
+    """Whether a pair has the curvature that an update asks for."""
+    sy = torch.dot(s, y)
+    return bool(sy > 0) and not bool(sy <= SKIP * torch.dot(s, s) * gradient.norm())
+
+
+def _outputs(own: Mapping[str, Tensor]) -> Inverse:
+    """A layer's H_g."""
+    return own["Hg"] if "Hg" in own else LastPairs(own["S"], own["Y"])
+
+
 def bfgs(H: Tensor, s: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
     """BFGS update of an inverse, (I − ρsyᵀ) H (I − ρysᵀ) + ρssᵀ; skipped where the pair has no usable curvature."""
-    sy = torch.dot(s, y)
-    if not bool(sy > 0) or bool(sy <= SKIP * torch.dot(s, s) * gradient.norm()):
+    if not usable(s, y, gradient):
         return H
-    Hy, rho = H @ y, 1 / sy
+    Hy, rho = H @ y, 1 / torch.dot(s, y)
     return H + (rho**2 * torch.dot(y, Hy) + rho) * torch.outer(s, s) - rho * (torch.outer(s, Hy) + torch.outer(Hy, s))
 
 
-def double_damping(s: Tensor, y: Tensor, H: Tensor, powell: float, second: float) -> tuple[Tensor, Tensor]:
+def double_damping(s: Tensor, y: Tensor, H: Inverse, powell: float, second: float) -> tuple[Tensor, Tensor]:
     """Powell's damping with H on s, then with I on y.
 
     Args:

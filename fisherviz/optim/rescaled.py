@@ -122,8 +122,10 @@ class QuadraticModel(ModelRule[Preconditioned]):
             last = {"alpha": float(c[0]), "mu": float(c[1]) if previous else 0.0, "decrease": -model,
                     "linear": float(linear @ c), "quadratic": float(c @ quadratic @ c)}  # fmt: skip
             delta = combine(list(zip(c.tolist(), tried, strict=True)))
-            searched = len(candidates) > 1 and self.options.gamma_by == "objective"
-            value = self._reached(step, delta, self._length(step, last)) if searched else model
+            value = model
+            if len(candidates) > 1 and self.options.gamma_by == "objective":
+                value = self.reached(step, delta, self._length(step, last))
+                value = math.inf if math.isnan(value) else value
             if best is None or value < best[0]:
                 best = value, gamma, last, delta, rules, made
         assert best is not None
@@ -141,18 +143,6 @@ class QuadraticModel(ModelRule[Preconditioned]):
         """What an update is multiplied by: lr, in the trust region."""
         lr = self.lr(step)
         return lr * self.region.within(lr**2 * last["quadratic"])
-
-    def _reached(self, step: Step, delta: Tensors, lr: float) -> float:
-        """h(θ + δ) on the mini-batch (section 6.6); the weights are put back as they were."""
-        kept = {p: p.clone() for p in delta}
-        for p, d in delta.items():
-            p.add_(lr * d)
-        try:
-            reached = self._objective(step.evaluate(), step)
-            return math.inf if math.isnan(reached) else reached
-        finally:
-            for p, own in kept.items():
-                p.copy_(own)
 
     @contextmanager
     def _floor_told(self) -> Iterator[None]:

@@ -199,6 +199,17 @@ class ModelRule(StepRule[D]):
         weights = {p: p.detach() for p in known} if self.eta else {}
         return total / processes + self.eta / 2 * dot(weights, weights)
 
+    def reached(self, step: Step, delta: Mapping[nn.Parameter, Tensor], length: float) -> float:
+        """The objective at θ + length · δ; the weights come back bit for bit."""
+        saved = {p: p.clone() for p in delta}
+        for p, d in delta.items():
+            p.add_(d, alpha=length)
+        try:
+            return self.objective(step.evaluate(), delta)
+        finally:
+            for p, old in saved.items():
+                p.copy_(old)
+
     def adjust(self, rho: float, lower: float, higher: float) -> None:
         """λ after a step with reduction ratio ρ: lower where the model foresaw it well, higher where badly."""
         self.lam = max({1: lower, 0: self.lam, -1: higher}[trust(rho)], self.region.min_damping)

@@ -66,11 +66,11 @@ _KNOWN = {
     "kfac-tridiagonal": MethodStyle("#B8860B", "^", (0, (6, 1, 1, 1, 1, 1))),
     "ekfac": MethodStyle("#009E73", "h", (0, (2, 1))),
     "foof": MethodStyle("#CC79A7", "*", (0, (1, 2))),
+    "centred": MethodStyle("#AA4499", "p", (0, (2, 2))),
     "nearest-kronecker": MethodStyle("#56B4E9", "<", (0, (7, 2))),
 }
 _OTHERS = (
     MethodStyle("#117733", ">", (0, (4, 1, 2, 1))),
-    MethodStyle("#AA4499", "p", (0, (2, 2))),
     MethodStyle("#661100", "d", (0, (6, 3))),
     MethodStyle("#44AA99", "H", (0, (1, 3))),
     MethodStyle("#6699CC", "8", (0, (8, 1, 1, 1))),

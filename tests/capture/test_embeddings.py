@@ -193,6 +193,8 @@ def test_methods_are_those_of_a_linear_layer_on_one_hot_inputs(tokens, method):
     net, linear, x, a, index = twins(tokens)
     if method == "nearest-kronecker" and tokens > 1:
         pytest.skip("A of an embedding is diagonal, the nearest one of a linear layer is not")
+    if method == "centred":
+        pytest.skip("A of an embedding is diagonal, and stays so; a linear layer's takes its means' products")
     if method.startswith("kfac-") and tokens > 1:
         pytest.skip("layers of unequal positions are reduced, embeddings expanded")
     found = fv.approximate(fv.Probe(net, "gaussian").fisher(x), method).to_dense()

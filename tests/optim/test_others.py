@@ -1,6 +1,7 @@
 """Sub-sampled, K-BFGS and Hessian-free steps against explicit dense matrices; all presets on real digits."""
 
 import io
+from functools import reduce
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz import optim
+from fisherviz.optim.kbfgs import LastPairs
 from tests.oracles.steps import (
     assert_same,
     closure_of,
@@ -97,12 +99,14 @@ def bfgs(H, s, y):
     return (n - rho * torch.outer(s, y)) @ H @ (n - rho * torch.outer(y, s)) + rho * torch.outer(s, s)
 
 
-@pytest.mark.parametrize("first", ["batch", "data"])
-def test_kbfgs_is_the_authors_algorithm(first):
+@pytest.mark.parametrize(("first", "memory"), [("batch", None), ("data", None), ("batch", 3), ("batch", 100)])
+def test_kbfgs_is_the_authors_algorithm(first, memory):
+    """With a memory, K-BFGS(L): H_g is what BFGS makes of the identity by the last pairs."""
     model = net()
     lam, beta, lr, m = 0.3, 0.9, 0.3, 0.9
     everything = data(30, seed=99)[0]
-    opt = optim.KBFGS(model, "categorical", data=[everything[:10], everything[10:]] if first == "data" else None)
+    first_data = [everything[:10], everything[10:]] if first == "data" else None
+    opt = optim.KBFGS(model, "categorical", data=first_data, memory=memory)
     state = [{} for _ in matrices(model)]
     damped_s = damped_y = 0
     for k in range(8):
@@ -136,8 +140,46 @@ def test_kbfgs_is_the_authors_algorithm(first):
             if s @ t < lam**0.5 * s @ s:
                 theta = (1 - lam**0.5) * (s @ s) / (s @ s - s @ t)
                 t, damped_y = theta * t + (1 - theta) * s, damped_y + 1
-            st["Hg"] = bfgs(st["Hg"], s, t)
+            st["pairs"] = [*st.get("pairs", []), (s, t)][-memory if memory else None :]
+            st["Hg"] = reduce(lambda H, pair: bfgs(H, *pair), st["pairs"], eye(len(s)))
     assert damped_y > 0
+    for own in opt.directions.factors.values():
+        assert ("Hg" in own) is (memory is None)
+        assert memory is None or len(own["S"]) == len(own["Y"]) == min(memory, 8)
+
+
+def test_kbfgs_with_a_memory_resumes_bit_for_bit():
+    def make(seed):
+        model = net(seed=seed)
+        return model, optim.KBFGS(model, "categorical", memory=2)
+
+    model, opt = make(1)
+    x, y = data(16)
+    for _ in range(3):
+        opt.step(closure_of(opt, model, x, y))
+    other, resumed = make(2)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(opt.state_dict())
+    for _ in range(3):
+        opt.step(closure_of(opt, model, x, y))
+        resumed.step(closure_of(resumed, other, x, y))
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_pairs_without_curvature_are_not_kept():
+    pairs = LastPairs(torch.zeros(0, 2), torch.zeros(0, 2))
+    e, f, g = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.ones(2)
+    assert len(pairs.with_pair(e, f, g, 5).S) == 0
+    assert len(pairs.with_pair(e, -e, g, 5).S) == 0
+    assert len(pairs.with_pair(e, e, g, 5).S) == 1
+    assert torch.equal(pairs @ g, g)
+
+
+@pytest.mark.parametrize("memory", [0, -1, 1.5, True, "many"])
+def test_a_memory_that_is_no_number_of_pairs_is_refused(memory):
+    with pytest.raises(ValueError, match="memory must be a positive whole number"):
+        optim.KBFGS(net(), "categorical", memory=memory)
 
 
 def test_double_damping_raises_both_curvatures():

@@ -371,7 +371,7 @@ RARE = {
                  "gamma_by": "objective", "heuristic_damping": True, "setting": "reduce", "output": None},
     optim.EKFAC: {"samples": 2, "setting": "reduce"},
     optim.HessianFree: {"tolerance": 1e-3, "carry": 0.5},
-    optim.KBFGS: {"pair_decay": 0.5, "powell": 0.1},
+    optim.KBFGS: {"pair_decay": 0.5, "powell": 0.1, "memory": 3},
     optim.SubsampledNaturalGradient: {"samples": 2},
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ METHODS = [
     "kfac-tridiagonal",
     "ekfac",
     "foof",
+    "centred",
     "nearest-kronecker",
 ]
 
@@ -42,6 +43,7 @@ def definition(method, net, x, law, targets=None, setting="expand"):
         "kfac-tridiagonal": lambda: kronecker.tridiagonal(A, G),
         "ekfac": lambda: kronecker.ekfac(moments, A, G),
         "foof": lambda: kronecker.foof(moments),
+        "centred": lambda: kronecker.centred(moments, A, G),
         "nearest-kronecker": lambda: nearest(F, layers),
     }[method]()
 

@@ -59,6 +59,16 @@ def foof(moments):
     return block_diagonal(blocks)
 
 
+def centred(moments, A, G):
+    """K-FAC's moments with a diagonal G, and with the means' products in place of A's entries off the diagonal."""
+    blocks = []
+    for i in range(len(moments[0][1])):
+        m = sum(weight * a[i].mean(0) for weight, a, _ in moments)
+        off = np.outer(m, m)
+        blocks.append(np.kron(np.diag(np.diag(G[i, i])), off - np.diag(np.diag(off)) + np.diag(np.diag(A[i, i]))))
+    return block_diagonal(blocks)
+
+
 def assert_basis_is_unique(M):
     """Equal eigenvalues leave the eigenbasis open, unless they are zero and nothing points there."""
     values = np.linalg.eigvalsh(M)
