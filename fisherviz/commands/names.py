@@ -30,6 +30,7 @@ TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
     "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig11",
     "sang.table1", "sang.fig5", "sang.tuned", "sang.fig1", "sang.fig2", "sang.fig3",
+    "sang.complexity",
     "benzing.fig5", "benzing.fig4a", "shrestha.table1",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
