@@ -259,7 +259,7 @@ def _fill(figure: Figure, found: Mapping[str, Counts], steps: Mapping[int, Mappi
         for name, counts in found[what].items():
             _line(ax, counts, STYLES[name], f"{name}: {what}^{exponent(counts):.2f}")
         ax.set_xlabel(title)
-        _ticks(ax, max(found[what].values(), key=len))
+        _ticks(ax, found[what]["CW-NGD"])
     words = {"forming": "passes and blocks", "inverting": "inverses"}
     for (part, label), look in zip(words.items(), (STYLES["K-FAC"], STYLES["CW-NGD"]), strict=True):
         _line(right, {batch: parts[part] for batch, parts in steps.items()}, look, label)
