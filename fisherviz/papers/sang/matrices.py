@@ -6,7 +6,7 @@ The paper draws them of sample networks as diagrams; here they are those of trai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from fisherviz.papers.pictures import draw
 from fisherviz.papers.sang.components import GAMMA, METHODS, SCALES, fisher, leak, measured, medians, network, problem
 from fisherviz.papers.trials.problems import Problem
 from fisherviz.papers.trials.words import spread
-from fisherviz.papers.trials.work import Run
+from fisherviz.papers.trials.work import Run, kept
 from fisherviz.plotting.style import DIVERGING
 from fisherviz.probe import Probe
 
@@ -119,12 +119,23 @@ def fig2(run: Run) -> Outcome:
         The picture and its claims.
     """
     of = _convolution(run)
-    model = network(of, SCALES[run.scale].epochs, run.seed + 1, run.device)
+    epochs, seed = SCALES[run.scale].epochs, run.seed + 1
+    model = network(of, epochs, seed, run.device)
     images = of.data().train.inputs[:64].to(run.device, torch.float64)
     layer = model.get_submodule("conv")
     assert isinstance(layer, nn.Conv2d)
     shown = images.reshape(len(images), 1, 28, 28)
-    largest, nodes = leak(layer, shown, layer.out_channels)
+
+    def measure() -> dict[str, Any]:
+        noise = torch.randn(shown.shape, dtype=shown.dtype, generator=torch.Generator().manual_seed(seed)).to(shown)
+        found = {
+            name: leak(layer, x, layer.out_channels) for name, x in (("images", shown), ("noise", noise.to(shown)))
+        }
+        return {name: {"largest": largest, "nodes": nodes} for name, (largest, nodes) in found.items()}
+
+    found = kept({"leak": asdict(of), "epochs": epochs, "seed": seed, "device": run.device}, measure, run)
+    largest = max(found[name]["largest"] for name in ("images", "noise"))
+    nodes, seen = found["noise"]["nodes"], found["images"]["nodes"]
     (sample,) = Probe(nn.Sequential(nn.Conv2d(FAN_IN, UNITS, SIDE), nn.Flatten()), "gaussian").layers
     inside = sample.num_parameters // sample.out_features
     outputs = layer(shown).shape[2:].numel()
@@ -151,14 +162,17 @@ def fig2(run: Run) -> Outcome:
             "(section III-D)",
             "no number",
             f"{outputs * layer.out_channels:,} output nodes, {nodes} of which hang on one channel's weights",
-            "the weights of a channel reach all of its W H nodes in some image",
+            "the weights of a channel reach all of its W H nodes in an image of noise",
             nodes == outputs > 1,
-            values={"nodes": float(nodes)},
+            sensitivity=f"in one image of the data, whose borders are empty, at most {seen}",
+            values={"nodes": float(nodes), "nodes_in_data": float(seen)},
+            earlier_rule="the same in one of 64 images of the data",
+            earlier_holds=seen == outputs > 1,
         ),
     )
     details = (
         f"the first layer of the network of figure 3 ({layer.out_channels} filters of 5 × 5 on {of.title}, trained by "
-        f"{SCALES[run.scale].epochs} epochs of CW-NGD), seed {run.seed + 1}; derivatives by forward mode on 64 images; "
+        f"{epochs} epochs of CW-NGD), seed {seed}; derivatives by forward mode on 64 images and on as many of noise; "
         "the paper's sample layer as this library divides it"
     )
     caption = (
