@@ -53,7 +53,7 @@ Counts = dict[str, dict[int, int]]
     "sang.complexity", "section III-E: what inverting the Fisher costs",
     shows="O(L n⁴) for dense and O(L k³ e³ c⁴) for convolutional layers, against O(L³ n⁶) and O(L³ k³ e³ c⁶) for all "
     "of F",
-    desk=0.01, paper=0.01,
+    desk=0.002, paper=0.002,
 )  # fmt: skip
 def complexity(run: Run) -> Outcome:
     """Count the operations that inverting takes against width, depth, channels, filters and the batch.

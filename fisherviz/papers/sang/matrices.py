@@ -72,7 +72,7 @@ def _one(item: tuple[Problem, int], run: Run) -> dict[str, Any]:
 @exhibit(
     "sang.fig1", "figure 1: the full, layer-wise and component-wise Fisher of a dense network",
     shows="the full Fisher of a dense network, its diagonal blocks of layers, and CW-NGD's blocks of output units",
-    desk=0.02, paper=1.0,
+    desk=0.01, paper=0.7,
 )  # fmt: skip
 def fig1(run: Run) -> Outcome:
     """Draw the Fisher of a trained dense network and what layer-wise, component-wise and entry-wise methods keep.
@@ -186,7 +186,7 @@ def fig2(run: Run) -> Outcome:
 @exhibit(
     "sang.fig3", "figure 3: the Fisher of a convolutional layer, its inverse, and their components",
     shows="the Fisher of a convolutional layer and its inverse as blocks of one output channel each",
-    desk=0.03, paper=0.8,
+    desk=0.02, paper=0.6,
 )  # fmt: skip
 def fig3(run: Run) -> Outcome:
     """Draw the Fisher of a trained convolution and its damped inverse beside those of its components.

@@ -128,7 +128,7 @@ GIVEN = (
     "sang.table1", "table I: CW-NGD, Adam and K-FAC with the paper's options",
     shows="accuracies after one and two epochs and at the end, and 13 epochs to converge for CW-NGD where Adam needs "
     "49 and K-FAC 38",
-    desk=0.2, paper=3.0,
+    desk=0.16, paper=2.3,
 )  # fmt: skip
 def table1(run: Run) -> Outcome:
     """Train with the options that the paper gives.
@@ -181,7 +181,7 @@ def fig5(run: Run) -> Outcome:
 @exhibit(
     "sang.tuned", "figure 5 again: all three tuned on the task itself",
     shows="as above, with options that were tuned on CIFAR-10, which, it says, only affect the early iterations",
-    desk=0.15, paper=6.0,
+    desk=0.13, paper=3.7,
 )  # fmt: skip
 def tuned(run: Run) -> Outcome:
     """Train again, each method tuned with the same number of trials.
