@@ -210,8 +210,8 @@ def fig3(run: Run) -> Outcome:
     )
     caption = (
         "The convolution's empirical Fisher, summed over one batch, above, and its inverse with the paper's γ = 1e-4 "
-        "below: all of it, CW-NGD's components, and the absolute difference, whose Frobenius norm to that of the left "
-        f"image is above it. |entries| on linear scales from 0 to the {BRIGHT:.0%} quantile of the left image."
+        "below: all of it, CW-NGD's components, and the absolute difference with its Frobenius norm to the left one's. "
+        f"|entries| on linear scales from 0 to the {BRIGHT:.0%} quantile: the left image's above, each its own below."
     )
     sizes = "convolution 8 of 5 × 5, stride 2, max-pooling 3 × 3, dense 128-64-10 (the paper's sizes are not known)"
     setting = f"{of.title}, convolutional network, {len(found)} seeds"
@@ -361,19 +361,22 @@ def _inverses(figure: Figure, of: Problem, run: Run) -> None:
     """F of the convolution and its damped inverse, each beside its components."""
     whole = fisher(of, SCALES[run.scale].epochs, run.seed + 1, "empirical", run.device)
     units = whole.units("conv").cpu()
-    damping = GAMMA * torch.eye(units.shape[1], dtype=units.dtype)
     full = whole.unit_block(0, 0).cpu()
     inverse = torch.linalg.inv(full + GAMMA * torch.eye(len(full), dtype=full.dtype))
     rows = {
         "F": (full, torch.block_diag(*units)),
-        "(F + γI)⁻¹": (inverse, torch.block_diag(*torch.linalg.inv(units + damping))),
+        "(F + γI)⁻¹": (
+            inverse,
+            torch.block_diag(*torch.linalg.inv(units + GAMMA * torch.eye(units.shape[1]).double())),
+        ),
     }
     for axes, (name, (left, middle)) in zip(figure.subplots(2, 3), rows.items(), strict=True):
         apart = float((left - middle).norm() / left.norm())
         titles = (f"{name} of the convolution", "its components", f"|difference|, {apart:.2g} in norm")
-        top = plotting.shared_maximum([plotting.heatmap_info(left)], BRIGHT)
         edges = range(0, len(full) + 1, units.shape[1])
         for ax, words, image in zip(axes, titles, (left, middle, left - middle), strict=True):
+            scale = left if left is full else image  # inverses differ so much that one scale would hide one of them
+            top = plotting.shared_maximum([plotting.heatmap_info(scale)], BRIGHT)
             plotting.heatmap(image, ax=ax, unit_edges=list(edges), units=True, vmax=top, title="")
             ax.set_title(words, fontsize=9)
 
