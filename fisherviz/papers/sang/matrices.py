@@ -363,13 +363,8 @@ def _inverses(figure: Figure, of: Problem, run: Run) -> None:
     units = whole.units("conv").cpu()
     full = whole.unit_block(0, 0).cpu()
     inverse = torch.linalg.inv(full + GAMMA * torch.eye(len(full), dtype=full.dtype))
-    rows = {
-        "F": (full, torch.block_diag(*units)),
-        "(F + γI)⁻¹": (
-            inverse,
-            torch.block_diag(*torch.linalg.inv(units + GAMMA * torch.eye(units.shape[1]).double())),
-        ),
-    }
+    inverses = torch.linalg.inv(units + GAMMA * torch.eye(units.shape[1], dtype=full.dtype))
+    rows = {"F": (full, torch.block_diag(*units)), "(F + γI)⁻¹": (inverse, torch.block_diag(*inverses))}
     for axes, (name, (left, middle)) in zip(figure.subplots(2, 3), rows.items(), strict=True):
         apart = float((left - middle).norm() / left.norm())
         titles = (f"{name} of the convolution", "its components", f"|difference|, {apart:.2g} in norm")
