@@ -29,8 +29,8 @@ KINDS = ("exact", "mc", "empirical")
 TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
     "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig10", "kfac.fig11", "sang.table1",
-    "sang.tuned", "benzing.fig5", "benzing.fig4a", "shrestha.table1", "beyond.floor", "beyond.empirical",
-    "beyond.speed",
+    "sang.fig5", "sang.tuned", "sang.fig1", "sang.fig2", "sang.fig3", "sang.complexity", "benzing.fig5",
+    "benzing.fig4a", "shrestha.table1", "beyond.floor", "beyond.empirical", "beyond.speed",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
 PRESETS = ("benzing", "benzing-adam", "benzing-sgd")

@@ -26,7 +26,7 @@ PAPERS = {
 """First part of the exhibits' names, and the paper that they are of."""
 MODULES = (
     "kfac.matrices", "kfac.autoencoders",
-    "sang.table",
+    "sang.table", "sang.matrices", "sang.complexity",
     "benzing.training", "benzing.similarity",
     "shrestha.table",
     "beyond.along", "beyond.speed",
