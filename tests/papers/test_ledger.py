@@ -136,3 +136,12 @@ def test_exhibits_that_an_older_release_recorded_still_stand(tmp_path):
     page = (tmp_path / "a.md").read_text()
     assert "| it was so | figure 1 | 1 | at most 2 | there | **reproduced** |" in page
     assert "| Paper 1 | 2 | 2 | 0 | 0 |" in (tmp_path / "claims.md").read_text()
+
+
+def test_a_protocol_keeps_the_order_of_its_columns_when_another_exhibit_is_recorded(tmp_path):
+    rows = ({"method": "M", "grid": "lr 0.1", "chosen": "lr 0.1"},)
+    found = Outcome((claim(repeats=True),), "here", "then", "A picture.", None, rows)
+    record(tmp_path, "a.fig1", "Paper 1, figure 1", "it", found, RUN)
+    record(tmp_path, "a.fig2", "Paper 1, figure 2", "it", outcome(claim()), RUN)
+    assert "| method | grid | chosen |\n| --- | --- | --- |\n| M | lr 0.1 | lr 0.1 |" in (tmp_path / "a.md").read_text()
+    assert "Claims: those of other exhibits, read otherwise." in (tmp_path / "README.md").read_text()

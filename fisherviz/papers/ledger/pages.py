@@ -68,8 +68,9 @@ def page(known: Known) -> str:
         rows = [_row(claim, exhibit["setting"]) for claim in exhibit["claims"]]
         parts.append(_table(("claim", "paper's figure", "measured", "rule", "setting", "verdict"), rows))
         if exhibit["protocol"]:
-            rows = [tuple(row.values()) for row in exhibit["protocol"]]
-            parts.append(f"Protocol:\n\n{_table(tuple(exhibit['protocol'][0]), rows)}")
+            heads = tuple(head for head, _ in exhibit["protocol"][0])
+            rows = [tuple(cell for _, cell in row) for row in exhibit["protocol"]]
+            parts.append(f"Protocol:\n\n{_table(heads, rows)}")
     return "\n".join(parts)
 
 
@@ -81,6 +82,7 @@ def gallery(known: Known) -> str:
         for name, exhibit in group.items():
             verdicts = list(_counted([exhibit]))
             counts = [f"{verdicts.count(kind)} {kind}" for kind in VERDICTS if kind in verdicts]
+            counts = counts or ["those of other exhibits, read otherwise"]
             parts.append(f"### {_title(exhibit)}\n")
             if exhibit["picture"]:
                 parts.append(f"[![{_title(exhibit)}]({exhibit['picture']})]({paper}.md#{_anchor(name, exhibit)})\n")

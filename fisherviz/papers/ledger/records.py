@@ -46,7 +46,7 @@ def record(out: Path, name: str, title: str, shows: str, outcome: Outcome, run: 
     known[name] = {
         "title": title, "shows": shows, "run": how, "setting": outcome.setting, "details": outcome.details,
         "caption": outcome.caption, "picture": None if outcome.picture is None else f"{name}.png",
-        "protocol": list(outcome.protocol), "claims": rows,
+        "protocol": [[list(pair) for pair in row.items()] for row in outcome.protocol], "claims": rows,
     }  # fmt: skip
     known = dict(sorted(known.items()))
     contents: dict[str, bytes | str] = {JSON: _json(known) + "\n", **pages(known)}
