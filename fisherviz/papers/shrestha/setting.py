@@ -19,6 +19,8 @@ BETAS = (0.01, 0.1, 1.0)
 """β of equation 36."""
 EACH_BATCH = {"kind": "empirical", "decay": 0.0, "momentum": 0.0}
 SMOKE_EXAMPLES = 300
+DTYPE = "float64"
+"""Large rates make Fishers whose eigenvalues exceed a β of 0.01 more than ten million times."""
 
 
 def _natural(name: str, optimizer: str, **fixed: Any) -> Method:
@@ -50,7 +52,7 @@ def weather_problem(hidden: Sequence[int], run: Run, batch: int = 128) -> Proble
     """Regression of the temperature; on the embedded digits where the weather is not at hand, and at scale smoke."""
     name = WEATHER if at_hand(WEATHER, run) else "digits"
     limit = SMOKE_EXAMPLES if run.scale == "smoke" else None
-    return Problem(name, "shrestha-mlp", (("hidden", tuple(hidden)),), batch=batch, limit=limit)
+    return Problem(name, "shrestha-mlp", (("hidden", tuple(hidden)),), batch=batch, limit=limit, dtype=DTYPE)
 
 
 def departures(dataset: str, shortened: str, run: Run) -> tuple[str, ...]:
