@@ -31,7 +31,7 @@ TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
     "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig11", "sang.table1", "sang.tuned",
     "benzing.fig5", "benzing.fig4a", "shrestha.fig1", "shrestha.fisher", "shrestha.fig2", "shrestha.fig3",
-    "shrestha.fig4", "shrestha.table1", "shrestha.fig5",
+    "shrestha.fig4", "shrestha.table1", "shrestha.stability", "shrestha.fig5",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
 PRESETS = ("benzing", "benzing-adam", "benzing-sgd")

@@ -27,7 +27,7 @@ MODULES = (
     "kfac.matrices", "kfac.autoencoders",
     "sang.table",
     "benzing.training", "benzing.similarity",
-    "shrestha.matrices", "shrestha.convergence", "shrestha.table", "shrestha.depth",
+    "shrestha.matrices", "shrestha.convergence", "shrestha.table", "shrestha.stability", "shrestha.depth",
 )  # fmt: skip
 RUNS = ".runs"
 """Folder of measurements beside the pictures: a command that was interrupted goes on from there."""
