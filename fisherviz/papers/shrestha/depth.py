@@ -25,7 +25,7 @@ from fisherviz import optim
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
-from fisherviz.papers.trials.curves import STYLES
+from fisherviz.papers.trials.curves import STYLES, logarithmic
 from fisherviz.papers.trials.work import Run, kept
 from fisherviz.plotting.style import tidy
 from fisherviz.support.counting import counting
@@ -282,7 +282,7 @@ def _panel(ax: Axes, costs: Costs, key: str, factor: float) -> None:
             markersize=4, linewidth=1.4, label=name,
         )  # fmt: skip
     ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
+    logarithmic(ax)
     ax.set_xticks(list(costs), [str(depth) for depth in costs])
     ax.set_xlabel("hidden layers")
     tidy(ax)

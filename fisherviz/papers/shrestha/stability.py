@@ -21,6 +21,7 @@ from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
 from fisherviz.papers.shrestha.matrices import in_training, tengrad_step
 from fisherviz.papers.shrestha.setting import DTYPE, METHODS, SMOKE_EXAMPLES, WEATHER, departures
+from fisherviz.papers.trials.curves import logarithmic
 from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained, at_hand
 from fisherviz.papers.trials.tuning import tuned
 from fisherviz.papers.trials.words import protocol, spread, stopped_words
@@ -288,8 +289,8 @@ def _fill(figure: Figure, looks: Mapping[tuple[str, str], Mapping[str, Any]], lo
         title = f"{'weather' if name == WEATHER else name} {key}"
         top = one["eigenvalues"][0]
         values = [value / top for value in one["eigenvalues"] if value > ZERO * top]
-        line = {"color": color, "marker": mark, "markersize": 3, "linewidth": 1.0, "label": title}
-        left.plot(range(1, len(values) + 1), values, markevery=max(1, len(values) // 8), **line)
+        line = {"color": color, "marker": mark, "markersize": 3, "linewidth": 1.0}
+        left.plot(range(1, len(values) + 1), values, markevery=max(1, len(values) // 8), label=title, **line)
         middle.plot(BETAS, one["cosines"], **line)
     left.set_yscale("log")
     middle.set_xscale("log")
@@ -300,7 +301,7 @@ def _fill(figure: Figure, looks: Mapping[tuple[str, str], Mapping[str, Any]], lo
         for place, run in enumerate(longer[name].runs):
             steps, losses = zip(*((line["step"], line["train_loss"]) for line in run["curve"]), strict=True)
             right.plot(steps, losses, color=color, linestyle=dash, linewidth=1.0, label="" if place else name)
-    right.set_yscale("log")
+    logarithmic(right)
     _entitle(right, "(c) continued training", "iteration", "training loss")
     figure.legend(fontsize=7.5, loc="outside upper center", ncols=5)
     for ax in (left, middle, right):
