@@ -14,7 +14,7 @@ METHODS = (
     "nearest-kronecker",
 )  # fmt: skip
 DATASETS = (
-    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "weather-apparent", "curves", "faces",
+    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "weather-apparent", "curves", "faces", "faces-cut",
     "cifar10-subset",
 )  # fmt: skip
 MODELS = (
@@ -31,7 +31,8 @@ TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
     "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig11", "sang.table1", "sang.tuned",
     "benzing.fig5", "benzing.fig4a", "shrestha.fig1", "shrestha.fisher", "shrestha.fig2", "shrestha.fig3",
-    "shrestha.fig4", "shrestha.table1", "shrestha.stability", "shrestha.fig5",
+    "shrestha.fig4", "shrestha.table1", "shrestha.stability", "shrestha.fig5", "beyond.floor", "beyond.empirical",
+    "beyond.speed",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
 PRESETS = ("benzing", "benzing-adam", "benzing-sgd")
