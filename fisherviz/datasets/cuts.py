@@ -61,8 +61,8 @@ def face_cuts(seed: int, limit: int | None, progress: bool) -> Raw:
     generator = np.random.default_rng(seed)
     first, second = (generator.spawn(1)[0].random((each, len(part), 4)) for part in (train, test))
     note = (
-        f"{each} pieces of 25 x 25 pixels from each of the 400 Olivetti faces, cut and turned from seed {seed} after the "
-        "description of the autoencoder papers' set, which is not at hand."
+        f"{each} pieces of 25 x 25 pixels from each of the 400 Olivetti faces, cut and turned from seed {seed} after "
+        "the description of the autoencoder papers' set, which is not at hand."
     )
     return Raw(_pieces(train, first), None, _pieces(test, second), None, notes=(pictures.notes[0], note))
 

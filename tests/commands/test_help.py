@@ -109,7 +109,7 @@ def test_the_names_that_shells_complete_are_those_that_there_are():
     [
         ("rep", ["report"]),
         ("report --methods kfac,n", ["kfac,nearest-kronecker"]),
-        ("report --data f", ["fashion-mnist", "faces"]),
+        ("report --data f", ["fashion-mnist", "faces", "faces-cut"]),
         ("report --metrics k", ["kl"]),
         ("report --kind e", ["exact", "empirical"]),
         ("train --model foof", ["foof-mlp"]),
