@@ -38,13 +38,13 @@ PAPER = {
 CLOSE = 0.3
 EFFORTS = {
     "smoke": Effort(steps=4, look=2, seeds=2, trials=1, trial_steps=2),
-    "desk": Effort(steps=1000, look=500, seeds=3, trials=6, trial_steps=150),
+    "desk": Effort(steps=800, look=400, seeds=3, trials=6, trial_steps=100),
     "paper": Effort(steps=30_000, look=1000, seeds=5, trials=21, trial_steps=3000),
 }
 PAIR = ("SGD", "TENGraD")
 BELOW = "every seed of {} ends below every seed of {}"
 READ_TWICE = "32-16"
-"""Hidden layers with which momentum is tried as well."""
+"""Hidden layers with which momentum is tried as well, on the first data set."""
 WITH_MOMENTUM = {name: replace(METHODS[name], fixed={**METHODS[name].fixed, "momentum": 0.9}) for name in PAIR}
 Cells = dict[tuple[str, str], dict[str, Trained]]
 
@@ -52,7 +52,7 @@ Cells = dict[tuple[str, str], dict[str, Trained]]
 @exhibit(
     "shrestha.table1", "table 1: log of the training loss at convergence, batch 128",
     shows="the logarithm of the training loss that SGD and TENGraD reach on three data sets, with three networks",
-    desk=0.1, paper=4.0,
+    desk=0.09, paper=4.0,
 )  # fmt: skip
 def table1(run: Run) -> Outcome:
     """Train SGD and TENGraD in each cell of the table, and in other readings of what the paper leaves open.
@@ -69,7 +69,7 @@ def table1(run: Run) -> Outcome:
     hidden = dict(list(HIDDEN.items())[:2]) if run.scale == "smoke" else HIDDEN
     cells = _trained([(key, name) for key in hidden for name in columns], METHODS, effort, run)
     others = {name: departures(name, f"{effort.steps} steps instead of convergence", run) for name in columns}
-    moving = _trained([(READ_TWICE, name) for name in columns], WITH_MOMENTUM, effort, run)
+    moving = _trained([(READ_TWICE, next(iter(columns)))], WITH_MOMENTUM, effort, run)
     claims = [
         _order(key, name, columns[name], found, others[name], moving.get((key, name)))
         for (key, name), found in cells.items()
