@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fisherviz.papers.shrestha.setting import WEATHER
-from fisherviz.papers.shrestha.table import _better_with_squares, _numbers, _order, _without
+from fisherviz.papers.shrestha.table import _better_with_squares, _numbers, _order, _reading
 from fisherviz.papers.trials.problems import Effort, Method, Trained
 
 SGD = Method("SGD", "sgd")
@@ -76,7 +76,7 @@ def test_the_other_reading_of_the_weather_is_a_repeated_row_over_all_its_network
         ("4", "weather"): pair((0.3,) * 3, (0.1,) * 3),
         ("32-16", "weather"): pair((0.2,) * 3, (0.1 + better,) * 3),
     }
-    claim = _without(cells, ("short",))
+    claim = _reading("read", cells, ("short",))
     assert claim.repeats
     assert claim.holds is not better
     assert claim.departures == ("short",)

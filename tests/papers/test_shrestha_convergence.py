@@ -54,6 +54,7 @@ def test_faster_and_lower_than_sgd_is_a_matter_of_every_seed(natural, holds):
     found = {"SGD": SLOW, "natural gradient": natural, "TENGraD": natural}
     assert convergence._sooner(found, ()).holds is holds
     assert convergence._ends_lower(found, ()).holds is holds
+    assert convergence._decaying(found, ()).holds is holds
     assert convergence._holds_too({"deep": found}, ()).holds is holds
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from fisherviz.optim import TENGraD
 from fisherviz.papers.shrestha import stability
+from fisherviz.papers.shrestha.optimizers import DecayedNaturalGradient, DecayedSGD
 from fisherviz.papers.shrestha.setting import WEATHER
 from fisherviz.papers.shrestha.stability import CONSTANT, DECAYED, REGULARISED
 from fisherviz.papers.trials.problems import Effort, Method, Trained
@@ -46,14 +47,19 @@ def linear():
 
 def test_the_rate_decays_from_the_first_step_on_and_is_halved_where_it_says():
     # with a huge β the step is the gradient times lr / β
-    optimizer = stability.DecayedTENGraD(model := linear(), "gaussian", lr=1e6, damping=1e8, halved=2)
-    for k, (moved, gradient) in enumerate(steps_of(optimizer, model, 4)):
-        torch.testing.assert_close(moved, 0.01 / (1 + k / 2) * gradient, rtol=1e-3, atol=1e-7)
+    natural = DecayedNaturalGradient(m := linear(), "gaussian", method="exact", lr=1e6, damping=1e8, halved=2)
+    sgd = DecayedSGD((other := linear()).parameters(), lr=0.01, halved=2)
+    for optimizer, model in ((natural, m), (sgd, other)):
+        for k, (moved, gradient) in enumerate(steps_of(optimizer, model, 4)):
+            torch.testing.assert_close(moved, 0.01 / (1 + k / 2) * gradient, rtol=1e-3, atol=1e-7)
 
 
 def test_without_decay_it_is_tengrad_without_momentum():
     options = {"lr": 0.1, "damping": 0.5}
-    ours = steps_of(stability.DecayedTENGraD(m := linear(), "gaussian", **options, halved=10**12), m, 3)
+    decayed = DecayedNaturalGradient(
+        m := linear(), "gaussian", method="layer", dense_parameters=0, halved=10**12, **options
+    )
+    ours = steps_of(decayed, m, 3)
     plain = {**options, "momentum": 0.0, "kind": "empirical", "kl_clip": math.inf}
     theirs = steps_of(TENGraD(m := linear(), "gaussian", **plain), m, 3)
     for (one, _), (other, _) in zip(ours, theirs, strict=True):

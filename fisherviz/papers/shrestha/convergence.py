@@ -7,7 +7,7 @@ what was taken. A method is faster where each of its seeds reaches SGD's final l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 
 import numpy as np
@@ -18,6 +18,7 @@ from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
 from fisherviz.papers.shrestha.setting import (
+    DECAYING,
     METHODS,
     along_rates,
     apart,
@@ -30,7 +31,7 @@ from fisherviz.papers.shrestha.setting import (
     width,
 )
 from fisherviz.papers.trials.curves import STYLES, draw_curves, logarithmic
-from fisherviz.papers.trials.problems import Effort, Problem, Trained
+from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained
 from fisherviz.papers.trials.tuning import tuned
 from fisherviz.papers.trials.words import protocol, spread, stopped_words
 from fisherviz.papers.trials.work import Run
@@ -68,11 +69,13 @@ def fig2(run: Run) -> Outcome:
         The picture and its claims.
     """
     problem, effort = weather_problem((4,), run), EFFORTS[run.scale]
-    found = _trained({"": problem}, tuple(METHODS), effort, run)[""]
+    found = _trained({"": problem}, METHODS.values(), effort, run)[""]
+    decaying = _trained({"": problem}, DECAYING.values(), effort, run)[""]
     other = departures(problem.dataset, f"{effort.steps} steps", run)
     claims = (
         _sooner(found, other),
         _ends_lower(found, other),
+        _decaying(decaying, other),
         _exact_is_best(found, problem.dataset, other),
         _sensitive(found, other),
     )
@@ -104,7 +107,7 @@ def fig2(run: Run) -> Outcome:
     return Outcome(
         claims, f"{problem.title}, hidden layer of 4, batch 128, {effort.steps} steps, {effort.seeds} seeds",
         _details(problem, effort, found), caption, draw(9.6, 4.0, fill),
-        protocol(found),
+        protocol({**found, **{f"{name}, decaying": one for name, one in decaying.items()}}),
     )  # fmt: skip
 
 
@@ -127,7 +130,7 @@ def fig3(run: Run) -> Outcome:
         shapes = {SMALL: (4,), "deep": (4, 4), "wide": (8,)}
     problems = {name: weather_problem(hidden, run) for name, hidden in shapes.items()}
     effort, problem = EFFORTS[run.scale], problems[SMALL]
-    found = _trained(problems, PAIR, effort, run)
+    found = _trained(problems, [METHODS[name] for name in PAIR], effort, run)
     other = departures(problem.dataset, f"{effort.steps} steps", run)
     other = (*other, "depths and widths of our choice; the paper gives none")
     large = {name: row for name, row in found.items() if name != SMALL}
@@ -158,7 +161,7 @@ def fig4(run: Run) -> Outcome:
     sizes = (8, 32) if run.scale == "smoke" else BATCHES
     problems = {f"batch {size}": weather_problem((32, 16), run, size) for size in sizes}
     effort, problem = EFFORTS[run.scale], problems[f"batch {sizes[0]}"]
-    found = _trained(problems, PAIR, effort, run)
+    found = _trained(problems, [METHODS[name] for name in PAIR], effort, run)
     other = departures(problem.dataset, f"{effort.steps} steps", run)
     other = (*other, "batch sizes of our choice; the paper gives none")
     claims = _batches(found, problem.dataset, other)
@@ -171,13 +174,13 @@ def fig4(run: Run) -> Outcome:
     )  # fmt: skip
 
 
-def _trained(problems: Mapping[str, Problem], names: tuple[str, ...], effort: Effort, run: Run) -> dict[str, Found]:
+def _trained(problems: Mapping[str, Problem], methods: Iterable[Method], effort: Effort, run: Run) -> dict[str, Found]:
     """Each method tuned and trained on each problem, all in one go."""
-    keys = [(key, name) for key in problems for name in names]
-    all_of_them = tuned([(problems[key], METHODS[name], effort) for key, name in keys], run)
+    keys = [(key, method) for key in problems for method in methods]
+    all_of_them = tuned([(problems[key], method, effort) for key, method in keys], run)
     found: dict[str, dict[str, Trained]] = {key: {} for key in problems}
-    for (key, name), one in zip(keys, all_of_them, strict=True):
-        found[key][name] = one
+    for (key, method), one in zip(keys, all_of_them, strict=True):
+        found[key][method.name] = one
     return dict(found)
 
 
@@ -221,6 +224,22 @@ def _ends_lower(found: Found, other: tuple[str, ...]) -> Claim:
         apart(mine, sgd),
         other,
         values={"natural gradient": median(mine), "sgd": median(sgd)},
+    )
+
+
+def _decaying(found: Found, other: tuple[str, ...]) -> Claim:
+    mine, sgd = race(found, "natural gradient")
+    ends = {name: one.last("train_loss") for name, one in found.items()}
+    return Claim(
+        "... both with learning rates that decay, which stabilised natural gradients (section 4.3)",
+        "figure 2, read another way",
+        f"iterations to SGD's final loss: natural gradient {iterations(mine)}, SGD {iterations(sgd)}; final training "
+        f"loss: {', '.join(f'{name} {spread(values)}' for name, values in ends.items())}",
+        "every seed of the natural gradient is there before every seed of SGD, and ends below it",
+        apart(mine, sgd) and apart(ends["natural gradient"], ends["SGD"]),
+        other,
+        values={"iterations": median(mine), "sgd": median(sgd)},
+        repeats=True,
     )
 
 

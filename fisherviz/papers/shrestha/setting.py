@@ -40,6 +40,19 @@ METHODS = {
     )
 }
 """By name; the paper's EBFGS is Goldfarb et al.'s K-BFGS."""
+HALVED = 100
+_OURS = "fisherviz.papers.shrestha.optimizers"
+DECAYING = {
+    one.name: one
+    for one in (
+        Method("SGD", f"{_OURS}:DecayedSGD", {"halved": HALVED}, {"lr": RATES}, {"lr": 0.1}),
+        _natural("natural gradient", f"{_OURS}:DecayedNaturalGradient", method="exact", halved=HALVED),
+        _natural(
+            "TENGraD", f"{_OURS}:DecayedNaturalGradient", method="layer", dense_parameters=0, halved=HALVED
+        ),
+    )
+}  # fmt: skip
+"""At rates that decay as 1 / (1 + k / `HALVED`), another reading: section 4.3 found that a decaying α helped."""
 WEATHER = "weather-apparent"
 COLUMNS = {
     WEATHER: "weather: rows with missing values left out, dates and bearings as points on circles",

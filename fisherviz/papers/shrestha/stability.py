@@ -12,17 +12,14 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import nn
 
-from fisherviz.network.likelihoods import Likelihood
-from fisherviz.optim import TENGraD
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
 from fisherviz.papers.shrestha.matrices import in_training, tengrad_step
-from fisherviz.papers.shrestha.setting import DTYPE, METHODS, SMOKE_EXAMPLES, WEATHER, departures
+from fisherviz.papers.shrestha.setting import DECAYING, DTYPE, HALVED, METHODS, SMOKE_EXAMPLES, WEATHER, departures
 from fisherviz.papers.trials.curves import logarithmic
-from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained, at_hand
+from fisherviz.papers.trials.problems import Effort, Problem, Trained, at_hand
 from fisherviz.papers.trials.tuning import tuned
 from fisherviz.papers.trials.words import protocol, spread, stopped_words
 from fisherviz.papers.trials.work import Run, kept
@@ -45,48 +42,8 @@ EFFORTS = {
     "paper": Effort(steps=3000, look=20, seeds=5, trials=21, trial_steps=500),
 }
 CONSTANT, DECAYED, REGULARISED = "constant rate", "decaying rate", "regularised"
-HALVED, DECAY = 100, 1e-3
-"""Steps after which a decaying rate is half of the first; the coefficient of the regularisation."""
-
-
-class DecayedTENGraD(TENGraD):
-    """TENGraD at the rate lr / (1 + k / halved) in step k, as section 4.3 recommends a decaying one.
-
-    Args:
-        model: the model.
-        likelihood: as for `fv.Probe`.
-        lr: first learning rate.
-        damping: β.
-        halved: steps after which the rate is half of the first.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        likelihood: str | Likelihood | nn.Module,
-        *,
-        lr: float,
-        damping: float,
-        halved: int = HALVED,
-    ) -> None:
-        super().__init__(
-            model, likelihood, lr=lr, damping=damping, momentum=0.0, kind="empirical", kl_clip=math.inf
-        )  # fmt: skip
-        for group in self.param_groups:
-            group["first"] = lr
-        self.halved = halved
-
-    def step(self, closure: Any = None) -> Any:
-        """Take one step at the present rate.
-
-        Args:
-            closure: as for `TENGraD`.
-        """
-        for group in self.param_groups:
-            done = group.get("decayed", 0)
-            group["lr"] = group["first"] / (1 + done / self.halved)
-            group["decayed"] = done + 1
-        return self._step(closure)
+DECAY = 1e-3
+"""Coefficient of the regularisation."""
 
 
 @exhibit(
@@ -166,7 +123,7 @@ def _longer(problem: Problem, walked: Trained, effort: Effort, run: Run) -> dict
     alone = replace(METHODS["TENGraD"], name=CONSTANT, grid={}, start={})
     methods = (
         replace(alone, fixed={**alone.fixed, **options}),
-        Method(DECAYED, f"{__name__}:{DecayedTENGraD.__name__}", fixed=options),
+        replace(DECAYING["TENGraD"], name=DECAYED, fixed={**DECAYING["TENGraD"].fixed, **options}, grid={}, start={}),
         replace(alone, name=REGULARISED, fixed={**alone.fixed, **options, "weight_decay": DECAY}),
     )
     untuned = replace(effort, trials=0, trial_steps=0)
