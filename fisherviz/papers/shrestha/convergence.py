@@ -57,7 +57,7 @@ Found = Mapping[str, Trained]
 @exhibit(
     "shrestha.fig2", "figure 2: convergence of all methods, one hidden layer of 4, batch 128",
     shows="the training loss of all methods on the weather data (a), and what a grid of learning rates makes of it (b)",
-    desk=0.04, paper=0.25,
+    desk=0.07, paper=0.35,
 )  # fmt: skip
 def fig2(run: Run) -> Outcome:
     """Train SGD, exact natural gradient and all its approximations, and walk over learning rates.
