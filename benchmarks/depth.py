@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
 from benchmarks.cycles import measure_steps
-from benchmarks.measure import peak_bytes
 from benchmarks.steps import BATCHES, LR, Problem, Trainer
 from fisherviz import optim
+from fisherviz.papers.shrestha.depth import half_squares, network, random_batch
+from fisherviz.support.peaks import peak_bytes
 
 DEPTHS = (1, 2, 4, 8, 16, 32)
 FROM, TO = 4, 32
@@ -32,18 +31,10 @@ METHODS: dict[str, Callable[[nn.Module], Optimizer]] = {
 }
 
 
-def problem(depth: int, inputs: int = 12, width: int = 20, batch: int = 128) -> Problem:
+def problem(depth: int) -> Problem:
     """A regression network with `depth` hidden layers."""
-    torch.manual_seed(0)
-    modules: list[nn.Module] = []
-    for d_in, d_out in pairwise([inputs, *[width] * depth]):
-        modules += [nn.Linear(d_in, d_out), nn.ReLU()]
     generator = torch.Generator().manual_seed(1)
-    batches = [
-        (torch.randn(batch, inputs, generator=generator), torch.randn(batch, 1, generator=generator))
-        for _ in range(BATCHES)
-    ]
-    return Problem(nn.Sequential(*modules, nn.Linear(width, 1)), batches, lambda z, y: 0.5 * F.mse_loss(z, y))
+    return Problem(network(depth), [random_batch(generator) for _ in range(BATCHES)], half_squares)
 
 
 def trainer(method: str, task: Problem) -> Trainer:

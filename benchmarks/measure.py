@@ -6,7 +6,6 @@ products and factorisations are counted by the dispatcher; element-wise work is 
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,19 +85,6 @@ def wall_seconds(f: Callable[[], Any]) -> float:
     start = time.perf_counter()
     f()
     return time.perf_counter() - start
-
-
-def peak_bytes(work: Callable[[], Any]) -> int:
-    """Bytes of tensors that a workload holds at its peak, beside those that were there, by torch's profiler."""
-    gc.collect()  # what is freed inside must have been allocated inside
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    held = highest = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        highest = max(highest, held)
-    return highest
 
 
 def operations(work: Callable[[], Any]) -> float:

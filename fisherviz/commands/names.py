@@ -14,7 +14,8 @@ METHODS = (
     "centred", "nearest-kronecker",
 )  # fmt: skip
 DATASETS = (
-    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "curves", "faces", "faces-cut", "cifar10-subset",
+    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "weather-apparent", "curves", "faces", "faces-cut",
+    "cifar10-subset",
 )  # fmt: skip
 MODELS = (
     "kfac-mlp", "foof-mlp", "cwngd-convnet", "shrestha-mlp", "mnist-autoencoder", "curves-autoencoder",
@@ -30,7 +31,8 @@ TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
     "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig10", "kfac.fig11", "sang.table1",
     "sang.fig5", "sang.tuned", "sang.fig1", "sang.fig2", "sang.fig3", "sang.complexity", "benzing.fig5",
-    "benzing.fig4a", "shrestha.table1", "beyond.floor", "beyond.empirical", "beyond.speed",
+    "benzing.fig4a", "shrestha.fig1", "shrestha.fisher", "shrestha.fig2", "shrestha.fig3", "shrestha.fig4",
+    "shrestha.table1", "shrestha.stability", "shrestha.fig5", "beyond.floor", "beyond.empirical", "beyond.speed",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
 PRESETS = ("benzing", "benzing-adam", "benzing-sgd")

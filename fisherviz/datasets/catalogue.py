@@ -166,6 +166,14 @@ _TABLE: dict[str, _Entry] = {
     "weather": _Entry(
         _tables.weather, 95_119, "hourly temperatures in Szeged", ("regression",), _tables.WEATHER, table=True
     ),
+    "weather-apparent": _Entry(
+        _tables.weather_apparent,
+        95_119,
+        "the same, with the apparent temperature",
+        ("regression",),
+        _tables.WEATHER,
+        table=True,
+    ),
     "curves": _Entry(_curves.curves, 30_000, "drawn curves, 28 x 28 (generated)", ("autoencoder",)),
     "faces": _Entry(_images.faces, 400, "Olivetti faces, 64 x 64", _IMAGES[::-1], _images.FACES),
     "faces-cut": _Entry(
@@ -274,6 +282,7 @@ def load(
       sqft_basement; a fifth of the houses is the test set, every sale of a house on one side.
     * `weather`: exact duplicates and rows with pressure 0 or humidity 0 (missing values) are left out, so is
       the apparent temperature (computed from the target); the last fifth of the hours is the test set.
+    * `weather-apparent`: the same with the apparent temperature among the inputs, as the source has it.
 
     Args:
         name: one of `names()`.

@@ -24,7 +24,7 @@ HOUSE_COLUMNS = (
     "sqft_living15", "sqft_lot15",
 )  # fmt: skip
 WEATHER_COLUMNS = (
-    "Formatted Date", "Precip Type", "Temperature (C)", "Humidity", "Wind Speed (km/h)",
+    "Formatted Date", "Precip Type", "Temperature (C)", "Apparent Temperature (C)", "Humidity", "Wind Speed (km/h)",
     "Wind Bearing (degrees)", "Visibility (km)", "Pressure (millibars)",
 )  # fmt: skip
 
@@ -129,6 +129,15 @@ def house(seed: int, progress: bool) -> Raw:
 
 def weather(progress: bool) -> Raw:
     """Hourly weather in Szeged, the temperature as target; the last fifth of the hours is the test set."""
+    return _weather(progress, apparent=False)
+
+
+def weather_apparent(progress: bool) -> Raw:
+    """The same with the apparent temperature among the inputs, which the source computes from the target."""
+    return _weather(progress, apparent=True)
+
+
+def _weather(progress: bool, apparent: bool) -> Raw:
     frame = _read(WEATHER, WEATHER_COLUMNS, progress)
     count = len(frame)
     frame = frame.drop_duplicates()
@@ -143,6 +152,7 @@ def weather(progress: bool) -> Raw:
 
     table = pd.DataFrame(
         {
+            **({"apparent temperature": frame["Apparent Temperature (C)"]} if apparent else {}),
             "humidity": frame["Humidity"],
             "wind speed": frame["Wind Speed (km/h)"],
             **circle("wind bearing", frame["Wind Bearing (degrees)"] / 360),
@@ -155,9 +165,11 @@ def weather(progress: bool) -> Raw:
         }
     )
     test = np.arange(len(frame)) >= len(frame) - len(frame) // 5
+    computed = "the apparent temperature (computed from the target)"
     notes = (
         f"Left out: {duplicates} exact duplicates, {missing.sum()} rows with pressure or humidity 0.",
-        "Left out: the apparent temperature (computed from the target), the texts, the constant Loud Cover.",
+        f"Left out: {'' if apparent else f'{computed}, '}the texts, the constant Loud Cover.",
+        *([f"Kept: {computed}, so that a network can nearly read the target off."] if apparent else []),
         "A null precipitation is neither rain nor snow; bearings, days, hours (UTC) are points on a circle.",
         "Rows are sorted by time and the last fifth is the test set.",
     )

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import fisherviz as fv
-from benchmarks.measure import operations, peak_bytes
+from benchmarks.measure import operations
+from fisherviz.support.peaks import peak_bytes
 
 
 def fisher(width, layers, examples):

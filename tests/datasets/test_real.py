@@ -78,6 +78,21 @@ def test_real_weather_is_in_time_order_without_missing_values():
     assert len(data.test.inputs) == (96_453 - 24 - 1_310) // 5
 
 
+def test_real_weather_with_the_apparent_temperature_has_that_column_beside_the_others():
+    without, with_it = (datasets.load(name, standardise=False) for name in ("weather", "weather-apparent"))
+    assert with_it.features == ("apparent temperature", *without.features)
+    assert torch.equal(with_it.train.targets, without.train.targets)
+    assert torch.equal(with_it.test.inputs[:, 1:], without.test.inputs)
+    frame = pd.read_csv(REAL / "weatherHistory.csv.gz").drop_duplicates()
+    kept = frame.loc[(frame["Humidity"] > 0) & (frame["Pressure (millibars)"] > 0), "Apparent Temperature (C)"]
+    both = torch.cat([with_it.train.inputs[:, 0], with_it.test.inputs[:, 0]]).sort().values
+    torch.testing.assert_close(both, torch.tensor(kept.sort_values().to_numpy(), dtype=torch.float32))
+    kept_notes, left_notes = (" ".join(data.notes) for data in (with_it, without))
+    assert "Kept: the apparent temperature" in kept_notes
+    assert "Left out: the apparent temperature" not in kept_notes
+    assert "Left out: the apparent temperature" in left_notes
+
+
 def test_real_faces_hold_out_people_or_pictures():
     data = datasets.load("faces", size=25)
     assert (data.task, data.likelihood) == ("autoencoder", "gaussian")

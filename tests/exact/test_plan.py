@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import fisherviz as fv
-from benchmarks.measure import operations, peak_bytes
+from benchmarks.measure import operations
 from fisherviz.support.numbers import human
+from fisherviz.support.peaks import peak_bytes
 
 REQUESTS = {
     "diagonal": lambda f: f.diagonal(),

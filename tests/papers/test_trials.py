@@ -135,6 +135,14 @@ def test_an_optimizer_that_refuses_weights_that_are_not_finite_has_diverged(tmp_
     assert "step 2 met numbers that are not finite" in found["stopped"]
 
 
+def test_a_loss_that_has_risen_a_million_times_has_diverged_before_it_is_no_number():
+    problem = replace(PROBLEM, task="autoencoder", standardise=True, dtype="float64")
+    found = trained(problem, SGD, {"lr": 3.0}, 40, 20, 0, Run("smoke", progress=False))
+    assert "the loss has risen to" in found["stopped"]
+    factor = running.EXPLODED
+    assert factor * found["curve"][0]["train_loss"] < float(found["stopped"].split()[5])
+
+
 def test_a_wrong_option_is_no_divergence():
     with pytest.raises(ValueError, match="speed"):
         trained(PROBLEM, SGD, {"speed": 1.0}, 1, 1, 0, run_at(None))

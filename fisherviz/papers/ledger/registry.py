@@ -28,7 +28,7 @@ MODULES = (
     "kfac.matrices", "kfac.autoencoders",
     "sang.table", "sang.matrices", "sang.complexity",
     "benzing.training", "benzing.similarity",
-    "shrestha.table",
+    "shrestha.matrices", "shrestha.convergence", "shrestha.table", "shrestha.stability", "shrestha.depth",
     "beyond.along", "beyond.speed",
 )  # fmt: skip
 RUNS = ".runs"

@@ -26,6 +26,8 @@ STYLES: dict[str, MethodStyle] = {
     "CW-NGD": MethodStyle("#882255", "P", "-"),
     "CW-NGD, mean cost": MethodStyle("#44AA99", "X", (0, (3, 1, 1, 1))),
     "TENGraD": MethodStyle("#009E73", "^", "-"),
+    "block-wise NGD": MethodStyle("#56B4E9", "h", (0, (3, 1, 1, 1))),
+    "K-BFGS": MethodStyle("#882255", "p", (0, (3, 1, 1, 1, 1, 1))),
     "K-FAC diagonal": MethodStyle("#D55E00", "o", (0, (5, 1.5))),
     "K-FAC tridiagonal": MethodStyle("#0072B2", "^", "-"),
     "K-FAC diagonal, no momentum": MethodStyle("#E69F00", "o", (0, (1, 1.5))),

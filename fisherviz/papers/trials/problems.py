@@ -16,7 +16,7 @@ from fisherviz.papers.trials.work import Run
 from fisherviz.support.importing import imported
 
 Options = Mapping[str, Any]
-TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits"}
+TITLES = {"fashion-mnist": "Fashion-MNIST", "mnist": "MNIST", "digits": "digits", "weather-apparent": "weather"}
 _load = lru_cache(maxsize=4)(datasets.load)
 
 

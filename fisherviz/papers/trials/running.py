@@ -25,6 +25,9 @@ from fisherviz.training.optimizers import make_optimizer
 
 SAVED = 120.0
 """Seconds between the states that an interrupted run goes on from."""
+EXPLODED = 1e6
+"""Times the first training loss, or 1 if that is less, above which a mini-batch's loss counts as diverged: Fishers of
+such a network are singular to rounding long before its loss is no number."""
 
 
 def trained(
@@ -123,6 +126,8 @@ class _Training:
                 first.append(loss.item())
                 if not math.isfinite(first[0]):
                     raise NonFiniteLoss(f"the loss is {first[0]} at step {step}")
+                if first[0] > EXPLODED * max(self.curve[0]["train_loss"], 1.0):
+                    raise NonFiniteLoss(f"the loss has risen to {first[0]:.1e} at step {step}")
                 if score(y) == "accuracy":
                     self.right += int((z.detach().argmax(-1) == y).sum())
                     self.seen += len(y)
