@@ -26,7 +26,7 @@ PAPERS = {
 MODULES = (
     "kfac.matrices", "kfac.autoencoders",
     "sang.table",
-    "benzing.training", "benzing.similarity",
+    "benzing.training", "benzing.timings", "benzing.similarity", "benzing.damping", "benzing.minibatches",
     "shrestha.table",
 )  # fmt: skip
 RUNS = ".runs"
