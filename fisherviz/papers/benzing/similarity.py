@@ -95,9 +95,9 @@ class Looks:
         losses = " and ".join(f"{spread(values)} by {name}" for name, values in self.losses.items())
         return (
             f"{TITLES[self.name]} standardised, ReLU network with three hidden layers of {self.width}, no biases, "
-            f"after {self.steps} steps of K-FAC (equation 3's damping with λ = 0.01, learning rate 0.003, inverses every "
+            f"after {self.steps} steps of K-FAC (equation 3's damping with λ = 0.01, rate 0.003, inverses every "
             f"10 steps) or of SGD (learning rate 0.01, momentum 0.9), batch 100; training loss {losses}; factors over "
-            f"{self.examples} training images with one label drawn for each, gradient over the same images; FOOF has "
+            f"{self.examples} training images with one label drawn for each, gradient over the same; FOOF has "
             f"K-FAC's own damping of A, π√λ with π² = tr A / tr G (equation 3); one cosine over the parameters of all "
             f"layers together; {self.seeds} seeds (SGD: one). Dampings are for means over the batch"
         )
