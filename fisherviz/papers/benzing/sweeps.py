@@ -45,11 +45,12 @@ class Scale:
     seeds: int
     amortised: int
     every: int = 1  # which dampings of the grid
+    size: int | None = None  # side that images are scaled to
 
 
 SCALES = {
     "smoke": Scale(10, 100, 1, 1, 1, 2, 1, every=3),
-    "desk": Scale(128, 2000, 5, 3, 4, 3, 10),
+    "desk": Scale(128, 2000, 5, 3, 4, 3, 10, size=14),
     "paper": Scale(1000, None, 10, 10, 10, 3, 10),
 }
 
@@ -114,7 +115,7 @@ def sweeps(name: str, kinds: Sequence[str], run: Run) -> dict[str, Sweep]:
     options = (("hidden", (scale.width,) * 3),)
     problem = Problem(
         name, "foof-mlp", options, batch=100, limit=scale.limit, standardise=True, evaluated=scale.limit,
-        dtype="float64",
+        dtype="float64", size=scale.size,
     )  # fmt: skip
     effort = problem.effort(scale.epochs, scale.trial_epochs, scale.trials, scale.seeds)
     methods = {kind: _methods(kind, scale) for kind in kinds}
@@ -157,6 +158,7 @@ def departures(wanted: str, name: str, run: Run) -> tuple[str, ...]:
     found = [] if name == wanted else [f"{TITLES[name]} instead of {TITLES[wanted]}"]
     found += [f"hidden layers of {scale.width} instead of 1000"] if scale.width != 1000 else []
     found += [f"{scale.limit:,} training images instead of 60,000"] if scale.limit is not None else []
+    found += [f"images scaled to {scale.size} × {scale.size}"] if scale.size is not None else []
     found += [f"{scale.epochs} epochs instead of 10"] if scale.epochs != 10 else []
     return tuple(found)
 
