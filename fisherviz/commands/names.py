@@ -30,7 +30,7 @@ TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
     "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig11", "sang.table1", "sang.tuned",
     "benzing.fig5", "benzing.fig1a", "benzing.fig5a", "benzing.fig4a", "benzing.fig4b", "benzing.fig4c", "benzing.fig8",
-    "benzing.fig9", "benzing.fig10", "shrestha.table1",
+    "benzing.fig9", "benzing.fig10", "benzing.a1", "shrestha.table1",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
 PRESETS = ("benzing", "benzing-adam", "benzing-sgd")

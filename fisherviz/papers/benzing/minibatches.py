@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from fisherviz.network.likelihoods import resolve
 from fisherviz.papers.benzing.sweeps import (
@@ -172,7 +173,7 @@ def _small(name: str, scale: Scale) -> Problem:
 
 
 def biases(item: tuple[str, Scale, int], run: Run) -> dict[str, Any]:
-    """The squared bias of both choices at each damping, by two halves of the draws, whose noise is independent.
+    """The squared bias of both choices at each damping.
 
     An independent Fisher's mean direction is E[(λI + F̄)⁻¹] g, which no draws of gradients are needed for.
 
@@ -209,9 +210,22 @@ def biases(item: tuple[str, Scale, int], run: Run) -> dict[str, Any]:
                 sums[i, draw_ % 2] += few.solve(right, damping).mT.cpu()
         found: dict[str, Any] = {"squared": {}}
         for i, (damping, goal) in enumerate(goals.items()):
-            off = sums[i] / (scale.draws / 2) - goal.cpu()
-            squared = (off[0] * off[1]).sum(1) / goal.cpu().square().sum()
+            squared = squared_bias(sums[i] / (scale.draws / 2), goal.cpu())
             found["squared"][str(damping)] = dict(zip((INDEPENDENT, SAME), squared.tolist(), strict=True))
         return found
 
     return kept(what, measure, run)
+
+
+def squared_bias(halves: Tensor, goal: Tensor) -> Tensor:
+    """|E d - goal|² / |goal|² without its noise, which two halves of the draws don't share; it may be below 0.
+
+    Args:
+        halves: (2, choices, P) mean directions of each half.
+        goal: (P,) the direction of all examples.
+
+    Returns:
+        One for each choice.
+    """
+    off = halves - goal
+    return (off[0] * off[1]).sum(1) / goal.square().sum()

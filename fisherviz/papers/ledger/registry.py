@@ -27,6 +27,7 @@ MODULES = (
     "kfac.matrices", "kfac.autoencoders",
     "sang.table",
     "benzing.training", "benzing.timings", "benzing.similarity", "benzing.damping", "benzing.minibatches",
+    "benzing.posterior",
     "shrestha.table",
 )  # fmt: skip
 RUNS = ".runs"

@@ -25,6 +25,8 @@ from fisherviz.training.optimizers import make_optimizer
 
 SAVED = 120.0
 """Seconds between the states that an interrupted run goes on from."""
+DIVERGED = 1e3
+"""Times its first loss, or 1, that a batch's loss is where a run breaks off: matrices fail long before numbers do."""
 
 
 def trained(
@@ -120,7 +122,7 @@ class _Training:
             loss = self.likelihood.nll(z, y).mean()
             if not first:
                 first.append(loss.item())
-                if not math.isfinite(first[0]):
+                if not first[0] <= DIVERGED * max(1.0, abs(self.curve[0]["train_loss"])):
                     raise NonFiniteLoss(f"the loss is {first[0]} at step {step}")
                 if score(y) == "accuracy":
                     self.right += int((z.detach().argmax(-1) == y).sum())
