@@ -38,6 +38,7 @@ BALANCE = "traces"
 """Of the factors' dampings: the paper's equation 3, λ_A / λ_E = tr(AAᵀ) / tr(EEᵀ)."""
 OTHER_BALANCE = "trace-norm"
 """The K-FAC paper's, which divides the traces by the factors' sizes."""
+BALANCES = (BALANCE, OTHER_BALANCE)
 TRAINERS: dict[str, tuple[str, dict[str, Any]]] = {
     "K-FAC": (BALANCED, {"lr": 3e-3, "damping": 0.01, "T": 10}),
     "SGD": ("sgd", {"lr": 0.01, "momentum": 0.9}),
@@ -166,7 +167,7 @@ def looks(name: str, run: Run) -> Looks:
     for trainer in TRAINERS:
         mine = [one for (_, by, *_), one in zip(items, found, strict=True) if by == trainer]
         losses[trainer] = [one["loss"] for one in mine]
-        for balance in (BALANCE, OTHER_BALANCE):
+        for balance in BALANCES:
             cosines[trainer, balance] = {
                 metric: np.array([[row[metric] for row in one[balance]] for one in mine]) for metric in WORDS
             }
@@ -204,7 +205,7 @@ def _cosines(item: tuple[Problem, str, int, int, int], run: Run) -> dict[str, An
         fisher = Probe(model.double(), likelihood).fisher(few, kind="mc", generator=generator)
         kfac = approximate(fisher, "kfac")
         found: dict[str, Any] = {"loss": loss}
-        for balance in (BALANCE, OTHER_BALANCE):
+        for balance in BALANCES:
             rules = [FactoredTikhonov(damping**0.5, balance) for damping in DAMPINGS]
             found[balance] = [_whole(similarity(fisher, kfac, rule)) for rule in rules]
         return found
