@@ -34,6 +34,8 @@ PRIOR = 1.0
 """Precision of the prior."""
 PERTURBATIONS, NORM = 200, 0.5
 """Of the one layer's weights."""
+ROUNDING = 1e-12
+"""Changes below it, along inputs that are constant, are not drawn."""
 EXACT, KRONECKER, INPUTS = "exact", "Kronecker", "first factor alone"
 
 
@@ -89,8 +91,9 @@ def a1(run: Run) -> Outcome:
         left.set_xticks(range(len(laid)), [f"{seed}" for seed in seeds])
         left.set_xlabel("seed")
         left.set_ylabel("test loss of the posterior predictive")
-        left.legend(fontsize=7)
-        right.loglog(laid[0]["changes"], laid[0]["divergences"], ".", color=looks[INPUTS].color, markersize=3)
+        left.legend(fontsize=7, loc="center")
+        seen = [pair for pair in zip(laid[0]["changes"], laid[0]["divergences"], strict=True) if pair[0] > ROUNDING]
+        right.loglog(*zip(*seen, strict=True), ".", color=looks[INPUTS].color, markersize=3)
         right.set_xlabel("equation 13")
         right.set_ylabel("KL divergence of the outputs")
         tidy(left)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from fisherviz.papers.benzing.balanced import BALANCED
 from fisherviz.papers.benzing.setting import DAMPINGS
+from fisherviz.papers.trials.curves import logarithmic
 from fisherviz.papers.trials.problems import TITLES, Effort, Method, Problem, Trained, at_hand
 from fisherviz.papers.trials.tuning import tuned
 from fisherviz.papers.trials.words import protocol
@@ -202,6 +203,6 @@ def draw_sweep(ax: Axes, sweep: Sweep, look: MethodStyle) -> None:
     )  # fmt: skip
     tidy(ax)
     ax.set_xscale("log")
-    ax.set_yscale("log")
+    logarithmic(ax)
     ax.set_xlabel("damping λ")
     ax.set_ylabel("final training loss")
