@@ -248,7 +248,7 @@ def _to_optimum(model: nn.Module, x: Tensor, y: Tensor) -> None:
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
 
 
 def _nll(model: nn.Module, weights: Iterable[Tensor], x: Tensor, y: Tensor) -> float:
