@@ -14,7 +14,7 @@ METHODS = (
     "nearest-kronecker",
 )  # fmt: skip
 DATASETS = (
-    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "curves", "faces", "cifar10-subset",
+    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "curves", "faces", "faces-cut", "cifar10-subset",
 )  # fmt: skip
 MODELS = (
     "kfac-mlp", "foof-mlp", "cwngd-convnet", "shrestha-mlp", "mnist-autoencoder", "curves-autoencoder",
@@ -31,6 +31,7 @@ EXHIBITS = (
     "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig11", "sang.table1", "sang.tuned",
     "benzing.fig5", "benzing.fig1a", "benzing.fig5a", "benzing.fig4a", "benzing.fig4b", "benzing.fig4c", "benzing.fig8",
     "benzing.fig9", "benzing.fig10", "benzing.a1", "shrestha.table1",
+    "beyond.floor", "beyond.empirical", "beyond.speed",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
 PRESETS = ("benzing", "benzing-adam", "benzing-sgd")

@@ -94,17 +94,18 @@ def _announce(chosen: list[Exhibit], run: Run) -> None:
 
 
 def _show(one: Exhibit, outcome: Outcome) -> None:
-    """The verdicts of an exhibit in the terminal."""
+    """The verdicts of an exhibit in the terminal: whatever its width, a claim is read from the verdict down."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
-    table = Table(title=f"{one.name}: {one.title}", title_justify="left", show_lines=True)
-    for head in ("claim", "paper", "measured", "verdict"):
-        table.add_column(head)
+    from fisherviz.papers.ledger.claims import NOT_REPRODUCED, REPRODUCED
+
+    colors = {REPRODUCED: "bold green", NOT_REPRODUCED: "bold red"}
+    console = Console(highlight=False)
+    console.print(Text(f"\n{one.name}: {one.paper}, {one.title}", "bold"))
     for claim in outcome.claims:
-        cells = (claim.statement, claim.paper, claim.measured, claim.verdict)
-        table.add_row(*map(escape, cells))
-    console = Console()
-    console.print(outcome.details, markup=False, highlight=False)
-    console.print(table)
+        console.print(Text.assemble((claim.verdict, colors.get(claim.verdict, "bold yellow")), f": {claim.statement}"))
+        lines = [f"paper: {claim.paper}", f"measured: {claim.measured}", f"rule: {claim.rule}"]
+        lines += [f"setting: {'; '.join(claim.departures)}"] if claim.departures else []
+        console.print(Padding(Text("\n".join(lines)), (0, 0, 0, 4)))

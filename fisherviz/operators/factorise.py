@@ -245,6 +245,19 @@ def solve_rows(factor: Tensor, rows: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, half, upper=False, left=False)
 
 
+def root_solve(factor: Tensor, z: Tensor) -> Tensor:
+    """L⁻ᵀ z, whose covariance is (L Lᵀ)⁻¹ for white z.
+
+    Args:
+        factor: (..., n, n) lower Cholesky factor L.
+        z: (..., n, k).
+
+    Returns:
+        (..., n, k).
+    """
+    return torch.linalg.solve_triangular(factor.mT, z, upper=True)
+
+
 def _smallest_eigenvalue(factor: Tensor) -> Tensor:
     """Estimate λ_min of L Lᵀ from above, by inverse iteration; sharp just where it matters, near singularity.
 

@@ -21,6 +21,7 @@ PAPERS = {
     "sang": "Sang et al. 2022",
     "benzing": "Benzing 2021",
     "shrestha": "Shrestha 2023",
+    "beyond": "Beyond the papers",
 }
 """First part of the exhibits' names, and the paper that they are of."""
 MODULES = (
@@ -29,6 +30,7 @@ MODULES = (
     "benzing.training", "benzing.timings", "benzing.similarity", "benzing.damping", "benzing.minibatches",
     "benzing.posterior",
     "shrestha.table",
+    "beyond.along", "beyond.speed",
 )  # fmt: skip
 RUNS = ".runs"
 """Folder of measurements beside the pictures: a command that was interrupted goes on from there."""

@@ -20,6 +20,8 @@ STYLES: dict[str, MethodStyle] = {
     "Adam": MethodStyle("#767676", "v", (0, (3, 1))),
     "natural gradient": MethodStyle("#0072B2", "D", (0, (5, 1, 1, 1))),
     "K-FAC": MethodStyle("#D55E00", "o", (0, (5, 1.5))),
+    "diagonal": MethodStyle("#999933", "d", (0, (2, 1))),
+    "EKFAC": MethodStyle("#E69F00", "v", (0, (3, 1))),
     "FOOF": MethodStyle("#CC79A7", "*", "-"),
     "CW-NGD": MethodStyle("#882255", "P", "-"),
     "CW-NGD, mean cost": MethodStyle("#44AA99", "X", (0, (3, 1, 1, 1))),

@@ -1,0 +1,1 @@
+"""Exhibits that no paper has, on questions that the papers raise."""
