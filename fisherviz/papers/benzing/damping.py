@@ -38,7 +38,7 @@ CAPTION = "Final training loss against damping (median and range of the seeds); 
 @exhibit(
     "benzing.fig4b", "figure 4B: K-FAC's performance against damping",
     shows="the training loss of K-FAC for different damping strengths, which falls with damping",
-    desk=0.1, paper=47.0,
+    desk=0.03, paper=80.0,
 )  # fmt: skip
 def fig4b(run: Run) -> Outcome:
     """Train K-FAC at each damping, of its factors and of their product.
@@ -58,7 +58,7 @@ def fig4b(run: Run) -> Outcome:
 @exhibit(
     "benzing.fig4c", "figure 4C: FOOF's performance against damping",
     shows="the training loss of FOOF for different damping strengths, to which that of K-FAC comes close",
-    desk=0.05, paper=10.0,
+    desk=0.02, paper=20.0,
 )  # fmt: skip
 def fig4c(run: Run) -> Outcome:
     """Train FOOF at each damping, beside K-FAC.
@@ -77,7 +77,7 @@ def fig4c(run: Run) -> Outcome:
 @exhibit(
     "benzing.fig8", "figure 8: the same as figure 4 on Fashion-MNIST",
     shows="K-FAC's similarity to FOOF, its training loss and that of FOOF against damping, on Fashion-MNIST",
-    desk=0.15, paper=25.0,
+    desk=0.06, paper=50.0,
 )  # fmt: skip
 def fig8(run: Run) -> Outcome:
     """Measure figure 4 on Fashion-MNIST.
@@ -131,7 +131,7 @@ def _increases(sweep: Sweep, figure: str, other: tuple[str, ...]) -> tuple[Claim
     return (
         Claim(
             statement, where,
-            f"median final training loss {sweep.words}; up to the best, the largest step up {rising:.2f} times",
+            f"median final training loss {sweep.words}; up to the best each at most {rising:.2f} times that before",
             "up to the damping with the smallest median loss no median exceeds 1.1 times the one before it, and the "
             "loss at the smallest damping is at least twice the smallest",
             rising <= 1.1 and gain >= 2, other, values={"gain": gain, "rising": rising},

@@ -62,7 +62,7 @@ SCALES = {
 @exhibit(
     "benzing.fig9", "figure 9: Fisher and gradient of independent or the same mini-batches, Fashion-MNIST",
     shows="natural gradients' training loss against damping, with Fishers of independent or the same mini-batches",
-    desk=0.1, paper=18.0,
+    desk=0.04, paper=36.0,
 )  # fmt: skip
 def fig9(run: Run) -> Outcome:
     """Compare both choices on Fashion-MNIST.
@@ -79,7 +79,7 @@ def fig9(run: Run) -> Outcome:
 @exhibit(
     "benzing.fig10", "figure 10: the same as figure 9 on MNIST",
     shows="natural gradients' training loss against damping, with Fishers of independent or the same mini-batches",
-    desk=0.1, paper=18.0,
+    desk=0.04, paper=36.0,
 )  # fmt: skip
 def fig10(run: Run) -> Outcome:
     """Compare both choices on MNIST.

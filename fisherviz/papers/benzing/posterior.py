@@ -61,7 +61,7 @@ SCALES = {
 @exhibit(
     "benzing.a1", "appendix A.1: samples of the full-covariance Laplace posterior",
     shows="no figure: exact samples without forming the covariance, and what appendix C says of Kronecker posteriors",
-    desk=0.02, paper=0.2,
+    desk=0.01, paper=0.1,
 )  # fmt: skip
 def a1(run: Run) -> Outcome:
     """Compare the samples' covariance with the explicit one, and the posteriors of appendix C.

@@ -126,7 +126,7 @@ class Looks:
 @exhibit(
     "benzing.fig4a", "figure 4A: K-FAC's similarity to FOOF against damping, both kinds of damping",
     shows="the cosine between the updates of K-FAC and FOOF, which rises with the damping, most if factors are damped",
-    desk=0.1, paper=1.0,
+    desk=0.04, paper=0.1,
 )  # fmt: skip
 def fig4a(run: Run) -> Outcome:
     """Measure the cosine between K-FAC's and FOOF's directions for each damping on networks in training.

@@ -25,6 +25,8 @@ NATURAL_DAMPINGS = tuple(float(f"1e{i}") for i in range(-6, 7, 2))
 """Appendix B.1's grid; the other methods' `DAMPINGS` are the same for means over the batch."""
 KFAC, PRODUCT, FOOF = "K-FAC", "K-FAC, product damped", "FOOF"
 INDEPENDENT, SAME = "independent mini-batches", "same mini-batch"
+ALL = 10
+"""Learning rates from which on the search has seen what there is to see: five decades around its start."""
 STARTS = {
     KFAC: (1e-7, 3e-6, 1e-4, 1e-2, 1.0, 10.0, 1e3),
     PRODUCT: (1e-9, 1e-7, 3e-5, 3e-3, 0.1, 10.0, 1e3),
@@ -161,6 +163,7 @@ def departures(wanted: str, name: str, run: Run) -> tuple[str, ...]:
     found += [f"{scale.limit:,} training images instead of 60,000"] if scale.limit is not None else []
     found += [f"images scaled to {scale.size} × {scale.size}"] if scale.size is not None else []
     found += [f"{scale.epochs} epochs instead of 10"] if scale.epochs != 10 else []
+    found += [f"{scale.trials} learning rates tried at each damping"] if scale.trials < ALL else []
     return tuple(found)
 
 

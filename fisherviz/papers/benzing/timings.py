@@ -211,7 +211,7 @@ def _large(scale: Scale, run: Run) -> dict[str, float]:
 @exhibit(
     "benzing.fig1a", "figure 1A: wall-clock time of SGD and natural gradients",
     shows="time of SGD and of natural gradients whose Fisher is inverted every T steps",
-    desk=0.03, paper=12.0,
+    desk=0.03, paper=4.0,
 )  # fmt: skip
 def fig1a(run: Run) -> Outcome:
     """Measure steps of natural gradients beside SGD's, and train with and without amortisation.
@@ -255,7 +255,7 @@ def fig1a(run: Run) -> Outcome:
 @exhibit(
     "benzing.fig5a", "figure 5A: wall-clock time of FOOF, K-FAC and SGD",
     shows="time of SGD, FOOF and K-FAC whose matrices are inverted every T steps",
-    desk=0.0, paper=0.1,
+    desk=0.02, paper=0.1,
 )  # fmt: skip
 def fig5a(run: Run) -> Outcome:
     """Measure steps of FOOF and K-FAC beside SGD's.
