@@ -7,7 +7,7 @@ once: its mean is taken from the medians of the steps that do and of those that 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -134,11 +134,8 @@ class _Stepper:
         self.optimizer.step()
 
     def timed(self) -> None:
-        """One step, noted: CPU seconds, on a GPU those on the clock."""
-        clock = time.process_time if self.device.type == "cpu" else (lambda: so_far(self.device).seconds)
-        began = clock()
-        self.step()
-        self.taken.append(clock() - began)
+        """One step, noted."""
+        self.taken.append(_seconds(self.step, self.device))
         self.left -= 1
 
     @property
@@ -173,6 +170,17 @@ def _measured(scale: Scale, run: Run) -> dict[str, Any]:
     return {"seconds": seconds, "operations": operations, "usual": usual, "large_batch": _large(scale, run)}
 
 
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """CPU seconds of a call, on a GPU those on the clock."""
+    if device.type == "cpu":
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+    before = so_far(device)
+    work()
+    return (so_far(device) - before).seconds
+
+
 def _operations(one: _Stepper) -> float:
     """Of a step on the average over a cycle; leaves it before a step that renews."""
     for _ in range(one.T):  # the first steps build what later ones keep
@@ -190,13 +198,10 @@ def _large(scale: Scale, run: Run) -> dict[str, float]:
     generator = torch.Generator().manual_seed(run.seed)
     root = torch.randn(scale.large, scale.large, generator=generator).to(run.device)
     gram = root @ root.mT + scale.large * torch.eye(scale.large, device=run.device)
-    device, inverting = torch.device(run.device), []
+    inverting = []
     for _ in range(4):
         stepper.timed()
-        clock = time.process_time if device.type == "cpu" else (lambda: so_far(device).seconds)
-        began = clock()
-        torch.linalg.inv(gram)
-        inverting.append(clock() - began)
+        inverting.append(_seconds(lambda: torch.linalg.inv(gram), stepper.device))
     with counting() as counter:
         stepper.step()
     with counting() as inverse:
