@@ -62,14 +62,15 @@ def test_independent_mini_batches_have_to_end_lower():
     assert reproduced(minibatches._better(ahead, 9, ()), minibatches._better(level, 9, ())) == [True, False]
 
 
-def bias(independent, same):
+def bias(independent, same, added=0.5):
     squared = {str(d): {INDEPENDENT: independent, SAME: same} for d in minibatches.BIAS_DAMPINGS}
-    return {"squared": squared}
+    return {"squared": squared, "added": dict.fromkeys(squared, added)}
 
 
 def test_bias_has_to_be_larger_at_every_seed():
-    assert reproduced(minibatches._biased([bias(0.1, 0.2), bias(0.1, 0.3)], ())) == [True]
-    assert reproduced(minibatches._biased([bias(0.1, 0.2), bias(0.3, 0.1)], ())) == [False]
+    assert reproduced(*minibatches._biased([bias(0.1, 0.2), bias(0.1, 0.3)], ())) == [True, True]
+    assert reproduced(*minibatches._biased([bias(0.1, 0.2), bias(0.3, 0.1)], ())) == [False, True]
+    assert reproduced(*minibatches._biased([bias(0.1, 0.2), bias(0.1, 0.3, 0.001)], ())) == [True, False]
 
 
 def test_the_squared_bias_has_no_noise_in_it():
