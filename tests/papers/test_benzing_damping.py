@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fisherviz import datasets
-from fisherviz.papers.benzing import damping, minibatches, posterior, similarity, timings
+from fisherviz.papers.benzing import costs as step_costs
+from fisherviz.papers.benzing import damping, minibatches, posterior, similarity
 from fisherviz.papers.benzing.balanced import BalancedKFAC
 from fisherviz.papers.benzing.sweeps import FOOF, INDEPENDENT, KFAC, PRODUCT, SAME, Sweep
 from fisherviz.papers.ledger.claims import REPRODUCED
@@ -127,7 +128,7 @@ def test_k_fac_is_damped_by_equation_3():
 
 def costs(**changed):
     seconds = {"SGD": {"1": 1.0}, "natural gradient": {"100": 1.5}, "FOOF": {"100": 2.0}, "K-FAC": {"100": 3.0}}
-    return timings.Costs(seconds | changed, seconds, {"FOOF": 1.9, "K-FAC": 2.9}, "cpu", {})
+    return step_costs.Costs(seconds | changed, seconds, {"FOOF": 1.9, "K-FAC": 2.9}, "cpu", {})
 
 
 def test_costs_are_in_steps_of_sgd():
@@ -137,19 +138,19 @@ def test_costs_are_in_steps_of_sgd():
 
 
 def test_a_cycle_holds_one_step_that_renews():
-    scale = timings.SCALES["smoke"]
-    stepper = timings._Stepper("FOOF", 3, 2, scale, RUN)
+    scale = step_costs.SCALES["smoke"]
+    stepper = step_costs._Stepper("FOOF", 3, 2, scale, RUN)
     stepper.taken = [7.0, 1.0, 1.0, 9.0, 1.0, 100.0]
     assert stepper.usual == 1.0
     assert stepper.mean == pytest.approx((2 * 1.0 + 8.0) / 3)
 
 
 def test_operations_of_sgd_are_three_products_a_layer():
-    scale = timings.SCALES["smoke"]
+    scale = step_costs.SCALES["smoke"]
     sizes = (784, *[scale.width] * 3, 10)
     products = sum(2 * 100 * a * b for a, b in pairwise(sizes))
     first = 2 * 100 * sizes[0] * sizes[1]  # inputs need no gradient
-    assert timings._operations(timings._Stepper("SGD", 1, 1, scale, RUN)) == 3 * products - first
+    assert step_costs._operations(step_costs._Stepper("SGD", 1, 1, scale, RUN)) == 3 * products - first
 
 
 def test_whitened_samples_are_judged_by_their_own_noise():
