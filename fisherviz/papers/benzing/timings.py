@@ -129,7 +129,7 @@ def _outcome(
         for ax, of, label in zip(axes, ("seconds", "operations"), ("time", "operations"), strict=True):
             _bars(ax, found, names, scale, of)
             ax.set_ylabel(f"{label} of a step, in SGD's")
-        axes[0].legend(fontsize=8)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
 
     caption = "Time and operations of a step, the mean over a cycle of T steps, in those of an SGD step (dotted)."
     setting = f"width {scale.width}, batch 100, one {'thread' if run.device == 'cpu' else run.device}"
