@@ -258,7 +258,8 @@ def similarity(fisher: Fisher, kfac: Approximation, damping: Damping, label: str
         v = v.double()
         Ad, Gd = factored.factors(A, G)
         foof = Kronecker.over_units(Ad, len(G)).solve(v)
-        directions = (Kronecker(Ad, Gd).solve(v), Kronecker(A, G).damped(Tikhonov(strength)).solve(v))
+        product = operator if operator.dtype == torch.float64 else Kronecker(A, G)  # the first keeps its eigenbasis
+        directions = (Kronecker(Ad, Gd).solve(v), product.damped(Tikhonov(strength)).solve(v))
         for name, u in zip(SIMILARITIES, directions, strict=True):
             parts = torch.stack([u @ foof, u @ u, foof @ foof]).cpu()
             sums[name] += parts

@@ -27,7 +27,8 @@ PAPERS = {
 MODULES = (
     "kfac.matrices", "kfac.autoencoders",
     "sang.table", "sang.matrices", "sang.complexity",
-    "benzing.training", "benzing.similarity",
+    "benzing.training", "benzing.timings", "benzing.similarity", "benzing.damping", "benzing.minibatches",
+    "benzing.posterior",
     "shrestha.matrices", "shrestha.convergence", "shrestha.table", "shrestha.stability", "shrestha.depth",
     "beyond.along", "beyond.speed",
 )  # fmt: skip

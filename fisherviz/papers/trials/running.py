@@ -25,7 +25,7 @@ from fisherviz.training.optimizers import make_optimizer
 
 SAVED = 120.0
 """Seconds between the states that an interrupted run goes on from."""
-EXPLODED = 1e6
+EXPLODED = 1e3
 """Times the first training loss, or 1 if that is less, above which a mini-batch's loss counts as diverged: Fishers of
 such a network are singular to rounding long before its loss is no number."""
 
