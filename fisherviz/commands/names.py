@@ -29,7 +29,8 @@ KINDS = ("exact", "mc", "empirical")
 TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
     "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig11", "sang.table1", "sang.tuned",
-    "benzing.fig5", "benzing.fig4a", "shrestha.table1", "beyond.floor", "beyond.empirical", "beyond.speed",
+    "benzing.fig1", "benzing.fig5", "benzing.fig2", "benzing.fig6", "benzing.fig3", "benzing.fig7", "benzing.fig4a",
+    "shrestha.table1", "beyond.floor", "beyond.empirical", "beyond.speed",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
 PRESETS = ("benzing", "benzing-adam", "benzing-sgd")

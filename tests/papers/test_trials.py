@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fisherviz.papers.benzing.balanced import BALANCED
 from fisherviz.papers.trials import running
 from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained, build
 from fisherviz.papers.trials.running import trained
@@ -135,6 +136,14 @@ def test_an_optimizer_that_refuses_weights_that_are_not_finite_has_diverged(tmp_
     assert "step 2 met numbers that are not finite" in found["stopped"]
 
 
+def test_a_damping_too_small_for_the_factors_breaks_the_run_off():
+    """The corners of the digits are black in every image: A is singular, and float32 forgets the damping."""
+    kfac = Method("K-FAC", "kfac", {"rescale": False, "adapt": False, "damping": 1e-30})
+    found = trained(PROBLEM, kfac, {"lr": 0.1}, 4, 2, 0, run_at(None))
+    assert "not positive definite" in found["stopped"]
+    assert found["curve"][-1]["step"] == 0
+
+
 def test_a_wrong_option_is_no_divergence():
     with pytest.raises(ValueError, match="speed"):
         trained(PROBLEM, SGD, {"speed": 1.0}, 1, 1, 0, run_at(None))
@@ -145,7 +154,9 @@ def finished(found):
 
 
 @pytest.mark.parametrize("averaging", [None, 0.9])
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "kfac", "foof", "ekfac", "kbfgs", "subsampled"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "nesterov", "adam", "kfac", "foof", "ekfac", "kbfgs", "subsampled", BALANCED]
+)
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, monkeypatch, optimizer, averaging):
     problem, method = replace(PROBLEM, averaging=averaging), Method("M", optimizer)
     whole = trained(problem, method, {}, 6, 2, 1, run_at(tmp_path / "whole"))

@@ -27,7 +27,7 @@ PAPERS = {
 MODULES = (
     "kfac.matrices", "kfac.autoencoders",
     "sang.table",
-    "benzing.training", "benzing.similarity",
+    "benzing.training", "benzing.ablations", "benzing.similarity",
     "shrestha.table",
     "beyond.along", "beyond.speed",
 )  # fmt: skip
