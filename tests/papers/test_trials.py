@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fisherviz.operators.factorise import NonFiniteMatrixError
 from fisherviz.papers.benzing.balanced import BALANCED
 from fisherviz.papers.trials import running
 from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained, build
@@ -104,6 +105,9 @@ def test_what_diverges_is_kept_as_such_and_counts_as_the_worst(tmp_path):
     assert trained(PROBLEM, SGD, {"lr": 1e30}, 4, 2, 0, run_at(tmp_path)) == found
 
 
+ERRORS = {"value": ValueError, "run": RuntimeError, "zero": ZeroDivisionError, "matrix": NonFiniteMatrixError}
+
+
 class Refusing(torch.optim.SGD):
     """Fails at the second step, with weights that are finite or not."""
 
@@ -117,7 +121,7 @@ class Refusing(torch.optim.SGD):
         if self.steps == 2:
             if self.spoil:
                 self.param_groups[0]["params"][0].data.fill_(math.nan)
-            raise {"value": ValueError, "run": RuntimeError, "zero": ZeroDivisionError}[self.error]("a mistake")
+            raise ERRORS[self.error]("a mistake")
         return loss
 
 
@@ -142,6 +146,13 @@ def test_a_damping_too_small_for_the_factors_breaks_the_run_off():
     found = trained(PROBLEM, kfac, {"lr": 0.1}, 4, 2, 0, run_at(None))
     assert "not positive definite" in found["stopped"]
     assert found["curve"][-1]["step"] == 0
+
+
+def test_a_matrix_that_is_not_finite_breaks_the_run_off():
+    """That of another mini-batch than the loss's: weights and loss are finite still."""
+    method = Method("refusing", f"{__name__}:Refusing", {"error": "matrix", "spoil": False})
+    found = trained(PROBLEM, method, {}, 4, 2, 0, run_at(None))
+    assert found["stopped"] == "step 2: a mistake"
 
 
 def test_a_wrong_option_is_no_divergence():

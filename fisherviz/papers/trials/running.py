@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.network.likelihoods import resolve
-from fisherviz.operators.factorise import SingularMatrixError
+from fisherviz.operators.factorise import NonFiniteMatrixError, SingularMatrixError
 from fisherviz.papers.trials.problems import Method, Options, Problem, build
 from fisherviz.papers.trials.work import Run, kept, place
 from fisherviz.support.files import write_whole
@@ -131,7 +131,7 @@ class _Training:
 
         try:
             self.optimizer.step(closure)
-        except SingularMatrixError as error:  # the damping is too small for these weights, or the rate led to them
+        except (SingularMatrixError, NonFiniteMatrixError) as error:  # the options led to such weights
             raise StoppedRun(f"step {step}: {error}") from error
         except (RuntimeError, ValueError) as error:
             if finite(self.model):
