@@ -2,6 +2,7 @@
 
 import ast
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -260,11 +261,9 @@ def test_operators_of_half_precision_models_are_float32(method, dtype):
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 1)])
-@pytest.mark.parametrize(
-    "factorised", [lambda M: DampedCholesky(M, 0.1, "the matrix"), lambda M: eigh(M, "the matrix")]
-)
-def test_a_matrix_that_is_not_finite_is_told_as_such(factorised, place):
+@pytest.mark.parametrize("factorise", [partial(DampedCholesky, damping=0.1), eigh])
+def test_a_matrix_that_is_not_finite_is_told_as_such(factorise, place):
     M = torch.eye(3)
     M[place] = M.T[place] = math.nan
     with pytest.raises(NonFiniteMatrixError, match="the matrix holds NaN or infinite entries"):
-        factorised(M)
+        factorise(M, what="the matrix")
