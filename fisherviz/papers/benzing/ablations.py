@@ -112,7 +112,7 @@ def _data(wanted: str, figure: str, run: Run) -> Outcome:
             "on a subset of 1,000 images in full batches, K-FAC still outperforms the other methods",
         ),
     )  # fmt: skip
-    panels = (mini.only(SGD, NATURAL, ONE_BATCH), mini.only(NATURAL, *more, KFAC), full)
+    panels = {"A": mini.only(SGD, NATURAL, ONE_BATCH), "B": mini.only(NATURAL, *more, KFAC), "C": full}
     return outcome(claims, panels, (mini, full))
 
 
@@ -137,7 +137,7 @@ def _blocks(wanted: str, figure: str, run: Run) -> Outcome:
             "K-FAC is ahead of layer-wise natural gradients on 1,000 images in full batches",
         ),
     )  # fmt: skip
-    return outcome(claims, (layer, mini, full), (mini, full, layer))
+    return outcome(claims, {"A": layer, "B": mini, "C": full}, (mini, full, layer))
 
 
 def still_ahead(one: Comparison, name: str, others: tuple[str, ...], figure: str, statement: str) -> Claim:

@@ -103,12 +103,12 @@ def data_sets(names: Sequence[str], run: Run) -> list[str]:
     return [name for name in names if at_hand(name, run)] or ["digits"]
 
 
-def outcome(claims: Sequence[Claim], panels: Sequence[Comparison], compared: Sequence[Comparison]) -> Outcome:
+def outcome(claims: Sequence[Claim], panels: Mapping[str, Comparison], compared: Sequence[Comparison]) -> Outcome:
     """The picture, words and protocol of an exhibit.
 
     Args:
         claims: its rows.
-        panels: what is drawn, side by side.
+        panels: what is drawn, side by side, by the letters of the paper's panels.
         compared: all that was trained, each method once.
 
     Returns:
@@ -128,14 +128,16 @@ def outcome(claims: Sequence[Claim], panels: Sequence[Comparison], compared: Seq
 
     def fill(figure: Figure) -> None:
         labels: dict[str, Artist] = {}
-        for ax, one in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for ax, (letter, one) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
             draw_curves(ax, one.found, "train_loss", over="epoch" if one.problem.batch else "step")
             logarithmic(ax)
-            ax.set_title(one.title, fontsize=9)
+            ax.set_title(f"{letter}: {one.title}", fontsize=9)
             labels |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel("training loss")
-        figure.legend(list(labels.values()), list(labels), fontsize=8, loc="outside lower center", ncols=4)
+        figure.legend(
+            list(labels.values()), list(labels), fontsize=8, loc="outside lower center", ncols=min(4, 2 * len(panels))
+        )
 
     caption = "Training loss of the tuned optimizers (median and range of the seeds)."
-    return Outcome(tuple(claims), setting, details, caption, draw(4.2 * len(panels), 3.9, fill), rows)
+    return Outcome(tuple(claims), setting, details, caption, draw(max(5.2, 4.2 * len(panels)), 3.9, fill), rows)

@@ -50,7 +50,7 @@ def fig1(run: Run) -> Outcome:
         _amortised(found),
         _first_order(found),
     ]
-    return outcome(claims, found, found)
+    return outcome(claims, dict(zip("BC", found, strict=False)), found)
 
 
 @exhibit(
@@ -84,7 +84,7 @@ def fig5(run: Run) -> Outcome:
                   "below the", 1.0),
         stale(found, scale.amortised),
     ]  # fmt: skip
-    return outcome(claims, found, found)
+    return outcome(claims, dict(zip("BC", found, strict=False)), found)
 
 
 def each(found: Sequence[Comparison], words: Callable[[Comparison], str]) -> str:
