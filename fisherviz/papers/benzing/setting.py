@@ -19,6 +19,7 @@ SUBSET_DAMPINGS = tuple(float(f"1e{i}") for i in range(-9, 4, 2))
 SGD, ADAM, NATURAL, KFAC, FOOF = "SGD", "Adam", "natural gradient", "K-FAC", "FOOF"
 RARELY, SAME, LAYERWISE = f"{NATURAL}, amortised", f"{NATURAL}, same batch", f"{NATURAL}, layer-wise"
 ONE_BATCH = f"{KFAC}, one batch"
+FOOF_RARELY, FOOF_TUNED = f"{FOOF}, amortised", f"{FOOF}, amortised, tuned so"
 SETTING = tuple[Problem, dict[str, Method], Effort]
 
 
@@ -90,6 +91,7 @@ def mini_batches(name: str, scale: Scale) -> SETTING:
     )  # fmt: skip
     both = {"lr": RATES, "damping": DAMPINGS}
     natural, kfac = {"lr": 1e-5, "damping": 1e-4}, {"lr": 3e-3, "damping": 0.01}
+    foof = {"lr": 0.3, "damping": 1.0}
     methods = (
         _sgd(0.01),
         Method(ADAM, "adam", {}, {"lr": RATES}, {"lr": 1e-4}),
@@ -100,7 +102,8 @@ def mini_batches(name: str, scale: Scale) -> SETTING:
         *(Method(larger(count), "subsampled", {"fisher_data": count}, both, natural) for count in scale.larger),
         Method(KFAC, BALANCED, {}, both, kfac),
         Method(ONE_BATCH, BALANCED, {"decay": 0.0}, both, kfac),
-        Method(FOOF, "foof", {}, both, {"lr": 0.3, "damping": 1.0}),
+        Method(FOOF, "foof", {}, both, foof),
+        Method(FOOF_TUNED, "foof", {"T": scale.amortised}, both, foof),
     )
     effort = problem.effort(scale.epochs, scale.trial_epochs, scale.trials, scale.seeds)
     return problem, {method.name: method for method in methods}, effort

@@ -30,6 +30,7 @@ STYLES: dict[str, MethodStyle] = {
     "natural gradient, 1000 examples": MethodStyle("#009E73", "P", (0, (1, 1.5))),
     "K-FAC, one batch": MethodStyle("#E69F00", "o", (0, (3, 1, 1, 1))),
     "FOOF, amortised": MethodStyle("#882255", "P", (0, (3, 1))),
+    "FOOF, amortised, tuned so": MethodStyle("#999933", "X", (0, (1, 1.5))),
     "CW-NGD": MethodStyle("#882255", "P", "-"),
     "CW-NGD, mean cost": MethodStyle("#44AA99", "X", (0, (3, 1, 1, 1))),
     "TENGraD": MethodStyle("#009E73", "^", "-"),
