@@ -113,6 +113,14 @@ def test_an_advantage_persists_if_every_seed_is_ahead_of_every_seed():
     assert not verdict(0.1, 0.21)
 
 
+def test_methods_that_were_not_tuned_are_told_beside_and_judged_by_nothing():
+    losses = {KFAC: 0.1, NATURAL: 0.2, f"{KFAC}, not tuned": 9.0, f"{NATURAL}, not tuned": 0.3}
+    found = ablations.still_ahead(on(**losses), KFAC, (NATURAL,), "figure 2C", "")
+    assert found.holds
+    assert found.sensitivity.endswith("K-FAC, not tuned 9 (9 to 9), natural gradient, not tuned 0.3 (0.3 to 0.3)")
+    assert not ablations.still_ahead(on(**{KFAC: 0.1, NATURAL: 0.2}), KFAC, (NATURAL,), "", "").sensitivity
+
+
 @pytest.mark.parametrize(("loss", "holds"), [(0.3, True), (0.081, True), (0.079, False)])
 def test_more_data_does_not_improve_if_no_sample_ends_much_lower(loss, holds):
     one = on(**{NATURAL: 0.1, larger(300): 0.1, larger(1000): loss})

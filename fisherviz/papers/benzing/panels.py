@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -96,6 +96,30 @@ def trained(setting: SETTING, names: Sequence[str], run: Run) -> Comparison:
     """
     problem, methods, effort = setting
     return Comparison(problem, compare(problem, [methods[name] for name in names], effort, run))
+
+
+def untuned(setting: SETTING, names: Sequence[str], run: Run) -> Comparison:
+    """Train some methods of a setting where their searches begin, without tuning.
+
+    Args:
+        setting: problem, methods, effort.
+        names: of the methods.
+        run: how.
+
+    Returns:
+        The comparison, of methods named by `begun`.
+    """
+    problem, methods, effort = setting
+    chosen = [
+        replace(methods[name], name=begun(name), fixed={**methods[name].fixed, **methods[name].start}, grid={})
+        for name in names
+    ]
+    return Comparison(problem, compare(problem, chosen, effort, run))
+
+
+def begun(name: str) -> str:
+    """What a method is called that was not tuned."""
+    return f"{name}, not tuned"
 
 
 def data_sets(names: Sequence[str], run: Run) -> list[str]:
