@@ -23,7 +23,7 @@ from fisherviz.papers.trials.work import Run
     "benzing.fig2", "figure 2: K-FAC's advantage is not due to more data, Fashion-MNIST",
     shows="training losses with the same data for both Fishers, with more data for the natural gradient's, and on "
           "1,000 images at once; K-FAC's is the lowest each time",
-    desk=0.1, paper=200.0,
+    desk=0.07, paper=200.0,
 )  # fmt: skip
 def fig2(run: Run) -> Outcome:
     """Train K-FAC and natural gradients with as much data for the Fisher, on Fashion-MNIST.
@@ -41,7 +41,7 @@ def fig2(run: Run) -> Outcome:
     "benzing.fig6", "figure 6: the same as figure 2 on MNIST",
     shows="training losses with the same data for both Fishers, with more data for the natural gradient's, and on "
           "1,000 images at once, as in figure 2",
-    desk=0.1, paper=200.0,
+    desk=0.07, paper=200.0,
 )  # fmt: skip
 def fig6(run: Run) -> Outcome:
     """Train K-FAC and natural gradients with as much data for the Fisher, on MNIST.
@@ -59,7 +59,7 @@ def fig6(run: Run) -> Outcome:
     "benzing.fig3", "figure 3: K-FAC's advantage is not due to the block-diagonal structure, Fashion-MNIST",
     shows="training losses of a network of one layer, and of layer-wise natural gradients in mini-batches and on 1,000 "
           "images at once; K-FAC's is the lowest each time",
-    desk=0.1, paper=50.0,
+    desk=0.09, paper=50.0,
 )  # fmt: skip
 def fig3(run: Run) -> Outcome:
     """Train K-FAC and natural gradients with the same blocks, on Fashion-MNIST.
@@ -77,7 +77,7 @@ def fig3(run: Run) -> Outcome:
     "benzing.fig7", "figure 7: the same as figure 3 on MNIST",
     shows="training losses of a network of one layer, and of layer-wise natural gradients in mini-batches and on 1,000 "
           "images at once, as in figure 3",
-    desk=0.1, paper=50.0,
+    desk=0.09, paper=50.0,
 )  # fmt: skip
 def fig7(run: Run) -> Outcome:
     """Train K-FAC and natural gradients with the same blocks, on MNIST.

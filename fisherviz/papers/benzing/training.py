@@ -31,7 +31,7 @@ BOTH = ("fashion-mnist", "mnist")
 @exhibit(
     "benzing.fig1", "figures 1B and 1C: K-FAC against exact, subsampled natural gradients",
     shows="training loss of K-FAC, ten times lower than that of exact natural gradients, on Fashion-MNIST and MNIST",
-    desk=0.2, paper=250.0,
+    desk=0.09, paper=250.0,
 )  # fmt: skip
 def fig1(run: Run) -> Outcome:
     """Train SGD, Adam, K-FAC and three versions of the natural gradient on Fashion-MNIST and MNIST.
@@ -57,7 +57,7 @@ def fig1(run: Run) -> Outcome:
 @exhibit(
     "benzing.fig5", "figures 5B and 5C: training loss of FOOF, K-FAC and the others",
     shows="training loss of FOOF, which is as low as K-FAC's or lower, on Fashion-MNIST and MNIST",
-    desk=0.1, paper=150.0,
+    desk=0.05, paper=150.0,
 )  # fmt: skip
 def fig5(run: Run) -> Outcome:
     """Train the five optimizers on Fashion-MNIST and MNIST, and FOOF with rare inversions by both settings.
