@@ -12,6 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
+
 from fisherviz.approximations.fitting import Recipe, Wanted, run_together
 from fisherviz.matrices.layered import LayeredMatrix, block_diagonal
 from fisherviz.network.layers import Layer
@@ -19,9 +22,11 @@ from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Dense, Operator
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import UnitBlocks as UnitBlocksOperator
+from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov
 from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
-from fisherviz.support.choices import one_of
+from fisherviz.support.choices import count, is_number, one_of, positive
 from fisherviz.support.counting import is_counting
+from fisherviz.support.generators import private
 from fisherviz.support.numbers import human
 from fisherviz.support.tables import counted
 
@@ -71,6 +76,8 @@ class Approximation(LayeredMatrix, ABC):
 
     matrix: LayeredMatrix
     """Once fitted."""
+    examples: int
+    """N of the data that it was fitted on, once fitted."""
     operations: int | None = None
     """Of its own statistics and operators, and of the passes behind them, a multiply-add as two, where they were
     counted (`support.counting`)."""
@@ -262,7 +269,7 @@ class Approximation(LayeredMatrix, ABC):
         if any(further):
             more = yield Wanted(further)
             values = [v | refined for v, refined in zip(values, more, strict=True)]
-        matrix = self.build(fisher.space, values, couplings)
+        matrix, self.examples = self.build(fisher.space, values, couplings), fisher.examples
         return matrix.scale(fisher.examples) if fisher.reduction == "sum" and self.follows_scale else matrix
 
     # ---- the fitted matrix -----------------------------------------------------------------------------------------
@@ -279,6 +286,41 @@ class Approximation(LayeredMatrix, ABC):
             raise RuntimeError(f"{self.name} has not been fitted; use fv.approximate(fisher, {self.name!r}).")
         return self.matrix.whole
 
+    def sample(
+        self, prior_precision: float | Tensor | FactoredTikhonov, n: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Samples of the Laplace posterior N(θ, (Λ₀ + N F̂)⁻¹) with this F̂ of the mean in the Fisher's place.
+
+        What `fisher.sample` draws exactly, from a root of the structured inverse: nothing of size P × P where no layers
+        are coupled. With "kfac" the posterior of Ritter et al. 2018 (its equation 9 is `FactoredTikhonov(√τ, pi=1)`),
+        with "foof" one of the activations alone.
+
+        Args:
+            prior_precision: Λ₀, a positive number, or a `FactoredTikhonov` with γ² = Λ₀, which puts the prior into the
+                Kronecker factors.
+            n: number of samples.
+            generator: source of the samples; None: a private one seeded from `torch.initial_seed()`.
+
+        Returns:
+            Samples (n, P) around the model's parameters as they are now, flat in torch order.
+
+        Raises:
+            ValueError: the prior precision is not positive, or n is no positive whole number.
+            TypeError: the prior precision is a vector, which would destroy the structure.
+            RuntimeError: it has not been fitted, or the precision is singular.
+            NotImplementedError: the layers are coupled, and too many to be dense.
+        """
+        count("n", n)
+        whole, scaled = self.whole, self.reduction == "sum" and self.follows_scale
+        prior = _prior(prior_precision, self.examples)
+        noise = torch.randn(
+            self.space.size, n, generator=private(generator, whole.device), dtype=torch.float64, device=whole.device
+        )
+        mean = self.scale(1 / self.examples) if scaled else self
+        deviation = mean.inverse_root(noise, prior) / self.examples**0.5
+        weights = self.space.flatten({name: p for layer in self.space.layers for name, p in layer.parameters.items()})
+        return weights.detach() + deviation.T.to(weights.dtype)
+
     @property
     def title(self) -> str:
         """Its name."""
@@ -291,6 +333,20 @@ class Approximation(LayeredMatrix, ABC):
             f"{self.name} approximation, {self.space.size:,} x {self.space.size:,} "
             f"({self.kind}, {self.reduction}, {counted(len(self.space.layers), 'layer')}, {human(self.bytes)})"
         )
+
+
+def _prior(precision: float | Tensor | FactoredTikhonov, examples: int) -> Damping:
+    """A prior's precision as damping of the mean Fisher: Λ₀ / N, or γ / √N in the factors."""
+    if isinstance(precision, FactoredTikhonov):
+        positive("prior_precision", precision.strength)
+        return FactoredTikhonov(precision.gamma / examples**0.5, precision.pi)
+    if not is_number(precision):
+        raise TypeError(
+            "prior_precision of an approximation must be one number or a fv.FactoredTikhonov, which keep its "
+            f"structure, got {type(precision).__name__}; fisher.sample takes a vector."
+        )
+    positive("prior_precision", precision)
+    return Tikhonov(float(precision) / examples)
 
 
 @contextlib.contextmanager

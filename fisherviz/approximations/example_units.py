@@ -26,11 +26,13 @@ from fisherviz.operators.factorise import (
     trusted_cholesky,
 )
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
+from fisherviz.statistics.examples import root_correction
 from fisherviz.statistics.products import gram, weighted_moments_square_norm
 from fisherviz.support import timing
 
 FAR = 100.0
 """How many times a block's rounding must fit into the damping: a solve's relative error is at most the reciprocal."""
+_GRAM = "the examples' Gram matrix of unit"
 _ENTRIES = 2**26
 """Entries of unit blocks, or of their rows, that are formed at once."""
 
@@ -143,11 +145,25 @@ class ExampleUnits(Symmetric):
                 out[units] = solved.view(right.shape).to(v.dtype)
         return out.reshape(v.shape)
 
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        columns = z.reshape(self.units, self.width, -1)
+        out = torch.empty_like(columns)
+        for units, part in self._factorised_parts():
+            given = columns[units]
+            if self._fewer_rows:
+                rows, given = part._v(torch.float64), given.double()
+                W = root_correction(_row_products(rows), self.factor, self.shift, _GRAM)
+                out[units] = (given / self.shift**0.5 + _back(rows, W @ _times(rows, given))).to(z.dtype)
+            else:
+                root = part._over_width.inverse_root(given.reshape(-1, given.shape[2]).to(part._over_width.dtype))
+                out[units] = root.view(given.shape).to(z.dtype)
+        return out.reshape(z.shape)
+
     @cached_property
     def _over_rows(self) -> Tensor:
         """Cholesky factors of V_o V_oᵀ + shift/s I, (units, R, R), in float64."""
         products = _row_products(self._v(torch.float64))
-        return trusted_cholesky(plus_identity(products, self.shift / self.factor), "the examples' Gram matrix of unit")
+        return trusted_cholesky(plus_identity(products, self.shift / self.factor), _GRAM)
 
     @cached_property
     def _over_width(self) -> UnitBlocks:

@@ -14,7 +14,7 @@ METHODS = (
     "nearest-kronecker",
 )  # fmt: skip
 DATASETS = (
-    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "curves", "faces", "cifar10-subset",
+    "digits", "mnist", "fashion-mnist", "ecoli", "house", "weather", "curves", "faces", "faces-cut", "cifar10-subset",
 )  # fmt: skip
 MODELS = (
     "kfac-mlp", "foof-mlp", "cwngd-convnet", "shrestha-mlp", "mnist-autoencoder", "curves-autoencoder",

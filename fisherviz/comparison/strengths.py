@@ -42,6 +42,8 @@ def damping_of(optimizer: torch.optim.Optimizer) -> Damping | None:
         optimizer: any.
     """
     found = strengths(optimizer)
+    if "gamma" in found and not getattr(optimizer, "heuristic_damping", True):
+        return Tikhonov(found["gamma"] ** 2)
     if "gamma" in found:
         given = _given(optimizer)
         return FactoredTikhonov(

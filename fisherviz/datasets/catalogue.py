@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.datasets import curves as _curves
+from fisherviz.datasets import cuts as _cuts
 from fisherviz.datasets import images as _images
 from fisherviz.datasets import locate as _locate
 from fisherviz.datasets import tables as _tables
@@ -144,12 +145,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Entry:
-    read: Callable[..., Raw]  # takes what it depends on of task, seed and progress
+    read: Callable[..., Raw]  # takes what it depends on of task, seed, limit and progress
     examples: int
     about: str
     tasks: tuple[str, ...]
     source: _locate.Source | None = None
     table: bool = False
+    made_from: str | None = None  # the data set whose files these are
 
 
 _IMAGES = ("classification", "autoencoder")
@@ -166,6 +168,10 @@ _TABLE: dict[str, _Entry] = {
     ),
     "curves": _Entry(_curves.curves, 30_000, "drawn curves, 28 x 28 (generated)", ("autoencoder",)),
     "faces": _Entry(_images.faces, 400, "Olivetti faces, 64 x 64", _IMAGES[::-1], _images.FACES),
+    "faces-cut": _Entry(
+        _cuts.face_cuts, 400 * _cuts.EACH, "pieces of faces, 25 x 25 (cut from faces)", ("autoencoder",),
+        _images.FACES, made_from="faces",
+    ),
     "cifar10-subset": _Entry(_images.cifar_subset, 5_000, "images of CIFAR-10, 32 x 32", _IMAGES, _images.CIFAR),
 }
 
@@ -201,6 +207,15 @@ def source(name: str) -> _locate.Source | None:
         ValueError: there is no data set of that name.
     """
     return _entry(name).source
+
+
+def made_from(name: str) -> str | None:
+    """The data set that another one is made from; None for one that stands alone.
+
+    Raises:
+        ValueError: there is no data set of that name.
+    """
+    return _entry(name).made_from
 
 
 def files(name: str) -> tuple[str, ...]:
@@ -240,12 +255,15 @@ def load(
     """Load one of the papers' data sets, with a fixed split into training and test examples.
 
     `digits`, `mnist`, `fashion-mnist`, `cifar10-subset` and `ecoli` classify, `house` predicts a price and
-    `weather` a temperature, `faces` and `curves` are for autoencoders. What is done to each source:
+    `weather` a temperature, `faces`, `faces-cut` and `curves` are for autoencoders. What is done to each source:
 
     * `digits`: scikit-learn's, pixels divided by 16; the last 360 rows are the test set.
     * `mnist`, `fashion-mnist`, `cifar10-subset`: the published split, pixels divided by 255.
     * `faces`: pixels divided by 242; people 30 to 39 are the test set (for classification, two pictures of
-      everybody). These are the 400 Olivetti faces, not the papers' 165,600 cropped images, whose size is 25.
+      everybody).
+    * `faces-cut`: 414 pieces of 25 x 25 from each of `faces`, cut and turned at random as the autoencoder papers
+      describe theirs (`datasets.cuts`), 124,200 + 41,400; people 30 to 39 are the test set. With limit=3000 ten of
+      each picture are cut, of the test people's too.
     * `curves`: generated: 20,000 + 10,000 parabolas through three random points.
     * `ecoli`: the sequence name is left out; a fifth of each class is the test set.
     * `house`: the row with 33 bedrooms (a typing error) is left out, so are the columns id, zipcode and
@@ -260,11 +278,13 @@ def load(
         task: "classification", "regression" or "autoencoder"; None: the usual one. An autoencoder's targets
             are its flattened inputs: Bernoulli while pixels are in [0, 1], Gaussian once standardised.
         standardise: subtract the mean of the training examples and divide by their standard deviation, column
-            by column for tables (and the target of a regression), by one number for all pixels of images;
-            columns that are constant in training are only centred. None: tables and faces only.
+            by column for tables (and the target of a regression), by one number for all pixels of images, in
+            `faces-cut` with the mean of each pixel; columns that are constant in training are only centred. None:
+            tables and faces only.
         flatten: inputs as (N, D); False: images as (N, C, H, W).
         limit: keep only the first training examples, before standardisation.
-        seed: of the drawn curves and of the splits of `ecoli` and `house`; the other sets have one split.
+        seed: of the drawn curves, of the pieces of `faces-cut` and of the splits of `ecoli` and `house`; the other
+            sets have one split.
         progress: show a bar while fetching.
 
     Returns:
@@ -285,17 +305,18 @@ def load(
     if size is not None and (entry.table or size < 1):
         reason = "it is a table" if entry.table else "a size is at least 1"
         raise ValueError(f"size={size} does not go with {name!r}: {reason}; leave it out or choose another.")
-    given = {"task": task, "seed": seed, "progress": progress}
+    given = {"task": task, "seed": seed, "limit": limit, "progress": progress}
     raw = entry.read(**{key: given[key] for key in inspect.signature(entry.read).parameters})
     if limit is not None and not 1 <= limit <= len(raw.train_inputs):
         raise ValueError(f"limit={limit} training examples of {name!r}; choose 1 to {len(raw.train_inputs)}.")
     if standardise is None:
-        standardise = entry.table or name == "faces"
+        standardise = entry.table or "faces" in (name, entry.made_from)
     inputs = [raw.train_inputs[:limit], raw.test_inputs]
     if size is not None:
         inputs = [_images.resize(part, size) for part in inputs]
     shape = inputs[0].shape[1:]
-    inputs, input_standard = _standardised(inputs, standardise, columns=entry.table)
+    by = "column" if entry.table else "pixel" if entry.made_from else "set"
+    inputs, input_standard = _standardised(inputs, standardise, by)
     tensors = [torch.from_numpy(part.astype(np.float32)) for part in inputs]
     flat = [part.flatten(1) for part in tensors]
     if task == "autoencoder":
@@ -304,7 +325,7 @@ def load(
         assert raw.train_targets is not None
         assert raw.test_targets is not None
         values = [raw.train_targets[:limit], raw.test_targets]
-        values, target_standard = _standardised(values, standardise and task == "regression", columns=True)
+        values, target_standard = _standardised(values, standardise and task == "regression", "column")
         kind = np.float32 if task == "regression" else np.int64
         targets = [torch.from_numpy(part.astype(kind)) for part in values]
     likelihood = {
@@ -334,13 +355,14 @@ def _entry(name: str) -> _Entry:
     return _TABLE[name]
 
 
-def _standardised(parts: list[np.ndarray], wanted: bool, columns: bool) -> tuple[list[np.ndarray], Standard]:
-    """Standardise on the first part: each column on its own, or one number for all pixels."""
+def _standardised(parts: list[np.ndarray], wanted: bool, by: str) -> tuple[list[np.ndarray], Standard]:
+    """Standardise on the first part: each "column" on its own, all of the "set" alike, or only the mean by "pixel"."""
     if not wanted:
         return parts, Standard(torch.zeros(()), torch.ones(()))
-    axis = 0 if columns else None
-    mean = parts[0].mean(axis=axis, dtype=np.float64)
-    scale = parts[0].std(axis=axis, dtype=np.float64)
+    mean = parts[0].mean(axis=None if by == "set" else 0, dtype=np.float64)
+    scale = parts[0].std(axis=None if by == "set" else 0, dtype=np.float64)
+    if by == "pixel":
+        mean, scale = mean.ravel(), np.sqrt(np.mean(scale**2))
     scale = np.where(scale > 0, scale, 1.0)
-    done = [((part - mean) / scale) for part in parts]
+    done = [(part - mean.reshape(part.shape[1:] if by == "pixel" else mean.shape)) / scale for part in parts]
     return done, Standard(*(torch.as_tensor(value, dtype=torch.float32) for value in (mean, scale)))

@@ -25,6 +25,9 @@ def check(name: str) -> str:
         ValueError: there is no such data set, a file is damaged or another one, or examples are missing.
         RuntimeError: its files are not at hand.
     """
+    origin = catalogue.made_from(name)
+    if origin is not None:
+        return f"made from {origin}: {check(origin)}"
     source = catalogue.source(name)
     if source is not None:
         paths = present(source)

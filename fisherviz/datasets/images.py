@@ -218,7 +218,7 @@ def faces(task: str, progress: bool) -> Raw:
         classes=tuple(f"person {number}" for number in range(40)),
         notes=(
             f"{held} are the test set.",
-            "These are the 400 Olivetti faces, not the 165,600 cropped images of the autoencoder papers.",
+            "These are the 400 Olivetti faces; the autoencoder papers' pieces are the data set faces-cut.",
         ),
     )  # fmt: skip
 

@@ -31,6 +31,7 @@ from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.statistics import Block, Diagonal, UnitBlocks
 from fisherviz.statistics.examples import Woodbury, solve_combination
 from fisherviz.support.choices import count, one_of
+from fisherviz.support.generators import private
 from fisherviz.support.memory import require
 from fisherviz.support.plan import Plan
 from fisherviz.support.tables import counted, paragraph
@@ -376,11 +377,8 @@ class Fisher(Products):
             ValueError: the prior precision is not positive.
         """
         count("n", n)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}.")
         posterior, device = Posterior(self, prior_precision), self.network.device
-        if generator is None:
-            generator = torch.Generator(device=device).manual_seed(torch.initial_seed())
+        generator = private(generator, device)
 
         def noise(rows: int) -> Tensor:
             return torch.randn(rows, n, generator=generator, dtype=torch.float64, device=device)

@@ -11,7 +11,7 @@ from fisherviz.capture.captures import AnyCapture
 from fisherviz.operators import Dense, Operator
 from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.factorise import SingularMatrixError, require_dense, symmetric
-from fisherviz.statistics.examples import Examples, Woodbury
+from fisherviz.statistics.examples import Examples, Woodbury, root_correction
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import block
 
@@ -86,6 +86,17 @@ class ExampleSpace(Symmetric):
 
     def _solve(self, v: Tensor) -> Tensor:
         return torch.cat(self._damped.solve(v.split(self.sizes)))
+
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        examples, root = self._damped.examples, self.shift**0.5
+        given = [part.to(examples.dtype) for part in z.split(self.sizes)]
+        turned = examples.combine((self._root @ examples.project(given).double()).to(examples.dtype))
+        return torch.cat([part / root + own for part, own in zip(given, turned, strict=True)]).to(z.dtype)
+
+    @cached_property
+    def _root(self) -> Tensor:
+        gram = symmetric(self._damped.examples.make_gram().double())
+        return root_correction(gram, self.factor, self.shift, "the Gram matrix of the layer's gradients")
 
     @cached_property
     def _damped(self) -> Woodbury:

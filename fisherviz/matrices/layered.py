@@ -191,6 +191,23 @@ class LayeredMatrix:
             return self.space.unflatten(self.solve(self.space.flatten(v), damping))
         return self._on_columns(v, self.damped(damping).whole.solve)
 
+    def inverse_root(self, z: Tensor, damping: float | Damping | None = None) -> Tensor:
+        """S z for a square root S of the damped inverse, S Sᵀ = (M + damping)⁻¹: white noise of that covariance.
+
+        Args:
+            z: flat (P,) or (P, k) in torch order.
+            damping: as for `solve`.
+
+        Returns:
+            Like z.
+
+        Raises:
+            RuntimeError: the damped matrix is singular; the message says which damping would do.
+            NotImplementedError: the inverse of its structure has no such root: layers that are coupled, too large to be
+                dense.
+        """
+        return self._on_columns(z, self.damped(damping).whole.inverse_root)
+
     def _on_columns(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         if not isinstance(v, Tensor):
             raise TypeError(f"a vector is a tensor or a dictionary name -> tensor, got {type(v).__name__}.")

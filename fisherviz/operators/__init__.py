@@ -13,8 +13,7 @@ from fisherviz.operators.factorise import SingularMatrixError
 from fisherviz.operators.inner import inner
 from fisherviz.operators.inverse import Inverse
 from fisherviz.operators.kronecker import Kronecker, KroneckerEigen
-from fisherviz.operators.kronecker_difference import KroneckerDifferenceInverse
-from fisherviz.operators.kronecker_sum import KroneckerSum
+from fisherviz.operators.kronecker_sum import KroneckerDifferenceInverse, KroneckerSum
 from fisherviz.operators.lanczos import cg, extreme_eigenvalues, spectral_norm
 from fisherviz.operators.permuted import Permuted
 from fisherviz.operators.simple import Diagonal, Identity, Zero

@@ -133,6 +133,33 @@ class Operator(ABC):
         solution = self._solve(self._as_columns(v, self.shape[0]))
         return solution.squeeze(1) if v.ndim == 1 else solution
 
+    def inverse_root(self, z: Tensor) -> Tensor:
+        """Apply a square root S of the inverse, S Sᵀ = M⁻¹: white noise becomes noise of covariance M⁻¹.
+
+        S comes from the factorisation that solves use and is symmetric only where that is; what is promised is S Sᵀ.
+
+        Args:
+            z: (rows,) or (rows, k).
+
+        Returns:
+            S z, of z's shape.
+
+        Raises:
+            SingularMatrixError: when the operator is not positive definite.
+            ValueError: when it is not square and symmetric or z does not fit.
+            NotImplementedError: when its structure has no such root.
+        """
+        self.require_square("a root of the inverse")
+        root = self._inverse_root(self._as_columns(z, self.shape[0]))
+        return root.squeeze(1) if z.ndim == 1 else root
+
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        """Apply the root to a checked (rows, k) matrix."""
+        raise NotImplementedError(
+            f"the inverse of a {self.shape[0]} x {self.shape[1]} {type(self).__name__} has no square root in closed "
+            "form; take an approximation whose layers stand alone, or factored Tikhonov damping."
+        )
+
     def log_determinant(self) -> float:
         """Logarithm of the determinant of a positive definite operator, from the factorisation that solves use.
 

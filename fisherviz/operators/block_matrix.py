@@ -156,6 +156,9 @@ class BlockMatrix(Symmetric):
             return self._factorised.solve(v)
         return cg(self.__matmul__, v, preconditioner=self._preconditioner)
 
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        return super()._inverse_root(z) if self._factorised is None else self._factorised.inverse_root(z)
+
     @cached_property
     def _preconditioner(self) -> Product:
         if self._near is not None and self._shift > 0:

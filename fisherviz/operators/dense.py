@@ -19,6 +19,7 @@ from fisherviz.operators.factorise import (
     is_symmetric,
     log_determinant_of,
     plus_identity,
+    root_solve,
     trusted_cholesky,
 )
 
@@ -103,6 +104,9 @@ class Dense(_Entries):
     def _solve(self, v: Tensor) -> Tensor:
         return torch.cholesky_solve(v, self._cholesky)
 
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        return root_solve(self._cholesky, z)
+
 
 class UnitBlocks(_Entries):
     """A block-diagonal matrix with one block per output unit.
@@ -148,6 +152,9 @@ class UnitBlocks(_Entries):
 
     def _solve(self, v: Tensor) -> Tensor:
         return torch.cholesky_solve(self._units(v), self._cholesky).reshape(v.shape)
+
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        return root_solve(self._cholesky, self._units(z)).reshape(z.shape)
 
 
 def spectral_norm_of(matrix: Tensor) -> float:

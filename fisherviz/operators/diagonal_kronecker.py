@@ -18,6 +18,7 @@ from fisherviz.operators.factorise import (
     cholesky,
     eigh,
     log_determinant_of,
+    root_solve,
     sufficient_damping,
     trusted_cholesky,
 )
@@ -111,3 +112,7 @@ class DiagonalKronecker(Symmetric):
         d_g, d_a, k = len(self.G), len(self.A), v.shape[1]
         half = torch.cholesky_solve(v.reshape(d_g, d_a * k), self._cholesky).view(d_g, d_a, k)
         return half.div_(self.A.unsqueeze(1)).reshape(-1, k)
+
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        Z = z.mT.reshape(z.shape[1], len(self.G), len(self.A))
+        return (root_solve(self._cholesky, Z) / self.A.sqrt()).reshape(z.shape[1], -1).mT

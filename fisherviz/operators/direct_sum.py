@@ -118,8 +118,15 @@ class DirectSum(Operator):
         return total
 
     def _solve(self, v: Tensor) -> Tensor:
-        solved = []
+        return self._by_parts(lambda op, part: op.solve(part), v)
+
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        return self._by_parts(lambda op, part: op.inverse_root(part), z)
+
+    def _by_parts(self, function: Callable[[Operator, Tensor], Tensor], v: Tensor) -> Tensor:
+        """Something of every block and its segment of the vectors; errors say which block."""
+        found = []
         for op, place, part in zip(self.operators, self.places, v.split(self.rows), strict=True):
             with located(place):
-                solved.append(op.solve(part))
-        return torch.cat(solved)
+                found.append(function(op, part))
+        return torch.cat(found)

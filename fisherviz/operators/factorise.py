@@ -249,6 +249,19 @@ def solve_rows(factor: Tensor, rows: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, half, upper=False, left=False)
 
 
+def root_solve(factor: Tensor, z: Tensor) -> Tensor:
+    """L⁻ᵀ z, whose covariance is (L Lᵀ)⁻¹ for white z.
+
+    Args:
+        factor: (..., n, n) lower Cholesky factor L.
+        z: (..., n, k).
+
+    Returns:
+        (..., n, k).
+    """
+    return torch.linalg.solve_triangular(factor.mT, z, upper=True)
+
+
 def _smallest_eigenvalue(factor: Tensor) -> Tensor:
     """Estimate λ_min of L Lᵀ from above, by inverse iteration; sharp just where it matters, near singularity.
 
@@ -276,8 +289,7 @@ class DampedCholesky:
         given_away: whether M is the factorisation's own to write into.
 
     Raises:
-        SingularMatrixError: when the sum is not positive definite.
-        ValueError: when the matrix holds NaN.
+        SingularMatrixError: when the sum is not positive definite; ValueError where it is not finite.
     """
 
     def __init__(self, matrix: Tensor, damping: float, what: str, unit: float = 1.0, given_away: bool = False) -> None:
@@ -367,9 +379,8 @@ def _require_symmetric(matrix: Tensor, what: str) -> None:
 
 def _require_finite(matrix: Tensor, what: str) -> None:
     if not bool(torch.isfinite(matrix.sum())) and not bool(torch.isfinite(matrix).all()):  # a sum may overflow
-        raise NonFiniteMatrixError(
-            f"{what} holds NaN or infinite entries; look at the data and the activations that made it."
-        )
+        advice = "look at the data and the activations that made it"
+        raise NonFiniteMatrixError(f"{what} holds NaN or infinite entries; {advice}.")
 
 
 def _floors(matrix: Tensor) -> Tensor:

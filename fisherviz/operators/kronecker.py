@@ -21,6 +21,7 @@ from fisherviz.operators.factorise import (
     log_determinant_of,
     plus_identity,
     require_positive,
+    root_solve,
     rounding_floor,
     solve_rows,
     sufficient_damping,
@@ -94,6 +95,11 @@ class Kronecker(Operator):
         made._G, made._outputs = None, (units, units)
         made.shape, made.tensors = (units * len(A), units * A.shape[1]), (A,)
         return made
+
+    @property
+    def first_alone(self) -> bool:
+        """Whether it was made as A ⊗ I, by `over_units`."""
+        return self._G is None
 
     @property
     def G(self) -> Tensor:
@@ -197,6 +203,12 @@ class Kronecker(Operator):
         rows = half.reshape(d_g, d_a, k).transpose(1, 2).reshape(d_g * k, d_a)
         return solve_rows(L_a, rows).reshape(d_g, k, d_a).transpose(1, 2).reshape(d_g * d_a, k)
 
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        L_a, L_g = self._choleskys
+        Z = z.mT.reshape(z.shape[1], self._outputs[0], len(L_a))
+        half = Z if L_g is None else root_solve(L_g, Z)
+        return torch.linalg.solve_triangular(L_a, half, upper=False, left=False).reshape(z.shape[1], -1).mT
+
     def act_rows(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Rows a Aᵀ and g Gᵀ whose product is this operator times gᵀ a (Martens & Grosse 2015, end of section 8).
 
@@ -295,3 +307,6 @@ class KroneckerEigen(Symmetric):
 
     def _solve(self, v: Tensor) -> Tensor:
         return self._apply(1 / self._positive(), v)
+
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        return self._apply(self._positive().rsqrt(), z)

@@ -77,6 +77,9 @@ class Permuted(Symmetric):
     def _solve(self, v: Tensor) -> Tensor:
         return self.parts.solve(v[self._to_parts])[self._from_parts]
 
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        return self.parts.inverse_root(z[self._to_parts])[self._from_parts]
+
     @property
     def direct(self) -> bool:
         """Whether every part is."""

@@ -62,6 +62,10 @@ class Diagonal(Symmetric):
         self._require_positive()
         return v / self.d[:, None]
 
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        self._require_positive()
+        return z / self.d.sqrt()[:, None]
+
     def log_determinant(self) -> float:
         """Sum of the entries' logarithms."""
         self._require_positive()
@@ -133,6 +137,9 @@ class Identity(Symmetric):
 
     def _solve(self, v: Tensor) -> Tensor:
         return v / self._positive()
+
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        return z / self._positive().sqrt()
 
     def log_determinant(self) -> float:
         """The multiple's logarithm, once per row."""
@@ -207,4 +214,7 @@ class Zero(Operator):
         self.inverse()
 
     def _solve(self, v: Tensor) -> NoReturn:
+        self.inverse()
+
+    def _inverse_root(self, z: Tensor) -> NoReturn:
         self.inverse()

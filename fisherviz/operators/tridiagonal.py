@@ -16,8 +16,7 @@ from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import Dense
 from fisherviz.operators.factorise import eigh, require_dense, symmetric
 from fisherviz.operators.kronecker import Kronecker
-from fisherviz.operators.kronecker_difference import KroneckerDifferenceInverse
-from fisherviz.operators.kronecker_sum import KroneckerSum
+from fisherviz.operators.kronecker_sum import KroneckerDifferenceInverse, KroneckerSum
 from fisherviz.operators.simple import Zero
 
 
@@ -151,12 +150,23 @@ class BlockTridiagonal(Symmetric):
         for i, psi in enumerate(self.psi):
             if psi is not None:
                 parts[i] = given[i] - psi @ given[i + 1]
-        parts = [precision @ part for precision, part in zip(self.precisions, parts, strict=True)]
+        return self._down([precision @ part for precision, part in zip(self.precisions, parts, strict=True)])
+
+    def _down(self, parts: Sequence[Tensor]) -> Tensor:
+        """Ξᵀ of the layers' vectors, in one."""
         out = list(parts)
         for i, psi in enumerate(self.psi):
             if psi is not None:
                 out[i + 1] = parts[i + 1] - psi.T @ parts[i]
         return torch.cat(out)
+
+    def _inverse_root(self, z: Tensor) -> Tensor:
+        # F̂⁻¹ = Ξᵀ Λ Ξ, so that Ξᵀ times a root of Λ is one.
+        roots = [
+            precision.root(part) if isinstance(precision, KroneckerDifferenceInverse) else layer.inverse_root(part)
+            for layer, precision, part in zip(self.layers, self.precisions, z.split(self.sizes), strict=True)
+        ]
+        return self._down(roots)
 
     def log_determinant(self) -> float:
         """Of Λ alone: Ξ is unit triangular."""

@@ -12,6 +12,8 @@ for plain SGD. `T` is the number of steps between factorisations; the signatures
 - `TENGraD`: exact layer blocks by Woodbury.
 - `SubsampledNaturalGradient`: the whole Fisher or its layers by Woodbury, from fisher_data=.
 - `KBFGS`, `HessianFree`: need `step(closure)`.
+- `penalty`: no optimizer, but what keeps earlier tasks while a later one is trained (elastic weight consolidation),
+  from any approximation.
 
 Defaults are for training by mini-batches: steps along directions take lr 0.1, momentum 0.9 and the norm constraint κ =
 1e-3 (kl_clip) of the public K-FAC optimizers; λ is 0.1 where factors are averaged over steps and 1 where F is that of
@@ -28,6 +30,7 @@ from fisherviz.optim.hessian_free import HessianFree
 from fisherviz.optim.kbfgs import KBFGS
 from fisherviz.optim.kfac import KFAC
 from fisherviz.optim.optimizer import NaturalGradient
+from fisherviz.optim.penalty import Penalty, penalty
 from fisherviz.optim.presets import CWNGD, EKFAC, FOOF, TENGraD
 from fisherviz.optim.subsampled import SubsampledNaturalGradient
 
@@ -39,6 +42,8 @@ __all__ = [
     "KFAC",
     "HessianFree",
     "NaturalGradient",
+    "Penalty",
     "SubsampledNaturalGradient",
     "TENGraD",
+    "penalty",
 ]

@@ -17,6 +17,7 @@ from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_
 from fisherviz.optim.directions import Directions, Preconditioned
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import DIRECTION, MODEL, NaturalGradientOptions, filled, require_known
+from fisherviz.optim.rescaled import QuadraticModel
 from fisherviz.optim.rules import StepRule
 from fisherviz.support import choices
 
@@ -38,6 +39,7 @@ class KFACKeywords(TypedDict, total=False):
     tau2: float
     omega1: float | None
     omega2: float | None
+    gamma_by: str
     output: Callable[[Any], Tensor] | None
 
 
@@ -77,8 +79,10 @@ class KFAC(NaturalGradient):
         tau2: share that the exact F is estimated on.
         omega1: factor of λ; None: (19/20)^T1.
         omega2: factor of γ; None: (19/20)^(T2/2).
-        heuristic_damping: True: factored Tikhonov, γ = √λ (section 6.3); False, plain only: λ added to the
-            eigenvalues.
+        gamma_by: what the search for γ goes by (section 6.6): "model", the quadratic model's value, which costs nothing
+            more, or "objective", h(θ + δ) on the mini-batch: the closure is evaluated for each of the three candidates.
+        heuristic_damping: True: factored Tikhonov, γ = √λ (equation 7); False, block-diagonal only: λ added to the
+            products' eigenvalues (equation 6), γ² for the complete optimizer's proposals.
         setting: "expand" or "reduce", of the factors under weight sharing.
         output: picks the output tensor from what the model returns.
 
@@ -112,10 +116,10 @@ class KFAC(NaturalGradient):
         choices.one_of("inverse", inverse, METHODS)
         self.adapt, self.heuristic_damping = adapt, options.pop("heuristic_damping", True)
         choices.flag("heuristic_damping", self.heuristic_damping)
-        if not self.heuristic_damping and (rescale or inverse == "block-tridiagonal"):
+        if not self.heuristic_damping and inverse == "block-tridiagonal":
             raise ValueError(
-                "damping of the eigenvalues is there for the plain block-diagonal KFAC only (rescale=False); "
-                "leave heuristic_damping=True."
+                "the block-tridiagonal inverse plus λI has no closed form (section 6.3); leave heuristic_damping=True, "
+                "or take inverse='block-diagonal'."
             )
         if options.get("setting") is None:
             options.pop("setting", None)
@@ -148,6 +152,8 @@ class KFAC(NaturalGradient):
 
     def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
         rule = super()._compose(options, defaults)[1]
+        if isinstance(rule, QuadraticModel):
+            rule.factored = self.heuristic_damping
         return Preconditioned(factored if self.heuristic_damping else as_damping), rule
 
 

@@ -64,7 +64,7 @@ class NaturalGradient(Watching):
             after, before momentum adds it up (Ba et al. 2017, section 5). With F as it is damped, so that FOOF's is
             that of the layers' outputs. None: no bound where lr is given, like math.inf.
         min_damping: what λ never falls below where it is adapted; None: 0 where lr is given.
-        T1: as for `KFAC`, like T2, tau1, tau2, omega1 and omega2.
+        T1: as for `KFAC`, like T2, tau1, tau2, omega1, omega2 and gamma_by.
         loss_scale: c where the loss that is backpropagated is c times the sum of the examples' nll, for kind
             "empirical", whose scores are read from that backward; None: 1 for an nn loss with reduction="sum",
             otherwise 1/N, but for a categorical likelihood whose outputs have positions, or some of them left out, what

@@ -50,6 +50,7 @@ class NaturalGradientOptions:
     tau2: float = 1 / 4
     omega1: float | None = None
     omega2: float | None = None
+    gamma_by: str = "model"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -64,6 +65,7 @@ class NaturalGradientOptions:
         for name in ("tau1", "tau2", "omega1", "omega2"):
             if name.startswith("tau") or getattr(self, name) is not None:
                 choices.share(name, getattr(self, name))
+        choices.one_of("gamma_by", self.gamma_by, ("model", "objective"))
         choices.one_of("reduction", self.reduction, ("mean", "sum"))
         check_loss_scale(self.loss_scale)
         if self.adapt and not self.rescale:

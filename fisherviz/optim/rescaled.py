@@ -1,7 +1,8 @@
 """Algorithm 2 of the K-FAC paper as a step rule, for whatever approximation proposes (Martens & Grosse 2015).
 
 Proposals are re-scaled by the exact F on the mini-batch, with momentum from a 2 × 2 system (sections 6.4 and 7), λ by
-Levenberg-Marquardt (6.5) and γ by greedy search (6.6). Operators without factors take λ + η = γ² as plain damping.
+Levenberg-Marquardt (6.5) and γ by greedy search (6.6). Operators without factors take λ + η = γ² as plain damping, and
+those with factors do too where the proposals are damped as in equation 6.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fisherviz.network.layers import Layer
 from fisherviz.operators import SingularMatrixError
-from fisherviz.operators.damping import FactoredTikhonov
+from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Group, Preconditioned, Step
 from fisherviz.optim.gradients import Tensors, dense
@@ -34,7 +35,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
     """δ = αΔ + μδ₀ with the α and μ that minimise the quadratic model; Δ is the approximation's proposal.
 
     Args:
-        options: T1, T2, tau1, tau2, omega1, omega2 and whether λ and γ are adapted.
+        options: T1, T2, tau1, tau2, omega1, omega2, whether λ and γ are adapted, and what γ is chosen by.
         momentum: whether the last step δ₀ takes part.
     """
 
@@ -43,11 +44,13 @@ class QuadraticModel(ModelRule[Preconditioned]):
     def __init__(self, options: NaturalGradientOptions, momentum: bool) -> None:
         super().__init__()
         self.options, self.momentum = options, momentum
+        self.factored = True
+        """Whether γ damps the factors (equation 7), or γ² is added to their product (equation 6)."""
         self.omega1 = (19 / 20) ** options.T1 if options.omega1 is None else options.omega1
         self.omega2 = (19 / 20) ** (options.T2 / 2) if options.omega2 is None else options.omega2
         self.needs_closure = NO_CLOSURE if options.adapt else ""
         self.gamma = 0.0
-        """γ of the factored damping."""
+        """γ of the proposals' damping."""
         self.update: Tensors = {}
         """δ₀."""
 
@@ -86,8 +89,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
             )
         if options.adapt and step.k == 1:
             self.say_idle(delta, self.last["quadratic"], self.omega1 ** (1 / options.T1))
-        lr = self.lr(step)
-        lr *= self.region.within(lr**2 * self.last["quadratic"])
+        lr = self._length(step, self.last)
         before = self._objective(step.loss, step) if step.loss is not None else 0.0
         self.update = {p: lr * d for p, d in delta.items()}
         for p, d in self.update.items():
@@ -99,7 +101,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
         )  # after λ, whose ratio is that of the quadratic model's own step
 
     def _best(self, step: Step, directions: Preconditioned, gradient: Tensors, batches: list[Any]) -> Tensors:
-        """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model."""
+        """The update δ = αΔ + μδ₀ for the best γ, by the value of the quadratic model or by h(θ + δ)."""
         forms = FisherForms(step.watcher, step.watcher.network.likelihood, batches)
         previous = {p: d for p, d in self.update.items() if p in gradient} if self.momentum else {}
         before = forms.tangents(previous) if previous else None
@@ -108,8 +110,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
             candidates += [self.omega2 * self.gamma, self.gamma / self.omega2]
         best: tuple[Any, ...] | None = None
         for gamma in candidates:
-            factored = FactoredTikhonov(gamma, self.pi) if gamma else None
-            rules = dict.fromkeys((layer.name for layer in step.moments.space.layers), factored)
+            rules = dict.fromkeys((layer.name for layer in step.moments.space.layers), self._rule(gamma))
             with self._floor_told():
                 made = directions.damped(step, rules)
                 proposal = {p: -dense(d) for p, d in directions.solve(step, made).items() if p in gradient}
@@ -117,15 +118,41 @@ class QuadraticModel(ModelRule[Preconditioned]):
             tangents = [forms.tangents(proposal), before] if before is not None else [forms.tangents(proposal)]
             quadratic, linear = self._model(forms, gradient, tried, tangents)
             c = minimise(quadratic, linear)
-            value = float(0.5 * c @ quadratic @ c + linear @ c)
+            model = float(0.5 * c @ quadratic @ c + linear @ c)
+            last = {"alpha": float(c[0]), "mu": float(c[1]) if previous else 0.0, "decrease": -model,
+                    "linear": float(linear @ c), "quadratic": float(c @ quadratic @ c)}  # fmt: skip
+            delta = combine(list(zip(c.tolist(), tried, strict=True)))
+            searched = len(candidates) > 1 and self.options.gamma_by == "objective"
+            value = self._reached(step, delta, self._length(step, last)) if searched else model
             if best is None or value < best[0]:
-                last = {"alpha": float(c[0]), "mu": float(c[1]) if previous else 0.0, "decrease": -value,
-                        "linear": float(linear @ c), "quadratic": float(c @ quadratic @ c)}  # fmt: skip
-                best = value, gamma, last, combine(list(zip(c.tolist(), tried, strict=True))), rules, made
+                best = value, gamma, last, delta, rules, made
         assert best is not None
         _, self.gamma, self.last, delta, rules, made = best
         directions.keep(rules, made)
         return delta
+
+    def _rule(self, gamma: float) -> Damping | None:
+        """What γ damps the proposals' matrix by."""
+        if not gamma:
+            return None
+        return FactoredTikhonov(gamma, self.pi) if self.factored else Tikhonov(gamma**2)
+
+    def _length(self, step: Step, last: Mapping[str, float]) -> float:
+        """What an update is multiplied by: lr, in the trust region."""
+        lr = self.lr(step)
+        return lr * self.region.within(lr**2 * last["quadratic"])
+
+    def _reached(self, step: Step, delta: Tensors, lr: float) -> float:
+        """h(θ + δ) on the mini-batch (section 6.6); the weights are put back as they were."""
+        kept = {p: p.clone() for p in delta}
+        for p, d in delta.items():
+            p.add_(lr * d)
+        try:
+            reached = self._objective(step.evaluate(), step)
+            return math.inf if math.isnan(reached) else reached
+        finally:
+            for p, own in kept.items():
+                p.copy_(own)
 
     @contextmanager
     def _floor_told(self) -> Iterator[None]:

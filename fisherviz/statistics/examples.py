@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.space import ParameterSpace
-from fisherviz.operators.factorise import DampedCholesky
+from fisherviz.operators.factorise import DampedCholesky, eigh
 from fisherviz.statistics.gradients import (
     Rows,
     add_example_gram,
@@ -189,6 +189,25 @@ def solve_combination(joint: Examples, k: int, c: Tensor, damping: float, space:
         cross = joint.gram_and_cross(k)[1]
     w = solver.factor.solve((cross @ c).unsqueeze(1))[:, 0]
     return joint.combine_flat(torch.cat([w.neg_(), c]).div_(damping), space).to(solver.dtype)
+
+
+def root_correction(gram: Tensor, scale: float, shift: float, what: str) -> Tensor:
+    """The W with (s U Uᵀ + shift I)^(-1/2) = shift^(-1/2) I + U W Uᵀ, the symmetric root, from UᵀU alone.
+
+    With UᵀU = Y diag(σ²) Yᵀ its eigenvalues are ((s σ² + t)^(-1/2) − t^(-1/2)) / σ², written so that nothing cancels.
+
+    Args:
+        gram: UᵀU (..., n, n), in float64.
+        scale: s.
+        shift: t, positive.
+        what: the Gram matrix in words, for the error.
+
+    Returns:
+        W (..., n, n).
+    """
+    values, vectors = eigh(gram, what)
+    root, own = shift**0.5, (scale * values.clamp_min(0) + shift).sqrt()
+    return (vectors * (-scale / (root * own * (root + own))).unsqueeze(-2)) @ vectors.mT
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """The training examples in an order that a seed decides, as batches that any step can be taken from.
 
 Position (epoch, offset) says everything: the permutation of an epoch comes from seed and epoch alone.
-Batches may grow as in section 13 of the K-FAC paper, m_k = min(m_1 exp((k − 1)/b), |S|).
+Batches may grow as in section 13 of the K-FAC paper, m_k = min(m_1 exp((k − 1)/b), |S|): each holds exactly so many
+different examples, the rest of an epoch and then the first of the next that are not in it yet.
 """
 
 from __future__ import annotations
@@ -39,21 +40,35 @@ class Batches:
     Args:
         inputs: (N, ...).
         targets: (N, ...).
-        size: examples per batch, 0 for all.
-        full_at: step at which growing batches hold all examples; None: they don't grow.
+        size: examples per batch, 0 for all; m₁ of batches that grow.
+        full_at: step at which growing batches hold all examples; None: they don't grow, and the last batch of an
+            epoch is what is left of it.
         seed: decides the order.
+
+    Raises:
+        ValueError: there are no examples, or not as many targets; a size is negative; full_at is below 2.
+
+    Example:
+        >>> import torch
+        >>> batches = Batches(torch.rand(600, 3), torch.rand(600, 1), size=10, full_at=5)
+        >>> [len(x) for x, y in batches.steps(6)]
+        [10, 28, 77, 216, 600, 600]
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, size: int, full_at: int | None = None, seed: int = 0) -> None:
+        if not 0 < len(inputs) == len(targets):
+            raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; give as many of both, at least one.")
+        if size < 0 or (full_at is not None and full_at < 2):
+            raise ValueError(f"size must not be negative and full_at at least 2, got size={size}, full_at={full_at}.")
         self.inputs, self.targets, self.full_at, self.seed = inputs, targets, full_at, seed
         self.size = min(size or len(inputs), len(inputs))
-        self._order: tuple[int, Tensor] | None = None
+        self._orders: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def size_at(self, step: int) -> int:
-        """m_k of step k, from 1."""
+        """m_k of step k, from 1 (section 13)."""
         if self.full_at is None:
             return self.size
         if step >= self.full_at:
@@ -61,20 +76,44 @@ class Batches:
         b = (self.full_at - 1) / max(math.log(len(self) / self.size), 1e-12)
         return min(round(self.size * math.exp((step - 1) / b)), len(self))
 
+    def steps(self, count: int) -> Iterator[Pair]:
+        """The batches of the first steps.
+
+        Args:
+            count: how many steps.
+
+        Returns:
+            An iterator over pairs of inputs and targets.
+        """
+        position = Position()
+        for step in range(1, count + 1):
+            x, y, position = self.take(position, step)
+            yield x, y
+
     def take(self, position: Position, step: int) -> tuple[Tensor, Tensor, Position]:
         """The batch at a position and the position after it.
 
-        The last batch of an epoch is what is left; growing batches take a rest of less than half of them
-        along.
+        Args:
+            position: of its first example.
+            step: its number, from 1, which decides the size of growing batches.
         """
-        wanted, left = self.size_at(step), len(self) - position.offset
-        count = min(wanted, left)
-        if self.full_at is not None and 2 * (left - count) < wanted:
-            count = left
-        chosen = self._permutation(position.epoch)[position.offset : position.offset + count]
-        end = position.offset + count
-        after = Position(position.epoch, end) if end < len(self) else Position(position.epoch + 1, 0)
+        wanted, order = self.size_at(step), self._order(position.epoch)
+        chosen = order[position.offset : position.offset + wanted]
+        after = Position(position.epoch, position.offset + len(chosen))
+        if self.full_at is not None and len(chosen) < wanted:
+            more, end = self._others(position.epoch + 1, chosen, wanted - len(chosen))
+            chosen, after = torch.cat([chosen, more]), Position(position.epoch + 1, end)
+        if after.offset == len(self):
+            after = Position(after.epoch + 1, 0)
         return self.inputs[chosen], self.targets[chosen], after
+
+    def _others(self, epoch: int, taken: Tensor, count: int) -> tuple[Tensor, int]:
+        """The first so many of an epoch that are not taken yet, and where they end."""
+        order = self._order(epoch)
+        free = torch.ones(len(self), dtype=torch.bool, device=order.device)
+        free[taken] = False
+        places = free[order].nonzero().flatten()[:count]
+        return order[places], int(places[-1]) + 1
 
     def once(self) -> list[Pair]:
         """All examples in their own order, batch by batch."""
@@ -88,10 +127,11 @@ class Batches:
         """
         return Reordered(self, size or self.size)
 
-    def _permutation(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, permutation(len(self), self.seed, epoch).to(self.inputs.device))
-        return self._order[1]
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            kept = {one: order for one, order in self._orders.items() if one == epoch - 1}
+            self._orders = {**kept, epoch: permutation(len(self), self.seed, epoch).to(self.inputs.device)}
+        return self._orders[epoch]
 
 
 class Reordered:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from fisherviz.network.likelihoods import Likelihood
 from fisherviz.support.modes import keeping_modes
 from fisherviz.training.data import Pair
 
+Result = TypeVar("Result")
 PIECE = 1024
 """Examples that are evaluated at once."""
 
@@ -55,10 +57,26 @@ class Average:
 
     Args:
         model: whose parameters are averaged, from its present ones on.
-        xi: ξ.
+        xi: ξ; 0.99 in the paper, which reports the better of iterate and average.
+
+    Raises:
+        ValueError: ξ is not in [0, 1).
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> average, old = Average(net, 0.9), float(net.weight)
+        >>> with torch.no_grad():
+        ...     _ = net.weight.add_(1.0)
+        >>> average.update()  # after each step
+        >>> with average.inside():
+        ...     round(float(net.weight) - old, 4)
+        0.1
     """
 
-    def __init__(self, model: nn.Module, xi: float) -> None:
+    def __init__(self, model: nn.Module, xi: float = 0.99) -> None:
+        if not 0 <= xi < 1:
+            raise ValueError(f"ξ must be in [0, 1), got {xi}.")
         self.model, self.xi = model, xi
         self.values = {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -67,6 +85,19 @@ class Average:
         """Take a step's parameters in."""
         for name, p in self.model.named_parameters():
             self.values[name].mul_(self.xi).add_(p, alpha=1 - self.xi)
+
+    def measured(self, measure: Callable[[], Result]) -> tuple[Result, Result]:
+        """A measurement of the iterate and of the average, of which the paper reports the lower.
+
+        Args:
+            measure: evaluates the model as it is.
+
+        Returns:
+            Both, the iterate's first.
+        """
+        with self.inside():
+            averaged = measure()
+        return measure(), averaged
 
     @contextmanager
     def inside(self) -> Iterator[None]:

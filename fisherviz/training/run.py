@@ -150,11 +150,12 @@ class Session:
                 total=total, initial=begun, unit="ex", unit_scale=True, disable=self.config.quiet or not watched()
             ) as bar:
                 while not self.finished:
+                    before = self.position.epoch
                     loss, count = self.step()
                     bar.update(count)
                     bar.set_postfix(epoch=self.position.epoch, loss=f"{loss:.4g}", refresh=False)
-                    epoch_ends = self.position.offset == 0
-                    if (epoch_ends and self.position.epoch % self.config.evaluate_every == 0) or self.finished:
+                    every = self.config.evaluate_every
+                    if self.position.epoch // every > before // every or self.finished:
                         self.evaluated(say)
                     if self.steps % self.config.monitor_every == 0:
                         self.look()

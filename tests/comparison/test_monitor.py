@@ -9,7 +9,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz.comparison.monitor import SIMILARITIES
-from fisherviz.comparison.strengths import strengths
+from fisherviz.comparison.strengths import damping_of, strengths
 from fisherviz.training import train
 
 SMALL = {
@@ -178,6 +178,9 @@ def test_strengths_are_those_of_the_optimizer():
     assert strengths(fv.optim.KFAC(model, "categorical", **plain)) == {"lambda": 4.0, "gamma": 2.0}
     eigenvalues = fv.optim.KFAC(model, "categorical", **plain, heuristic_damping=False)
     assert strengths(eigenvalues) == {"lambda": 4.0}
+    complete = fv.optim.KFAC(model, "categorical", damping=4.0, weight_decay=0.0, heuristic_damping=False)
+    assert damping_of(complete) == fv.Tikhonov(4.0)
+    assert damping_of(adaptive) == fv.FactoredTikhonov(2.0)
     assert strengths(torch.optim.SGD(model.parameters(), lr=0.1)) == {}
 
 

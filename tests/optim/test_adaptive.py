@@ -42,15 +42,28 @@ def loss_at(model, W, x, y):
 
 
 class Algorithm2:
-    """Section 9 with dense matrices, for every step of one run."""
+    """Section 9 with dense matrices, for every step of one run.
 
-    def __init__(self, lam, T1, T2, T3, momentum):
+    `exactly`: proposals are damped as in equation 6. `by_objective`: γ is the one that takes h lowest.
+    """
+
+    def __init__(self, lam, T1, T2, T3, momentum, exactly=False, by_objective=False):
+        self.exactly, self.by_objective = exactly, by_objective
         self.lam, self.gamma = lam, math.sqrt(lam + ETA)
         self.T1, self.T2, self.T3, self.momentum = T1, T2, T3, momentum
         self.k, self.average, self.snapshot, self.previous = 0, None, None, None
 
+    def proposal(self, v, gamma):
+        pairs = list(zip(self.snapshot[::2], self.snapshot[1::2], strict=True))
+        if self.exactly:
+            blocks = [torch.kron(G, A) + gamma**2 * eye(len(G) * len(A)) for A, G in pairs]
+            return flat([-torch.linalg.solve(M, g.reshape(-1)) for g, M in zip(v, blocks, strict=True)])
+        pairs = [damped_pair(A, G, gamma) for A, G in pairs]
+        return flat([-torch.linalg.inv(G) @ g @ torch.linalg.inv(A) for g, (A, G) in zip(v, pairs, strict=True)])
+
     def step(self, model, x, y):
         self.k += 1
+        self.tried = []
         layers, N, W = moments(model, x, exact_vectors), len(x), matrices(model)
         e = min(1 - 1 / self.k, 0.95)
         now = [M for pair in factors(layers, N) for M in pair]
@@ -68,19 +81,21 @@ class Algorithm2:
             candidates = [self.gamma, omega2 * self.gamma, self.gamma / omega2]
         best = None
         for gamma in candidates:
-            pairs = [damped_pair(A, G, gamma) for A, G in zip(self.snapshot[::2], self.snapshot[1::2], strict=True)]
-            proposal = flat(
-                [-torch.linalg.inv(G) @ g @ torch.linalg.inv(A) for g, (A, G) in zip(v, pairs, strict=True)]
-            )
+            proposal = self.proposal(v, gamma)
             D = proposal[:, None]
             if self.momentum and self.previous is not None:
                 D = torch.stack([proposal, self.previous], 1)
             c = -torch.linalg.solve(D.T @ B @ D, D.T @ flat(v))
             delta = D @ c
             value = float(0.5 * delta @ B @ delta + flat(v) @ delta)
-            if best is None or value < best[0]:
-                best = value, gamma, delta
-        value, self.gamma, self.previous = best
+            quality = value
+            if self.by_objective:
+                pieces = delta.split([M.numel() for M in W])
+                quality = loss_at(model, [M + d.reshape(M.shape) for M, d in zip(W, pieces, strict=True)], x, y)
+            self.tried.append((quality, value))
+            if best is None or quality < best[0]:
+                best = quality, gamma, delta, value
+        _, self.gamma, self.previous, value = best
         pieces = self.previous.split([M.numel() for M in W])
         delta = [p.reshape(M.shape) for p, M in zip(pieces, W, strict=True)]
         if self.k % self.T1 == 0:
@@ -110,6 +125,71 @@ def test_complete_kfac_is_algorithm_2(momentum):
         assert opt.gamma == pytest.approx(oracle.gamma, rel=1e-6)
     assert opt.lam != lam
     assert opt.gamma != pytest.approx(math.sqrt(lam + ETA))
+
+
+@pytest.mark.parametrize(
+    ("options", "otherwise"),
+    [
+        ({"heuristic_damping": False}, {"exactly": True}),
+        ({"gamma_by": "objective"}, {"by_objective": True}),
+        ({"heuristic_damping": False, "gamma_by": "objective"}, {"exactly": True, "by_objective": True}),
+    ],
+    ids=["equation 6", "gamma by the objective", "both"],
+)
+def test_the_alternatives_that_the_paper_names_are_those_of_brute_force(options, otherwise):
+    """Section 6.3's exact Tikhonov damping of the proposals, and section 6.6's h(θ + δ) as γ's measure."""
+    model = net()
+    opt = optim.KFAC.paper(
+        model, "categorical", damping=0.5, weight_decay=ETA, T=2, T1=2, T2=4, tau1=1.0, tau2=1.0, kind="exact",
+        **options,
+    )  # fmt: skip
+    oracle = Algorithm2(0.5, T1=2, T2=4, T3=2, momentum=True, **otherwise)
+    disagreed = False
+    for k in range(17):
+        x, y = data(9, seed=20 + k)
+        before = matrices(model)
+        expected = oracle.step(model, x, y)
+        opt.step(closure_of(opt, model, x, y))
+        assert_same(moved(before, matrices(model)), expected, 1e-6)
+        assert opt.lam == pytest.approx(oracle.lam, rel=1e-6)
+        assert opt.gamma == pytest.approx(oracle.gamma, rel=1e-6)
+        disagreed |= min(oracle.tried) != min(oracle.tried, key=lambda pair: pair[1])
+    assert opt.gamma != pytest.approx(math.sqrt(0.5 + ETA))
+    assert disagreed is oracle.by_objective  # otherwise the two measures had not been told apart
+
+
+def test_the_search_by_the_objective_evaluates_it_once_for_each_candidate():
+    """Besides the step's own evaluation and that for λ."""
+    model, (x, y) = net(), data(9)
+    opt = optim.KFAC.paper(model, "categorical", damping=1.0, T=1, T1=1, T2=2, gamma_by="objective")
+    counts = []
+    for _ in range(4):
+        evaluated = []
+        inner = closure_of(opt, model, x, y)
+
+        def closure(inner=inner, evaluated=evaluated):
+            evaluated.append(1)
+            return inner()
+
+        opt.step(closure)
+        counts.append(len(evaluated))
+    assert counts == [2, 5, 2, 5]
+
+
+def test_a_candidate_whose_objective_is_not_finite_is_not_taken():
+    model, (x, y) = net(), data(9)
+    opt = optim.KFAC.paper(model, "categorical", damping=1.0, T=1, T1=1, T2=1, gamma_by="objective")
+    start, inner, calls = opt.gamma, closure_of(opt, model, x, y), []
+
+    def closure():
+        calls.append(1)
+        loss = inner()
+        return loss * float("nan") if len(calls) in (2, 3) else loss  # at γ and ω₂ γ
+
+    before = matrices(model)
+    opt.step(closure)
+    assert opt.gamma == pytest.approx(start / (19 / 20) ** 0.5)
+    assert all(torch.isfinite(M).all() for M in moved(before, matrices(model)))
 
 
 def test_sampled_labels_and_subsets_lower_the_loss():
@@ -168,7 +248,8 @@ def test_a_closure_is_asked_for_and_its_second_evaluation_leaves_no_trace():
     [
         ({"rescale": False}, "adapted by the re-scaled quadratic model"),
         ({"inverse": "diagonal"}, "inverse must be one of"),
-        ({"heuristic_damping": False}, "plain block-diagonal KFAC only"),
+        ({"heuristic_damping": False, "inverse": "block-tridiagonal"}, "no closed form"),
+        ({"gamma_by": "loss"}, "gamma_by must be one of"),
         ({"T": 3}, "T2 must be a multiple of T"),
         ({"tau1": 0.0}, "tau1 must be above 0"),
         ({"kind": "empirical"}, "without labels"),

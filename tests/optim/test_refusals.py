@@ -161,8 +161,8 @@ def test_a_batch_with_nan_is_named_and_does_not_poison_the_next(name, likelihood
 
 
 WRONG = {"lr", "momentum", "weight_decay", "decay", "T", "samples", "kind", "loss_scale", "output", "params"} | {
-    "inverse", "rescale", "adapt", "heuristic_damping", "T1", "T2", "tau1", "tau2", "omega1", "omega2", "tolerance",
-    "carry", "iterations", "structure", "pair_decay", "powell", "ramp", "reduction",
+    "inverse", "rescale", "adapt", "heuristic_damping", "T1", "T2", "tau1", "tau2", "omega1", "omega2", "gamma_by",
+    "tolerance", "carry", "iterations", "structure", "pair_decay", "powell", "ramp", "reduction",
 }  # fmt: skip
 
 

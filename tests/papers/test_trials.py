@@ -75,7 +75,7 @@ def test_an_interrupted_comparison_goes_on_with_the_next_run(tmp_path, monkeypat
         compare(PROBLEM, [SGD], EFFORT, run_at(tmp_path / "broken"))
     again = compare(PROBLEM, [SGD], EFFORT, run_at(tmp_path / "broken"))["SGD"]
     assert count[0] == 3 + 2  # two were kept, the third broke, two were left
-    assert [one["curve"] for one in again.runs] == [one["curve"] for one in whole.runs]
+    assert [curve(one) for one in again.runs] == [curve(one) for one in whole.runs]
     assert again.trials == whole.trials
 
 
@@ -160,8 +160,13 @@ def test_a_wrong_option_is_no_divergence():
         trained(PROBLEM, SGD, {"speed": 1.0}, 1, 1, 0, run_at(None))
 
 
+def curve(found):
+    """Without what the clock says."""
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found["curve"]]
+
+
 def finished(found):
-    return {key: found[key] for key in ("curve", "stopped")}
+    return curve(found), found["stopped"]
 
 
 @pytest.mark.parametrize("averaging", [None, 0.9])
@@ -208,6 +213,21 @@ def test_what_a_measurement_is_made_of_is_noted(tmp_path):
     again = run_at(tmp_path)
     assert trained(PROBLEM, SGD, {"lr": 0.1}, 2, 1, 5, again) == found
     assert list(again.used.values()) == [found]
+
+
+def test_each_line_has_the_seconds_of_the_steps_before_it():
+    found = trained(PROBLEM, SGD, {"lr": 0.1}, 4, 2, 5, run_at(None))
+    seconds = [line["seconds"] for line in found["curve"]]
+    assert seconds[0] == 0.0 < seconds[1] < seconds[2] == found["seconds"]
+
+
+def test_the_better_of_iterate_and_average_counts_and_both_are_kept():
+    found = trained(replace(PROBLEM, averaging=0.9), SGD, {"lr": 0.1}, 4, 2, 5, run_at(None))
+    plain = trained(PROBLEM, SGD, {"lr": 0.1}, 4, 2, 5, run_at(None))
+    for line, alone in zip(found["curve"], plain["curve"], strict=True):
+        assert line["train_loss"] == min(line["iterate_train_loss"], line["average_train_loss"])
+        assert line["iterate_train_loss"] == alone["train_loss"]
+    assert found["curve"][-1]["average_train_loss"] > found["curve"][-1]["iterate_train_loss"]
 
 
 def test_running_accuracy_is_the_mean_over_the_batches_before_their_steps():

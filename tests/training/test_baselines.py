@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from fisherviz.support.errors import OptionError
-from fisherviz.training import Nesterov
+from fisherviz.training import Average, Batches, Nesterov
 from fisherviz.training.baselines import sutskever_momentum
-from fisherviz.training.data import Batches, Position
-from fisherviz.training.evaluation import Average
+from fisherviz.training.data import Position, permutation
 from fisherviz.training.optimizers import _fisher_data, make_optimizer
 
 DOUBLE = torch.float64
@@ -79,12 +78,71 @@ def test_batches_grow_exponentially_until_they_hold_everything():
     for k in range(1, 30):
         expected = n if k >= last else min(round(first * math.exp((k - 1) / b)), n)
         assert batches.size_at(k) == expected
-    position, taken = Position(), []
-    for k in range(1, 30):
+
+
+def scheduled(n, first, last, k):
+    """m_k by the formula, in plain floats."""
+    return n if k >= last else min(round(first * math.exp((k - 1) * math.log(n / first) / (last - 1))), n)
+
+
+@pytest.mark.parametrize(("n", "first", "last"), [(2000, 50, 20), (101, 7, 40), (97, 90, 6), (30, 1, 2), (12, 12, 5)])
+def test_a_growing_batch_holds_exactly_as_many_different_examples_as_scheduled(n, first, last):
+    batches, position = Batches(*examples(n), size=first, full_at=last, seed=3), Position()
+    for k in range(1, last + 10):
+        x, y, position = batches.take(position, k)
+        assert len(set(y.tolist())) == len(y) == scheduled(n, first, last, k)
+        assert torch.equal(x.flatten().long(), y)
+
+
+def test_an_epoch_of_growing_batches_passes_over_only_what_its_first_batch_already_had():
+    n, position = 101, Position()
+    batches, epochs = Batches(*examples(n), size=7, full_at=60, seed=3), [[]]
+    tails = [[]]
+    for k in range(1, 60):
+        _, y, after = batches.take(position, k)
+        labels = y.tolist()
+        cut = len(labels) if after.epoch == position.epoch or after.offset == 0 else n - position.offset
+        epochs[position.epoch] += labels[:cut]
+        if after.epoch > position.epoch:
+            epochs.append(labels[cut:])
+            tails.append(labels[:cut] if labels[cut:] else [])
+        position = after
+    assert len(epochs) > 10
+    for shown, tail in zip(epochs[:-1], tails, strict=False):
+        assert len(set(shown)) == len(shown)
+        assert set(range(n)) - set(shown) <= set(tail)
+
+
+def test_any_growing_batch_is_taken_without_those_before_it():
+    batches, position, places = Batches(*examples(101), size=7, full_at=20, seed=3), Position(), []
+    for k in range(1, 25):
+        places.append(position)
         _, y, position = batches.take(position, k)
-        taken.append(len(y))
-    assert taken[-1] == n
-    assert all(len_ >= 0.5 * batches.size_at(k) for k, len_ in enumerate(taken, 1))
+        again = Batches(*examples(101), size=7, full_at=20, seed=3).take(places[-1], k)
+        assert again[1].tolist() == y.tolist()
+        assert again[2] == position
+
+
+def test_batches_of_fixed_size_stay_those_of_earlier_releases():
+    batches, taken, position = Batches(*examples(23), size=5, seed=1), [], Position()
+    order = [permutation(23, 1, epoch).tolist() for epoch in range(2)]
+    for k in range(1, 11):
+        _, y, position = batches.take(position, k)
+        taken.append(y.tolist())
+    assert taken == [one[i : i + 5] for one in order for i in range(0, 23, 5)]
+    assert [y.tolist() for _, y in Batches(*examples(23), size=5, seed=1).steps(10)] == taken
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size": -1}, "size must not be negative"), ({"size": 2, "full_at": 1}, "full_at at least 2"),
+        ({"size": 2, "targets": torch.zeros(3)}, "5 inputs and 3 targets"),
+    ],
+)  # fmt: skip
+def test_batches_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(**{"inputs": torch.zeros(5), "targets": torch.zeros(5), **given})
 
 
 def test_an_independent_order_is_another_order_of_the_same_examples():
@@ -121,3 +179,13 @@ def test_the_averaged_iterate_is_the_papers():
     with average.inside():
         torch.testing.assert_close(model.weight.detach(), expected)
     assert torch.equal(model.weight, present)
+    iterate, averaged = average.measured(lambda: model.weight.detach().clone())
+    torch.testing.assert_close(averaged, expected)
+    assert torch.equal(iterate, present)
+    assert torch.equal(model.weight, present)
+
+
+@pytest.mark.parametrize("xi", [1.0, -0.1])
+def test_an_average_that_never_moves_is_refused(xi):
+    with pytest.raises(ValueError, match="must be in"):
+        Average(torch.nn.Linear(2, 1), xi)

@@ -55,10 +55,12 @@ class Scale:
     examples: int
     steps: tuple[int, ...]
     seeds: int
+    width: int = 20
+    size: int = 16
 
 
 SCALES = {
-    "smoke": Scale(200, 60, (0, 10), 2),
+    "smoke": Scale(200, 60, (0, 10), 2, width=6, size=8),
     "desk": Scale(6000, 1000, (0, 10, 30, 100, 300, 1000), 3),
     "paper": Scale(60_000, 5000, (0, 10, 30, 100, 300, 1000, 3000, 10_000), 5),
 }
@@ -67,12 +69,23 @@ SCALES = {
 def problem_of(run: Run) -> Problem:
     """The network and its data, MNIST where it is at hand."""
     name = "mnist" if at_hand("mnist", run) else "digits"
-    return Problem(name, "kfac-mlp", batch=100, limit=SCALES[run.scale].limit, size=16)
+    scale = SCALES[run.scale]
+    hidden = (("hidden", (scale.width,) * 5),)
+    return Problem(name, "kfac-mlp", hidden, batch=100, limit=scale.limit, size=scale.size)
 
 
 def departures(run: Run) -> tuple[str, ...]:
     """From the data that the claims are about."""
-    return () if at_hand("mnist", run) else ("digits instead of MNIST",)
+    found = () if at_hand("mnist", run) else ("digits instead of MNIST",)
+    return found if SCALES[run.scale].width == 20 else (*found, "a smaller network")
+
+
+def network_words(run: Run) -> str:
+    """Data and network, in words."""
+    scale, problem = SCALES[run.scale], problem_of(run)
+    sizes = "-".join(map(str, (scale.size**2, *(scale.width,) * 5, 10)))
+    images = f"{problem.title} scaled to {scale.size} × {scale.size}, {problem.examples:,} training images"
+    return f"{images}, tanh network {sizes}"
 
 
 @exhibit(
@@ -306,7 +319,7 @@ def _steps_below(ax: Axes, steps: Sequence[int]) -> None:
 def _outcome(claims: tuple[Claim, ...], caption: str, picture: bytes, run: Run) -> Outcome:
     scale, problem = SCALES[run.scale], problem_of(run)
     details = (
-        f"{problem.title} scaled to 16 × 16, {problem.examples:,} training images, tanh network 256-20-20-20-20-20-10, "
+        f"{network_words(run)}, "
         f"SGD with learning rate 0.01, momentum 0.9, batch {problem.batch}; Fishers over {scale.examples:,} training "
         f"images in float64, undamped; {scale.seeds} seeds, medians, ranges in brackets"
     )

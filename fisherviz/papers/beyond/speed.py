@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from fisherviz.papers.beyond.along import OWN, closeness, departures, problem_of
+from fisherviz.papers.beyond.along import OWN, closeness, departures, network_words, problem_of
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
@@ -87,10 +87,9 @@ def speed(run: Run) -> Outcome:
         tidy(ax)
 
     details = (
-        f"{problem.title} scaled to 16 × 16, {problem.examples:,} training images, tanh network 256-20-20-20-20-20-10, "
-        f"batch {problem.batch}, one label drawn for each example, averages with decay 0.95, no momentum; the exact "
-        f"natural gradient's Fisher is the mini-batch's own; {effort}; chosen: {settings_words(found)}"
-        f"{stopped_words(found)}"
+        f"{network_words(run)}, batch {problem.batch}, one label drawn for each example, averages with decay 0.95, no "
+        f"momentum; the exact natural gradient's Fisher is the mini-batch's own; {effort}; chosen: "
+        f"{settings_words(found)}{stopped_words(found)}"
     )
     caption = (
         "Training loss (median, bars over the seeds) against the cosine of the method's direction with the exact "

@@ -43,8 +43,9 @@ def trained(
         run: device, and where runs are kept.
 
     Returns:
-        "curve" (a line per evaluation: step, epoch, train_loss, ..., and running_accuracy, the mean accuracy on the
-        batches since the line before, each before its step), "stopped" (why it broke off, or None), "seconds".
+        "curve" (a line per evaluation: step, epoch, seconds of its process in steps, train_loss, ..., and
+        running_accuracy, the mean accuracy on the batches since the line before, each before its step), "stopped"
+        (why it broke off, or None), "seconds".
     """
     what = {
         "problem": asdict(problem), "optimizer": method.optimizer,
@@ -139,11 +140,14 @@ class _Training:
             raise NonFiniteLoss(f"step {step} met numbers that are not finite: {error}") from error
 
     def _look(self) -> None:
-        line = self._measured()
-        if self.average is not None:
-            with self.average.inside():
-                other = self._measured()
-            line = min(line, other, key=lambda metrics: metrics["train_loss"])
+        if self.average is None:
+            line = self._measured()
+        else:
+            iterate, averaged = self.average.measured(self._measured)
+            line = dict(min(iterate, averaged, key=lambda metrics: metrics["train_loss"]))
+            # what averaging is worth is a claim of its own
+            for name, metrics in (("iterate", iterate), ("average", averaged)):
+                line |= {f"{name}_{key}": value for key, value in metrics.items() if key.startswith("train")}
         if not math.isfinite(line["train_loss"]):
             raise NonFiniteLoss(f"the training loss is {line['train_loss']} after step {self.done}")
         if self.seen:
@@ -151,7 +155,7 @@ class _Training:
             self.right = self.seen = 0
         epoch = self.position.epoch + self.position.offset / len(self.batches)
         finite_ones = {key: value for key, value in line.items() if math.isfinite(value)}
-        self.curve.append({"step": self.done, "epoch": epoch, **finite_ones})
+        self.curve.append({"step": self.done, "epoch": epoch, "seconds": self.seconds, **finite_ones})
 
     def _measured(self) -> dict[str, float]:
         limit, data = self.problem.evaluated, self.data
