@@ -42,6 +42,10 @@ class SingularMatrixError(RuntimeError):
         )
 
 
+class NonFiniteMatrixError(ValueError):
+    """A matrix that had to be factorised holds NaN or infinite entries."""
+
+
 @contextlib.contextmanager
 def located(where: str) -> Iterator[None]:
     """Put a place in front of what a factorisation has to say.
@@ -285,7 +289,7 @@ class DampedCholesky:
         given_away: whether M is the factorisation's own to write into.
 
     Raises:
-        SingularMatrixError: when the sum is not positive definite.
+        SingularMatrixError: when the sum is not positive definite; ValueError where it is not finite.
     """
 
     def __init__(self, matrix: Tensor, damping: float, what: str, unit: float = 1.0, given_away: bool = False) -> None:
@@ -366,12 +370,17 @@ def require_dense(rows: int, cols: int, what: str) -> None:
 
 
 def _require_symmetric(matrix: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(matrix.sum())) and not bool(torch.isfinite(matrix).all()):  # a sum may overflow
-        raise ValueError(f"{what} holds NaN or infinite entries; look at the data and the activations that made it.")
+    _require_finite(matrix, what)
     if not is_symmetric(matrix):
         raise ValueError(
             f"{what} of shape {tuple(matrix.shape)} is not symmetric; only diagonal blocks can be factorised."
         )
+
+
+def _require_finite(matrix: Tensor, what: str) -> None:
+    if not bool(torch.isfinite(matrix.sum())) and not bool(torch.isfinite(matrix).all()):  # a sum may overflow
+        advice = "look at the data and the activations that made it"
+        raise NonFiniteMatrixError(f"{what} holds NaN or infinite entries; {advice}.")
 
 
 def _floors(matrix: Tensor) -> Tensor:
@@ -380,7 +389,8 @@ def _floors(matrix: Tensor) -> Tensor:
 
 
 def _singular(matrix: Tensor, what: str, damping: float = 0.0, unit: float = 1.0) -> SingularMatrixError:
-    """The error for matrix + damping I; all figures are multiplied by `unit`."""
+    """The error for matrix + damping I, which may not be finite; all figures are multiplied by `unit`."""
+    _require_finite(matrix, what)
     values = unit * eigenvalues(matrix.to(torch.float64)).reshape(-1, matrix.shape[-1])
     worst, size = int(values[:, 0].argmin()), matrix.shape[-1]
     if matrix.ndim > 2:

@@ -119,9 +119,13 @@ class Batches:
         """All examples in their own order, batch by batch."""
         return list(zip(self.inputs.split(self.size), self.targets.split(self.size), strict=True))
 
-    def independent(self) -> Reordered:
-        """All examples in another order than training's, for Fishers of an independent mini-batch."""
-        return Reordered(self)
+    def independent(self, size: int | None = None) -> Reordered:
+        """All examples in another order than training's, for Fishers of an independent mini-batch.
+
+        Args:
+            size: examples per batch; None: as many as training's.
+        """
+        return Reordered(self, size or self.size)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -135,15 +139,16 @@ class Reordered:
 
     Args:
         batches: the training batches.
+        size: examples per batch.
     """
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, size: int) -> None:
+        self.batches, self.size = batches, size
 
     def __iter__(self) -> Iterator[Pair]:
         """Batch by batch."""
         order = permutation(len(self.batches), self.batches.seed, 0, INDEPENDENT).to(self.batches.inputs.device)
-        for chosen in order.split(self.batches.size):
+        for chosen in order.split(self.size):
             yield self.batches.inputs[chosen], self.batches.targets[chosen]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from fisherviz import optim
 from fisherviz.comparison.strengths import strengths
 from fisherviz.optim.options import keywords, takes_any
-from fisherviz.support.choices import one_of, unknown
+from fisherviz.support.choices import count, one_of, unknown
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.importing import imported
 from fisherviz.training.baselines import Nesterov
@@ -84,7 +84,8 @@ def make_optimizer(
 
     Args:
         name: of the optimizer.
-        options: name to value.
+        options: name to value; `fisher_data` is "independent", "previous", "same", or the size of independent
+            mini-batches.
         model: the model.
         likelihood: its likelihood.
         batches: the training examples, for optimizers that look at more than the mini-batch.
@@ -99,13 +100,19 @@ def make_optimizer(
         if "model" not in parameters:
             return cls([p for p in model.parameters() if p.requires_grad], **given)
         if "fisher_data" in parameters:
-            choices = {"independent": batches.independent(), "previous": None, "same": "same"}
-            wanted = given.get("fisher_data", "independent")
-            given["fisher_data"] = choices[one_of("fisher_data", wanted, choices)]
+            given["fisher_data"] = _fisher_data(given.get("fisher_data", "independent"), batches)
         if "data" in parameters:
             given["data"] = batches.once()
         build: Any = cls.paper if defaults == "paper" and "PAPER" in vars(cls) else cls  # type: ignore[attr-defined]
         return build(model, likelihood, **given)
+
+
+def _fisher_data(wanted: Any, batches: Batches) -> Any:
+    """What the option's words stand for; a number: independent mini-batches of so many examples."""
+    if isinstance(wanted, int):
+        return batches.independent(count("fisher_data", wanted))
+    known = {"independent": batches.independent(), "previous": None, "same": "same"}
+    return known[one_of("fisher_data", wanted, known)]
 
 
 def dampings(optimizer: torch.optim.Optimizer) -> dict[str, float]:

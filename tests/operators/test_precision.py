@@ -1,6 +1,8 @@
 """Symmetry, singularity and sizes of one: what may not depend on a CPU's kernels, a precision or a shape."""
 
 import ast
+import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import nn
 import fisherviz as fv
 from fisherviz.capture.captures import Capture
 from fisherviz.operators import BlockTridiagonal, Dense, Kronecker, KroneckerEigen, SingularMatrixError, UnitBlocks
-from fisherviz.operators.factorise import DampedCholesky, eigh
+from fisherviz.operators.factorise import DampedCholesky, NonFiniteMatrixError, eigh
 from fisherviz.statistics.products import block, gram, weighted_moments
 
 PACKAGE = Path(__file__).parents[2] / "fisherviz"
@@ -256,3 +258,12 @@ def test_operators_of_half_precision_models_are_float32(method, dtype):
     assert product.dtype == dtype
     if method != "kfac-full":
         assert float((damped.solve(product) - v).float().norm()) < 0.1 * float(v.float().norm())
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1)])
+@pytest.mark.parametrize("factorise", [partial(DampedCholesky, damping=0.1), eigh])
+def test_a_matrix_that_is_not_finite_is_told_as_such(factorise, place):
+    M = torch.eye(3)
+    M[place] = M.T[place] = math.nan
+    with pytest.raises(NonFiniteMatrixError, match="the matrix holds NaN or infinite entries"):
+        factorise(M, what="the matrix")

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from fisherviz.operators.factorise import NonFiniteMatrixError
+from fisherviz.papers.benzing.balanced import BALANCED
 from fisherviz.papers.trials import running
 from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained, build
 from fisherviz.papers.trials.running import trained
@@ -103,6 +105,9 @@ def test_what_diverges_is_kept_as_such_and_counts_as_the_worst(tmp_path):
     assert trained(PROBLEM, SGD, {"lr": 1e30}, 4, 2, 0, run_at(tmp_path)) == found
 
 
+ERRORS = {"value": ValueError, "run": RuntimeError, "zero": ZeroDivisionError, "matrix": NonFiniteMatrixError}
+
+
 class Refusing(torch.optim.SGD):
     """Fails at the second step, with weights that are finite or not."""
 
@@ -116,7 +121,7 @@ class Refusing(torch.optim.SGD):
         if self.steps == 2:
             if self.spoil:
                 self.param_groups[0]["params"][0].data.fill_(math.nan)
-            raise {"value": ValueError, "run": RuntimeError, "zero": ZeroDivisionError}[self.error]("a mistake")
+            raise ERRORS[self.error]("a mistake")
         return loss
 
 
@@ -135,12 +140,27 @@ def test_an_optimizer_that_refuses_weights_that_are_not_finite_has_diverged(tmp_
     assert "step 2 met numbers that are not finite" in found["stopped"]
 
 
-def test_a_loss_that_has_risen_a_million_times_has_diverged_before_it_is_no_number():
+def test_a_loss_that_has_risen_a_thousand_times_has_diverged_before_it_is_no_number():
     problem = replace(PROBLEM, task="autoencoder", standardise=True, dtype="float64")
     found = trained(problem, SGD, {"lr": 3.0}, 40, 20, 0, Run("smoke", progress=False))
     assert "the loss has risen to" in found["stopped"]
     factor = running.EXPLODED
     assert factor * found["curve"][0]["train_loss"] < float(found["stopped"].split()[5])
+
+
+def test_a_damping_too_small_for_the_factors_breaks_the_run_off():
+    """The corners of the digits are black in every image: A is singular, and float32 forgets the damping."""
+    kfac = Method("K-FAC", "kfac", {"rescale": False, "adapt": False, "damping": 1e-30})
+    found = trained(PROBLEM, kfac, {"lr": 0.1}, 4, 2, 0, run_at(None))
+    assert "not positive definite" in found["stopped"]
+    assert found["curve"][-1]["step"] == 0
+
+
+def test_a_matrix_that_is_not_finite_breaks_the_run_off():
+    """That of another mini-batch than the loss's: weights and loss are finite still."""
+    method = Method("refusing", f"{__name__}:Refusing", {"error": "matrix", "spoil": False})
+    found = trained(PROBLEM, method, {}, 4, 2, 0, run_at(None))
+    assert found["stopped"] == "step 2: a mistake"
 
 
 def test_a_wrong_option_is_no_divergence():
@@ -158,7 +178,9 @@ def finished(found):
 
 
 @pytest.mark.parametrize("averaging", [None, 0.9])
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "kfac", "foof", "ekfac", "kbfgs", "subsampled"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "nesterov", "adam", "kfac", "foof", "ekfac", "kbfgs", "subsampled", BALANCED]
+)
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, monkeypatch, optimizer, averaging):
     problem, method = replace(PROBLEM, averaging=averaging), Method("M", optimizer)
     whole = trained(problem, method, {}, 6, 2, 1, run_at(tmp_path / "whole"))

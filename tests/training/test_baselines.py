@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from fisherviz.support.errors import OptionError
 from fisherviz.training import Average, Batches, Nesterov
 from fisherviz.training.baselines import sutskever_momentum
 from fisherviz.training.data import Position, permutation
+from fisherviz.training.optimizers import _fisher_data, make_optimizer
 
 DOUBLE = torch.float64
 
@@ -148,6 +150,20 @@ def test_an_independent_order_is_another_order_of_the_same_examples():
     labels = torch.cat([y for _, y in batches.independent()])
     assert sorted(labels.tolist()) == list(range(40))
     assert labels[:10].tolist() != batches.take(Position(), 1)[1].tolist()
+
+
+@pytest.mark.parametrize(("wanted", "sizes"), [(30, [30, 10]), (100, [40]), ("independent", [10] * 4)])
+def test_the_fishers_mini_batches_may_have_a_size_of_their_own(wanted, sizes):
+    batches = Batches(*examples(40), size=10)
+    given = _fisher_data(wanted, batches)
+    assert [len(y) for _, y in given] == sizes
+    assert torch.equal(torch.cat([y for _, y in given]), torch.cat([y for _, y in batches.independent()]))
+
+
+def test_a_size_of_the_fishers_mini_batches_is_checked():
+    x, y = examples(40)
+    with pytest.raises(OptionError, match="fisher_data must be a positive whole number, got 0"):
+        make_optimizer("subsampled", {"fisher_data": 0}, torch.nn.Linear(2, 1), "gaussian", Batches(x, y, size=10))
 
 
 def test_the_averaged_iterate_is_the_papers():

@@ -27,8 +27,8 @@ PAPERS = {
 MODULES = (
     "kfac.matrices", "kfac.autoencoders",
     "sang.table", "sang.matrices", "sang.complexity",
-    "benzing.training", "benzing.timings", "benzing.similarity", "benzing.damping", "benzing.minibatches",
-    "benzing.posterior",
+    "benzing.training", "benzing.ablations", "benzing.timings", "benzing.similarity", "benzing.damping",
+    "benzing.minibatches", "benzing.posterior",
     "shrestha.matrices", "shrestha.convergence", "shrestha.table", "shrestha.stability", "shrestha.depth",
     "beyond.along", "beyond.speed",
 )  # fmt: skip

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from fisherviz.network.likelihoods import resolve
+from fisherviz.operators.factorise import NonFiniteMatrixError, SingularMatrixError
 from fisherviz.papers.trials.problems import Method, Options, Problem, build
 from fisherviz.papers.trials.work import Run, kept, place
 from fisherviz.support.files import write_whole
 from fisherviz.support.progress import progress_bar
 from fisherviz.support.sealing import seal, unseal
 from fisherviz.training.data import Batches, Position
-from fisherviz.training.diagnosis import NonFiniteLoss, finite
+from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, finite
 from fisherviz.training.evaluation import Average, evaluate, score
 from fisherviz.training.optimizers import make_optimizer
 
@@ -90,7 +91,7 @@ class _Training:
         self._resume()
 
     def finish(self) -> dict[str, Any]:
-        """Train to the end, or to where the numbers are not finite."""
+        """Train to the end, or to where the numbers are not finite or a matrix is not positive definite."""
         stopped, saved = None, time.monotonic()
         try:
             if not self.curve:
@@ -109,7 +110,7 @@ class _Training:
                 if self.path is not None and time.monotonic() - saved > SAVED:
                     self._save(self.path)
                     saved = time.monotonic()
-        except NonFiniteLoss as error:  # the options' failure; any other is the command's
+        except StoppedRun as error:  # the options' failure; any other is the command's
             stopped = str(error)
         if self.path is not None:
             self.path.unlink(missing_ok=True)
@@ -136,6 +137,8 @@ class _Training:
 
         try:
             self.optimizer.step(closure)
+        except (SingularMatrixError, NonFiniteMatrixError) as error:  # the options led to such weights
+            raise StoppedRun(f"step {step}: {error}") from error
         except (RuntimeError, ValueError) as error:
             if finite(self.model):
                 raise
