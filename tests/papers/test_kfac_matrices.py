@@ -67,4 +67,4 @@ def test_networks_of_several_seeds_differ(network):
 
 
 def test_networks_say_where_they_depart_from_the_papers(network):
-    assert network.other_data == ("digits instead of MNIST", "a smaller network")
+    assert network.recipe.departures == ("digits instead of MNIST", "a smaller network")

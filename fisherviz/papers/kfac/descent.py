@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fisherviz import datasets, models
 from fisherviz.optim import KFAC
-from fisherviz.papers.trials.problems import at_hand
+from fisherviz.papers.trials.problems import TITLES, at_hand
 from fisherviz.papers.trials.states import State, kept_state
 from fisherviz.papers.trials.work import Run
 
@@ -63,6 +63,12 @@ class Recipe:
         data = self.load(run)
         model = models.build("kfac-mlp", seed=self.seed, dataset=data, hidden=(self.width,) * 5, init=self.init)
         return model.to(run.device)
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """Where its data and sizes are not the paper's, which matters to every claim."""
+        found = [] if self.data == "mnist" else [f"{TITLES[self.data]} instead of MNIST"]
+        return tuple([*found, "a smaller network"] if self.width != 20 else found)
 
     def what(self, run: Run) -> dict[str, Any]:
         """Its name among the measurements."""

@@ -69,7 +69,7 @@ def fig2(run: Run) -> Outcome:
         f"|entries| {spread(alike, '.3f')}",
         f"the cosine and the correlation of block means are at least 0.8, {EVERY}",
         min(*cosine, *alike) >= 0.8,
-        net.other_data,
+        net.recipe.departures,
         values={name: values[0] for name, values in found.items()},
     )
     caption = f"Exact Fisher, its approximation F̃, and their absolute difference. {_scale(BRIGHT)}"
@@ -92,7 +92,7 @@ def sums(run: Run) -> Outcome:
     """
     networks = kfac_networks(run)
     found = networks.measured(cumulant_sums)
-    paper_ratio, other = PAPER_ERROR / PAPER_BOUND, networks.first.other_data
+    paper_ratio, other = PAPER_ERROR / PAPER_BOUND, networks.first.recipe.departures
     errors, bounds, ratios = found["error"], found["bound"], found["ratio"]
     values = {"error": errors[0], "bound": bounds[0], "ratio": ratios[0]}
     bounded = max(found["largest_ratio_of_a_block"]) <= 1
@@ -162,7 +162,7 @@ def fig3(run: Run) -> Outcome:
             f"blocks two or more layers apart have {text.format(spread(far.own, '.2f'))} at K-FAC's own γ",
             f"blocks two or more layers apart have at most half the mean |entry| of adjacent ones, {RULE}",
             far.holds,
-            net.other_data,
+            net.recipe.departures,
             far.words(),
             {"far_share": far.own[0], "gamma": net.gamma},
             earlier_rule=EARLIER,
@@ -174,7 +174,7 @@ def fig3(run: Run) -> Outcome:
             f"its blocks two or more layers apart have {text.format(spread(flat, '.2f'))}",
             f"the same share is above one half, {EVERY}",
             min(flat) > 0.5,
-            net.other_data,
+            net.recipe.departures,
             values={"far_share": flat[0]},
         ),
         Claim(
@@ -184,7 +184,7 @@ def fig3(run: Run) -> Outcome:
             f"{spread(exact_flat, '.2f')} for F",
             f"both rules above hold for F and its inverse, damped by the same matrix as F̃, {RULE}",
             exact_far.holds and min(exact_flat) > 0.5,
-            net.other_data,
+            net.recipe.departures,
             f"F's inverse {exact_far.words()}",
             {"far_share_inverse": exact_far.own[0], "far_share": exact_flat[0], "gamma": net.gamma},
             earlier_rule=EARLIER,
@@ -198,7 +198,7 @@ def fig3(run: Run) -> Outcome:
             f"times that of the rest at K-FAC's own γ",
             f"at least 3 times, {RULE}",
             contrast.holds,
-            net.other_data,
+            net.recipe.departures,
             contrast.words(),
             {"contrast": contrast.own[0], "gamma": net.gamma},
             earlier_rule=EARLIER,
@@ -251,7 +251,7 @@ def fig5(run: Run) -> Outcome:
             f"relative Frobenius error of these blocks {spread(off, '.3f')}, of all of F̂ {spread(whole, '.4f')}",
             f"above 1e-8 and at most 0.1 on these blocks, {EVERY}",
             1e-8 < min(off) <= max(off) <= 0.1,
-            net.other_data,
+            net.recipe.departures,
             values={"off_tridiagonal": off[0], "whole": whole[0]},
         ),
         Claim(
@@ -260,7 +260,7 @@ def fig5(run: Run) -> Outcome:
             f"relative Frobenius error {spread(poor, '.3f')}",
             f"at least 0.5, {EVERY}",
             min(poor) >= 0.5,
-            net.other_data,
+            net.recipe.departures,
             values={"relative_frobenius": poor[0]},
         ),
     )
@@ -299,7 +299,7 @@ def fig6(run: Run) -> Outcome:
             f"{spread(gained.own, '.2f')} times",
             f"at most half of the error of F̌, {RULE}",
             gained.holds,
-            net.other_data,
+            net.recipe.departures,
             gained.words(),
             {"inverse_frobenius": good[0], "relative_frobenius": poor[0], "gamma": net.gamma},
             earlier_rule=EARLIER,
@@ -312,7 +312,7 @@ def fig6(run: Run) -> Outcome:
             f"{spread(whole.own, '.2f')} times",
             f"at most two thirds, {RULE}",
             whole.holds,
-            net.other_data,
+            net.recipe.departures,
             whole.words(),
             {"tridiagonal": better[0], "diagonal": good[0], "gamma": net.gamma},
             earlier_rule=EARLIER,
@@ -325,7 +325,7 @@ def fig6(run: Run) -> Outcome:
             f"{spread(blocks.own, '.2f')} times",
             f"at most two thirds, {RULE}",
             blocks.holds,
-            net.other_data,
+            net.recipe.departures,
             blocks.words(),
             {"tridiagonal": own_better[0], "diagonal": own[0], "gamma": net.gamma},
             earlier_rule=EARLIER,

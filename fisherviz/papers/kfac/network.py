@@ -75,12 +75,6 @@ class KFACNetwork:
         inputs, targets = self.recipe.load(self.run).train
         return tuple(zip(inputs.double().split(BATCH), targets.split(BATCH), strict=True))
 
-    @property
-    def other_data(self) -> tuple[str, ...]:
-        """The departure from the paper's data and sizes, if there is one; it matters to every claim."""
-        found = [] if self.data == "MNIST" else [f"{self.data} instead of MNIST"]
-        return tuple([*found, "a smaller network"] if self.recipe.width != 20 else found)
-
     @cached_property
     def fisher(self) -> Fisher:
         """F of the middle four layers."""
