@@ -34,7 +34,7 @@ from fisherviz.plotting.style import tidy
 
 INITS = {"xavier": "Glorot's initialisation", "sparse": "sparse initialisation"}
 LOOKS = {"xavier": ("#D55E00", "-", "o"), "sparse": ("#0072B2", (0, (5, 1.5)), "^")}
-MOST = {"smoke": 6, "desk": 60, "paper": 200}
+MOST = {"smoke": 6, "desk": 44, "paper": 200}
 SEEDS = {"smoke": 2, "desk": 3, "paper": 5}
 FACTOR = 1.5
 PAPER = ((0.05, 7, "the network was trained with 7 iterations of K-FAC in batch mode, achieving 5% error"),
