@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from fisherviz.papers.kfac.deep import ETA, deep_autoencoder
 from fisherviz.papers.kfac.rescaling import (
     ALL,
-    ETA,
     MOMENTUM,
-    NETWORK,
     RAW,
     RESCALED,
     SCALES,
@@ -17,7 +16,7 @@ from fisherviz.papers.kfac.rescaling import (
     improvements,
     powers,
 )
-from fisherviz.papers.trials.problems import Method, Problem
+from fisherviz.papers.trials.problems import Method
 from fisherviz.papers.trials.work import Run
 
 
@@ -58,11 +57,10 @@ def test_strengths_are_powers_of_ten():
 def test_the_rescaled_update_minimises_the_quadratic_model_along_the_proposal(tmp_path):
     """α* of section 6.4, with the exact F and ∇h by plain autograd."""
     scale = SCALES["smoke"]
-    problem = Problem(
-        "digits", NETWORK, batch=50, limit=100, full_at=scale.iteration, task="autoencoder", evaluated=100
-    )
+    run = Run("smoke", progress=False, work=tmp_path)
+    problem = deep_autoencoder(run, 50, 100, full_at=scale.iteration)
     method = Method("K-FAC", "kfac", {"inverse": "block-tridiagonal", "weight_decay": ETA})
-    here = _Iterate(problem, method, scale, Run("smoke", progress=False, work=tmp_path))
+    here = _Iterate(problem, method, scale, run)
     found = improvements(here, 0.3, ALL)
 
     start, (scaled, last) = here.model(), here.step(0.3, ALL, momentum=False)

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from fisherviz.network.likelihoods import resolve
 from fisherviz.optim import KFAC
+from fisherviz.papers.kfac.deep import ETA, deep_autoencoder, departures
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
-from fisherviz.papers.trials.problems import Method, Problem, at_hand, build
+from fisherviz.papers.trials.problems import Method, Problem, build
 from fisherviz.papers.trials.running import Reached, reached
 from fisherviz.papers.trials.work import Run, kept
 from fisherviz.plotting.style import tidy
 
-ETA = 1e-5
-NETWORK = "fisherviz.papers.kfac.autoencoders:small_autoencoder"
 RAW, RESCALED, MOMENTUM = "no re-scaling, no momentum", "re-scaling, no momentum", "re-scaling and momentum"
 LOOKS = {
     RAW: ("#000000", (0, (1, 1.2)), "s"),
@@ -86,11 +85,7 @@ def fig7(run: Run) -> Outcome:
         The picture and its claims.
     """
     scale = SCALES[run.scale]
-    name, small = ("mnist" if at_hand("mnist", run) else "digits"), run.scale == "smoke"
-    problem = Problem(
-        name, NETWORK if small else "mnist-autoencoder", batch=scale.first, limit=scale.limit, full_at=scale.iteration,
-        size=28 if name == "digits" and not small else None, task="autoencoder", evaluated=scale.limit,
-    )  # fmt: skip
+    problem = deep_autoencoder(run, scale.first, scale.limit, full_at=scale.iteration)
     fixed = {"inverse": "block-tridiagonal", "weight_decay": ETA}
     method = Method("K-FAC tridiagonal", "kfac", fixed)
     what = {"problem": asdict(problem), "options": {**fixed, "damping": scale.start}, "steps": scale.iteration}
@@ -98,10 +93,8 @@ def fig7(run: Run) -> Outcome:
     found = {gamma: _kept(here, what, gamma, TAUS) for gamma in scale.gammas}
     own = here.gamma
     taus = {taus: _kept(here, what, own, taus) for taus in (TAUS, ALL)}
-    departures = tuple(
-        [f"{problem.title} instead of MNIST"] * (name == "digits")
-        + ["a smaller network"] * small
-        + [f"{scale.limit:,} training images instead of 60,000"] * (scale.limit is not None)
+    other = tuple(
+        departures(problem)
         + [f"iteration {scale.iteration} instead of 500"] * (scale.iteration != 500)
         + [f"λ₀ = {scale.start:g} instead of 150"] * (scale.start != 150)
     )
@@ -117,7 +110,7 @@ def fig7(run: Run) -> Outcome:
     )
     picture = draw(6.4, 4.2, lambda figure: _fill(figure, found, own))
     setting = f"{problem.title} autoencoder, iteration {scale.iteration}"
-    return Outcome(claims_of(found, taus[TAUS], taus[ALL], departures), setting, details, caption, picture)
+    return Outcome(claims_of(found, taus[TAUS], taus[ALL], other), setting, details, caption, picture)
 
 
 class _Iterate:
@@ -212,16 +205,14 @@ def _kept(here: _Iterate, what: Mapping[str, Any], gamma: float, taus: tuple[flo
     return kept(named, lambda: {"updates": improvements(here, gamma, taus)}, here.run)["updates"]
 
 
-def claims_of(
-    found: Mapping[float, Found], part: Found, whole: Found, departures: tuple[str, ...]
-) -> tuple[Claim, ...]:
+def claims_of(found: Mapping[float, Found], part: Found, whole: Found, other: tuple[str, ...]) -> tuple[Claim, ...]:
     """The rows.
 
     Args:
         found: γ to what the updates make there.
         part: the same at K-FAC's own γ with the paper's τ₁ and τ₂.
         whole: and with all examples.
-        departures: from the paper's setting.
+        other: departures from the paper's setting.
     """
     gains = {name: {gamma: one[name]["improvement"] for gamma, one in found.items()} for name in (RAW, RESCALED)}
     best = {name: max(one, key=one.__getitem__) for name, one in gains.items()}
@@ -243,7 +234,7 @@ def claims_of(
             f"{gains[RAW][best[RESCALED]]:.3g}",
             "Δ improves h at no γ up to the one at which the re-scaled update is best",
             max(below.values()) <= 0,
-            departures,
+            other,
             values={"first_gamma": first if first is not None else float("inf"), "best_gamma": best[RESCALED]},
         ),
         Claim(
@@ -252,7 +243,7 @@ def claims_of(
             f"the best γ is {best[RESCALED]:.2g} with and {best[RAW]:.2g} without re-scaling",
             "at most a third of the best γ without re-scaling",
             best[RESCALED] <= best[RAW] / 3,
-            departures,
+            other,
             values={"with": best[RESCALED], "without": best[RAW]},
         ),
         Claim(
@@ -262,7 +253,7 @@ def claims_of(
             f"{norms[RESCALED]:.3g} and {norms[RAW]:.3g}",
             "at least twice the improvement, and a larger ‖δ‖",
             scaled > 0 and times >= 2 and norms[RESCALED] > norms[RAW],
-            departures,
+            other,
             values={"with": scaled, "without": raw},
         ),
         Claim(
@@ -272,7 +263,7 @@ def claims_of(
             f"momentum {joined[0]:.4g} and {joined[1]:.4g}",
             "both improvements are within 10 % of those with all examples",
             change <= 0.1,
-            departures,
+            other,
             values={"part": with_part, "all": with_all},
         ),
     )

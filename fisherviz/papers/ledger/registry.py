@@ -24,7 +24,8 @@ PAPERS = {
 }
 """First part of the exhibits' names, and the paper that they are of."""
 MODULES = (
-    "kfac.matrices", "kfac.batch_mode", "kfac.invariance", "kfac.rescaling", "kfac.autoencoders",
+    "kfac.matrices", "kfac.batch_mode", "kfac.invariance", "kfac.rescaling", "kfac.batch_sizes",
+    "kfac.autoencoders",
     "sang.table",
     "benzing.training", "benzing.similarity",
     "shrestha.table",
