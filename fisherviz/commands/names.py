@@ -28,8 +28,8 @@ LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
 KINDS = ("exact", "mc", "empirical")
 TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
-    "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.caption2", "kfac.invariance",
-    "kfac.fig7", "kfac.fig9", "kfac.fig11",
+    "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.labels", "kfac.caption2",
+    "kfac.invariance", "kfac.fig7", "kfac.fig9", "kfac.fig11",
     "sang.table1", "sang.tuned",
     "benzing.fig5", "benzing.fig4a", "shrestha.table1",
 )  # fmt: skip

@@ -24,7 +24,7 @@ PAPERS = {
 }
 """First part of the exhibits' names, and the paper that they are of."""
 MODULES = (
-    "kfac.matrices", "kfac.batch_mode", "kfac.invariance", "kfac.rescaling", "kfac.batch_sizes",
+    "kfac.matrices", "kfac.labels", "kfac.batch_mode", "kfac.invariance", "kfac.rescaling", "kfac.batch_sizes",
     "kfac.autoencoders",
     "sang.table",
     "benzing.training", "benzing.similarity",
