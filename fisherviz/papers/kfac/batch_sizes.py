@@ -79,7 +79,7 @@ def methods(inverses: tuple[str, ...]) -> tuple[Method, ...]:
 @exhibit(
     "kfac.fig9", "figure 9: progress against the mini-batch size, with and without momentum",
     shows="training error over iterations and over training cases at several mini-batch sizes",
-    desk=0.04, paper=10.0,
+    desk=0.05, paper=10.0,
 )  # fmt: skip
 def fig9(run: Run) -> Outcome:
     """Train the MNIST autoencoder at several mini-batch sizes.

@@ -73,7 +73,7 @@ Found = dict[str, dict[str, float]]
 @exhibit(
     "kfac.fig7", "figure 7: updates with and without re-scaling, over γ",
     shows="the improvement in the objective by one update over γ: none without re-scaling unless γ is very large",
-    desk=0.04, paper=1.3,
+    desk=0.05, paper=1.3,
 )  # fmt: skip
 def fig7(run: Run) -> Outcome:
     """Measure updates with and without re-scaling at one iterate of the MNIST autoencoder.
