@@ -49,7 +49,7 @@ ONLY = {
     "plotting": {"_version", "support", "results"},
     "report": {"_version", "support", "results", "plotting"},
     "datasets": {"_version", "support"},
-    "models": {"_version", "support", "datasets"},
+    "models": {"_version", "support", "operators", "datasets"},
 }
 
 

@@ -29,12 +29,13 @@ LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
 KINDS = ("exact", "mc", "empirical")
 TASKS = ("classification", "regression", "autoencoder")
 EXHIBITS = (
-    "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.fig10", "kfac.fig11", "sang.table1",
-    "sang.fig5", "sang.tuned", "sang.fig1", "sang.fig2", "sang.fig3", "sang.complexity", "benzing.fig1",
-    "benzing.fig5", "benzing.fig2", "benzing.fig6", "benzing.fig3", "benzing.fig7", "benzing.fig1a", "benzing.fig5a",
-    "benzing.fig4a", "benzing.fig4b", "benzing.fig4c", "benzing.fig8", "benzing.fig9", "benzing.fig10", "benzing.a1",
-    "shrestha.fig1", "shrestha.fisher", "shrestha.fig2", "shrestha.fig3", "shrestha.fig4", "shrestha.table1",
-    "shrestha.stability", "shrestha.fig5", "beyond.floor", "beyond.empirical", "beyond.speed",
+    "kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6", "kfac.labels", "kfac.caption2",
+    "kfac.invariance", "kfac.fig7", "kfac.fig9", "kfac.fig10", "kfac.fig11", "sang.table1", "sang.fig5", "sang.tuned",
+    "sang.fig1", "sang.fig2", "sang.fig3", "sang.complexity", "benzing.fig1", "benzing.fig5", "benzing.fig2",
+    "benzing.fig6", "benzing.fig3", "benzing.fig7", "benzing.fig1a", "benzing.fig5a", "benzing.fig4a",
+    "benzing.fig4b", "benzing.fig4c", "benzing.fig8", "benzing.fig9", "benzing.fig10", "benzing.a1", "shrestha.fig1",
+    "shrestha.fisher", "shrestha.fig2", "shrestha.fig3", "shrestha.fig4", "shrestha.table1", "shrestha.stability",
+    "shrestha.fig5", "beyond.floor", "beyond.empirical", "beyond.speed",
 )  # fmt: skip
 SCALES = ("smoke", "desk", "paper")
 PRESETS = ("benzing", "benzing-adam", "benzing-sgd")

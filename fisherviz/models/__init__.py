@@ -14,6 +14,7 @@ from fisherviz.models.networks import (
     shrestha_mlp,
     sparse_init,
 )
+from fisherviz.models.transformed import logistic_twin, restored, transformed, whitening
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,8 +25,12 @@ __all__ = [
     "cwngd_convnet",
     "foof_mlp",
     "kfac_mlp",
+    "logistic_twin",
     "names",
+    "restored",
     "shrestha_mlp",
     "sparse_init",
     "train_to_error",
+    "transformed",
+    "whitening",
 ]

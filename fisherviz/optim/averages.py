@@ -336,9 +336,12 @@ class Moments:
             raise ValueError("the saved statistics are those of another method; load the state of this one.")
         for named, saved in zip(made.average, state["average"], strict=True):
             _load(named, saved, made.device)
-        for waiting, held in zip(made.deferred, state["deferred"], strict=True):
-            for key, deferred in waiting.items():
-                deferred.load_state_dict(held[key], made.device)
+        for waiting, held, named in zip(made.deferred, state["deferred"], made.average, strict=True):
+            for key, rows in held.items():
+                deferred = waiting[key] if key in waiting else DeferredAverage(named[key])
+                deferred.load_state_dict(rows, made.device)
+                if key not in waiting:  # the state's optimizer factorised less often, and put its rows off
+                    deferred.flush()
         made.snapshot_examples = state["snapshot_examples"]
         if state["values"] is None:
             return made

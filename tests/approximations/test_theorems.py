@@ -60,20 +60,6 @@ def well_conditioned(size, generator):
     return U @ torch.diag(2 ** (2 * torch.rand(size, generator=generator, dtype=torch.float64) - 1)) @ Vt
 
 
-def transformed_network(net, Omegas, Phis):
-    """The same function, with Omega_i after the 1 of each layer's input and Phi_i before each activation."""
-    linears = [m for m in net if isinstance(m, nn.Linear)]
-    modules = []
-    for i, (linear, Omega, Phi) in enumerate(zip(linears, Omegas, Phis, strict=True)):
-        new = nn.Linear(linear.in_features, linear.out_features, bias=False).double()
-        with torch.no_grad():
-            new.weight.copy_(torch.linalg.inv(Phi) @ linear.weight @ torch.linalg.inv(Omega))
-        modules += [Homogeneous(), Matrix(Omega), new, Matrix(Phi)]
-        if i < len(linears) - 1:
-            modules.append(nn.Tanh())
-    return nn.Sequential(*modules)
-
-
 def gradient(net, x, y):
     loss = 0.5 * (net(x) - y).square().sum(1).mean()
     return torch.autograd.grad(loss, list(net.parameters()))
@@ -97,7 +83,7 @@ def test_theorem_1_kfac_takes_the_same_step_in_transformed_coordinates(seed):
     y = torch.randn(15, WIDTHS[-1], generator=generator, dtype=torch.float64)
     Omegas = [well_conditioned(d + 1, generator) for d in WIDTHS[:-1]]
     Phis = [well_conditioned(d, generator) for d in WIDTHS[1:]]
-    other = transformed_network(net, Omegas, Phis)
+    other = fv.models.transformed(net, Omegas, Phis)
     assert_matches(other(x), net(x), 1e-10)
     here, there = step(net, x, y, "kfac"), step(other, x, y, "kfac")
     for delta, delta_dagger, Omega, Phi in zip(here, there, Omegas, Phis, strict=True):
@@ -113,7 +99,7 @@ def test_theorem_1_both_matrices_transform_with_the_jacobian(seed):
     x = torch.randn(15, WIDTHS[0], generator=generator, dtype=torch.float64)
     Omegas = [well_conditioned(d + 1, generator) for d in WIDTHS[:-1]]
     Phis = [well_conditioned(d, generator) for d in WIDTHS[1:]]
-    other = transformed_network(net, Omegas, Phis)
+    other = fv.models.transformed(net, Omegas, Phis)
     blocks = [torch.kron(Phi, Omega.T.contiguous()) for Omega, Phi in zip(Omegas, Phis, strict=True)]
     J = torch.block_diag(*blocks)
     here, there = (fv.Probe(n, "gaussian").fisher(x) for n in (net, other))
@@ -144,7 +130,7 @@ def test_corollary_3_kfac_is_gradient_descent_in_the_whitened_network(seed):
     x = torch.randn(15, WIDTHS[0], generator=generator, dtype=torch.float64)
     y = torch.randn(15, WIDTHS[-1], generator=generator, dtype=torch.float64)
     Omegas, Phis = whitening(net, x)
-    other = transformed_network(net, Omegas, Phis)
+    other = fv.models.transformed(net, Omegas, Phis)
     white = fv.approximate(fv.Probe(other, "gaussian").fisher(x), "kfac").to_dense()
     assert_matches(white, np.eye(len(white)), 1e-6)
     here = step(net, x, y, "kfac")
@@ -201,7 +187,7 @@ def test_methods_without_the_property_are_told_apart(method):
     y = torch.randn(15, WIDTHS[-1], generator=generator, dtype=torch.float64)
     Omegas = [well_conditioned(d + 1, generator) for d in WIDTHS[:-1]]
     Phis = [well_conditioned(d, generator) for d in WIDTHS[1:]]
-    other = transformed_network(net, Omegas, Phis)
+    other = fv.models.transformed(net, Omegas, Phis)
     here, there = step(net, x, y, method), step(other, x, y, method)
     assert any(
         torch.linalg.norm(Phi @ b @ Omega - a) > 1e-2 * torch.linalg.norm(a)

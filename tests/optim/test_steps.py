@@ -326,3 +326,33 @@ def test_deferred_averages_are_the_averages_at_every_snapshot(passes):
         waits = {key: deferred.buffer is not None for key, deferred in opt.moments.deferred[0].items()}
         assert waits == ({"A": True, "G": True} if T == 12 else {})
     assert_same(found[0], found[1], 1e-12)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(12, 1), (1, 12), (12, 12)])
+def test_a_state_goes_on_in_an_optimizer_that_factorises_more_or_less_often(saved, loaded):
+    """Rows that the one has put off are in the other's averages."""
+
+    def optimizer(T):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+        options = {"rescale": False, "adapt": False, "lr": 0.0, "damping": 0.1, "kind": "exact", "decay": 0.8}
+        return model, optim.KFAC.paper(model, "categorical", inverse="block-tridiagonal", T=T, **options)
+
+    def steps(made, first, last):
+        model, opt = made
+        for k in range(first, last):
+            opt.zero_grad()
+            x, y = data(4, seed=k, widths=(30, 3))
+            nn.functional.cross_entropy(model(x), y).backward()
+            opt.step()
+        opt.moments.snapshot(keep=True)
+        return [values[key] for values in opt.moments.values for key in sorted(values)]
+
+    begun, other, whole = optimizer(saved), optimizer(loaded), optimizer(1)
+    for k in range(6):
+        begun[1].zero_grad()
+        x, y = data(4, seed=k, widths=(30, 3))
+        nn.functional.cross_entropy(begun[0](x), y).backward()
+        begun[1].step()
+    other[1].load_state_dict(begun[1].state_dict())
+    assert_same(steps(other, 6, 9), steps(whole, 0, 9), 1e-12)

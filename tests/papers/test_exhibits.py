@@ -14,7 +14,7 @@ from tests.papers.test_ledger import claim, outcome
 
 FIRST = ["kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6"]
 # An identity, or an invariance, holds whatever the network and the data are.
-EVERYWHERE = {"kfac.fig5", "sang.fig2", "sang.complexity", "benzing.a1"}
+EVERYWHERE = {"kfac.fig5", "kfac.invariance", "sang.fig2", "sang.complexity", "benzing.a1"}
 
 
 @pytest.mark.parametrize("name", EXHIBITS)

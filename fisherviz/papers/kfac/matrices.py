@@ -6,7 +6,7 @@ F̌ "kfac" (block-diagonal), F̂ "kfac-tridiagonal". What is drawn is what the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from matplotlib.axes import Axes
@@ -14,15 +14,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fisherviz import plotting
-from fisherviz.exact.cumulants import cumulants
+from fisherviz.papers.kfac.dampings import EARLIER, RULE, sweep
 from fisherviz.papers.kfac.measures import (
-    far_share,
+    cumulant_sums,
+    inverse_shares,
     inverses,
     likeness,
     off_tridiagonal,
-    outgoing_contrast,
     regained,
     relative,
+    shares,
 )
 from fisherviz.papers.kfac.network import MIDDLE, KFACNetwork, kfac_networks
 from fisherviz.papers.ledger.claims import Claim, Outcome
@@ -59,8 +60,8 @@ def fig2(run: Run) -> Outcome:
     def fill(figure: Figure) -> None:
         _triptych(list(figure.subplots(1, 3)), net.exact, net.dense("kfac-full"), net, titles, BRIGHT)
 
-    found = [likeness(each) for each in networks.nets]
-    error, cosine, alike = zip(*found, strict=True)
+    found = networks.measured(likeness)
+    error, cosine, alike = found["relative_frobenius"], found["cosine"], found["block_mean_correlation"]
     claim = Claim(
         "F̃ is fairly accurate and captures the coarse structure of F",
         "figure 2, middle and right (no number)",
@@ -68,8 +69,8 @@ def fig2(run: Run) -> Outcome:
         f"|entries| {spread(alike, '.3f')}",
         f"the cosine and the correlation of block means are at least 0.8, {EVERY}",
         min(*cosine, *alike) >= 0.8,
-        net.other_data,
-        values={"relative_frobenius": error[0], "cosine": cosine[0], "block_mean_correlation": alike[0]},
+        net.recipe.departures,
+        values={name: values[0] for name, values in found.items()},
     )
     caption = f"Exact Fisher, its approximation F̃, and their absolute difference. {_scale(BRIGHT)}"
     return networks.outcome((claim,), caption, draw(9.6, 3.2, fill, heatmaps=True))
@@ -90,11 +91,11 @@ def sums(run: Run) -> Outcome:
         The claims; there is no picture.
     """
     networks = kfac_networks(run)
-    found = [cumulants(net.fisher, progress=net.progress) for net in networks.nets]
-    paper_ratio, other = PAPER_ERROR / PAPER_BOUND, networks.first.other_data
-    errors, bounds, ratios = ([getattr(each, name) for each in found] for name in ("error", "bound", "ratio"))
+    found = networks.measured(cumulant_sums)
+    paper_ratio, other = PAPER_ERROR / PAPER_BOUND, networks.first.recipe.departures
+    errors, bounds, ratios = found["error"], found["bound"], found["ratio"]
     values = {"error": errors[0], "bound": bounds[0], "ratio": ratios[0]}
-    bounded = all(bool((each.frame["error"] <= each.frame["bound"]).all()) for each in found)
+    bounded = max(found["largest_ratio_of_a_block"]) <= 1
     within = "the median of the seeds is within 10 % of the paper's number"
 
     def number(statement: str, paper: float, measured: list[float]) -> Claim:
@@ -148,54 +149,60 @@ def fig3(run: Run) -> Outcome:
             _title(left, f"${name}$")
             _title(middle, f"${name}^{{-1}}$, damped")
 
-    far = [far_share(each.inverse("kfac-full", each.gamma), each) for each in networks.nets]
-    flat = [far_share(each.dense("kfac-full"), each) for each in networks.nets]
-    exact_far = [far_share(each.exact_inverse(each.gamma), each) for each in networks.nets]
-    exact_flat = [far_share(each.exact, each) for each in networks.nets]
-    ratios = [outgoing_contrast(each.inverse("kfac-full", each.gamma), each) for each in networks.nets]
-    others = {g: far_share(net.inverse("kfac-full", g), net) for g in net.gammas()}
-    exact_others = {g: far_share(net.exact_inverse(g), net) for g in net.gammas()}
+    undamped = networks.measured(shares)
+    flat, exact_flat = undamped["approximate"], undamped["exact"]
+    far = sweep(networks, inverse_shares, lambda found: found["approximate"], lambda share: share <= 0.5)
+    exact_far = sweep(networks, inverse_shares, lambda found: found["exact"], lambda share: share <= 0.5)
+    contrast = sweep(networks, inverse_shares, lambda found: found["contrast"], lambda times: times >= 3, ".1f")
     text = "{} of the adjacent blocks' mean |entry|"
     claims = (
         Claim(
-            "the inverse of F̃ is approximately block-tridiagonal",
+            "the inverse of F̃ exhibits an approximate block-tridiagonal structure",
             "figure 3, middle and right (no number)",
-            f"blocks two or more layers apart have {text.format(spread(far, '.2f'))} at K-FAC's own γ",
-            f"blocks two or more layers apart have at most half the mean |entry| of adjacent ones, {EVERY}",
-            max(far) <= 0.5,
-            net.other_data,
-            f"seed {net.seed} {_at(others, 0.5)}",
-            {"far_share": far[0], "gamma": net.gamma},
+            f"blocks two or more layers apart have {text.format(spread(far.own, '.2f'))} at K-FAC's own γ",
+            f"blocks two or more layers apart have at most half the mean |entry| of adjacent ones, {RULE}",
+            far.holds,
+            net.recipe.departures,
+            far.words(),
+            {"far_share": far.own[0], "gamma": net.gamma},
+            earlier_rule=EARLIER,
+            earlier_holds=far.held,
         ),
         Claim(
-            "F̃ itself is not",
+            "F̃ itself does not",
             "figure 3, left (no number)",
             f"its blocks two or more layers apart have {text.format(spread(flat, '.2f'))}",
             f"the same share is above one half, {EVERY}",
             min(flat) > 0.5,
-            net.other_data,
+            net.recipe.departures,
             values={"far_share": flat[0]},
         ),
         Claim(
-            "the plots for the exact F and its inverse look similar",
+            "the corresponding plots for the exact F and its inverse look similar",
             "figure 3, caption",
-            f"the shares are {spread(exact_far, '.3f')} for F's inverse at K-FAC's own γ and "
+            f"the shares are {spread(exact_far.own, '.3f')} for F's inverse at K-FAC's own γ and "
             f"{spread(exact_flat, '.2f')} for F",
-            f"both rules above hold for F and its inverse, damped by the same matrix as F̃, {EVERY}",
-            max(exact_far) <= 0.5 < min(exact_flat),
-            net.other_data,
-            f"F's inverse, seed {net.seed} {_at(exact_others, 0.5)}",
-            {"far_share_inverse": exact_far[0], "far_share": exact_flat[0], "gamma": net.gamma},
+            f"both rules above hold for F and its inverse, damped by the same matrix as F̃, {RULE}",
+            exact_far.holds and min(exact_flat) > 0.5,
+            net.recipe.departures,
+            f"F's inverse {exact_far.words()}",
+            {"far_share_inverse": exact_far.own[0], "far_share": exact_flat[0], "gamma": net.gamma},
+            earlier_rule=EARLIER,
+            earlier_holds=exact_far.held and min(exact_flat) > 0.5,
         ),
         Claim(
-            "the very small blocks on the diagonal of the inverse are the outgoing weights of one unit",
+            "the very small blocks visible on the diagonal of the inverse each correspond to the weights on the "
+            "outgoing connections of a particular unit",
             "figure 3, caption",
-            f"in diagonal blocks, mean |entry| among one unit's outgoing weights is {spread(ratios, '.1f')} times that "
-            f"of the rest",
-            f"at least 3 times, {EVERY}",
-            min(ratios) >= 3,
-            net.other_data,
-            values={"contrast": ratios[0]},
+            f"in diagonal blocks, mean |entry| among one unit's outgoing weights is {spread(contrast.own, '.1f')} "
+            f"times that of the rest at K-FAC's own γ",
+            f"at least 3 times, {RULE}",
+            contrast.holds,
+            net.recipe.departures,
+            contrast.words(),
+            {"contrast": contrast.own[0], "gamma": net.gamma},
+            earlier_rule=EARLIER,
+            earlier_holds=contrast.held,
         ),
     )
     caption = (
@@ -224,14 +231,16 @@ def fig5(run: Run) -> Outcome:
     networks = kfac_networks(run)
     net = networks.first
     tilde, check, hat = net.dense("kfac-full"), net.dense("kfac"), net.dense("kfac-tridiagonal")
-    own, near = zip(*(regained(each) for each in networks.nets), strict=True)
-    off, whole, poor = zip(*(off_tridiagonal(each) for each in networks.nets), strict=True)
+    again, errors = networks.damped(regained), networks.measured(off_tridiagonal)
+    own, near = again["diagonal"], again["tridiagonal"]
+    off, whole, poor = errors["off_tridiagonal"], errors["tridiagonal"], errors["diagonal"]
     claims = (
         Claim(
             "F̌ and F̂ capture the diagonal and the tridiagonal blocks of F̃ exactly",
-            "figure 5, right: zero",
+            "figure 5, caption: exactly zero due to how they are constructed",
             f"largest |difference| there {max(own):.1e} and {max(near):.1e} of F̃'s largest entry, F̌ and F̂ regained "
-            f"by inverting F̌⁻¹ and F̂⁻¹ at K-FAC's own γ",
+            f"by inverting F̌⁻¹ and F̂⁻¹ at K-FAC's own γ; an identity by their definition, so that this tests the "
+            f"inverses of this implementation, and no finding of the paper",
             f"both at most 1e-8 (rounding), {EVERY}",
             max(*own, *near) <= 1e-8,
             values={"diagonal": own[0], "tridiagonal": near[0]},
@@ -242,7 +251,7 @@ def fig5(run: Run) -> Outcome:
             f"relative Frobenius error of these blocks {spread(off, '.3f')}, of all of F̂ {spread(whole, '.4f')}",
             f"above 1e-8 and at most 0.1 on these blocks, {EVERY}",
             1e-8 < min(off) <= max(off) <= 0.1,
-            net.other_data,
+            net.recipe.departures,
             values={"off_tridiagonal": off[0], "whole": whole[0]},
         ),
         Claim(
@@ -251,7 +260,7 @@ def fig5(run: Run) -> Outcome:
             f"relative Frobenius error {spread(poor, '.3f')}",
             f"at least 0.5, {EVERY}",
             min(poor) >= 0.5,
-            net.other_data,
+            net.recipe.departures,
             values={"relative_frobenius": poor[0]},
         ),
     )
@@ -276,41 +285,51 @@ def fig6(run: Run) -> Outcome:
     """
     networks = kfac_networks(run)
     net = networks.first
-    poor = [off_tridiagonal(each)[2] for each in networks.nets]
-    good, better, own, own_better = zip(*(inverses(each, each.gamma) for each in networks.nets), strict=True)
-    others = {g: inverses(net, g) for g in net.gammas()}
-    times = [b / g for b, g in zip(better, good, strict=True)]
-    own_times = [b / g for b, g in zip(own_better, own, strict=True)]
+    poor = networks.measured(off_tridiagonal)["diagonal"]
+    found = networks.damped(inverses)
+    good, better, own, own_better = (found[f"{n}{of}"] for of in ("", "_own") for n in ("diagonal", "tridiagonal"))
+    gained = sweep(networks, inverses, lambda at: _times(at["diagonal"], poor), lambda times: times <= 0.5)
+    whole = sweep(networks, inverses, lambda at: _times(at["tridiagonal"], at["diagonal"]), _two_thirds)
+    blocks = sweep(networks, inverses, lambda at: _times(at["tridiagonal_own"], at["diagonal_own"]), _two_thirds)
     claims = (
         Claim(
             "F̌⁻¹ is a reasonably good approximation of F̃⁻¹ although F̌ is a poor one of F̃",
             "figure 6, top (no number)",
-            f"relative Frobenius error {spread(good, '.3f')} (of F̌ itself: {spread(poor, '.3f')}) at K-FAC's own γ",
-            f"at most half of the error of F̌, {EVERY}",
-            all(g <= p / 2 for g, p in zip(good, poor, strict=True)),
-            net.other_data,
-            f"seed {net.seed} {_at({g: found[0] for g, found in others.items()}, poor[0] / 2)}",
+            f"relative Frobenius error {spread(good, '.3f')} at K-FAC's own γ, of F̌ itself {spread(poor, '.3f')}: "
+            f"{spread(gained.own, '.2f')} times",
+            f"at most half of the error of F̌, {RULE}",
+            gained.holds,
+            net.recipe.departures,
+            gained.words(),
             {"inverse_frobenius": good[0], "relative_frobenius": poor[0], "gamma": net.gamma},
+            earlier_rule=EARLIER,
+            earlier_holds=gained.held,
         ),
         Claim(
             "F̂⁻¹ is a significantly better approximation of F̃⁻¹ than F̌⁻¹",
             "figure 6, bottom (no number)",
-            f"relative Frobenius error {spread(better, '.3f')} against {spread(good, '.3f')}: {spread(times, '.2f')} "
-            f"times",
-            f"at most two thirds, {EVERY}",
-            max(times) <= 2 / 3,
-            net.other_data,
-            f"seed {net.seed} {_at({g: found[1] / found[0] for g, found in others.items()}, 2 / 3)}",
+            f"relative Frobenius error {spread(better, '.3f')} against {spread(good, '.3f')} at K-FAC's own γ: "
+            f"{spread(whole.own, '.2f')} times",
+            f"at most two thirds, {RULE}",
+            whole.holds,
+            net.recipe.departures,
+            whole.words(),
             {"tridiagonal": better[0], "diagonal": good[0], "gamma": net.gamma},
+            earlier_rule=EARLIER,
+            earlier_holds=whole.held,
         ),
         Claim(
             "... even on the diagonal blocks",
             "figure 6, right (no number)",
-            f"there {spread(own_better, '.3f')} against {spread(own, '.3f')}: {spread(own_times, '.2f')} times",
-            f"at most two thirds, {EVERY}",
-            max(own_times) <= 2 / 3,
-            net.other_data,
-            values={"tridiagonal": own_better[0], "diagonal": own[0]},
+            f"there {spread(own_better, '.3f')} against {spread(own, '.3f')} at K-FAC's own γ: "
+            f"{spread(blocks.own, '.2f')} times",
+            f"at most two thirds, {RULE}",
+            blocks.holds,
+            net.recipe.departures,
+            blocks.words(),
+            {"tridiagonal": own_better[0], "diagonal": own[0], "gamma": net.gamma},
+            earlier_rule=EARLIER,
+            earlier_holds=blocks.held,
         ),
     )
     tilde, check, hat = (net.inverse(name, net.gamma) for name in ("kfac-full", "kfac", "kfac-tridiagonal"))
@@ -362,9 +381,9 @@ def _scale(share: float) -> str:
     )
 
 
-def _at(found: Mapping[float, float], most: float) -> str:
-    """The same measurement at other dampings, and whether it keeps the rule there."""
-    return "; ".join(
-        f"at γ = {gamma:.2g}: {value:.2g}{'' if value <= most else ', which breaks the rule'}"
-        for gamma, value in found.items()
-    )
+def _times(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [value / other for value, other in zip(values, others, strict=True)]
+
+
+def _two_thirds(times: float) -> bool:
+    return times <= 2 / 3

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fisherviz import plotting
+from fisherviz.exact.cumulants import cumulants
 from fisherviz.papers.kfac.network import KFACNetwork
 
 
@@ -14,35 +15,68 @@ def relative(difference: Tensor, reference: Tensor) -> float:
     return float(difference.norm() / reference.norm())
 
 
-def likeness(net: KFACNetwork) -> tuple[float, float, float]:
+def likeness(net: KFACNetwork) -> dict[str, float]:
     """Of F̃ and F: relative error, cosine, and correlation of the block means."""
     exact, tilde = net.exact, net.dense("kfac-full")
-    cosine = float((exact * tilde).sum() / exact.norm() / tilde.norm())
-    return relative(exact - tilde, exact), cosine, _correlation(_means(exact, net), _means(tilde, net))
+    return {
+        "relative_frobenius": relative(exact - tilde, exact),
+        "cosine": float((exact * tilde).sum() / exact.norm() / tilde.norm()),
+        "block_mean_correlation": _correlation(_means(exact, net), _means(tilde, net)),
+    }
 
 
-def regained(net: KFACNetwork) -> tuple[float, float]:
+def cumulant_sums(net: KFACNetwork) -> dict[str, float]:
+    """Σ|F − F̃| and its bound by cumulants, their ratio, and the largest ratio of a block."""
+    found = cumulants(net.fisher, progress=net.run.progress)
+    blocks = float((found.frame["error"] / found.frame["bound"]).max())
+    return {"error": found.error, "bound": found.bound, "ratio": found.ratio, "largest_ratio_of_a_block": blocks}
+
+
+def shares(net: KFACNetwork) -> dict[str, float]:
+    """Of F̃ and F: how large blocks two or more layers apart are beside adjacent ones."""
+    return {"approximate": far_share(net.dense("kfac-full"), net), "exact": far_share(net.exact, net)}
+
+
+def inverse_shares(net: KFACNetwork, gamma: float) -> dict[str, float]:
+    """The same of the damped inverses, and how the diagonal blocks of F̃'s fall into those of single units."""
+    inverse = net.inverse("kfac-full", gamma)
+    return {
+        "approximate": far_share(inverse, net),
+        "exact": far_share(net.exact_inverse(gamma), net),
+        "contrast": outgoing_contrast(inverse, net),
+    }
+
+
+def regained(net: KFACNetwork, gamma: float) -> dict[str, float]:
     """Largest |difference| to the damped F̃ on the diagonal blocks of F̌, and on the tridiagonal ones of F̂."""
-    apart, damped = _layers_apart(net), net.damped("kfac-full", net.gamma)
-    check, hat = (torch.linalg.inv(net.inverse(name, net.gamma)) for name in ("kfac", "kfac-tridiagonal"))
+    apart, damped = _layers_apart(net), net.damped("kfac-full", gamma)
+    check, hat = (torch.linalg.inv(net.inverse(name, gamma)) for name in ("kfac", "kfac-tridiagonal"))
     own, near = (damped - check)[apart == 0], (damped - hat)[apart <= 1]
-    return float(own.abs().max() / damped.abs().max()), float(near.abs().max() / damped.abs().max())
+    largest = damped.abs().max()
+    return {"diagonal": float(own.abs().max() / largest), "tridiagonal": float(near.abs().max() / largest)}
 
 
-def off_tridiagonal(net: KFACNetwork) -> tuple[float, float, float]:
+def off_tridiagonal(net: KFACNetwork) -> dict[str, float]:
     """Relative errors: of F̂ off its tridiagonal blocks, of all of F̂, of all of F̌."""
     tilde, check, hat = net.dense("kfac-full"), net.dense("kfac"), net.dense("kfac-tridiagonal")
     off = _layers_apart(net) > 1
-    return relative((tilde - hat)[off], tilde[off]), relative(tilde - hat, tilde), relative(tilde - check, tilde)
+    return {
+        "off_tridiagonal": relative((tilde - hat)[off], tilde[off]),
+        "tridiagonal": relative(tilde - hat, tilde),
+        "diagonal": relative(tilde - check, tilde),
+    }
 
 
-def inverses(net: KFACNetwork, gamma: float) -> tuple[float, float, float, float]:
+def inverses(net: KFACNetwork, gamma: float) -> dict[str, float]:
     """Relative errors of F̌⁻¹ and F̂⁻¹, and both on the diagonal blocks alone."""
     tilde, check, hat = (net.inverse(name, gamma) for name in ("kfac-full", "kfac", "kfac-tridiagonal"))
     own = _layers_apart(net) == 0
-    parts = ((check, slice(None)), (hat, slice(None)), (check, own), (hat, own))
-    diagonal, better, own_diagonal, own_better = (relative((tilde - m)[at], tilde[at]) for m, at in parts)
-    return diagonal, better, own_diagonal, own_better
+    return {
+        "diagonal": relative(tilde - check, tilde),
+        "tridiagonal": relative(tilde - hat, tilde),
+        "diagonal_own": relative((tilde - check)[own], tilde[own]),
+        "tridiagonal_own": relative((tilde - hat)[own], tilde[own]),
+    }
 
 
 def _means(matrix: Tensor, net: KFACNetwork) -> Tensor:

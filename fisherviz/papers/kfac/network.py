@@ -1,39 +1,46 @@
 """The example network of the K-FAC paper's figures 2, 3, 5 and 6, trained by K-FAC in batch mode as theirs was.
 
-Martens & Grosse 2015, caption of figure 2: 256-20-20-20-20-20-10, tanh, 16 × 16 digits, trained to 5 % error;
-F over the training examples, its middle four layers jointly, in vec(W̄) order; γ as K-FAC had it there.
+F is over the training examples, of the middle four layers jointly, in vec(W̄) order, in float64; γ is the one that K-FAC
+had when it came to the weights. What is measured of the matrices is kept, one measurement for each network and γ.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fisherviz import datasets, models
 from fisherviz.approximations import Approximation, approximate
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import FactoredTikhonov
 from fisherviz.operators.factorise import cholesky, symmetric
-from fisherviz.optim import KFAC
+from fisherviz.papers.kfac.descent import (
+    LAMBDAS,
+    OMEGA2,
+    SMOKE_LAMBDAS,
+    Recipe,
+    arrive,
+    descend,
+    recipe,
+    taken_words,
+    tried,
+)
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.trials.problems import TITLES
 from fisherviz.papers.trials.work import Run, kept
 from fisherviz.probe import Probe
 
-ERROR = 0.05  # share of wrong training examples in figure 2
-LAMBDAS = (1.0, 0.1, 0.01, 1e-3, 1e-4)
-"""λ₀ that are tried: the paper's 150 is its autoencoders'."""
-MOST = 60  # iterations of a trial; the paper took 7
-SEEDS = 3
+SEEDS, SMOKE_SEEDS = 3, 2
 MIDDLE = ("layer2", "layer3", "layer4", "layer5")
 BATCH = 5000
-SMOKE_EXAMPLES, SMOKE_WIDTH, SMOKE_ERROR, SMOKE_LAMBDAS, SMOKE_SEEDS = 300, 6, 0.5, (0.1,), 2
+NEAR = (OMEGA2, 1.0, 1 / OMEGA2)
+"""Multiples of K-FAC's own γ between which its next search would choose (section 6.6)."""
+FAR = (0.1, 10.0)
+"""Multiples that are shown beside, outside the rules."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,48 +48,37 @@ class KFACNetwork:
     """The trained network with its exact Fisher over the middle four layers, all in float64.
 
     Args:
-        model: the network.
-        data: name of the data set.
-        batches: the training examples, in batches.
-        width: units in each hidden layer.
-        seed: of its initial weights.
-        start: λ₀.
-        iterations: of K-FAC, that the training took.
-        error: share of wrong training examples afterwards.
+        recipe: how it was trained.
+        run: where.
+        errors: share of wrong training examples after each iteration of K-FAC.
         gamma: γ of the last iteration.
-        progress: whether long work shows bars.
     """
 
-    model: nn.Sequential
-    data: str
-    batches: tuple[tuple[Tensor, Tensor], ...]
-    width: int
-    seed: int
-    start: float
-    iterations: int
-    error: float
+    recipe: Recipe
+    run: Run
+    errors: tuple[float, ...]
     gamma: float
-    progress: bool = False
+
+    @cached_property
+    def model(self) -> nn.Sequential:
+        """The network."""
+        return arrive(self.recipe, self.run).double().eval()
 
     @property
-    def examples(self) -> int:
-        """How many training examples there are."""
-        return sum(len(inputs) for inputs, _ in self.batches)
+    def data(self) -> str:
+        """What the data set is called in sentences."""
+        return TITLES[self.recipe.data]
 
-    @property
-    def other_data(self) -> tuple[str, ...]:
-        """The departure from the paper's data and sizes, if there is one; it matters to every claim."""
-        found = [] if self.data == "MNIST" else [f"{self.data} instead of MNIST"]
-        return tuple([*found, "a smaller network"] if self.width != 20 else found)
-
-    def over(self, layers: tuple[str, ...] | None) -> Fisher:
-        """The exact Fisher of some layers over the training examples, or of all."""
-        return Probe(self.model, "categorical", layers=layers).fisher(list(self.batches))
+    @cached_property
+    def batches(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The training examples, in batches."""
+        inputs, targets = self.recipe.load(self.run).train
+        return tuple(zip(inputs.double().split(BATCH), targets.split(BATCH), strict=True))
 
     @cached_property
     def fisher(self) -> Fisher:
         """F of the middle four layers."""
-        return self.over(MIDDLE)
+        return Probe(self.model, "categorical", layers=MIDDLE).fisher(list(self.batches))
 
     @cached_property
     def exact(self) -> Tensor:
@@ -116,9 +112,8 @@ class KFACNetwork:
         """Boundaries of the layers, from 0 to P."""
         return list(self.fisher.space.offsets)
 
-    def gammas(self) -> tuple[float, ...]:
-        """A tenth of γ and ten times it: for sensitivity."""
-        return (self.gamma / 10, self.gamma * 10)
+
+Measured = dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,41 +122,67 @@ class Networks:
 
     Args:
         nets: the networks.
-        tried: λ₀ that the first was trained from.
+        tried: the trials of λ₀ with the first one's weights.
+        run: the exhibit's.
     """
 
     nets: tuple[KFACNetwork, ...]
-    tried: tuple[float, ...]
+    tried: Mapping[Recipe, float]
+    run: Run
 
     @property
     def first(self) -> KFACNetwork:
         """The one that is drawn."""
         return self.nets[0]
 
+    def measured(self, measure: Callable[[KFACNetwork], Measured]) -> dict[str, list[float]]:
+        """What a function finds of each network, by name, or what is kept of it."""
+        return _listed([self._kept(measure, net, {}, partial(measure, net)) for net in self.nets])
+
+    def damped(self, measure: Callable[[KFACNetwork, float], Measured], factor: float = 1.0) -> dict[str, list[float]]:
+        """The same of a function of the damping too, at a multiple of each network's own γ."""
+        found = []
+        for net in self.nets:
+            gamma = factor * net.gamma
+            found.append(self._kept(measure, net, {"gamma": gamma}, partial(measure, net, gamma)))
+        return _listed(found)
+
+    def _kept(self, measure: Any, net: KFACNetwork, more: Measured, call: Callable[[], Measured]) -> dict[str, Any]:
+        what = {"kfac matrices": measure.__name__, **net.recipe.what(self.run), **more}
+        return kept(what, lambda: {"values": call()}, self.run)["values"]
+
     def outcome(self, claims: tuple[Claim, ...], caption: str, picture: bytes | None = None) -> Outcome:
         """An exhibit on the networks, with their setting in words."""
         net = self.first
-        widths = [layer.in_features for layer in net.model if isinstance(layer, nn.Linear)]
-        sizes = "-".join(str(width) for width in [*widths, 10])
+        data = net.recipe.load(self.run)
+        sizes = "-".join(map(str, [data.inputs, *(net.recipe.width,) * 5, data.outputs]))
         runs = "; ".join(
-            f"seed {n.seed}: {n.iterations} iterations to {n.error:.2%} error, γ = {n.gamma:.2g}" for n in self.nets
+            f"seed {n.recipe.seed}: {len(n.errors)} iterations to {n.errors[-1]:.2%} error, γ = {n.gamma:.2g}"
+            for n in self.nets
         )
         details = (
-            f"{net.data} scaled to 16 × 16, all {net.examples:,} training examples; tanh network {sizes} with Glorot's "
-            f"initialisation (the paper does not say which), trained by the complete K-FAC in batch mode (block-"
-            f"tridiagonal, η = 1e-05, τ₁ = τ₂ = 1) from λ₀ = {net.start:g}, with which seed {net.seed} takes the "
-            f"fewest iterations of {', '.join(f'{lam:g}' for lam in self.tried)} (the paper: 7 iterations to 5 %, "
-            f"λ₀ not given); {runs}; pictures and first numbers are of seed {net.seed}"
+            f"{net.data} scaled to 16 × 16, all {len(data.train.inputs):,} training examples; tanh network {sizes} "
+            f"with Glorot's initialisation (the paper does not say which), trained by the complete K-FAC in batch mode "
+            f"(block-tridiagonal, η = 1e-05, τ₁ = τ₂ = 1) from λ₀ = {net.recipe.start:g}, with which seed "
+            f"{net.recipe.seed} takes the fewest iterations ({taken_words(self.tried)}; the paper: 7, λ₀ not given); "
+            f"{runs}; pictures and first numbers are of seed {net.recipe.seed}"
         )
         return Outcome(claims, f"{net.data} 16 × 16, {sizes}, K-FAC, {len(self.nets)} seeds", details, caption, picture)
 
 
-@lru_cache(maxsize=1)
-def kfac_networks(run: Run) -> Networks:
-    """Train the networks; several figures of one run share them.
+def _listed(found: list[Measured]) -> dict[str, list[float]]:
+    return {name: [each[name] for each in found] for name in found[0]}
 
-    MNIST where its files are at hand ("paper" insists on it), the embedded digits otherwise; "smoke" is a
-    network with six units per layer on 300 digits, trained until half of them are right.
+
+@lru_cache(maxsize=SEEDS)
+def _network(one: Recipe, run: Run) -> KFACNetwork:
+    """A network, which the exhibits of one command share: its matrices are made once."""
+    found = descend(one, run)
+    return KFACNetwork(one, run, tuple(found["errors"]), found["gamma"])
+
+
+def kfac_networks(run: Run) -> Networks:
+    """Train the networks, or take those that are kept.
 
     Args:
         run: scale, first seed and device.
@@ -172,69 +193,15 @@ def kfac_networks(run: Run) -> Networks:
     Raises:
         RuntimeError: the error is not reached, or MNIST is nowhere at scale "paper".
     """
-    smoke = run.scale == "smoke"
-    at_hand = run.scale == "paper" or datasets.where("mnist") is not None
-    name = "mnist" if at_hand and not smoke else "digits"
-    limit, width = (SMOKE_EXAMPLES, SMOKE_WIDTH) if smoke else (None, 20)
-    data = datasets.load(name, size=16, limit=limit, progress=run.progress).to(run.device)
-    error, seeds = (SMOKE_ERROR, SMOKE_SEEDS) if smoke else (ERROR, SEEDS)
-    lambdas = SMOKE_LAMBDAS if smoke else LAMBDAS
-
-    def trained(seed: int, start: float) -> tuple[nn.Sequential, dict[str, Any]]:
-        model = models.build("kfac-mlp", seed=seed, dataset=data, hidden=(width,) * 5).to(run.device)
-        return model, train_by_kfac(model, *data.train, error, start, seed)
-
-    def takes(start: float) -> float:
-        what = {"kfac network": name, "limit": limit, "width": width, "error": error, "seed": run.seed, "start": start}
-        found = kept({**what, "device": run.device}, lambda: trained(run.seed, start)[1], run)
-        return found["iterations"] if found["error"] <= error else math.inf
-
-    start = min(lambdas, key=takes)
-    inputs, targets = data.train.inputs.double(), data.train.targets
-    batches = tuple(zip(inputs.split(BATCH), targets.split(BATCH), strict=True))
-    nets = []
-    for seed in range(run.seed, run.seed + seeds):
-        model, found = trained(seed, start)
-        if found["error"] > error:
-            raise RuntimeError(f"K-FAC does not reach {error:.0%} error in {MOST} iterations from λ₀ = {start:g}.")
-        model = model.double().eval()
-        nets.append(KFACNetwork(model, TITLES[name], batches, width, seed, start, **found, progress=run.progress))
-    return Networks(tuple(nets), lambdas)
-
-
-def train_by_kfac(
-    model: nn.Sequential, inputs: Tensor, targets: Tensor, error: float, start: float, seed: int
-) -> dict[str, Any]:
-    """Train by the complete K-FAC on all examples at once, until few enough are wrong or `MOST` iterations are made.
-
-    Args:
-        model: the network, trained in place.
-        inputs: (N, ...).
-        targets: (N,) labels.
-        error: share of wrong examples to reach.
-        start: λ₀.
-        seed: of the labels that K-FAC samples.
-
-    Returns:
-        "iterations", "error" that was reached, and "gamma" of the last iteration.
-    """
-    model.train()
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        optimizer = KFAC.paper(
-            model, "categorical", inverse="block-tridiagonal", damping=start, weight_decay=1e-5, tau1=1.0, tau2=1.0
-        )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(inputs), targets)
-        loss.backward()
-        return loss
-
-    wrong, iterations = 1.0, 0
-    while wrong > error and iterations < MOST:
-        optimizer.step(closure)
-        iterations += 1
-        with torch.no_grad():
-            wrong = float((model(inputs).argmax(1) != targets).double().mean())
-    return {"iterations": iterations, "error": wrong, "gamma": optimizer.gamma}
+    setting, smoke = recipe(run), run.scale == "smoke"
+    trials = tried(setting, SMOKE_LAMBDAS if smoke else LAMBDAS, run)
+    best = min(trials, key=trials.__getitem__)
+    seeds = range(run.seed + 1, run.seed + (SMOKE_SEEDS if smoke else SEEDS))
+    recipes = [best, *(replace(setting, start=best.start, seed=seed) for seed in seeds)]
+    for one in recipes:
+        errors = descend(one, run)["errors"]  # which notes that this exhibit used it
+        if errors[-1] > one.error:
+            raise RuntimeError(
+                f"K-FAC does not reach {one.error:.0%} error in {one.most} iterations from λ₀ = {one.start:g}."
+            )
+    return Networks(tuple(_network(one, run) for one in recipes), trials, run)

@@ -25,7 +25,8 @@ PAPERS = {
 }
 """First part of the exhibits' names, and the paper that they are of."""
 MODULES = (
-    "kfac.matrices", "kfac.autoencoders",
+    "kfac.matrices", "kfac.labels", "kfac.batch_mode", "kfac.invariance", "kfac.rescaling", "kfac.batch_sizes",
+    "kfac.autoencoders",
     "sang.table", "sang.matrices", "sang.complexity",
     "benzing.training", "benzing.ablations", "benzing.timings", "benzing.similarity", "benzing.damping",
     "benzing.minibatches", "benzing.posterior",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from fisherviz.network.likelihoods import resolve
 from fisherviz.operators.factorise import NonFiniteMatrixError, SingularMatrixError
 from fisherviz.papers.trials.problems import Method, Options, Problem, build
+from fisherviz.papers.trials.states import State, kept_state
 from fisherviz.papers.trials.work import Run, kept, place
 from fisherviz.support.files import write_whole
 from fisherviz.support.progress import progress_bar
@@ -50,11 +50,7 @@ def trained(
         running_accuracy, the mean accuracy on the batches since the line before, each before its step), "stopped"
         (why it broke off, or None), "seconds".
     """
-    what = {
-        "problem": asdict(problem), "optimizer": method.optimizer,
-        "options": {**method.fixed, **options}, "steps": steps, "look": look, "seed": seed, "device": run.device,
-    }  # fmt: skip
-    title = f"{problem.dataset} {method.name} {' '.join(f'{k}={v:g}' for k, v in options.items())} seed {seed}"
+    what, title = _named(problem, method, options, steps, look, seed, run)
 
     def measure() -> dict[str, Any]:
         with torch.random.fork_rng():
@@ -62,6 +58,50 @@ def trained(
             return _Training(problem, what, title, run).finish()
 
     return kept(what, measure, run)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a run stands after its steps.
+
+    Args:
+        found: what `trained` returns.
+        model: weights, by name.
+        optimizer: its `state_dict`.
+        batch: inputs and targets of the step that would come next.
+    """
+
+    found: dict[str, Any]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    batch: tuple[Tensor, Tensor]
+
+
+def reached(problem: Problem, method: Method, options: Options, steps: int, seed: int, run: Run) -> Reached:
+    """One run and the state that it ended in, or what is kept of them; arguments are those of `trained`."""
+    what, title = _named(problem, method, options, steps, steps, seed, run)
+
+    def measure() -> tuple[dict[str, Any], State]:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            training = _Training(problem, what, title, run)
+            return training.finish(), training.state()
+
+    found, state = kept_state({**what, "state": "kept"}, measure, run)
+    batches = Batches(*problem.data().to(run.device).train, problem.batch, problem.full_at, seed)
+    x, y, _ = batches.take(Position(*state["position"]), steps + 1)
+    return Reached(found, state["model"], state["optimizer"], (x, y))
+
+
+def _named(
+    problem: Problem, method: Method, options: Options, steps: int, look: int, seed: int, run: Run
+) -> tuple[dict[str, Any], str]:
+    """Everything that decides a run, and what its progress bar is called."""
+    what = {
+        "problem": asdict(problem), "optimizer": method.optimizer,
+        "options": {**method.fixed, **options}, "steps": steps, "look": look, "seed": seed, "device": run.device,
+    }  # fmt: skip
+    return what, f"{problem.dataset} {method.name} {' '.join(f'{k}={v:g}' for k, v in options.items())} seed {seed}"
 
 
 class _Training:
@@ -108,7 +148,7 @@ class _Training:
                 if step % self.what["look"] == 0 or step == self.what["steps"]:
                     self._look()
                 if self.path is not None and time.monotonic() - saved > SAVED:
-                    self._save(self.path)
+                    write_whole(self.path, seal(self.state()))
                     saved = time.monotonic()
         except StoppedRun as error:  # the options' failure; any other is the command's
             stopped = str(error)
@@ -168,8 +208,9 @@ class _Training:
         test = evaluate(self.model, self.likelihood, data.test, limit)
         return {f"train_{k}": v for k, v in train.items()} | {f"validation_{k}": v for k, v in test.items()}
 
-    def _save(self, path: Path) -> None:
-        state = {
+    def state(self) -> State:
+        """What the run goes on from."""
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.values,
@@ -179,7 +220,6 @@ class _Training:
             "seconds": self.seconds,
             "curve": self.curve,
         }
-        write_whole(path, seal(state))
 
     def _resume(self) -> None:
         if self.path is None or not self.path.exists():
