@@ -192,5 +192,5 @@ def test_the_first_factor_alone_has_to_perform_as_well():
 def test_a_run_breaks_off_when_its_loss_explodes():
     problem = Problem("digits", "foof-mlp", (("hidden", (5,)),), batch=20, limit=60)
     found = trained(problem, Method("SGD", "sgd"), {"lr": 1e4}, 6, 3, 0, RUN)
-    assert found["stopped"].startswith("the loss is ")
+    assert found["stopped"].startswith("the loss has risen to ")
     assert all(math.isfinite(line["train_loss"]) for line in found["curve"])

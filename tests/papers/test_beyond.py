@@ -1,5 +1,7 @@
 """Exhibits beyond the papers: what is followed along training, against plain torch; the rules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -35,7 +37,7 @@ def look():
     problem = along.problem_of(RUN)
     data = problem.data()
     model = build(problem, data, 0)
-    return model.double(), data, along._look(model, data, 40)
+    return model.double(), data, along._look(model, data, replace(along.SCALES["smoke"], examples=40))
 
 
 def test_shares_off_the_units_blocks_are_those_of_plain_gradients(look):
@@ -70,7 +72,7 @@ def test_the_two_fishers_are_compared_as_plain_matrices(look):
 def test_following_leaves_the_training_as_it_was(look):
     problem, scale = along.problem_of(RUN), along.SCALES["smoke"]
     looks = along._follow(problem, scale, 3, RUN)
-    first = along._look(build(problem, problem.data(), 3), problem.data(), scale.examples)
+    first = along._look(build(problem, problem.data(), 3), problem.data(), scale)
     assert looks[0] == first
     assert looks[0] != looks[1]
 

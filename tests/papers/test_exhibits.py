@@ -17,10 +17,16 @@ FIRST = ["kfac.fig2", "kfac.cumulants", "kfac.fig3", "kfac.fig5", "kfac.fig6"]
 EVERYWHERE = {"kfac.fig5", "kfac.invariance", "sang.fig2", "sang.complexity", "benzing.a1"}
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Exhibits of one paper share measurements, as they do in one command."""
+    return tmp_path_factory.mktemp("work")
+
+
 @pytest.mark.parametrize("name", EXHIBITS)
-def test_each_exhibit_at_smoke_says_that_its_setting_is_another(name, tmp_path):
+def test_each_exhibit_at_smoke_says_that_its_setting_is_another(name, tmp_path, work):
     (one,) = registry.chosen([name])
-    outcome = registry.measure(one, Run("smoke", progress=False), tmp_path)
+    outcome = registry.measure(one, Run("smoke", progress=False, work=work), tmp_path)
     assert outcome.claims
     verdicts = {claim.verdict for claim in outcome.claims}
     assert verdicts == {"different setting"} or (name in EVERYWHERE and verdicts <= {"different setting", "reproduced"})

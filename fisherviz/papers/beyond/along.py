@@ -43,7 +43,6 @@ LOOKS = {
 """The approximations whose error is looked at: those that keep F's scale."""
 DIRECTIONS = ("identity", "diagonal", "cw-ngd", "foof", "kfac", "ekfac", "kfac-tridiagonal")
 """Those whose directions are compared with the exact natural gradient's."""
-DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
 OWN = "not in the papers"
 
 
@@ -57,10 +56,11 @@ class Scale:
     seeds: int
     width: int = 20
     size: int = 16
+    dampings: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 SCALES = {
-    "smoke": Scale(200, 60, (0, 10), 2, width=6, size=8),
+    "smoke": Scale(200, 60, (0, 10), 2, width=6, size=8, dampings=(1e-2,)),
     "desk": Scale(6000, 1000, (0, 10, 30, 100, 300, 1000), 3),
     "paper": Scale(60_000, 5000, (0, 10, 30, 100, 300, 1000, 3000, 10_000), 5),
 }
@@ -237,7 +237,7 @@ def _along(run: Run) -> list[list[dict[str, Any]]]:
 def _one(seed: int, run: Run) -> list[dict[str, Any]]:
     scale, problem = SCALES[run.scale], problem_of(run)
     what = {"along": 1, "dataset": problem.dataset, "limit": scale.limit, "examples": scale.examples,
-            "steps": scale.steps, "dampings": DAMPINGS, "seed": seed, "device": run.device}  # fmt: skip
+            "steps": scale.steps, "dampings": scale.dampings, "seed": seed, "device": run.device}  # fmt: skip
     return kept(what, lambda: {"looks": _follow(problem, scale, seed, run)}, run)["looks"]
 
 
@@ -248,7 +248,7 @@ def _follow(problem: Problem, scale: Scale, seed: int, run: Run) -> list[dict[st
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for step in range(max(scale.steps) + 1):
         if step in scale.steps:
-            looks.append(_look(model, data, scale.examples))
+            looks.append(_look(model, data, scale))
         x, y, position = batches.take(position, step + 1)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
@@ -256,10 +256,10 @@ def _follow(problem: Problem, scale: Scale, seed: int, run: Run) -> list[dict[st
     return looks
 
 
-def _look(model: nn.Module, data: Dataset, examples: int) -> dict[str, Any]:
+def _look(model: nn.Module, data: Dataset, scale: Scale) -> dict[str, Any]:
     """Errors, shares and directions at the present weights, in float64."""
     twin = copy.deepcopy(model).double()
-    few = (data.train.inputs[:examples].double(), data.train.targets[:examples])
+    few = (data.train.inputs[: scale.examples].double(), data.train.targets[: scale.examples])
     found: dict[str, Any] = {}
     dense: dict[str, Tensor] = {}
     for kind in ("exact", "empirical"):
@@ -276,7 +276,7 @@ def _look(model: nn.Module, data: Dataset, examples: int) -> dict[str, Any]:
     inner = float((dense["exact"] * dense["empirical"]).sum())
     found["cosine"] = inner / (norms["exact"] * norms["empirical"])
     found["scale"] = norms["empirical"] / norms["exact"]
-    found["directions"] = _directions(Probe(twin, "categorical").fisher(few))
+    found["directions"] = _directions(Probe(twin, "categorical").fisher(few), scale.dampings)
     return found
 
 
@@ -284,10 +284,10 @@ def _values(rows: Any) -> list[float]:
     return [float(value) for layer, value in zip(rows["row"], rows["value"], strict=True) if layer != "all"]
 
 
-def _directions(fisher: Fisher) -> dict[str, float]:
+def _directions(fisher: Fisher, dampings: Sequence[float]) -> dict[str, float]:
     """Cosines with the exact natural gradient of the whole network, the mean over dampings."""
     found: dict[str, list[float]] = {name: [] for name in DIRECTIONS}
-    for damping in DAMPINGS:
+    for damping in dampings:
         frame = compare(fisher, DIRECTIONS, damping=damping, metrics=["direction_cosine"], progress=False).frame
         for row in frame[frame["row"] == "all"].itertuples():
             if row.method in found:
