@@ -267,3 +267,11 @@ def test_the_protocol_names_grid_start_trials_and_what_diverged():
         "trials": "2 of 2 steps, 1 diverged", "chosen": "lr 0.1", "runs": "2 seeds of 4 steps, 0 diverged",
     }  # fmt: skip
     assert (plain["grid"], plain["trials"], plain["chosen"]) == ("none", "none", "none")
+
+
+def test_a_protocol_shortens_long_grids():
+    rates = tuple(10.0**-i for i in range(8))
+    found = compare(
+        PROBLEM, [Method("M", "sgd", {}, {"lr": rates}, {"lr": rates[1]})], replace(EFFORT, trials=1), run_at(None)
+    )
+    assert protocol(found)[0]["grid"] == "lr 1, 0.1, ..., 1e-07 (8 values)"

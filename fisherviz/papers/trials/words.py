@@ -9,6 +9,9 @@ from typing import Any
 
 from fisherviz.papers.trials.problems import Trained
 
+SHOWN = 6
+"""Values of a grid that a protocol writes out."""
+
 
 def spread(values: Sequence[float], digits: str = ".3g", factor: float = 1.0, unit: str = "") -> str:
     """Median and range of the seeds, in words."""
@@ -46,7 +49,10 @@ def _options(options: Mapping[str, Any]) -> str:
 
 
 def _values(values: Sequence[Any]) -> str:
-    return ", ".join(map(_value, values))
+    if len(values) <= SHOWN:
+        return ", ".join(map(_value, values))
+    first, second, *_, last = map(_value, values)
+    return f"{first}, {second}, ..., {last} ({len(values)} values)"
 
 
 def _value(value: Any) -> str:
