@@ -91,7 +91,7 @@ def network_words(run: Run) -> str:
 @exhibit(
     "beyond.floor", "the error of every approximation beside the nearest Kronecker product's, along training",
     shows="nothing: how much of K-FAC's error any Kronecker product has, from the first step to the last",
-    desk=0.05, paper=2.0,
+    desk=0.43, paper=5.0,
 )  # fmt: skip
 def floor(run: Run) -> Outcome:
     """Follow the errors of the layers' blocks along training.
@@ -160,7 +160,7 @@ def floor(run: Run) -> Outcome:
 @exhibit(
     "beyond.empirical", "the empirical Fisher beside the exact one, along training",
     shows="nothing: whether CW-NGD's assumption holds better for the empirical Fisher, which its paper uses",
-    desk=0.05, paper=2.0,
+    desk=0.0, paper=0.0,
 )  # fmt: skip
 def empirical(run: Run) -> Outcome:
     """Follow what the two Fishers have in common, and what lies off their units' blocks.
