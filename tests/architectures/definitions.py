@@ -123,6 +123,8 @@ def block(method: str, setting: str, F: np.ndarray, model: nn.Module, layer, inp
     if isinstance(module, nn.Embedding) and method in ("kfac", "ekfac", "foof"):
         heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight is module.weight]
         return of_a_table(method, F, *(moments(model, m, inputs, counted, axis) for m in (module, *heads)))
+    if isinstance(module, nn.Embedding) and method == "centred":
+        return None
     if isinstance(module, nn.Embedding) and method == "nearest-kronecker":
         return np.diag(np.diag(F)) if any(module.weight is weight for weight in heads) else None
     if method == "cw-ngd" or (isinstance(module, NORMS) and method != "foof"):
@@ -149,6 +151,11 @@ def block(method: str, setting: str, F: np.ndarray, model: nn.Module, layer, inp
         kronecker.assert_basis_is_unique(G)
         Q = np.kron(np.linalg.eigh(G)[1], np.linalg.eigh(A)[1])
         dense = Q @ np.diag(np.diag(Q.T @ F[np.ix_(rows, rows)] @ Q)) @ Q.T
+    elif method == "centred":
+        mean = sum(a.mean(0) for a, _ in pairs) / len(pairs)
+        by_means = np.outer(mean, mean)
+        np.fill_diagonal(by_means, np.diag(A))
+        dense = np.kron(np.diag(np.diag(G)), by_means)
     else:
         dense = np.kron(G, A)
     return dense[np.ix_(back, back)]

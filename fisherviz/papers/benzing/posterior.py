@@ -21,6 +21,7 @@ from fisherviz import datasets, models
 from fisherviz.approximations import approximate
 from fisherviz.exact.fisher import Fisher
 from fisherviz.exact.posterior import Posterior
+from fisherviz.operators.factorise import cholesky, eigh
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
@@ -143,7 +144,7 @@ def sampling(item: tuple[Scale, int], run: Run) -> dict[str, Any]:
         precision = PRIOR * torch.eye(size, dtype=torch.float64) + n * F
         weights = nn.utils.parameters_to_vector(model.parameters()).detach()
         samples = fisher.sample(PRIOR, scale.samples, generator) - weights
-        found |= _white(samples @ torch.linalg.cholesky(precision))
+        found |= _white(samples @ cholesky(precision, "the precision"))
         found["solve"] = {kind: _solve_off(kind, data, seed) for kind in ("dense", "convolutional")}
         return found
 
@@ -227,7 +228,7 @@ def one_layer(item: tuple[Scale, int], run: Run) -> dict[str, Any]:
         found: dict[str, Any] = {"nll": {"weights": _nll(model, [model.weight], *data.test)}, "off": {}}
         covariances = {name: torch.linalg.inv(PRIOR * eye + len(x) * F) for name, F in curvatures.items()}
         for name, covariance in covariances.items():
-            moved = model.weight + (torch.linalg.cholesky(covariance) @ noise).T.reshape(-1, *model.weight.shape)
+            moved = model.weight + (cholesky(covariance, "the covariance") @ noise).T.reshape(-1, *model.weight.shape)
             found["nll"][name] = _nll(model, moved, *data.test)
             found["off"][name] = _off(covariance, covariances[EXACT])
         return found | _perturbed(model, x, foof, generator)
@@ -262,7 +263,7 @@ def _nll(model: nn.Module, weights: Iterable[Tensor], x: Tensor, y: Tensor) -> f
 def _perturbed(model: nn.Linear, x: Tensor, foof: Tensor, generator: torch.Generator) -> dict[str, Any]:
     """Equation 13 for rank-one perturbations of equal norm along eigenvectors of A, and what they do to the outputs."""
     A = x.T @ x / len(x)
-    directions = torch.linalg.eigh(A).eigenvectors
+    directions = eigh(A, "the inputs' moment")[1]
     with torch.no_grad():
         before = model(x).log_softmax(1)
     changes, divergences, errors = [], [], []

@@ -8,11 +8,11 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fisherviz.operators.factorise import eigenvalues
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
@@ -109,7 +109,7 @@ def _kept(problem: Problem, steps: int, key: str, run: Run) -> Mapping[str, Any]
         gradient = fisher.gradient()
         directions = {beta: tengrad_step(model, batch, likelihood, beta) for beta in BETAS}
         return {
-            "eigenvalues": torch.linalg.eigvalsh(fisher.to_dense()).flip(0).clamp(min=0).tolist(),
+            "eigenvalues": eigenvalues(fisher.to_dense()).flip(0).clamp(min=0).tolist(),
             "cosines": [float(F.cosine_similarity(step, gradient, dim=0)) for step in directions.values()],
             "apart": [float((beta * step - gradient).norm() / gradient.norm()) for beta, step in directions.items()],
         }
