@@ -24,12 +24,13 @@ from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
 from fisherviz.papers.trials.curves import STYLES, draw_band
 from fisherviz.papers.trials.problems import TITLES, Problem, at_hand, build
+from fisherviz.papers.trials.steps import advance
 from fisherviz.papers.trials.words import spread
 from fisherviz.papers.trials.work import Run, kept
 from fisherviz.plotting.style import tidy
 from fisherviz.probe import Probe
 from fisherviz.results.comparison import WHOLE
-from fisherviz.training.data import Batches, Position
+from fisherviz.training.data import Batches
 from fisherviz.training.evaluation import evaluate
 from fisherviz.training.optimizers import make_optimizer
 
@@ -216,15 +217,11 @@ def _cosines(item: tuple[Problem, str, int, int, int], run: Run) -> dict[str, An
 def _in_training(problem: Problem, data: Dataset, trainer: str, steps: int, seed: int) -> nn.Module:
     """A network after some steps of a trainer."""
     model, likelihood = build(problem, data, seed).to(data.train.inputs.device), resolve(data.likelihood)
-    batches, position = Batches(*data.train, problem.batch, None, seed), Position()
+    batches = Batches(*data.train, problem.batch, None, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         optimizer: Any = make_optimizer(*TRAINERS[trainer], model, likelihood, batches, "paper")
-        for step in range(1, steps + 1):
-            x, y, position = batches.take(position, step)
-            optimizer.zero_grad()
-            likelihood.nll(model(x), y).mean().backward()
-            optimizer.step()
+        advance(model, likelihood, optimizer, batches, steps)
     return model
 
 

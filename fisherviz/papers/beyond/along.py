@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from fisherviz.comparison.compare import compare
 from fisherviz.datasets import Dataset
 from fisherviz.exact.fisher import Fisher
+from fisherviz.network.likelihoods import resolve
 from fisherviz.papers.kfac.network import MIDDLE
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
 from fisherviz.papers.trials.curves import STYLES, draw_band
 from fisherviz.papers.trials.problems import Problem, at_hand, build
+from fisherviz.papers.trials.steps import advance
 from fisherviz.papers.trials.words import spread
 from fisherviz.papers.trials.work import Run, kept
 from fisherviz.plotting.style import MethodStyle, tidy
@@ -243,16 +245,13 @@ def _one(seed: int, run: Run) -> list[dict[str, Any]]:
 
 def _follow(problem: Problem, scale: Scale, seed: int, run: Run) -> list[dict[str, Any]]:
     data = problem.data().to(run.device)
-    model = build(problem, data, seed).to(run.device)
-    batches, position, looks = Batches(*data.train, problem.batch, None, seed), Position(), []
+    model, likelihood = build(problem, data, seed).to(run.device), resolve(data.likelihood)
+    batches, position, done, looks = Batches(*data.train, problem.batch, None, seed), Position(), 0, []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    for step in range(max(scale.steps) + 1):
-        if step in scale.steps:
-            looks.append(_look(model, data, scale))
-        x, y, position = batches.take(position, step + 1)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    for step in scale.steps:
+        position = advance(model, likelihood, optimizer, batches, step - done, position, done)
+        done = step
+        looks.append(_look(model, data, scale))
     return looks
 
 

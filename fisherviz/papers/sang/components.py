@@ -23,10 +23,11 @@ from fisherviz.network.likelihoods import resolve
 from fisherviz.operators.factorise import eigenvalues
 from fisherviz.papers.sang.optimizers import MeanCostCWNGD
 from fisherviz.papers.trials.problems import Problem, at_hand, build
+from fisherviz.papers.trials.steps import advance
 from fisherviz.papers.trials.work import Run, kept
 from fisherviz.probe import Probe
 from fisherviz.statistics.gradients import block_square_norm
-from fisherviz.training.data import Batches, Position
+from fisherviz.training.data import Batches
 from fisherviz.training.evaluation import evaluate
 
 GAMMA = 1e-4
@@ -81,13 +82,9 @@ def network(problem: Problem, epochs: int, seed: int, device: str) -> nn.Module:
     """
     data = problem.data().to(device)
     model, likelihood = build(problem, data, seed).to(device), resolve(data.likelihood)
-    batches, position = Batches(*data.train, problem.batch, None, seed), Position()
+    batches = Batches(*data.train, problem.batch, None, seed)
     optimizer = MeanCostCWNGD(model, likelihood, batch=problem.batch)
-    for step in range(1, epochs * -(-len(batches) // problem.batch) + 1):
-        x, y, position = batches.take(position, step)
-        optimizer.zero_grad()
-        likelihood.nll(model(x), y).mean().backward()
-        optimizer.step()
+    advance(model, likelihood, optimizer, batches, epochs * -(-len(batches) // problem.batch))
     return model.double().eval()
 
 

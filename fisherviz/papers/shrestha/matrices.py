@@ -24,10 +24,11 @@ from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
 from fisherviz.papers.shrestha.setting import weather_problem
 from fisherviz.papers.trials.problems import Problem, at_hand, build
+from fisherviz.papers.trials.steps import advance
 from fisherviz.papers.trials.words import spread
 from fisherviz.papers.trials.work import Run, kept
 from fisherviz.probe import Probe
-from fisherviz.training.data import Batches, Position
+from fisherviz.training.data import Batches
 
 BETA = 0.1  # of directions
 METHODS = {"layer": "block-diagonal (TENGraD)", "ekfac": "EKFAC", "kfac": "K-FAC"}
@@ -45,13 +46,9 @@ def in_training(problem: Problem, steps: int, seed: int) -> tuple[nn.Module, tup
     """A network after some steps of SGD, in float64, with its next mini-batch and its likelihood's name."""
     data = problem.data().to(dtype=torch.float64)
     model, likelihood = build(problem, data, seed).double(), resolve(data.likelihood)
-    batches, position = Batches(*data.train, problem.batch, None, seed), Position()
+    batches = Batches(*data.train, problem.batch, None, seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    for step in range(1, steps + 1):
-        x, y, position = batches.take(position, step)
-        optimizer.zero_grad()
-        likelihood.nll(model(x), y).mean().backward()
-        optimizer.step()
+    position = advance(model, likelihood, optimizer, batches, steps)
     optimizer.zero_grad()
     x, y, _ = batches.take(position, steps + 1)
     return model, (x, y), data.likelihood
