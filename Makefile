@@ -12,13 +12,21 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: report test peers architectures lint types notebooks docs clean
+.PHONY: report test trust soak peers architectures lint types notebooks docs clean
 
 report: $(STAMP)
 	$(BIN)/fisherviz report
 
 test: $(STAMP)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not peers" $(TESTS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not peers and not soak" $(TESTS)
+
+# What docs/trust.md states, measured again: a part of it in some minutes, or all of it, and the long tests, in some hours.
+trust: $(STAMP)
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.trust
+
+soak: $(STAMP)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m soak $(TESTS)
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.trust --long
 
 peers: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
