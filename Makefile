@@ -12,13 +12,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: report test trust soak peers architectures lint types notebooks docs clean
+.PHONY: report test exhibits trust soak peers architectures lint types notebooks docs clean
 
 report: $(STAMP)
 	$(BIN)/fisherviz report
 
 test: $(STAMP)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not peers and not soak" $(TESTS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not peers and not soak" $(TESTS)
+
+# Every exhibit of the papers at its smallest scale.
+exhibits: $(STAMP)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal tests/papers/test_exhibits.py
 
 # What docs/trust.md states, measured again: a part of it in some minutes, or all of it, and the long tests, in some hours.
 trust: $(STAMP)

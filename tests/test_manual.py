@@ -32,7 +32,7 @@ def public():
                         yield f"{module.__name__}.{name}.{key}", member
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # building the manual runs it too
 @pytest.mark.parametrize("page", [page for page, cells in PAGES.items() if cells])
 def test_the_pages_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

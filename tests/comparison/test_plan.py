@@ -29,7 +29,10 @@ def test_its_peak_is_that_of_the_comparison(sizes):
     assert plan.bytes == pytest.approx(found, rel=0.25)
 
 
-@pytest.mark.parametrize("sizes", [(25, 2, 60), (100, 1, 60)])
+LARGER = [pytest.param(sizes, marks=pytest.mark.soak) for sizes in ((25, 2, 60), (100, 1, 60))]
+
+
+@pytest.mark.parametrize("sizes", [(10, 2, 30), *LARGER])
 def test_with_all_methods_it_is_an_upper_bound_and_its_count_of_the_right_size(sizes):
     """How many terms `kfac-full` needs, and when iterations end, depends on the data: within a factor of two."""
     plan = fv.compare(fisher(*sizes), plan=True)

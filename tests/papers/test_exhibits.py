@@ -23,7 +23,11 @@ def work(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
 
 
-@pytest.mark.parametrize("name", EXHIBITS)
+# one of each paper; all of them in `make exhibits`
+QUICK = {"kfac.fig2", "sang.fig2", "benzing.a1", "shrestha.fig1", "beyond.empirical"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.soak) for n in EXHIBITS])
 def test_each_exhibit_at_smoke_says_that_its_setting_is_another(name, tmp_path, work):
     (one,) = registry.chosen([name])
     outcome = registry.measure(one, Run("smoke", progress=False, work=work), tmp_path)

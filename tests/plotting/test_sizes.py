@@ -1,5 +1,6 @@
 """In one column and in two, of few layers and of many, nothing is cut, covered or too small to read."""
 
+import functools
 import itertools
 import types
 
@@ -34,6 +35,7 @@ def names(count):
     return (*blocks[: count - 1], "head")
 
 
+@functools.cache  # drawing changes none
 def comparison_of(layers):
     return make_comparison(layers=names(layers), units=2, fan_in=2)
 
