@@ -527,10 +527,10 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     calls = iter(range(100))
 
-    def fill(path, content):
+    def fill(stream, content):
         if next(calls) == 5:
             raise OSError("disk full")
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        stream.write(content.encode() if isinstance(content, str) else content)
 
     monkeypatch.setattr(files, "_fill", fill)
     with pytest.raises(OSError, match="disk full"):

@@ -1,0 +1,146 @@
+"""Two processes that write into one folder at once, and a third that reads there meanwhile."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from benchmarks.trust.injection import Ended, forked
+from benchmarks.trust.keeping import (
+    NEW,
+    OLD,
+    RUN,
+    WORK,
+    approximation,
+    approximation_state,
+    comparison,
+    comparison_state,
+    fresh,
+    papers,
+    report,
+    report_state,
+    run_state,
+    sweep_state,
+)
+from fisherviz.papers.ledger.records import load
+from fisherviz.training import train
+
+Work = Callable[[Path], Any]
+SLOW = 5
+"""Runs and sweeps are tried one of so many rounds."""
+
+
+def together(folder: Path, rounds: int) -> dict[str, Any]:
+    """Let pairs of processes write at once.
+
+    Args:
+        folder: for the files.
+        rounds: of each pair.
+    """
+    swept = next(work for work in WORK if work.name == "sweep").work
+    few = max(2, rounds // SLOW)
+    either = {
+        "comparison": (lambda f: comparison(OLD).save(f / "comparison"), lambda f: comparison(NEW).save(f / "comparison"), comparison_state),
+        "approximation": (lambda f: approximation(OLD).save(f / "kfac.safetensors"), lambda f: approximation(NEW).save(f / "kfac.safetensors"), approximation_state),
+        "report": (lambda f: report(f, OLD), lambda f: report(f, NEW), report_state),
+    }  # fmt: skip
+    found = {name: _either(folder / name, one, other, state, rounds) for name, (one, other, state) in either.items()}
+    found["papers"] = _both(
+        folder / "papers", lambda f: papers(f, "kfac.one"), lambda f: papers(f, "sang.two"), _exhibits, rounds
+    )
+    run = partial(_trained)
+    found["run"] = _both(folder / "run", run, run, run_state, few)
+    found["sweep"] = _both(folder / "sweep", swept, swept, sweep_state, max(2, few // 2))
+    return found
+
+
+def _trained(folder: Path) -> None:
+    train(RUN, out=folder / "run")
+
+
+def _exhibits(folder: Path) -> Any:
+    return sorted(load(folder / "figures"))
+
+
+def _pair(folder: Path, one: Work, other: Work, reading: Work | None = None) -> tuple[list[Ended], Ended | None]:
+    """Both at once in forks, beside a reader."""
+    start = time.monotonic() + 0.03
+    ends: list[Ended | None] = [None, None, None]
+
+    def go(place: int, work: Work) -> None:
+        ends[place] = forked(partial(_at, start, work, folder))
+
+    works = [one, other, *([reading] if reading else [])]
+    threads = [Thread(target=go, args=(k, work)) for k, work in enumerate(works)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [end for end in ends[:2] if end is not None], ends[2]
+
+
+def _at(start: float, work: Work, folder: Path) -> Any:
+    while time.monotonic() < start:
+        pass
+    found = work(folder)
+    return found if isinstance(found, list) else None
+
+
+def _count(found: Counter[str], said: list[str], ends: list[Ended]) -> None:
+    found["rounds"] += 1
+    refused = [end for end in ends if end.how != "done"]
+    raw = [end for end in refused if end.raw or end.how == "killed" or "at work" not in end.told]
+    found["raw" if raw else "refused" if refused else "both"] += 1
+    said += [f"{end.how}: {end.told[-300:]}" for end in raw]
+
+
+def _either(folder: Path, one: Work, other: Work, state: Work, rounds: int) -> dict[str, Any]:
+    """Writers of different results: one of them is there in the end, and at every moment."""
+    states = []
+    for work in (one, other):
+        work(fresh(folder))
+        states.append(json.dumps(state(folder)))
+    found: Counter[str] = Counter()
+    said: list[str] = []
+
+    def reads(place: Path) -> list[str]:
+        wrong, end = [], time.monotonic() + 0.05
+        while time.monotonic() < end or not wrong:
+            read = json.dumps(state(place)[:-1])
+            wrong.append("" if read in [json.dumps(json.loads(s)[:-1]) for s in states] else "a mixture is read")
+        return wrong
+
+    for _ in range(rounds):
+        one(fresh(folder))
+        ends, reader = _pair(folder, one, other, reads)
+        _count(found, said, ends)
+        assert reader is not None
+        if reader.how == "done":
+            found["reads"] += len(reader.found)
+        wrong = [text for text in (reader.found or [reader.told or reader.how]) if text]
+        found["lost"] += bool(wrong) or json.dumps(state(folder)) not in states
+        said += [f"read: {text[-300:]}" for text in wrong[:1]]
+    return {**found, "said": said[:5]}
+
+
+def _both(folder: Path, one: Work, other: Work, state: Work, rounds: int) -> dict[str, Any]:
+    """Writers of one result, or of two that stand side by side: it is as if one had come after the other."""
+    fresh(folder)
+    one(folder)
+    other(folder)
+    expected = json.dumps(state(folder))
+    found: Counter[str] = Counter()
+    said: list[str] = []
+    for _ in range(rounds):
+        ends, _ = _pair(fresh(folder), one, other)
+        _count(found, said, ends)
+        if json.dumps(state(folder)) != expected:
+            found["lost"] += 1
+            said.append(f"lost: {json.dumps(state(folder))[:200]}")
+    return {**found, "said": said[:5]}
