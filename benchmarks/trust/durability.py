@@ -339,8 +339,8 @@ def words(found: dict[str, Any]) -> list[str]:
         "file more or fewer; until then an earlier result stays readable. Every write that Python makes (open, fill, "
         "sync, move, make, remove) fails in turn: from it on for lack of room or of permission, or it alone with an "
         "input/output error. “Told” is one sentence that names the path; “not needed” are writes without which the "
-        "result is whole, such as tidying up. A run is `fisherviz train`'s, papers are an exhibit of `fisherviz papers` "
-        "with a training that is saved at every step, a report's pictures are drawn beforehand.",
+        "result is whole, such as tidying up. A run is `fisherviz train`'s, papers are an exhibit of `fisherviz "
+        "papers` with a training that is saved at every step, a report's pictures are drawn beforehand.",
         table(heads, rows),
         *_disk_words(found["disk"]),
         "Damage: a bit of a file that was saved is flipped at a random place, or the file is cut at a random length. "

@@ -105,7 +105,8 @@ def _requests(kind: str, chance: random.Random, count: int) -> dict[str, Any]:
     def made() -> Any:
         return fv.Probe(net, "categorical").fisher(batches, kind=kind, generator=torch.Generator().manual_seed(5))
 
-    right = {name: plain(QUESTIONS[name](made())) for name in asked}
+    first = made()
+    right = {name: QUESTIONS[name](first) for name in asked}
 
     def once(after: float | None) -> Any:
         before, state = _shape(net), torch.get_rng_state()
@@ -117,9 +118,9 @@ def _requests(kind: str, chance: random.Random, count: int) -> dict[str, Any]:
             left.append(["left", f"the model: {_shape(net)}"])
         if not torch.equal(torch.get_rng_state(), state):
             left.append(["left", "torch's generator"])
-        close = {name: _close(QUESTIONS[name](fisher), QUESTIONS[name](made())) for name in asked}
-        left += [["other", name] for name, same in close.items() if not same]
-        left += [["other", f"{name} of a new one"] for name in asked if plain(QUESTIONS[name](made())) != right[name]]
+        again = made()
+        for said, one in (("", fisher), (" of a new one", again)):
+            left += [["other", f"{name}{said}"] for name in asked if not _close(QUESTIONS[name](one), right[name])]
         return [came, left]
 
     return _tried(once, chance, count)

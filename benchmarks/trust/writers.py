@@ -45,19 +45,21 @@ def together(folder: Path, rounds: int) -> dict[str, Any]:
     """
     swept = next(work for work in WORK if work.name == "sweep").work
     few = max(2, rounds // SLOW)
-    either = {
-        "comparison": (lambda f: comparison(OLD).save(f / "comparison"), lambda f: comparison(NEW).save(f / "comparison"), comparison_state),
-        "approximation": (lambda f: approximation(OLD).save(f / "kfac.safetensors"), lambda f: approximation(NEW).save(f / "kfac.safetensors"), approximation_state),
-        "report": (lambda f: report(f, OLD), lambda f: report(f, NEW), report_state),
-    }  # fmt: skip
-    found = {name: _either(folder / name, one, other, state, rounds) for name, (one, other, state) in either.items()}
-    found["papers"] = _both(
-        folder / "papers", lambda f: papers(f, "kfac.one"), lambda f: papers(f, "sang.two"), _exhibits, rounds
-    )
-    run = partial(_trained)
-    found["run"] = _both(folder / "run", run, run, run_state, few)
+    found = {
+        "comparison": _either(folder / "c", *_saved(comparison, "comparison"), comparison_state, rounds),
+        "approximation": _either(folder / "a", *_saved(approximation, "kfac.safetensors"), approximation_state, rounds),
+        "report": _either(folder / "r", partial(report, which=OLD), partial(report, which=NEW), report_state, rounds),
+    }
+    one, other = partial(papers, name="kfac.one"), partial(papers, name="sang.two")
+    found["papers"] = _both(folder / "papers", one, other, _exhibits, rounds)
+    found["run"] = _both(folder / "run", _trained, _trained, run_state, few)
     found["sweep"] = _both(folder / "sweep", swept, swept, sweep_state, max(2, few // 2))
     return found
+
+
+def _saved(made: Callable[[str], Any], name: str) -> list[Work]:
+    """Saving the old and the new result."""
+    return [lambda folder, which=which: made(which).save(folder / name) for which in (OLD, NEW)]
 
 
 def _trained(folder: Path) -> None:

@@ -85,7 +85,7 @@ def opened_text(text: str) -> str:
     """
     found = _COMMENT.fullmatch(text)
     if found is None:
-        if _LIKE_COMMENT.match(text):
+        if _HEAD.startswith(text) or _LIKE_COMMENT.match(text):
             raise ValueError("its checksum is damaged")
         return text
     if _digest(found[1]) != found[2]:

@@ -1,4 +1,4 @@
-"""What this and earlier versions saved still loads, with the same numbers; `python -m tests.results.saved` adds a version."""
+"""What this and earlier versions saved still loads, with the same numbers; see `tests.results.saved`."""
 
 import json
 import shutil

@@ -5,7 +5,6 @@ A new version adds its own before it is released: `python -m tests.results.saved
 adds it there and to `write`.
 """
 
-import json
 from pathlib import Path
 
 import pandas as pd
