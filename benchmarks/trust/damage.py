@@ -7,6 +7,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,42 +35,38 @@ SLOW = 10
 """Reading that goes on with the work is tried with one of so many flips."""
 
 
-def damaged(folder: Path, chance: random.Random, count: int) -> dict[str, Any]:
-    """Flip so many bits of each file, and cut it at a third as many lengths.
+@dataclass(frozen=True)
+class File:
+    """A file that is saved.
 
     Args:
-        folder: for the files.
-        chance: where.
-        count: flips of a file.
+        make: saves it, with what belongs to it.
+        where: folder that is read, below the one where it is made.
+        name: of the file there; a pattern.
+        reader: what is read.
     """
-    saved = fresh(folder / "saved")
-    by_name = {work.name: work for work in WORK}
-    for name in ("run", "report", "comparison", "approximation", "sweep", "papers"):
-        by_name[name].work(saved)
-    train(RUN | {"max_steps": 5}, out=saved / "half" / "run")
-    _half_done(saved / "part")
-    kept = next((saved / "figures" / ".runs").glob("*.json")).relative_to(saved)
-    part = next((saved / "part" / "figures" / ".runs").glob("*.part")).relative_to(saved)
-    few = max(8, count // SLOW)
-    tried: list[tuple[str, Path, Path, Reader, int]] = [
-        *((name, Path("comparison"), Path(name), _comparison, count) for name in (FACTS, TABLE, ARRAYS)),
-        ("kfac.safetensors", Path(), Path("kfac.safetensors"), _approximation, count),
-        ("report.json", Path("report"), Path("report.json"), _report, count),
-        *((name, Path("run"), Path(name), _run, count) for name in ("config.yaml", "metrics.jsonl", "summary.json")),
-        ("checkpoint.pt", Path("run"), Path("checkpoint.pt"), _checkpoint, count),
-        ("claims.json", Path("figures"), Path("claims.json"), _claims, count),
-        *(
-            (f"{name}, going on", Path("half"), Path("run") / name, _goes_on, few)
-            for name in ("metrics.jsonl", "checkpoint.pt", "config.yaml")
-        ),
-        ("study.db, going on", Path(), Path("sweep/study.db"), _swept, few),
-        (".runs/….json, going on", Path(), kept, _measured, few),
-        (".runs/….part, going on", Path("part"), part.relative_to("part"), _measured, few),
-    ]
-    return {
-        name: _tried(folder / "damaged", saved / where, file, reader, chance, flips)
-        for name, where, file, reader, flips in tried
-    }
+
+    make: Callable[[Path], Any]
+    where: str
+    name: str
+    reader: Reader
+
+
+def damaged(file: File, seed: int, count: int, folder: Path) -> dict[str, Any]:
+    """Flip so many bits of a file, and cut it at a third as many lengths.
+
+    Args:
+        file: which.
+        seed: of the places.
+        count: flips; fewer where reading it goes on with work.
+        folder: for the files.
+    """
+    file.make(fresh(folder / "saved"))
+    place = folder / "saved" / file.where
+    name = next(place.glob(file.name)).relative_to(place)
+    flips = max(8, count // SLOW) if file.reader in WRITING else count
+    chance = random.Random(f"{seed} {file.where} {file.name}")
+    return _tried(folder / "damaged", place, name, file.reader, chance, flips)
 
 
 def _tried(
@@ -96,7 +93,7 @@ def _read(
     place: Path, saved: Path, file: Path, content: bytes, reader: Reader, expected: Any, found: Counter[str],
     said: list[str],
 ) -> None:  # fmt: skip
-    if reader in (_goes_on, _swept, _measured):  # they write
+    if reader in WRITING:
         shutil.rmtree(place)
         shutil.copytree(saved, place)
     (place / file).write_bytes(content)
@@ -181,3 +178,33 @@ def _half_done(folder: Path) -> None:
         pass
     finally:
         running._Training._step = step  # type: ignore[method-assign]
+
+
+WRITING = (_goes_on, _swept, _measured)
+"""Readers that go on with the work, of a copy for each time."""
+
+
+def _made(name: str) -> Callable[[Path], Any]:
+    return next(work.work for work in WORK if work.name == name)
+
+
+def _half_trained(folder: Path) -> None:
+    train(RUN | {"max_steps": 5}, out=folder / "run")
+
+
+FILES = {
+    **{name: File(_made("comparison"), "comparison", name, _comparison) for name in (FACTS, TABLE, ARRAYS)},
+    "kfac.safetensors": File(_made("approximation"), "", "kfac.safetensors", _approximation),
+    "report.json": File(_made("report"), "report", "report.json", _report),
+    **{name: File(_made("run"), "run", name, _run) for name in ("config.yaml", "metrics.jsonl", "summary.json")},
+    "checkpoint.pt": File(_made("run"), "run", "checkpoint.pt", _checkpoint),
+    **{
+        f"{name}, going on": File(_half_trained, "", f"run/{name}", _goes_on)
+        for name in ("metrics.jsonl", "checkpoint.pt", "config.yaml")
+    },
+    "study.db, going on": File(_made("sweep"), "", "sweep/study.db", _swept),
+    "claims.json": File(_made("papers"), "figures", "claims.json", _claims),
+    ".runs/….json, going on": File(_made("papers"), "", "figures/.runs/*.json", _measured),
+    ".runs/….part, going on": File(_half_done, "", "figures/.runs/*.part", _measured),
+}
+"""The files by what the page calls them."""

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,44 +20,56 @@ from typing import Any
 import torch
 
 from benchmarks.markdown import table
-from benchmarks.trust.damage import damaged
+from benchmarks.trust import damage, interrupts, writers
 from benchmarks.trust.injection import ERRORS, KILL, Ended, Faults, forked
-from benchmarks.trust.interrupts import interrupted
 from benchmarks.trust.keeping import WORK, Kept, fresh, warm
-from benchmarks.trust.writers import together
 
 TITLE = "Nothing lost"
 SEED = 20261129
 KILLS = {"run": 70, "sweep": 16, "report": 40, "comparison": 50, "approximation": 30, "papers": 40}
 """Kills at random moments of each, in the long half."""
+STRIDES = {"sweep": 8}
+"""A sweep's writes are mostly its runs', so that one of so many is tried."""
 SHARE = 10
-"""The short half has one of so many."""
+"""The short half has about one of so many."""
 
 
 def measure(long: bool) -> dict[str, Any]:
-    """Counts of everything that was tried, and of how it ended."""
+    """Counts of everything that was tried, and of how it ended; each part in a fork, two at a time for each core."""
     torch.set_num_threads(1)
     warm()
-    chance = random.Random(SEED)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        return {
-            "seed": SEED,
-            "kills": {work.name: killed(work, folder, chance, _few(KILLS[work.name], long)) for work in WORK},
-            "kills at writes": {work.name: killed_at_writes(work, folder, 1 if long else 7) for work in WORK},
-            "writes": {
-                work.name: {said: failing(work, folder, error, 1 if long else 7) for said, error in ERRORS.items()}
-                for work in WORK
-            },
-            "disk": disks(folder, long),
-            "damage": damaged(folder, chance, 400 if long else 24),
-            "writers": together(folder, 100 if long else 8),
-            "interrupts": interrupted(folder, chance, 40 if long else 4),
-        }
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2 * len(os.sched_getaffinity(0))) as pool:
+        parts = _parts(Path(name), long)
+        ends = dict(zip(parts, pool.map(forked, parts.values()), strict=True))
+    found: dict[str, Any] = {"seed": SEED}
+    for (part, what), end in ends.items():
+        if end.how != "done":
+            raise RuntimeError(f"{part} of {what} ended {end.how}: {end.told}")
+        found.setdefault(part, {})[what] = end.found
+    return found
 
 
-def _few(count: int, long: bool) -> int:
-    return count if long else max(2, count // SHARE)
+def _parts(folder: Path, long: bool) -> dict[tuple[str, str], Callable[[], Any]]:
+    """What is tried, the longest first: of which part of the page, on what, and the call."""
+    found: dict[tuple[str, str], Callable[[], Any]] = {}
+    count = (lambda whole: whole) if long else (lambda whole: max(2, whole // SHARE))
+
+    def tried(part: str, what: str, function: Callable[..., Any], *given: Any) -> None:
+        found[part, what] = partial(function, *given, fresh(folder / f"{part} {what}".replace(" ", "-")))
+
+    for work in sorted(WORK, key=lambda work: work.name not in ("sweep", "report")):
+        stride = STRIDES.get(work.name, 1) * (1 if long else 9)
+        tried("writes", work.name, _all_failing, work, stride)
+        tried("kills", work.name, killed, work, count(KILLS[work.name]))
+        tried("kills at writes", work.name, killed_at_writes, work, stride)
+        tried("disk", work.name, on_disks, work, long)
+    for name, files in damage.FILES.items():
+        tried("damage", name, damage.damaged, files, SEED, count(120))
+    for name, pair in writers.PAIRS.items():
+        tried("writers", name, pair, count(40))
+    for name, interrupted in interrupts.TRIED.items():
+        tried("interrupts", name, interrupted, SEED, count(20))
+    return found
 
 
 def _state(work: Kept, folder: Path) -> str:
@@ -105,8 +118,9 @@ def _again(work: Kept, folder: Path, new: str) -> str:
 # ---- kills
 
 
-def killed(work: Kept, folder: Path, chance: random.Random, count: int) -> dict[str, Any]:
+def killed(work: Kept, count: int, folder: Path) -> dict[str, Any]:
     """Kill it at random moments of its time, and start it again."""
+    chance = random.Random(f"{SEED} {work.name}")
     place = folder / work.name
     old, new = _references(work, place)
     longest = max(_timed(work, place) for _ in range(3))
@@ -150,7 +164,7 @@ def _judged(
     return said
 
 
-def killed_at_writes(work: Kept, folder: Path, stride: int) -> dict[str, Any]:
+def killed_at_writes(work: Kept, stride: int, folder: Path) -> dict[str, Any]:
     """Kill it before each of its writes, or before one of so many, and start it again."""
     place = folder / work.name
     old, new = _references(work, place)
@@ -181,7 +195,11 @@ def _counted(work: Kept, place: Path, error: int) -> int:
 # ---- writes that fail
 
 
-def failing(work: Kept, folder: Path, error: int, stride: int) -> dict[str, Any]:
+def _all_failing(work: Kept, stride: int, folder: Path) -> dict[str, Any]:
+    return {said: failing(work, error, stride, folder) for said, error in ERRORS.items()}
+
+
+def failing(work: Kept, error: int, stride: int, folder: Path) -> dict[str, Any]:
     """Let each of its writes fail in turn, or one of so many: once on a broken disk, else with all that follow."""
     place = folder / work.name
     old, new = _references(work, place)
@@ -211,23 +229,20 @@ def _sentence(end: Ended, place: Path) -> str:
 # ---- real disks
 
 
-def disks(folder: Path, long: bool) -> dict[str, Any]:
+def on_disks(work: Kept, long: bool, folder: Path) -> dict[str, Any]:
     """A real disk that is full, and one that is read-only, where one can be mounted."""
+    disk = folder / "disk"
     try:
-        with _disk(folder / "disk", "64k"):
+        with _disk(disk, "64k"):
             pass
     except OSError as error:
         return {"skipped": f"no disk of memory can be mounted here ({error})"}
-    found: dict[str, Any] = {}
-    for work in WORK:
-        counts: Counter[str] = Counter()
-        said = []
-        old, new = _references(work, folder / work.name)
-        for size in ("4k", "16k", "40k", "72k", "120k", "200k") if long else ("16k", "72k"):
-            said += _on_disk(work, folder / "disk", old, new, counts, size)
-        said += _on_disk(work, folder / "disk", old, new, counts, "")
-        found[work.name] = {**counts, "said": said[:5]}
-    return found
+    counts: Counter[str] = Counter()
+    said = []
+    old, new = _references(work, folder / work.name)
+    for size in ("4k", "16k", "40k", "72k", "120k", "200k", "") if long else ("16k", ""):
+        said += _on_disk(work, disk, old, new, counts, size)
+    return {**counts, "said": said[:5]}
 
 
 def _on_disk(work: Kept, disk: Path, old: str, new: str, counts: Counter[str], size: str) -> list[str]:
@@ -288,7 +303,7 @@ def broken(found: dict[str, Any]) -> list[str]:
     for name, errors in found["writes"].items():
         for said, counts in errors.items():
             wrong += _lost(f"{name}, {said}", counts, ("unreadable", "other", "untold"))
-    for name, counts in {} if "skipped" in found["disk"] else found["disk"].items():
+    for name, counts in found["disk"].items():
         wrong += _lost(f"{name}, a real disk", counts, ("unreadable", "other", "untold"))
     for name, counts in found["damage"].items():
         wrong += _lost(f"{name}, damaged", counts, ("silent", "raw"))
@@ -374,8 +389,9 @@ def _share(equal: int, counted: Any) -> str:
 
 
 def _disk_words(disk: dict[str, Any]) -> list[str]:
-    if "skipped" in disk:
-        return [f"A real full disk was not tried: {disk['skipped']}."]
+    for counts in disk.values():
+        if "skipped" in counts:
+            return [f"A real full disk was not tried: {counts['skipped']}."]
     tried, told, well, equal = (
         sum(counts.get(key, 0) for counts in disk.values()) for key in ("tried", "told", "went on", "equal")
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -29,24 +31,9 @@ QUESTIONS: dict[str, Asked] = {
 }
 
 
-def interrupted(folder: Path, chance: random.Random, count: int) -> dict[str, Any]:
-    """Interrupt requests, steps and commands so many times each.
-
-    Args:
-        folder: for files.
-        chance: when.
-        count: interrupts of each.
-    """
-    found = {f"{kind} Fisher": _requests(kind, chance, count) for kind in KINDS}
-    found["optimizer steps"] = _steps(chance, count)
-    for work in WORK:
-        found[work.name] = _written(work, folder / work.name, chance, count if work.name != "sweep" else count // 4)
-    return found
-
-
 def _tried(function: Callable[[float | None], Any], chance: random.Random, count: int) -> dict[str, Any]:
     """Call a function in forks with a moment at which it is to interrupt itself; it returns what was wrong."""
-    longest = max(forked(partial(function, None)).seconds for _ in range(3))
+    longest = 1.1 * max(forked(partial(function, None)).found[2] for _ in range(3))
     found: Counter[str] = Counter()
     said: list[str] = []
     tries = 0
@@ -58,7 +45,7 @@ def _tried(function: Callable[[float | None], Any], chance: random.Random, count
             found["raw"] += 1
             said.append(f"{end.how}: {end.told[-400:]}")
             continue
-        came, left = end.found
+        came, left, _ = end.found
         found["interrupted" if came else "ended before"] += 1
         found["right"] += came and not left
         for kind, text in left:
@@ -67,10 +54,9 @@ def _tried(function: Callable[[float | None], Any], chance: random.Random, count
     return {**found, "said": said[:5]}
 
 
-def _alarmed(after: float | None, work: Callable[[], Any]) -> bool:
-    """Whether Ctrl-C came while it worked."""
-    import signal
-
+def _alarmed(after: float | None, work: Callable[[], Any]) -> tuple[bool, float]:
+    """Whether Ctrl-C came while it worked, and for how many seconds it did."""
+    began = time.monotonic()
     try:
         try:
             if after is not None:
@@ -79,8 +65,8 @@ def _alarmed(after: float | None, work: Callable[[], Any]) -> bool:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
-        return True
-    return False
+        return True, time.monotonic() - began
+    return False, time.monotonic() - began
 
 
 def _shape(model: nn.Module) -> Any:
@@ -96,7 +82,7 @@ def _shape(model: nn.Module) -> Any:
     return json.loads(json.dumps([parts, weights]))
 
 
-def _requests(kind: str, chance: random.Random, count: int) -> dict[str, Any]:
+def _requests(kind: str, seed: int, count: int, folder: Path) -> dict[str, Any]:
     net, x = network()
     y = torch.arange(len(x)) % 3
     batches = [(x[:8], y[:8]), (x[8:], y[8:])]
@@ -112,7 +98,7 @@ def _requests(kind: str, chance: random.Random, count: int) -> dict[str, Any]:
         before, state = _shape(net), torch.get_rng_state()
         fisher = made()
         order = asked[:] if after is None else random.Random(after).sample(asked, len(asked))
-        came = _alarmed(after, lambda: [QUESTIONS[name](fisher) for name in order])
+        came, seconds = _alarmed(after, lambda: [QUESTIONS[name](fisher) for name in order])
         left = []
         if _shape(net) != before:
             left.append(["left", f"the model: {_shape(net)}"])
@@ -121,9 +107,9 @@ def _requests(kind: str, chance: random.Random, count: int) -> dict[str, Any]:
         again = made()
         for said, one in (("", fisher), (" of a new one", again)):
             left += [["other", f"{name}{said}"] for name in asked if not _close(QUESTIONS[name](one), right[name])]
-        return [came, left]
+        return [came, left, seconds]
 
-    return _tried(once, chance, count)
+    return _tried(once, random.Random(seed), count)
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -131,7 +117,7 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def _steps(chance: random.Random, count: int) -> dict[str, Any]:
+def _steps(seed: int, count: int, folder: Path) -> dict[str, Any]:
     def once(after: float | None) -> Any:
         net, x = network()
         y = torch.arange(len(x)) % 3
@@ -151,7 +137,7 @@ def _steps(chance: random.Random, count: int) -> dict[str, Any]:
 
         steps()
         watched = _hooks(net)
-        came = _alarmed(after, steps)
+        came, seconds = _alarmed(after, steps)
         left = [] if _hooks(net) == watched else [["left", f"hooks: {_hooks(net)} where there were {watched}"]]
         if not all(isinstance(p, nn.Parameter) and torch.isfinite(p).all() for p in net.parameters()):
             left.append(["left", "a parameter that is none, or not finite"])
@@ -163,9 +149,9 @@ def _steps(chance: random.Random, count: int) -> dict[str, Any]:
         if hasattr(optimizer, "detach"):
             optimizer.detach()
             left += [] if _hooks(net) == shape else [["left", f"hooks after detach: {_hooks(net)}"]]
-        return [came, left]
+        return [came, left, seconds]
 
-    return _tried(once, chance, count)
+    return _tried(once, random.Random(seed), count)
 
 
 def _hooks(model: nn.Module) -> Any:
@@ -175,7 +161,7 @@ def _hooks(model: nn.Module) -> Any:
     ]
 
 
-def _written(work: Kept, folder: Path, chance: random.Random, count: int) -> dict[str, Any]:
+def _written(work: Kept, seed: int, count: int, folder: Path) -> dict[str, Any]:
     fresh(folder)
     work.before(folder)
     old = json.dumps(work.state(folder)) if work.replaces else ""
@@ -185,11 +171,20 @@ def _written(work: Kept, folder: Path, chance: random.Random, count: int) -> dic
     def once(after: float | None) -> Any:
         fresh(folder)
         work.before(folder)
-        came = _alarmed(after, lambda: work.work(folder))
+        came, seconds = _alarmed(after, lambda: work.work(folder))
         left = [["left", path.name] for path in folder.rglob(".*") if "-" in path.name or path.name == ".commit"]
         if work.replaces and came and json.dumps(work.state(folder)) not in (old, new):
             left.append(["other", "neither the old result nor the new one"])
         work.work(folder)
-        return [came, left if json.dumps(work.state(folder)) == new else [*left, ["other", "another result"]]]
+        left += [] if json.dumps(work.state(folder)) == new else [["other", "another result"]]
+        return [came, left, seconds]
 
-    return _tried(once, chance, count)
+    return _tried(once, random.Random(seed), count)
+
+
+TRIED: dict[str, Callable[[int, int, Path], dict[str, Any]]] = {
+    **{f"{kind} Fisher": partial(_requests, kind) for kind in KINDS},
+    "optimizer steps": _steps,
+    **{work.name: partial(_written, work) for work in WORK},
+}
+"""What is interrupted, called with a seed, the number of interrupts and a folder."""

@@ -32,29 +32,6 @@ from fisherviz.papers.ledger.records import load
 from fisherviz.training import train
 
 Work = Callable[[Path], Any]
-SLOW = 5
-"""Runs and sweeps are tried one of so many rounds."""
-
-
-def together(folder: Path, rounds: int) -> dict[str, Any]:
-    """Let pairs of processes write at once.
-
-    Args:
-        folder: for the files.
-        rounds: of each pair.
-    """
-    swept = next(work for work in WORK if work.name == "sweep").work
-    few = max(2, rounds // SLOW)
-    found = {
-        "comparison": _either(folder / "c", *_saved(comparison, "comparison"), comparison_state, rounds),
-        "approximation": _either(folder / "a", *_saved(approximation, "kfac.safetensors"), approximation_state, rounds),
-        "report": _either(folder / "r", partial(report, which=OLD), partial(report, which=NEW), report_state, rounds),
-    }
-    one, other = partial(papers, name="kfac.one"), partial(papers, name="sang.two")
-    found["papers"] = _both(folder / "papers", one, other, _exhibits, rounds)
-    found["run"] = _both(folder / "run", _trained, _trained, run_state, few)
-    found["sweep"] = _both(folder / "sweep", swept, swept, sweep_state, max(2, few // 2))
-    return found
 
 
 def _saved(made: Callable[[str], Any], name: str) -> list[Work]:
@@ -102,7 +79,7 @@ def _count(found: Counter[str], said: list[str], ends: list[Ended]) -> None:
     said += [f"{end.how}: {end.told[-300:]}" for end in raw]
 
 
-def _either(folder: Path, one: Work, other: Work, state: Work, rounds: int) -> dict[str, Any]:
+def _either(one: Work, other: Work, state: Work, rounds: int, folder: Path) -> dict[str, Any]:
     """Writers of different results: one of them is there in the end, and at every moment."""
     states = []
     for work in (one, other):
@@ -131,7 +108,7 @@ def _either(folder: Path, one: Work, other: Work, state: Work, rounds: int) -> d
     return {**found, "said": said[:5]}
 
 
-def _both(folder: Path, one: Work, other: Work, state: Work, rounds: int) -> dict[str, Any]:
+def _both(one: Work, other: Work, state: Work, rounds: int, folder: Path) -> dict[str, Any]:
     """Writers of one result, or of two that stand side by side: it is as if one had come after the other."""
     fresh(folder)
     one(folder)
@@ -146,3 +123,23 @@ def _both(folder: Path, one: Work, other: Work, state: Work, rounds: int) -> dic
             found["lost"] += 1
             said.append(f"lost: {json.dumps(state(folder))[:200]}")
     return {**found, "said": said[:5]}
+
+
+def _few(work: Work, state: Work, share: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """One piece of work twice, in one of so many rounds, since it is slow."""
+    return _both(work, work, state, max(2, rounds // share), folder)
+
+
+def _swept(folder: Path) -> None:
+    next(work for work in WORK if work.name == "sweep").work(folder)
+
+
+PAIRS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
+    "comparison": partial(_either, *_saved(comparison, "comparison"), comparison_state),
+    "approximation": partial(_either, *_saved(approximation, "kfac.safetensors"), approximation_state),
+    "report": partial(_either, partial(report, which=OLD), partial(report, which=NEW), report_state),
+    "papers": partial(_both, partial(papers, name="kfac.one"), partial(papers, name="sang.two"), _exhibits),
+    "run": partial(_few, _trained, run_state, 3),
+    "sweep": partial(_few, _swept, sweep_state, 8),
+}
+"""Pairs that write at once, called with the number of rounds and a folder."""

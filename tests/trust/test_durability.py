@@ -34,10 +34,10 @@ def replacing(folder):
 @pytest.mark.parametrize("error", ERRORS.values())
 def test_a_result_that_is_written_in_place_is_found_to_be_lost(tmp_path, error):
     work = Kept("careless", careless, CARELESS.state, True, replacing)
-    counts = durability.failing(work, tmp_path, error, 1)
+    counts = durability.failing(work, error, 1, tmp_path)
     assert counts["unreadable"] > 0
     assert durability._lost("careless", counts, ("unreadable",))
-    assert durability.killed_at_writes(work, tmp_path, 1)["unreadable"] > 0
+    assert durability.killed_at_writes(work, 1, tmp_path)["unreadable"] > 0
 
 
 def test_every_write_is_counted_and_the_one_that_is_chosen_kills(tmp_path):
