@@ -6,7 +6,6 @@ worse by the metric's distance from its best value, and as neither where two sta
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fisherviz.report import charts, tables, templates
+from fisherviz.report.page import FACTS
 from fisherviz.report.pictures import DRAWN, closest_first
 from fisherviz.results import metrics
+from fisherviz.results.comparison import FACTS as COMPARISON
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.support import files
+from fisherviz.support.checksums import opened_json
 from fisherviz.support.names import readable
 
 SAME = 0.005
@@ -108,15 +110,19 @@ def comparisons_of(source: Source) -> dict[str, Comparison]:
         return {"": source}
     if isinstance(source, Mapping):
         return dict(source)
-    whole = load_comparison(source)
-    try:
-        listed = json.loads(files.resolve(Path(source), "report.json").read_text(encoding="utf-8"))["sections"]
-        folders = [(str(section["title"]), str(section["folder"])) for section in listed]
-    except OSError:
-        return {"": whole}  # a saved comparison without a report around it
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{Path(source) / 'report.json'} is damaged; make the report again.") from error
-    return {title: whole if folder == "." else load_comparison(Path(source) / folder) for title, folder in folders}
+    source = Path(source)
+    with files.held(source, shared=True):  # one report, whoever is writing another
+        whole = load_comparison(source)
+        try:
+            listed = opened_json(files.resolve(source, FACTS).read_text(encoding="utf-8"))["sections"]
+            folders = [(str(section["title"]), str(section["folder"])) for section in listed]
+            for _, folder in folders:
+                files.check_inside(source, f"{folder}/{COMPARISON}")
+        except OSError:
+            return {"": whole}  # a saved comparison without a report around it
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{source / FACTS} is damaged ({error}); make the report again.") from error
+        return {title: whole if folder == "." else load_comparison(source / folder) for title, folder in folders}
 
 
 def change(name: str, before: float | None, after: float | None, noise: float = 0.0) -> Change:

@@ -6,7 +6,7 @@ from saved comparisons only; every name in them is escaped by the template engin
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +24,9 @@ from fisherviz.report.words import paragraph, verdict
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 from fisherviz.support import files
+from fisherviz.support.checksums import opened_json, sealed_json
 
+FACTS = "report.json"
 TITLE = "How good is each approximation of the Fisher information?"
 
 
@@ -63,7 +65,7 @@ def write_report(
         progress: called with a word for each picture drawn.
 
     Returns:
-        The directory. After an interruption all the old files are there.
+        The directory. After an interruption all the old files are there, or all the new ones.
     """
     files.check_place(directory, directory=True)
     sections = _sections(source)
@@ -78,15 +80,12 @@ def write_report(
         "title": title,
         "fisherviz": __version__,
         "sections": [_facts(section) for section in sections],
-        "files": sorted([*contents, "report.json"]),
+        "files": sorted([*contents, FACTS]),
+        "sha256": {name: _digest(content) for name, content in sorted(contents.items())},
     }
-    contents["report.json"] = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-    directory = Path(directory)
-    stale = _earlier_files(directory) - set(contents)
-    files.write_together(directory, contents)
-    for name in sorted(stale):
-        (directory / name).unlink(missing_ok=True)
-    return directory
+    contents[FACTS] = sealed_json(facts, indent=1) + "\n"
+    with files.replacing(directory):
+        return files.commit(directory, contents, remove=_earlier_files(Path(directory)))
 
 
 def _sections(source: Comparison | Sequence[Section]) -> list[Section]:
@@ -113,13 +112,27 @@ def _facts(section: Section) -> dict[str, Any]:
 
 
 def _earlier_files(directory: Path) -> set[str]:
-    """Files of the report that stood here before, by its own list."""
+    """Files of the report that stood here before, by its own list, as long as they are what it wrote."""
+    files.finish(directory)
     try:
-        listed = json.loads(files.resolve(directory, "report.json").read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = opened_json((directory / FACTS).read_text(encoding="utf-8"))
+        listed = dict(facts["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
-    paths = [Path(str(name)) for name in listed]
-    return {str(path) for path in paths if ".." not in path.parts and not path.is_absolute()}
+    return {str(name) for name, digest in listed.items() if _is_still(directory, str(name), digest)}
+
+
+def _is_still(directory: Path, name: str, digest: Any) -> bool:
+    """Whether a file of this directory, no link's, has a checksum."""
+    try:
+        path = files.check_inside(directory, name)
+        return not path.is_symlink() and _digest(path.read_bytes()) == digest
+    except (OSError, ValueError):
+        return False
+
+
+def _digest(content: bytes | str) -> str:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
 def _render(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -32,6 +34,7 @@ from fisherviz.results.comparison import Comparison
 from fisherviz.support.names import short
 from fisherviz.support.numbers import show_number
 
+LONGEST = 60  # letters of a method's label in the name of a file
 LARGEST = 300_000  # bytes of one PNG inside the page
 DPI = 120
 DRAWN = ("relative_frobenius", "direction_cosine")  # the metrics that have charts
@@ -138,14 +141,34 @@ def _matrices(comparison: Comparison, only_first: bool = False) -> Iterator[Pict
         errors = comparison.whole(metric)
         ranked = closest_first(comparison, metric)[: 1 if only_first else None]
         what = "damped inverse of the Fisher" if inverse else "Fisher"
+        named = file_names(comparison.methods)
         for method, png in _triptychs(comparison, ranked, inverse):
             error = f": relative Frobenius error {show_number(errors[method])}" if method in errors else ""
-            file_name = re.sub(r"[^\w.-]", "_", method) or "method"
             yield Picture(
-                f"{group}-{file_name}", group, f"{method}{error}",
+                f"{group}-{named[method]}", group, f"{method}{error}",
                 f"Three heatmaps of absolute entries on one scale: exact {what}, its approximation {method}, "
                 f"and their absolute difference{error}.", "", png,
             )  # fmt: skip
+
+
+def file_names(methods: Iterable[str]) -> dict[str, str]:
+    """Names for files, of letters, digits and few signs; those of different methods differ, also where case does not.
+
+    Args:
+        methods: their labels.
+    """
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for method in methods:
+        stem = re.sub(r"[^\w.-]", "_", method)[:LONGEST] or "method"
+        tries = itertools.chain([stem], (f"{stem}-{count}" for count in itertools.count(2)))
+        found[method] = next(name for name in tries if _folded(name) not in taken)
+        taken.add(_folded(found[method]))
+    return found
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKD", name).casefold()
 
 
 def _triptychs(comparison: Comparison, methods: Sequence[str], inverse: bool) -> Iterator[tuple[str, bytes]]:

@@ -22,6 +22,7 @@ from fisherviz.results import metrics
 from fisherviz.results.outputs import output
 from fisherviz.results.summary import ERROR, Summary
 from fisherviz.support import files
+from fisherviz.support.checksums import opened_json, sealed_json
 from fisherviz.support.names import readable
 from fisherviz.support.numbers import three_digits
 from fisherviz.support.tables import counted, html_table, text_table
@@ -182,7 +183,7 @@ class Comparison:
         contents = {TABLE: table.getvalue(), ARRAYS: arrays.getvalue()}
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         facts = {"format": FORMAT, "sha256": digests, "meta": self.meta}
-        return {**contents, FACTS: (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()}
+        return {**contents, FACTS: (sealed_json(facts, indent=1) + "\n").encode()}
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write the comparison as one self-contained page that needs neither network nor scripts.
@@ -250,19 +251,24 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
         raise TypeError(f"a path is a string or a Path, got {type(path).__name__}.")
     directory = Path(path)
     contents = {}
-    for name in (FACTS, TABLE, ARRAYS):
-        try:
-            contents[name] = files.resolve(directory, name).read_bytes()
-        except OSError as error:
-            raise ValueError(
-                f"{directory} holds no saved comparison: {name} cannot be read ({error.strerror or error}); "
-                "give the directory that Comparison.save or `fisherviz report` wrote."
-            ) from error
+    # who writes meanwhile writes there, or into the report around it
+    with files.held(directory, shared=True), files.held(directory.parent, shared=True):
+        for name in (FACTS, TABLE, ARRAYS):
+            try:
+                contents[name] = files.resolve(directory, name).read_bytes()
+            except OSError as error:
+                raise ValueError(
+                    f"{directory} holds no saved comparison: {name} cannot be read ({error.strerror or error}); "
+                    "give the directory that Comparison.save or `fisherviz report` wrote."
+                ) from error
     try:
-        facts = json.loads(contents[FACTS])
+        facts = opened_json(contents[FACTS].decode())
         version, digests, meta = facts["format"], facts["sha256"], facts["meta"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{directory / FACTS} is damaged or not a comparison's; save it again.") from error
+        fits = isinstance(version, int) and isinstance(digests, dict) and isinstance(meta, dict)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{directory / FACTS} is damaged or not a comparison's ({error}); save it again.") from error
+    if not fits:
+        raise ValueError(f"{directory / FACTS} is damaged or not a comparison's; save it again.")
     if version > FORMAT:
         raise ValueError(f"{directory} is in format {version}, this release reads up to {FORMAT}; upgrade fisherviz.")
     for name in (TABLE, ARRAYS):

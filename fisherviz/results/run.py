@@ -6,8 +6,8 @@ line's "seconds".
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from fisherviz.support.checksums import opened_json, opened_text
 from fisherviz.support.choices import one_of
 
 METRICS, CONFIG, SUMMARY, CHECKPOINT = "metrics.jsonl", "config.yaml", "summary.json", "checkpoint.pt"
@@ -85,17 +86,37 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         ValueError: there is no run, or its files are damaged.
     """
     directory = Path(path)
+    config = _read(directory, CONFIG, lambda text: yaml.safe_load(opened_text(text)), dict)
+    records = _read(directory, METRICS, _records, tuple)
+    ended = _read(directory, SUMMARY, opened_json, dict) if (directory / SUMMARY).exists() else {}
+    expected = ended.get("lines", len(records))
+    if len(records) != expected:
+        raise ValueError(
+            f"{directory} holds a damaged training run: {METRICS} has {len(records)} whole lines where it had "
+            f"{expected} at the run's end; restore it, or remove the folder and train again."
+        )
+    return Run(directory, config, records, ended)
+
+
+def _read(directory: Path, name: str, opened: Callable[[str], Any], kind: type) -> Any:
+    """What a file of a run holds, which must be of a type."""
     try:
-        config = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
-        lines = (directory / METRICS).read_bytes().split(b"\n")[:-1]
-        records = tuple(json.loads(line) for line in lines)
-        summary = directory / SUMMARY
-        ended = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        found = opened((directory / name).read_bytes().decode())
     except OSError as error:
         raise ValueError(
-            f"{directory} holds no training run: {Path(str(error.filename)).name} cannot be read; give "
-            "the folder that `fisherviz train` wrote."
+            f"{directory} holds no training run: {name} cannot be read; give the folder that `fisherviz train` wrote."
         ) from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{directory} holds a damaged training run: {' '.join(str(error).split())}.") from error
-    return Run(directory, config, records, ended)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{directory} holds a damaged training run: {name} cannot be read ({told}).") from error
+    if not isinstance(found, kind):
+        raise ValueError(f"{directory} holds a damaged training run: {name} is not what a run writes.")
+    return found
+
+
+def _records(text: str) -> tuple[dict[str, Any], ...]:
+    """The lines that are whole."""
+    records = tuple(opened_json(line) for line in text.split("\n")[:-1])
+    if not all(isinstance(record, dict) and record.get("kind") in KINDS for record in records):
+        raise ValueError(f"a line has no kind of {', '.join(KINDS)}")
+    return records

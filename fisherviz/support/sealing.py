@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,9 +38,27 @@ def unseal(content: bytes) -> dict[str, Any]:
         Exception: whatever torch raises on bytes that are no archive of tensors.
     """
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state")
     if state.get("sealed") and content != _sealed(_opened(content)):
         raise ValueError("its checksum is another")
     return state
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The state in a file that `seal` filled.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: it is damaged, or holds something else.
+    """
+    content = path.read_bytes()
+    try:
+        return unseal(content)
+    except Exception as error:  # damaged archives fail in many ways
+        raise ValueError(f"{path} cannot be read: it is damaged or no saved state.") from error
 
 
 def _sealed(archive: bytes) -> bytes:

@@ -6,26 +6,21 @@ the run is continued, so that the lines are those of a run that was never interr
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import yaml
 
 from fisherviz.results.run import CHECKPOINT, CONFIG, METRICS, SUMMARY
 from fisherviz.support import files
+from fisherviz.support.checksums import opened_text, sealed_json, sealed_text
 from fisherviz.support.errors import OptionError, option
-from fisherviz.support.sealing import seal, unseal
+from fisherviz.support.sealing import read_sealed, seal
 from fisherviz.training.config import BEFORE, FREE, Config
 
 FORMAT = 1
 LOCK = ".lock"
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # no locks on this system: two processes in one folder are the user's own care
-    fcntl = None
 
 
 class Folder:
@@ -43,8 +38,9 @@ class Folder:
         self.path, self.config = config.directory, config
         with option("out"):
             files.check_place(self.path, directory=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
+        with files.writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
         self._log: BinaryIO | None = None
         try:
             self._claim()
@@ -54,14 +50,11 @@ class Folder:
 
     def _locked(self) -> BinaryIO:
         stream = open(self.path / LOCK, "ab")  # noqa: SIM115 - held until the process ends
-        if fcntl is not None:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                stream.close()
-                raise RuntimeError(
-                    f"out: another process is at work on the run in {self.path}; wait for it or choose another folder."
-                ) from error
+        if not files.taken(stream):
+            stream.close()
+            raise RuntimeError(
+                f"out: another process is at work on the run in {self.path}; wait for it or choose another folder."
+            )
         return stream
 
     def _claim(self) -> None:
@@ -71,8 +64,13 @@ class Folder:
                 raise OptionError(f"out: {self.path} holds a run without {CONFIG}; choose another folder.")
             self.write_config()
             return
+        text, damaged = path.read_bytes(), ""
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            opened_text(text.decode())
+        except ValueError as error:
+            damaged = f"; {path} is damaged or was edited ({error})"
+        try:
+            found = yaml.safe_load(text)
             theirs = {key: value for key, value in (BEFORE | found).items() if key not in FREE}
         except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
             raise OptionError(f"out: {path} is damaged; choose another folder.") from error
@@ -80,37 +78,50 @@ class Folder:
             if mine.get(key) != theirs.get(key):
                 raise OptionError(
                     f"out: {self.path} holds a run with {key}={theirs.get(key)!r}, not {mine.get(key)!r}; "
-                    "choose another folder, or give the same options to continue it."
+                    f"choose another folder, or give the same options to continue it{damaged}."
                 )
 
     def write_config(self) -> None:
         """Write the configuration, with what a continued run changed."""
         text = yaml.safe_dump(self.config.plain(), sort_keys=False, allow_unicode=True)
-        files.write_whole(self.path / CONFIG, text)
+        files.write_whole(self.path / CONFIG, sealed_text(text))
 
     # ---- metrics -------------------------------------------------------------------------------------------
 
-    def open_log(self, length: int) -> None:
+    def open_log(self, length: int, digest: str | None = None) -> None:
         """Start appending to the metrics after their first `length` bytes.
 
+        Args:
+            length: of what the checkpoint saw.
+            digest: SHA-256 of it; None: older releases did not note it.
+
         Raises:
-            ValueError: there are fewer.
+            ValueError: they are not there.
         """
         path = self.path / METRICS
-        held = path.stat().st_size if path.exists() else 0
-        if held < length:
-            raise OptionError(
-                f"out: {path} has {held} bytes where the checkpoint saw {length}; restore it, or remove the folder to "
-                "start again."
-            )
-        stream = open(path, "ab", buffering=0)  # noqa: SIM115 - held until close
-        stream.truncate(length)
-        self._log = stream
+        with files.writing(path):
+            stream = self._log = open(path, "a+b", buffering=0)  # noqa: SIM115 - held until close
+            held = os.fstat(stream.fileno()).st_size
+            if held < length:
+                raise OptionError(
+                    f"out: {path} has {held} bytes where the checkpoint saw {length}; restore it, or remove the folder "
+                    "to start again."
+                )
+            stream.seek(0)
+            whole = stream.readall()[:length]
+            self._seen = hashlib.sha256(whole)
+            if digest is not None and self._seen.hexdigest() != digest:
+                raise OptionError(
+                    f"out: {path} is damaged: its first {length} bytes are not those that the checkpoint saw; restore "
+                    "it, or remove the folder to start again."
+                )
+            stream.truncate(length)
 
     def append(self, record: dict[str, Any]) -> None:
         """One line of metrics."""
         assert self._log is not None
-        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        line = (sealed_json(record) + "\n").encode()
+        self._seen.update(line)
         with files.writing(self.path / METRICS):
             while line:  # an unbuffered stream may take a part
                 line = line[self._log.write(line) :]
@@ -120,9 +131,11 @@ class Folder:
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint by a state and the present length of the metrics."""
         assert self._log is not None
-        os.fsync(self._log.fileno())
+        with files.writing(self.path / METRICS):
+            os.fsync(self._log.fileno())
         length = os.fstat(self._log.fileno()).st_size
-        content = seal({"format": FORMAT, "metrics_bytes": length, **state})
+        seen = {"metrics_bytes": length, "metrics_sha256": self._seen.hexdigest()}
+        content = seal({"format": FORMAT, **seen, **state})
         files.write_whole(self.path / CHECKPOINT, content)
 
     def load(self) -> dict[str, Any] | None:
@@ -131,16 +144,11 @@ class Folder:
         Raises:
             ValueError: it is damaged or a newer release's.
         """
-        for stray in self.path.glob(f".{CHECKPOINT}-*"):  # what a killed process had not finished
-            stray.unlink(missing_ok=True)
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
-        content = path.read_bytes()
-        try:
-            state = unseal(content)
-        except Exception as error:
-            raise OptionError(f"out: {path} cannot be read; remove the folder to start again.") from error
+        with option("out"):
+            state = read_sealed(path)
         if state["format"] > FORMAT:
             raise OptionError(f"out: {path} is in format {state['format']}, this release reads {FORMAT}; upgrade.")
         return state
@@ -149,7 +157,7 @@ class Folder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """How the run ended."""
-        files.write_whole(self.path / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        files.write_whole(self.path / SUMMARY, sealed_json(summary, indent=1) + "\n")
 
     def close(self) -> None:
         """Let other processes have the folder."""

@@ -7,7 +7,6 @@ way) is in its checkpoint; whatever the clock says is in "seconds" and decides n
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -18,18 +17,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fisherviz._version import __version__
 from fisherviz.approximations import approximations
 from fisherviz.comparison.monitor import Monitor
 from fisherviz.datasets.catalogue import Dataset
 from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
 from fisherviz.results.run import MONITOR, SUMMARY, Run, load_run
+from fisherviz.support import files
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.progress import watched
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config
+from fisherviz.training.continuing import differing, other_versions, said, versions
 from fisherviz.training.data import Batches, Position, load_dataset, split
 from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, explain, finite
 from fisherviz.training.evaluation import Average, evaluate, score
@@ -110,6 +110,7 @@ class Session:
         self.clock = Clock(torch.device(config.device), config.timings)
         self.position, self.steps, self.examples = Position(), 0, 0
         self.running, self.counted = 0.0, 0
+        self.moves: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {"total": 0.0}
         self.monitor = self._monitor() if config.monitor else None
 
@@ -133,11 +134,15 @@ class Session:
         if self.finished and ended.exists():
             say(f"The run in {self.folder.path} is complete.")
             return
-        ended.unlink(missing_ok=True)  # the run goes on
+        with files.writing(ended):
+            ended.unlink(missing_ok=True)  # the run goes on
         self.folder.write_config()
-        self.folder.open_log(0 if saved is None else saved["metrics_bytes"])
+        seen = (0, None) if saved is None else (saved["metrics_bytes"], saved.get("metrics_sha256"))
+        self.folder.open_log(*seen)
         if saved is not None:
-            say(f"Continuing after step {self.steps}.")
+            moved = other_versions(saved.get("versions"))
+            self.moves += [{"step": self.steps, **moved}] if moved else []
+            say(f"Continuing after step {self.steps}{said(moved)}.")
         self.board = Board(self.folder.path, self.config.tensorboard, self.steps)
         try:
             if saved is None:
@@ -308,6 +313,8 @@ class Session:
                 "running": self.running,
                 "seconds": dict(self.seconds),
                 "data": self.dataset.fingerprint,
+                "versions": versions(),
+                "moves": self.moves,
             }
         )
 
@@ -322,8 +329,15 @@ class Session:
                 f"dataset: the examples of {self.config.dataset} are not those that the run in {self.folder.path} was "
                 "started with; choose another folder."
             )
+        if told := differing(self.model.state_dict(), state["model"]):
+            raise OptionError(
+                f"model: {self.config.model} does not make the network of the run in {self.folder.path}: {told}; "
+                "choose another folder, or put the network back as it was."
+            )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with option("optimizer"):
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.moves = list(state.get("moves", ()))
         if self.average is not None:
             for name, value in self.average.values.items():
                 value.copy_(state["average"][name])
@@ -342,7 +356,8 @@ class Session:
 
     def summary(self, status: str) -> dict[str, Any]:
         """How the run ended, from its metrics."""
-        lines = [r for r in load_run(self.folder.path).records if r["kind"] == "epoch"]
+        records = load_run(self.folder.path).records
+        lines = [r for r in records if r["kind"] == "epoch"]
         aside = ("kind", "seconds")
         best: dict[str, float] = {}
         for line in lines:
@@ -360,8 +375,10 @@ class Session:
             "final": {k: v for k, v in lines[-1].items() if k not in aside} if lines else {},
             "best": best,
             "seconds": dict(self.seconds),
+            "lines": len(records),
             "config": self.config.plain(),
-            "versions": {"fisherviz": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": versions(),
+            "moves": self.moves,
             "data": {
                 "name": self.dataset.name,
                 "fingerprint": self.dataset.fingerprint,

@@ -6,15 +6,17 @@ Points of a grid are queued, so that each is tried once whoever works on it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import json
 import os
 import platform
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ from fisherviz.training.config import BEFORE
 from fisherviz.training.space import Space, grid
 
 SAMPLERS = ("grid", "random", "tpe")
+FILE = "sqlite:///"
+SAID = ("low", "high", "seconds", "stopped", "run")
+"""What is said of a finished trial, beside its value and its point."""
+SEAL = "seal"
 ATTRIBUTE, POINT, WORKER = "fisherviz", "point", "worker"
 Objective = Callable[[Any, dict[str, Any]], float]
 
@@ -44,10 +50,10 @@ def optuna() -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without Optuna's own lines and its warnings about what is experimental in it."""
+    """Without Optuna's own lines, its tracebacks, and its warnings about what is experimental in it."""
     library = optuna()
     level = library.logging.get_verbosity()
-    library.logging.set_verbosity(library.logging.WARNING)
+    library.logging.set_verbosity(library.logging.ERROR)  # a failed trial is told once, by whoever asked
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", library.exceptions.ExperimentalWarning)
@@ -79,6 +85,8 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
     if url.startswith("sqlite:"):
         options["engine_kwargs"] = {"connect_args": {"timeout": 60}}
     try:
+        if url.startswith(FILE) and Path(url.removeprefix(FILE)).exists():
+            _check_file(url.removeprefix(FILE))
         storage = library.storages.RDBStorage(
             with_driver(url), heartbeat_interval=heartbeat, grace_period=3 * heartbeat, **options
         )
@@ -88,6 +96,7 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
     except Exception as error:  # drivers and servers fail in classes of their own
         told = " ".join(str(error).split())[:300]
         raise OptionError(f"storage: {shown} cannot be used: {told}") from error
+    _check(study, shown)
     plain = json.loads(json.dumps(identity, sort_keys=True))
     found = study.user_attrs.get(ATTRIBUTE)
     if found is None:
@@ -101,6 +110,64 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
             "another study or folder, or give the same options to continue it."
         )
     return study
+
+
+def _check_file(path: str) -> None:
+    """Refuse a SQLite file whose pages do not belong together."""
+    with closing(sqlite3.connect(path)) as opened:
+        told = opened.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if told != "ok":
+        raise ValueError(f"it is damaged ({told}); remove it, and the sweep goes on with the runs that are kept.")
+
+
+def _check(study: Any, shown: str) -> None:
+    """Refuse a study with a trial that cannot be read, or that is not what was written."""
+    try:
+        for trial in study.get_trials(deepcopy=False):
+            attributes = dict(trial.user_attrs)
+            seal = attributes.pop(SEAL, None)
+            if trial.state.name == "COMPLETE" and seal not in (None, sealed(trial.value, trial.params, attributes)):
+                raise ValueError(f"trial {trial.number} is not what was written")
+    except Exception as error:  # damaged rows fail in classes of their own
+        told = " ".join(str(error).split())[:300]
+        raise OptionError(
+            f"storage: {shown} is damaged ({told}); remove it, and the sweep goes on with the runs that are kept."
+        ) from error
+
+
+def sealed(value: float, point: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
+    """The checksum of a finished trial.
+
+    Args:
+        value: of it.
+        point: where it is.
+        attributes: what else is said of it.
+    """
+    said = {name: attributes.get(name) for name in SAID}
+    return hashlib.sha256(json.dumps([repr(value), point, said], sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def stored(url: str) -> Iterator[None]:
+    """What the storage does not do inside is told in a sentence that names it.
+
+    Args:
+        url: of the storage.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    from sqlalchemy.exc import SQLAlchemyError  # comes with Optuna
+
+    try:
+        yield
+    except (optuna().exceptions.StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ or error
+        told = " ".join(str(cause).split()).partition(" [SQL")[0][:300]
+        raise RuntimeError(
+            f"storage: {url.rsplit('@', 1)[-1]} cannot be used ({told}); make room there or give another, and the "
+            "sweep goes on with the runs that are kept."
+        ) from error
 
 
 def with_driver(url: str) -> str:

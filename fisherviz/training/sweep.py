@@ -28,7 +28,18 @@ from fisherviz.training.diagnosis import NonFiniteLoss
 from fisherviz.training.network import usable
 from fisherviz.training.run import Say, Session, train
 from fisherviz.training.space import Space, configure, load_preset, make_space, probes
-from fisherviz.training.study import SAMPLERS, default_storage, open_study, optuna, quietly, work
+from fisherviz.training.study import (
+    SAID,
+    SAMPLERS,
+    SEAL,
+    default_storage,
+    open_study,
+    optuna,
+    quietly,
+    sealed,
+    stored,
+    work,
+)
 
 TABLE = "runs.csv"
 DATA = {"dataset", "size", "task", "standardise", "limit", "data_seed", "model", "dtype", "device"}
@@ -135,7 +146,11 @@ def sweep(
         "epochs": make_config(fields).epochs, "max_steps": make_config(fields).max_steps,
         "sampler": sampler, "metric": metric, "seeds": seeds,
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    with option("out"):
+        files.check_place(folder, directory=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    url = storage or default_storage(folder)
     first = make_config(fields).seed
     tell = say or (lambda line: None)
 
@@ -154,15 +169,16 @@ def sweep(
             values.append(_worst(maximise) if stopped else float(final.get(metric, _worst(maximise))))
             seconds += run.summary["seconds"]["total"]
         value = float(np.mean(values))
-        for key, said in {
-            "low": min(values), "high": max(values), "seconds": seconds, "stopped": stopped, "run": str(place),
-        }.items():  # fmt: skip
-            trial.set_user_attr(key, said if not isinstance(said, float) or math.isfinite(said) else str(said))
+        said = dict(zip(SAID, (min(values), max(values), seconds, stopped, str(place)), strict=True))
+        said = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in said.items()}
+        for key, attribute in (said | {SEAL: sealed(value, point, said)}).items():
+            trial.set_user_attr(key, attribute)
         tell(f"{metric} {value:.4g}  " + "  ".join(f"{k.split('.')[-1]}={v}" for k, v in point.items()))
         return value
 
-    with quietly():
-        opened = open_study(storage or default_storage(folder), study or folder.name, maximise, identity, heartbeat)
+    with quietly(), stored(url):
+        with files.held(folder):  # two that begin at once would both make the tables of one file
+            opened = open_study(url, study or folder.name, maximise, identity, heartbeat)
         work(opened, space, sampler, trials, first, objective)
         found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise))
     files.write_whole(folder / TABLE, found.table.to_csv(index=False))

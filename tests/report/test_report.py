@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -24,6 +25,7 @@ from fisherviz.report.ranked import csv_link, ranked
 from fisherviz.report.tables import layer_tables, summary_table
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.support import files
+from fisherviz.support.checksums import opened_json, sealed_json
 from tests.factory import METHODS, make_comparison
 
 EVIL = "<script>alert('1')</script>"
@@ -527,10 +529,10 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     calls = iter(range(100))
 
-    def fill(path, content):
+    def fill(stream, content):
         if next(calls) == 5:
             raise OSError("disk full")
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        stream.write(content.encode() if isinstance(content, str) else content)
 
     monkeypatch.setattr(files, "_fill", fill)
     with pytest.raises(OSError, match="disk full"):
@@ -571,3 +573,40 @@ def test_a_sheet_draws_what_a_whole_new_drawing_would_show():
             canvas = FigureCanvasAgg(whole)
             canvas.draw()
             assert np.array_equal(seen, np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def test_labels_that_differ_have_pictures_of_their_own(tmp_path):
+    methods = ("a/b", "a b", "a_b", "A_B", "a:b" + "x" * 300)
+    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=methods))
+    names = [path.name for path in (tmp_path / "pictures").glob("matrix-*.png")]
+    assert len({name.casefold() for name in names}) == len(methods)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links as Unix has them")
+def test_a_report_deletes_nothing_but_its_own_files(tmp_path):
+    """Whatever report.json lists, and whatever its folders have become."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    write_report(out, make_comparison(layers=("a", "b"), methods=("kfac", "foof")))
+    (out / "mine.txt").write_text("mine")
+    (out / "pictures" / "matrix-foof.png").write_bytes(b"edited by the user")
+    (out / "pictures").rename(elsewhere)
+    facts = opened_json((out / "report.json").read_text())
+    facts["sha256"] |= {"mine.txt": "0" * 64, "../elsewhere/spectra.png": facts["sha256"]["pictures/spectra.png"]}
+    (out / "report.json").write_text(sealed_json(facts))
+    (out / "pictures").symlink_to(elsewhere)
+    before = {path: path.read_bytes() for path in (*elsewhere.iterdir(), out / "mine.txt", out / "index.html")}
+    with pytest.raises(ValueError, match="pictures is a link that leaves"):
+        write_report(out, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    assert {path: path.read_bytes() for path in before} == before
+    (out / "pictures").unlink()
+    write_report(out, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    kept = {path: content for path, content in before.items() if path.name != "index.html"}
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_file_that_a_report_wrote_and_somebody_changed_stays(tmp_path):
+    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac", "foof")))
+    (tmp_path / "pictures" / "matrix-foof.png").write_bytes(b"edited")
+    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    assert (tmp_path / "pictures" / "matrix-foof.png").read_bytes() == b"edited"
+    assert not (tmp_path / "pictures" / "inverse-foof.png").exists()

@@ -12,6 +12,7 @@ import pytest
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.support import files
+from fisherviz.support.checksums import opened_json, sealed_json
 from tests.factory import METHODS, make_comparison
 
 
@@ -174,7 +175,7 @@ def test_a_file_of_another_comparison_is_refused(comparison, tmp_path):
 
 def test_passes_that_were_timed_are_not_read_as_counted(comparison, tmp_path):
     path = comparison.save(tmp_path / "c") / "comparison.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(sealed_json(opened_json(path.read_text()) | {"format": 1}))
     found = load_comparison(tmp_path / "c")
     assert "passes" in comparison.metrics
     assert set(found.metrics) == set(comparison.metrics) - {"passes"}
@@ -183,7 +184,7 @@ def test_passes_that_were_timed_are_not_read_as_counted(comparison, tmp_path):
 
 def test_a_newer_format_is_refused(comparison, tmp_path):
     path = comparison.save(tmp_path) / "comparison.json"
-    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
+    path.write_text(sealed_json(opened_json(path.read_text()) | {"format": 99}))
     with pytest.raises(ValueError, match="format 99, this release reads up to 2; upgrade"):
         load_comparison(tmp_path)
 

@@ -5,7 +5,6 @@ Exhibits never touch each other's rows.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,9 @@ from fisherviz._version import __version__
 from fisherviz.papers.ledger.claims import Outcome
 from fisherviz.papers.ledger.pages import pages
 from fisherviz.papers.trials.work import Run, commit
-from fisherviz.support.files import resolve, write_together
+from fisherviz.support.checksums import opened_json, sealed_json
+from fisherviz.support.files import commit as commit_files
+from fisherviz.support.files import replacing, resolve
 
 JSON = "claims.json"
 
@@ -34,7 +35,6 @@ def record(out: Path, name: str, title: str, shows: str, outcome: Outcome, run: 
     Raises:
         ValueError: the folder's claims.json is damaged.
     """
-    known = load(out)
     rows = []
     for claim in outcome.claims:
         finite = {key: value for key, value in claim.values.items() if not math.isinf(value)}
@@ -43,23 +43,20 @@ def record(out: Path, name: str, title: str, shows: str, outcome: Outcome, run: 
         "scale": run.scale, "seed": run.seed, "device": run.device, "fisherviz": __version__, "commit": commit(),
         "core_hours": round(sum(found["made"]["cpu_seconds"] for found in run.used.values()) / 3600, 3),
     }  # fmt: skip
-    known[name] = {
+    exhibit = {
         "title": title, "shows": shows, "run": how, "setting": outcome.setting, "details": outcome.details,
         "caption": outcome.caption, "picture": None if outcome.picture is None else f"{name}.png",
         "protocol": [[list(pair) for pair in row.items()] for row in outcome.protocol], "claims": rows,
     }  # fmt: skip
-    known = dict(sorted(known.items()))
-    contents: dict[str, bytes | str] = {JSON: _json(known) + "\n", **pages(known)}
+    contents: dict[str, bytes | str] = {}
     if outcome.picture is not None:
         contents[f"{name}.png"] = outcome.picture
     if run.used:
-        lines = [_json(_short(found), None) for found in run.used.values()]
+        lines = [sealed_json(_short(found), sort_keys=True) for found in run.used.values()]
         contents[f"{name}.runs.jsonl"] = "\n".join(lines) + "\n"
-    write_together(out, contents)
-
-
-def _json(value: Any, indent: int | None = 1) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    with replacing(out):  # another process may be recording another exhibit
+        known = dict(sorted({**load(out), name: exhibit}.items()))
+        commit_files(out, {JSON: sealed_json(known, indent=1, sort_keys=True) + "\n", **pages(known), **contents})
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def load(out: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = opened_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it or choose another folder.") from error
     if not isinstance(known, dict) or not all(isinstance(e, dict) and "claims" in e for e in known.values()):

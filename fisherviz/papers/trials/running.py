@@ -18,7 +18,8 @@ from fisherviz.papers.trials.states import State, kept_state
 from fisherviz.papers.trials.work import Run, kept, place
 from fisherviz.support.files import write_whole
 from fisherviz.support.progress import progress_bar
-from fisherviz.support.sealing import seal, unseal
+from fisherviz.support.sealing import read_sealed, seal
+from fisherviz.training.continuing import differing, other_versions, versions
 from fisherviz.training.data import Batches, Position
 from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, finite
 from fisherviz.training.evaluation import Average, evaluate, score
@@ -126,6 +127,7 @@ class _Training:
         self.average = None if problem.averaging is None else Average(self.model, problem.averaging)
         self.position, self.done, self.seconds = Position(), 0, 0.0
         self.curve: list[dict[str, float]] = []
+        self.moves: list[dict[str, Any]] = []
         self.right = self.seen = 0
         self.path = place(what, run, ".part")
         self._resume()
@@ -154,7 +156,8 @@ class _Training:
             stopped = str(error)
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-        return {"curve": self.curve, "stopped": stopped, "seconds": self.seconds}
+        moves = {"moves": self.moves} if self.moves else {}
+        return {"curve": self.curve, "stopped": stopped, "seconds": self.seconds, **moves}
 
     def _step(self, x: Tensor, y: Tensor, step: int) -> None:
         first: list[float] = []
@@ -219,12 +222,25 @@ class _Training:
             "counts": [self.done, self.right, self.seen],
             "seconds": self.seconds,
             "curve": self.curve,
+            "data": self.data.fingerprint,
+            "versions": versions(),
+            "moves": self.moves,
         }
 
     def _resume(self) -> None:
         if self.path is None or not self.path.exists():
             return
-        state = unseal(self.path.read_bytes())
+        state = read_sealed(self.path)
+        if state.get("data", self.data.fingerprint) != self.data.fingerprint:
+            raise ValueError(
+                f"{self.path} was begun with other examples of {self.problem.dataset} (data); remove it to begin again."
+            )
+        if told := differing(self.model.state_dict(), state["model"]):
+            raise ValueError(
+                f"{self.path} was begun with another {self.problem.model} (model): {told}; remove it to begin again."
+            )
+        if moved := other_versions(state.get("versions")):
+            self.moves.append({"step": state["counts"][0], **moved})
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -234,3 +250,4 @@ class _Training:
         self.position = Position(*state["position"])
         self.done, self.right, self.seen = state["counts"]
         self.seconds, self.curve = state["seconds"], state["curve"]
+        self.moves = [*state.get("moves", ()), *self.moves]

@@ -7,7 +7,7 @@ from typing import Any
 
 from fisherviz.papers.trials.work import Run, kept, place
 from fisherviz.support.files import write_whole
-from fisherviz.support.sealing import seal, unseal
+from fisherviz.support.sealing import read_sealed, seal
 
 State = dict[str, Any]
 
@@ -37,7 +37,7 @@ def kept_state(
 
     found = kept(what, measured, run)
     if not made and path is not None and path.exists():
-        return found, unseal(path.read_bytes())
+        return found, read_sealed(path)
     if not made:
         measured()
     return found, made[0]

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from fisherviz._version import __version__
+from fisherviz.support.checksums import opened_json, sealed_json
 from fisherviz.support.files import write_whole
 
 SCALES = ("smoke", "desk", "paper")
@@ -90,14 +91,25 @@ def kept(what: Mapping[str, Any], measure: Callable[[], dict[str, Any]], run: Ru
     """
     path, text = place(what, run), _text(what)
     if path is not None and path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = _read(path, json.loads(text))
     else:
         began = time.process_time()
         result = measure()
         found = {"what": json.loads(text), "made": made(time.process_time() - began), **result}
         if path is not None:
-            write_whole(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+            write_whole(path, sealed_json(found, indent=1) + "\n")
     run.used[text] = found
+    return found
+
+
+def _read(path: Path, what: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept in a file, which must be the measurement of that name."""
+    try:
+        found = opened_json(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("what") != what:
+            raise ValueError("it is not the measurement of its name")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and it is measured again.") from error
     return found
 
 
