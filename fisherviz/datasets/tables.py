@@ -6,7 +6,7 @@ Columns stay in the units of the source; `fisherviz.datasets.catalogue` standard
 from __future__ import annotations
 
 import gzip
-import zlib
+import io
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 
 from fisherviz.datasets.locate import Source, locate
 from fisherviz.datasets.raw import Raw, shuffled
+from fisherviz.support.opening import decompressed
 
 REPLACE = "replace it by the published file"
 ECOLI_FEATURES = ("mcg", "gvh", "lip", "chg", "aac", "alm1", "alm2")
@@ -69,8 +70,8 @@ WEATHER = Source(
 def _read(source: Source, columns: Iterable[str], progress: bool) -> pd.DataFrame:
     path = locate(source, progress)[source.files[0]]
     try:
-        frame = pd.read_csv(path, keep_default_na=False)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        frame = pd.read_csv(io.BytesIO(decompressed(path)), keep_default_na=False)
+    except ValueError as error:
         raise ValueError(f"{path} is no readable gzipped table ({error}); {REPLACE}.") from error
     missing = [column for column in columns if column not in frame.columns]
     if missing or frame.empty:

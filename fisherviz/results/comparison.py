@@ -21,7 +21,7 @@ import pandas as pd
 from fisherviz.results import metrics
 from fisherviz.results.outputs import output
 from fisherviz.results.summary import ERROR, Summary
-from fisherviz.support import files
+from fisherviz.support import files, opening
 from fisherviz.support.names import readable
 from fisherviz.support.numbers import three_digits
 from fisherviz.support.tables import counted, html_table, text_table
@@ -270,9 +270,11 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
             raise ValueError(
                 f"{directory / name} is damaged or belongs to another comparison than {FACTS}; save it again."
             )
-    with np.load(io.BytesIO(contents[ARRAYS]), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    frame = pd.read_parquet(io.BytesIO(contents[TABLE]))
+    try:
+        arrays = opening.arrays(contents[ARRAYS])
+        frame = opening.table(contents[TABLE], COLUMNS[:4], COLUMNS[4:])
+    except ValueError as error:
+        raise ValueError(f"{directory} holds no saved comparison that fisherviz wrote: {error}.") from error
     if version < 2 and (frame["metric"] == "passes").any():
         frame = frame[frame["metric"] != "passes"]
         said = "passes are left out: an earlier release timed them where they are counted now; compare again for them."

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fisherviz.support.pickles import tensors
+
 EMPTY = b"\0\0"
 """Length of the comment at the end of a ZIP archive that has none."""
 
@@ -33,10 +35,11 @@ def unseal(content: bytes) -> dict[str, Any]:
         content: of the file.
 
     Raises:
-        ValueError: a byte is another.
-        Exception: whatever torch raises on bytes that are no archive of tensors.
+        ValueError: a byte is another, or it is no archive of tensors.
     """
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state = tensors(content)
+    if not isinstance(state, dict):
+        raise ValueError("it is no state")
     if state.get("sealed") and content != _sealed(_opened(content)):
         raise ValueError("its checksum is another")
     return state
