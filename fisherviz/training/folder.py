@@ -141,6 +141,8 @@ class Folder:
             state = unseal(content)
         except Exception as error:
             raise OptionError(f"out: {path} cannot be read; remove the folder to start again.") from error
+        if not isinstance(state.get("format"), int):
+            raise OptionError(f"out: {path} is no checkpoint of a run; remove the folder to start again.")
         if state["format"] > FORMAT:
             raise OptionError(f"out: {path} is in format {state['format']}, this release reads {FORMAT}; upgrade.")
         return state

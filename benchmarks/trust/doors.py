@@ -1,0 +1,282 @@
+"""Each door of the package at which somebody else's file can knock, tried in a process of its own that is watched.
+
+The process has an address space that ends, a clock, and an empty folder; what it did is told by what it left: the
+sentence, the memory that it touched, the seconds, and whether the file's code ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.trust.hostile_files import CANARY, Case
+
+SECONDS = 10
+"""Of the processor, so that a machine that does other things besides changes nothing."""
+PATIENCE = 120.0
+"""Seconds on the wall after which a process that uses no processor is held to wait for ever."""
+ADDRESSES = 4 * 2**30
+"""Bytes by which a process's address space may grow."""
+TOUCHED = 450 * 2**20
+"""Bytes of memory that it may touch beyond what its modules take: twice what a file of a data set may unfold to, and
+what torch and Arrow take when they are used first."""
+NETWORK = "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Linear(64, 10))\n"
+BASE = ("train", "--dataset", "digits", "--limit", "20", "--batch-size", "10", "--epochs", "2", "--model",
+        "net.py:build", "--optimizer", "sgd", "--quiet")  # fmt: skip
+EXPECTED = (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one knock.
+
+    Args:
+        ended: "refused", "taken", "raw" (an error of another class), "unclear" (a refusal that is not one sentence,
+            does not name the file, or would steer a terminal), "slow", "killed" or "ran" (the file's code).
+        said: the sentence.
+        seconds: of the processor.
+        touched: bytes of memory beyond what the process had.
+    """
+
+    ended: str
+    said: str
+    seconds: float
+    touched: int
+
+
+def command(*arguments: str) -> None:
+    """The command line in this process; its error is raised as it was printed."""
+    from fisherviz.cli import app
+
+    out, said = io.StringIO(), io.StringIO()
+    code: Any = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            app(list(arguments))
+    except SystemExit as left:
+        code = left.code
+    if code == 0:
+        return
+    text = said.getvalue()
+    if code not in (1, 2) or not text.endswith("\n"):
+        raise AssertionError(f"exit status {code} with {text!r}")
+    raise ValueError(text.removesuffix("\n"))
+
+
+def _weights(path: Path) -> None:
+    Path("net.py").write_text(NETWORK)
+    command(
+        "report", "--model", "net.py:build", "--data", "digits", "--weights", path.name, "--quiet", "--examples", "4"
+    )
+
+
+def _comparison(path: Path) -> None:
+    import fisherviz as fv
+
+    found = fv.load_comparison(path)
+    repr(found)
+
+
+def _against(path: Path) -> None:
+    command("report", "--against", str(path), "--quiet", "--model", "no.such:thing", "--data", "digits")
+
+
+def _page(path: Path) -> None:
+    import fisherviz as fv
+
+    fv.load_comparison(path).to_html("page.html")
+
+
+def _run(path: Path) -> None:
+    from fisherviz.results.run import load_run
+
+    repr(load_run(path if path.is_dir() else path.parent))
+
+
+def _resume(path: Path) -> None:
+    command(*BASE, "--out", str(path.parent))
+
+
+def _approximation(path: Path) -> None:
+    import fisherviz as fv
+
+    fv.load_approximation(path)
+
+
+def _data(name: str, path: Path) -> None:
+    from fisherviz import datasets
+
+    datasets.load(name, progress=False)
+
+
+def _sweep(path: Path) -> None:
+    Path("net.py").write_text(NETWORK)
+    url = path.read_text() if path.name == "url" else f"sqlite:///{path}"
+    command("sweep", *BASE[1:-1], "--over", "seed=[0]", "--storage", url, "--out", "out", "--quiet")
+
+
+def _flag(flag: str, path: Path) -> None:
+    command("sweep" if flag == "--over" else "train", flag, path.read_text(), "--out", "out", "--quiet")
+
+
+DOORS: dict[str, Callable[[Path], None]] = {
+    "weights": _weights,
+    "comparison": _comparison,
+    "against": _against,
+    "page": _page,
+    "run": _run,
+    "resume": _resume,
+    "resume config": _resume,
+    "approximation": _approximation,
+    "config": lambda path: command("train", "--config", path.name, "--out", "out"),
+    "sweep config": lambda path: command("sweep", "--config", path.name, "--over", "seed=[0]", "--out", "out"),
+    "storage": _sweep,
+    "storage url": _sweep,
+}
+for _name in ("mnist", "weather", "faces", "cifar10-subset", "ecoli", "house"):
+    DOORS[f"data {_name}"] = lambda path, name=_name: _data(name, path)
+    DOORS[f"check {_name}"] = lambda path, name=_name: command("data", "check", name)
+for _name in ("-O", "-M", "--over"):
+    DOORS[f"flag {_name}"] = lambda path, name=_name: _flag(name, path)
+MODULES = [
+    "benchmarks.trust.doors", "fisherviz.cli", "fisherviz.commands.report", "fisherviz.training", "fisherviz.datasets",
+    "fisherviz.report", "fisherviz.plotting.sweeps", "pyarrow.parquet", "safetensors.torch", "sklearn.datasets",
+    "fisherviz.training.sweep", "optuna.storages", "matplotlib.pyplot", "scipy.ndimage", "torch._dynamo",
+    "torch.utils.tensorboard",
+]  # fmt: skip
+
+
+def prepared(folder: Path) -> Path:
+    """A folder with a good comparison and a good run, of which each case gets a copy; made once."""
+    from fisherviz.training import train
+    from tests.factory import make_comparison
+
+    make_comparison(methods=("kfac", "foof")).save(folder / "comparison")
+    (folder / "run").mkdir()
+    (folder / "run" / "net.py").write_text(NETWORK)
+    here = Path.cwd()
+    os.chdir(folder / "run")
+    try:
+        fields = {"dataset": "digits", "limit": 20, "batch_size": 10, "epochs": 1, "model": "net.py:build",
+                  "optimizer": "sgd", "quiet": True, "out": "."}  # fmt: skip
+        train(fields)
+    finally:
+        os.chdir(here)
+    return folder
+
+
+def tried(case: Case, door: str, good: Path, folder: Path) -> Outcome:
+    """One knock.
+
+    Args:
+        case: the file.
+        door: at which.
+        good: what `prepared` made.
+        folder: empty.
+    """
+    place = _placed(case, door, good, folder)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    mine, other = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(other, door, str(place), str(folder)))
+    began = time.monotonic()
+    process.start()
+    other.close()
+    told = None
+    with contextlib.suppress(EOFError):
+        if mine.poll(PATIENCE):
+            told = mine.recv()
+    waited = time.monotonic() - began
+    process.join(1 if told is None else PATIENCE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    if any(folder.rglob(CANARY)):
+        return Outcome("ran", "", waited, 0)
+    if told is None:
+        late = waited >= PATIENCE or process.exitcode == -signal.SIGXCPU
+        return Outcome("slow" if late else "killed", f"exit status {process.exitcode}", waited, 0)
+    ended, said, touched, seconds = told
+    if ended == "refused":
+        ended = _clear(said, [case.named or place.name, place.parent.name], folder)
+    return Outcome(ended, said, seconds, touched)
+
+
+def _placed(case: Case, door: str, good: Path, folder: Path) -> Path:
+    """The case's files where the door looks for them."""
+    if door in ("comparison", "against", "page"):
+        shutil.copytree(good / "comparison", folder, dirs_exist_ok=True)
+        return case.write(folder)
+    if door in ("run", "resume", "resume config"):
+        shutil.copytree(good / "run", folder, dirs_exist_ok=True)
+        written = case.write(folder)
+        return written if door != "resume" else written.replace(folder / "checkpoint.pt")
+    return case.write(folder)
+
+
+def _clear(said: str, names: list[str], folder: Path) -> str:
+    """Whether a refusal is one sentence that names the file."""
+    line = said.strip()
+    steers = any(not character.isprintable() for character in line)
+    clear = line and not steers and len(line) < 1500 and "Traceback" not in line
+    return "refused" if clear and any(name and name in line for name in [*names, folder.name]) else "unclear"
+
+
+def _child(pipe: Any, door: str, place: str, folder: str) -> None:
+    """In the process: limits, the knock, what came of it."""
+    os.chdir(folder)
+    os.environ.update(FISHERVIZ_DATA=f"{folder}/data", XDG_CACHE_HOME=f"{folder}/cache", COLUMNS="100000")
+    os.makedirs(f"{folder}/data", exist_ok=True)
+    sys.path.insert(0, folder) if door == "resume" else None
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    before = _status()
+    limit = before["VmSize"] + ADDRESSES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    used = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + SECONDS + 1, int(used) + SECONDS + 2))
+    try:
+        DOORS[door](Path(place))
+        ended, said = "taken", ""
+    except EXPECTED as error:
+        ended, said = "refused", str(error)
+        if type(error).__module__ == "builtins" and type(error) not in EXPECTED and not isinstance(error, RuntimeError):
+            ended, said = "raw", f"{type(error).__name__}: {error}"
+        if isinstance(error, RecursionError) or type(error).__module__.split(".")[0] not in ("builtins", "fisherviz"):
+            ended, said = "raw", f"{type(error).__name__}: {error}"
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        ended, said = "raw", f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+    touched = max(0, _status()["VmHWM"] - before["VmRSS"])
+    pipe.send((ended, said[:3000], touched, time.process_time() - used))
+    pipe.close()
+    os._exit(0)
+
+
+def _status() -> dict[str, int]:
+    """Sizes of this process in bytes."""
+    with open("/proc/self/status") as lines:
+        return {
+            name: 1024 * int(rest.split()[0])
+            for name, _, rest in (line.partition(":") for line in lines)
+            if name in ("VmSize", "VmHWM", "VmRSS")
+        }
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as JSON holds it."""
+    return asdict(outcome)
