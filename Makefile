@@ -52,12 +52,31 @@ docs: $(STAMP)
 	$(BIN)/python -m sphinx -q -E -W --keep-going -j 2 -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-# torch comes first and pinned, so that nothing later in the resolution can choose another build of it.
-$(STAMP): pyproject.toml constraints.txt
+# Every file that is installed has one of the hashes of requirements.lock, but for torch: its builds differ from machine to
+# machine, and it is pinned by its version alone. All that torch needs of others, but its libraries for a GPU, is there
+# before it, and nothing later can choose another build of it.
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,notebook,sweep]"
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
+
+# After a change of pyproject.toml or constraints.txt: the hashes of all files of the pinned versions.
+lock:
+	uv pip compile -q pyproject.toml .ci/torch.in --extra dev --extra notebook --extra sweep --extra docs \
+	    -c constraints.txt --override .ci/without-torch.txt --no-emit-package torch --generate-hashes --universal \
+	    --python-version 3.11.5 --no-header --no-annotate --no-emit-index-url -o requirements.lock
+
+# The oldest versions that pyproject.toml admits, in an environment of its own, with a good part of the tests. TORCH is the
+# requirement for torch: its oldest version, unless there is no build of that for this machine.
+lowest:
+	rm -rf $(LOWEST)
+	uv venv -q --python $(PYTHON) $(LOWEST)
+	uv pip compile -q pyproject.toml --extra dev --extra sweep --resolution lowest-direct --no-annotate --no-header \
+	    $(if $(TORCH),--override $(LOWEST)/torch.txt) -o $(LOWEST)/versions.txt
+	VIRTUAL_ENV=$(LOWEST) uv pip install -q --only-binary :all: -r $(LOWEST)/versions.txt
+	PYTHONPATH=. $(ONE_THREAD) $(LOWEST)/bin/python -m pytest -q -n 2 -m "not peers and not soak and not slow" $(LOWEST_TESTS)
 
 clean:
 	rm -rf report build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def prepared(folder: Path) -> Path:
     make_comparison(methods=("kfac", "foof")).save(folder / "comparison")
     (folder / "run").mkdir()
     (folder / "run" / "net.py").write_text(NETWORK)
-    here = Path.cwd()
+    here, path = Path.cwd(), list(sys.path)
     os.chdir(folder / "run")
     try:
         fields = {"dataset": "digits", "limit": 20, "batch_size": 10, "epochs": 1, "model": "net.py:build",
@@ -174,6 +174,8 @@ def prepared(folder: Path) -> Path:
         train(fields)
     finally:
         os.chdir(here)
+        sys.path[:] = path
+        sys.modules.pop("net", None)
     return folder
 
 
@@ -210,8 +212,14 @@ def tried(case: Case, door: str, good: Path, folder: Path) -> Outcome:
         return Outcome("slow" if late else "killed", f"exit status {process.exitcode}", waited, 0)
     ended, said, touched, seconds = told
     if ended == "refused":
-        ended = _clear(said, [case.named or place.name, place.parent.name], folder)
+        names = [case.named or place.name, place.parent.name, *(["--"] if "config" in door or "flag" in door else [])]
+        ended = _clear(said, names, folder)  # a field that has a wrong value is named as its flag
     return Outcome(ended, said, seconds, touched)
+
+
+def harmless(case: Case, door: str) -> bool:
+    """Whether a file may be taken: as a mapping of plain values, or for what it holds beside what nobody reads."""
+    return case.name.startswith("harmless: ") or (case.kind in ("YAML", "JSON") and door == "run")
 
 
 def _placed(case: Case, door: str, good: Path, folder: Path) -> Path:
@@ -277,6 +285,83 @@ def _status() -> dict[str, int]:
         }
 
 
-def plain(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as JSON holds it."""
-    return asdict(outcome)
+def mutated(count: int, seed: int = 0) -> dict[str, int]:
+    """Good files of each format with some bytes changed, cut out or doubled, opened in one watched process.
+
+    Args:
+        count: of each format.
+        seed: of the changes.
+
+    Returns:
+        How many were refused by a ValueError ("refused"), read ("taken"), or something else ("raw"); and "killed", 1 if
+        the process did not live to tell.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    mine, other = context.Pipe(duplex=False)
+    process = context.Process(target=_mutating, args=(other, count, seed))
+    process.start()
+    other.close()
+    found = {"refused": 0, "taken": 0, "raw": 0, "killed": 1}
+    with contextlib.suppress(EOFError):
+        found = mine.recv() | {"killed": 0}
+    process.join()
+    return found
+
+
+def _mutating(pipe: Any, count: int, seed: int) -> None:
+    import random
+
+    import torch
+    from safetensors.torch import load, save
+
+    from fisherviz.results.comparison import ARRAYS, COLUMNS, FACTS, TABLE
+    from fisherviz.support import opening, pickles, plain
+    from fisherviz.support.errors import refusing
+    from tests.factory import make_comparison
+
+    def safetensors(content: bytes) -> None:
+        with refusing():
+            load(content)
+
+    contents = make_comparison(methods=("kfac",), units=1, fan_in=1).to_files()
+    state = {"0.weight": torch.arange(20.0), "0.bias": torch.arange(4)}
+    streams = [io.BytesIO(), io.BytesIO()]
+    torch.save(state, streams[0])
+    torch.save(state, streams[1], _use_new_zipfile_serialization=False)
+    text = "dataset: digits\nmodel_options: {hidden: [3, 4]}\nseed: 0x1f\nholdout: 1e-1\n"
+    formats: list[tuple[bytes, Callable[[bytes], object]]] = [
+        (streams[0].getvalue(), pickles.tensors),
+        (streams[1].getvalue(), pickles.tensors),
+        (save(state), safetensors),
+        (contents[ARRAYS], opening.arrays),
+        (contents[TABLE], lambda content: opening.table(content, COLUMNS[:4], COLUMNS[4:])),
+        (contents[FACTS], plain.from_json),
+        (text.encode(), lambda content: plain.from_yaml(content.decode("latin1"))),
+    ]
+    draw, found = random.Random(seed), {"refused": 0, "taken": 0, "raw": 0}
+    for good, opened in formats:
+        for _ in range(count):
+            content = bytearray(good)
+            for _ in range(draw.choice((1, 1, 2, 8, 64))):
+                place = draw.randrange(max(1, len(content)))
+                match draw.randrange(4):
+                    case 0:
+                        content[place : place + 1] = bytes([draw.randrange(256)])
+                    case 1:
+                        content[place : place + 1] = bytes(
+                            b ^ 1 << draw.randrange(8) for b in content[place : place + 1]
+                        )
+                    case 2:
+                        del content[place : place + draw.randrange(1, 16)]
+                    case _:
+                        content[place:place] = content[place : place + draw.randrange(1, 64)]
+            try:
+                opened(bytes(content))
+                found["taken"] += 1
+            except ValueError:
+                found["refused"] += 1
+            except Exception:
+                found["raw"] += 1
+    pipe.send(found)
+    pipe.close()

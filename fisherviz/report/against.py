@@ -6,7 +6,6 @@ worse by the metric's distance from its best value, and as neither where two sta
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.support import files
 from fisherviz.support.names import readable
+from fisherviz.support.plain import from_json
 
 SAME = 0.005
 """Relative change that reads the same in a table of three digits."""
@@ -110,12 +110,14 @@ def comparisons_of(source: Source) -> dict[str, Comparison]:
         return dict(source)
     whole = load_comparison(source)
     try:
-        listed = json.loads(files.resolve(Path(source), "report.json").read_text(encoding="utf-8"))["sections"]
+        listed = from_json(files.resolve(Path(source), "report.json").read_bytes())["sections"]
         folders = [(str(section["title"]), str(section["folder"])) for section in listed]
     except OSError:
         return {"": whole}  # a saved comparison without a report around it
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{Path(source) / 'report.json'} is damaged; make the report again.") from error
+    if away := [folder for _, folder in folders if folder != "." and (len(Path(folder).parts) != 1 or folder == "..")]:
+        raise ValueError(f"{Path(source) / 'report.json'} names the folder {away[0]!r}, which is none of the report's.")
     return {title: whole if folder == "." else load_comparison(Path(source) / folder) for title, folder in folders}
 
 

@@ -24,6 +24,7 @@ from fisherviz.report.words import paragraph, verdict
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 from fisherviz.support import files
+from fisherviz.support.plain import from_json
 
 TITLE = "How good is each approximation of the Fisher information?"
 
@@ -115,7 +116,7 @@ def _facts(section: Section) -> dict[str, Any]:
 def _earlier_files(directory: Path) -> set[str]:
     """Files of the report that stood here before, by its own list."""
     try:
-        listed = json.loads(files.resolve(directory, "report.json").read_text())["files"]
+        listed = from_json(files.resolve(directory, "report.json").read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return set()
     paths = [Path(str(name)) for name in listed]

@@ -24,6 +24,7 @@ from fisherviz.results.summary import ERROR, Summary
 from fisherviz.support import files, opening
 from fisherviz.support.names import readable
 from fisherviz.support.numbers import three_digits
+from fisherviz.support.plain import from_json
 from fisherviz.support.tables import counted, html_table, text_table
 
 COLUMNS = ("method", "row", "col", "metric", "value", "stderr")
@@ -259,9 +260,9 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
                 "give the directory that Comparison.save or `fisherviz report` wrote."
             ) from error
     try:
-        facts = json.loads(contents[FACTS])
-        version, digests, meta = facts["format"], facts["sha256"], facts["meta"]
-    except (ValueError, KeyError, TypeError) as error:
+        facts = from_json(contents[FACTS])
+        version, digests, meta = int(facts["format"]), dict(facts["sha256"]), dict(facts["meta"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{directory / FACTS} is damaged or not a comparison's; save it again.") from error
     if version > FORMAT:
         raise ValueError(f"{directory} is in format {version}, this release reads up to {FORMAT}; upgrade fisherviz.")

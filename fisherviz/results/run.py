@@ -6,16 +6,15 @@ line's "seconds".
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from fisherviz.support.choices import one_of
+from fisherviz.support.plain import from_json, from_yaml
 
 METRICS, CONFIG, SUMMARY, CHECKPOINT = "metrics.jsonl", "config.yaml", "summary.json", "checkpoint.pt"
 MONITOR = ("method", "layer", "metric", "value")
@@ -86,16 +85,19 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     """
     directory = Path(path)
     try:
-        config = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+        config = from_yaml((directory / CONFIG).read_text(encoding="utf-8"))
         lines = (directory / METRICS).read_bytes().split(b"\n")[:-1]
-        records = tuple(json.loads(line) for line in lines)
+        records = tuple(from_json(line) for line in lines)
         summary = directory / SUMMARY
-        ended = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        ended = from_json(summary.read_text(encoding="utf-8")) if summary.exists() else {}
     except OSError as error:
         raise ValueError(
             f"{directory} holds no training run: {Path(str(error.filename)).name} cannot be read; give "
             "the folder that `fisherviz train` wrote."
         ) from error
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ValueError(f"{directory} holds a damaged training run: {' '.join(str(error).split())}.") from error
+    lines_fit = all(isinstance(record, dict) and record.get("kind") in KINDS for record in records)
+    if not (isinstance(config, dict) and isinstance(ended, dict) and lines_fit):
+        raise ValueError(f"{directory} holds a damaged training run: its files are not what a run writes.")
     return Run(directory, config, records, ended)

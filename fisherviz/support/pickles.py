@@ -91,6 +91,8 @@ def _look(stream: BinaryIO) -> None:
         if len(pickles) != 1:
             raise ValueError("it holds no pickle of its own, or several")
         folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}constants.pkl" in names:
+            raise ValueError("it is a program of torchscript")
         sizes = {entry.filename.removeprefix(f"{folder}data/"): entry.file_size for entry in entries}
         _look_at(io.BytesIO(archive.read(pickles[0])), size, sizes)
 

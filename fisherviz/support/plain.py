@@ -18,8 +18,8 @@ LONGEST = 2**19
 """Characters of a YAML text; its parser is slow."""
 DEEPEST = 50
 """Lists and mappings one inside the other."""
-MOST = 100_000
-"""Values, each counted wherever a YAML text repeats it by an alias."""
+LARGEST = 2**64
+"""Of whole numbers."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,8 +42,20 @@ class _Loader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """As PyYAML's.
+
+        Args:
+            node: of the number.
+        """
+        found = super().construct_yaml_int(node)
+        if abs(found) > LARGEST:
+            raise yaml.constructor.ConstructorError(None, None, "a number is beyond 64 bits", node.start_mark)
+        return found
+
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
@@ -56,44 +68,31 @@ def from_yaml(text: str) -> Any:
         text: one document.
 
     Raises:
-        ValueError: it is no YAML, names classes, gives a key twice, is deeper or larger than a person writes.
+        ValueError: it is no YAML, names classes, repeats values by aliases or keys, or is deeper or larger than a
+            person writes.
     """
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text):,} characters, more than {LONGEST:,}")
     with refusing():
         try:
-            _check_depth(text)
-            found = yaml.load(text, Loader=_Loader)
+            _check_form(text)
+            return yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from error
-        _counted(found, 0, {})
-        return found
 
 
-def _check_depth(text: str) -> None:
-    """The parser follows nested values by recursion: they are counted before, by its events."""
+def _check_form(text: str) -> None:
+    """What makes much of a short text is seen by the events of the parser, before it follows values by recursion."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it repeats a value by the alias *{event.anchor}; write it out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEEPEST:
                 raise ValueError(f"its values are more than {DEEPEST} deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-
-
-def _counted(value: Any, depth: int, known: dict[int, int]) -> int:
-    """How many values one is made of; aliases make one of them stand for many, or for itself."""
-    if not isinstance(value, dict | list | set | tuple):
-        return 1
-    if depth > DEEPEST:
-        raise ValueError(f"its values are more than {DEEPEST} deep, or hold themselves")
-    if id(value) not in known:
-        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
-        known[id(value)] = 1 + sum(_counted(part, depth + 1, known) for part in parts)
-        if known[id(value)] > MOST:
-            raise ValueError(f"it unfolds to more than {MOST:,} values")
-    return known[id(value)]
 
 
 def from_json(text: str | bytes) -> Any:

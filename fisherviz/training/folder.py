@@ -16,6 +16,7 @@ import yaml
 from fisherviz.results.run import CHECKPOINT, CONFIG, METRICS, SUMMARY
 from fisherviz.support import files
 from fisherviz.support.errors import OptionError, option
+from fisherviz.support.plain import from_yaml
 from fisherviz.support.sealing import seal, unseal
 from fisherviz.training.config import BEFORE, FREE, Config
 
@@ -72,9 +73,9 @@ class Folder:
             self.write_config()
             return
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            found = from_yaml(path.read_text(encoding="utf-8"))
             theirs = {key: value for key, value in (BEFORE | found).items() if key not in FREE}
-        except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise OptionError(f"out: {path} is damaged; choose another folder.") from error
         for key in (*mine, *theirs):
             if mine.get(key) != theirs.get(key):
