@@ -150,6 +150,7 @@ for _name in ("mnist", "weather", "faces", "cifar10-subset", "ecoli", "house"):
     DOORS[f"check {_name}"] = lambda path, name=_name: command("data", "check", name)
 for _name in ("-O", "-M", "--over"):
     DOORS[f"flag {_name}"] = lambda path, name=_name: _flag(name, path)
+DOORS["planted"] = lambda path: exec(path.read_text())  # what the tests of this file do wrong on purpose
 MODULES = [
     "benchmarks.trust.doors", "fisherviz.cli", "fisherviz.commands.report", "fisherviz.training", "fisherviz.datasets",
     "fisherviz.report", "fisherviz.plotting.sweeps", "pyarrow.parquet", "safetensors.torch", "sklearn.datasets",
@@ -192,7 +193,7 @@ def tried(case: Case, door: str, good: Path, folder: Path) -> Outcome:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     mine, other = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(other, door, str(place), str(folder)))
+    process = context.Process(target=_child, args=(other, door, str(place), str(folder), SECONDS))
     began = time.monotonic()
     process.start()
     other.close()
@@ -242,7 +243,7 @@ def _clear(said: str, names: list[str], folder: Path) -> str:
     return "refused" if clear and any(name and name in line for name in [*names, folder.name]) else "unclear"
 
 
-def _child(pipe: Any, door: str, place: str, folder: str) -> None:
+def _child(pipe: Any, door: str, place: str, folder: str, allowed: int) -> None:
     """In the process: limits, the knock, what came of it."""
     os.chdir(folder)
     os.environ.update(FISHERVIZ_DATA=f"{folder}/data", XDG_CACHE_HOME=f"{folder}/cache", COLUMNS="100000")
@@ -256,7 +257,7 @@ def _child(pipe: Any, door: str, place: str, folder: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = time.process_time()
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + SECONDS + 1, int(used) + SECONDS + 2))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + allowed + 1, int(used) + allowed + 2))
     try:
         DOORS[door](Path(place))
         ended, said = "taken", ""

@@ -1,4 +1,4 @@
-"""Nobody let in: hostile files at every door, hostile names at every place that shows one, pages, imports, dependencies."""
+"""Nobody let in: hostile files at every door, hostile names wherever one is shown, pages, imports, dependencies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HIJACKED = (
 
 
 def measure(long: bool) -> dict[str, Any]:
-    """Every case at each of its doors, or each at one of them and a part of the pickles; a part of the names likewise."""
+    """Every case at each of its doors, or a fourth of them at one; a part of the names likewise."""
     with tempfile.TemporaryDirectory(prefix="fisherviz-trust-") as folder:
         here = Path.cwd()
         try:
@@ -147,22 +147,24 @@ def words(found: dict[str, Any]) -> list[str]:
         f"{total:,} hostile ones were handed to every command and function that reads their kind, each in a process "
         "whose memory, time and folder were watched.",
         table(["kind of file", "tried", "refused", "read as plain values", "ran code", "anything else"], rows),
-        f"None touched more than {files['mib']} MiB of memory beyond what the modules take, bombs of 512 MiB included, or "
-        f"took more than {files['seconds']} s. Read as plain values are files whose harm lies in what nobody reads, such "
-        "as pickles in the metadata of a Parquet file. Of "
+        f"None touched more than {files['mib']} MiB of memory beyond what the modules take, bombs of 512 MiB included, "
+        f"or took more than {files['seconds']} s. Read as plain values are files whose harm lies in what nobody reads, "
+        "such as pickles in the metadata of a Parquet file. Of "
         f"{changed['refused'] + changed['taken'] + changed['raw']:,} good files with random bytes changed, "
         f"{changed['refused']:,} were refused and {changed['taken']:,} could still be read; "
         f"{changed['raw'] + changed['killed']} did anything else.",
-        f"Names are text: {names['names']} that want to be markup, scripts, formulas, paths, options, styles or escape "
-        f"sequences stood in {names['on pages']} places of whole reports, in {names['objects']} rounds of what objects, "
-        f"tables and commands show, and in {names['commands']:,} calls of all subcommands that fail by them. "
+        f"Names are text: {names['names']} of them want to be markup, scripts, formulas, paths, options, styles or "
+        f"escape sequences. {names['on pages']} stood as methods, layers, settings and notes in whole reports, "
+        f"{names['objects']} in what objects, tables and pictures show, and {names['commands']:,} calls of all "
+        "subcommands failed by one. "
         f"{len(names['wrong'])} became anything else.",
     ]
     if browser:
         out.append(
-            f"{browser['pages']} of these pages were opened in Chromium: {len(browser['heard'])} dialogs, complaints and "
-            f"requests. From inside a page {browser['attempts']} ways to reach a server were tried (pictures, scripts, "
-            f"frames, fetch, beacons, sockets, forms, styles): its policy let {len(browser['left'])} through."
+            f"{browser['pages']} of these pages were opened in Chromium: {len(browser['heard'])} dialogs, complaints "
+            f"and requests. From inside a page {browser['attempts']} ways to reach a server were tried (pictures, "
+            "scripts, frames, fetch, beacons, sockets, forms, styles): its policy let "
+            f"{len(browser['left'])} through."
         )
     out += [
         f"`--model` imports what it names: of {found['imports']['tried']} files beside the network with names of "

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,23 @@ EXACT = "exact"
 FORMAT = 2
 """1: `passes` were timed, not counted."""
 TABLE, FACTS, ARRAYS = "comparison.parquet", "comparison.json", "arrays.npz"
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and isinstance(each.get("name"), str) for each in value
+    )
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool)
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "layers": _named, "left_out": _named, "notes": _is(list), "settings": _is(dict), "fingerprints": _is(dict),
+    "cumulants": _is(dict), "parameters": _is(int), "examples": _is(int), "kind": _is(str),
+}  # fmt: skip
+"""What others read of `meta` without asking."""
 
 
 def row_label(layer: str) -> str:
@@ -264,6 +281,10 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
         version, digests, meta = int(facts["format"]), dict(facts["sha256"]), dict(facts["meta"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{directory / FACTS} is damaged or not a comparison's; save it again.") from error
+    if wrong := [name for name, fits in _FORMS.items() if meta.get(name) is not None and not fits(meta[name])]:
+        raise ValueError(
+            f"{directory / FACTS} is damaged: its {wrong[0]} are not what a comparison says; save it again."
+        )
     if version > FORMAT:
         raise ValueError(f"{directory} is in format {version}, this release reads up to {FORMAT}; upgrade fisherviz.")
     for name in (TABLE, ARRAYS):

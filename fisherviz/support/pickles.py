@@ -38,6 +38,8 @@ _SIZES = {
     "IntStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "ShortStorage": 2,
 }  # fmt: skip
 """Bytes of a number; 1 in all others."""
+PROTOCOLS = (2, 3)
+"""Of pickles that torch reads as weights; 2 is its own."""
 _UNUSED = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "POP", "POP_MARK", "DUP"}
 """Operations that `torch.save` does not use: other ways to name a class, and what takes back what was said."""
 _KEPT = 5
@@ -104,6 +106,8 @@ def _look_at(stream: Any, size: int, sizes: dict[str, int]) -> None:
     for name, argument, value in _constants(stream, memo):
         if name in _UNUSED:
             raise ValueError(f"its pickle uses {name}, which torch.save does not")
+        if name == "PROTO" and argument not in PROTOCOLS:
+            raise ValueError(f"its pickle is of the protocol {argument}, which torch does not read")
         if name == "GLOBAL" and not _allowed(str(argument)):
             raise ValueError(f"it holds {str(argument).replace(' ', '.')!r}, which weights have no use for")
         if name == "MARK":
