@@ -2,17 +2,22 @@
 #
 #   PYTHON       the interpreter that the environment is made from
 #   TORCH_INDEX  another package index for torch alone, for example one with builds for the CPU only
+#   TORCH        the requirement for torch in `make lowest`, where its oldest version has no build for the machine
 #   TESTS        what pytest runs, for example `make test TESTS=tests/models`
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 TESTS ?= tests fisherviz
+TORCH ?=
+LOWEST ?= .lowest
+LOWEST_TESTS ?= tests/support tests/operators tests/statistics tests/results tests/report tests/plotting tests/datasets \
+    tests/commands tests/training tests/matrices tests/models
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: report test trust soak peers architectures lint types notebooks docs clean
+.PHONY: report test trust soak peers architectures lint types notebooks docs lock lowest clean
 
 report: $(STAMP)
 	$(BIN)/fisherviz report
@@ -68,13 +73,13 @@ lock:
 	    -c constraints.txt --override .ci/without-torch.txt --no-emit-package torch --generate-hashes --universal \
 	    --python-version 3.11.5 --no-header --no-annotate --no-emit-index-url -o requirements.lock
 
-# The oldest versions that pyproject.toml admits, in an environment of its own, with a good part of the tests. TORCH is the
-# requirement for torch: its oldest version, unless there is no build of that for this machine.
+# The oldest versions that pyproject.toml admits, in an environment of their own, with a good part of the tests; it takes uv.
+# TORCH is for machines that have no build of torch's oldest version: `make lowest TORCH=torch==2.13.0`.
 lowest:
-	rm -rf $(LOWEST)
-	uv venv -q --python $(PYTHON) $(LOWEST)
+	uv venv -q --clear --python $(PYTHON) $(LOWEST)
+	echo "$(TORCH)" > $(LOWEST)/torch.txt
 	uv pip compile -q pyproject.toml --extra dev --extra sweep --resolution lowest-direct --no-annotate --no-header \
-	    $(if $(TORCH),--override $(LOWEST)/torch.txt) -o $(LOWEST)/versions.txt
+	    --override $(LOWEST)/torch.txt -o $(LOWEST)/versions.txt
 	VIRTUAL_ENV=$(LOWEST) uv pip install -q --only-binary :all: -r $(LOWEST)/versions.txt
 	PYTHONPATH=. $(ONE_THREAD) $(LOWEST)/bin/python -m pytest -q -n 2 -m "not peers and not soak and not slow" $(LOWEST_TESTS)
 

@@ -763,7 +763,7 @@ def data_files() -> Iterator[Case]:
             "bytes that are no text": head + "\udcff",
         }.items():
             content = gzip.compress(text.encode("utf-8", "surrogateescape"))
-            yield Case("data sets", f"{which}: {name}", (f"data {which}",), one(file, lambda c=content: c), named=which)
+            yield Case("data sets", f"{which}: {name}", (f"data {which}",), one(file, lambda c=content: c))
 
 
 def _idx(array: np.ndarray) -> bytes:

@@ -25,7 +25,7 @@ HIJACKED = (
 
 
 def measure(long: bool) -> dict[str, Any]:
-    """Every case at each of its doors, or a fourth of them at one; a part of the names likewise."""
+    """Every case at each of its doors, or an eighth of them at one; a part of the names likewise."""
     with tempfile.TemporaryDirectory(prefix="fisherviz-trust-") as folder:
         here = Path.cwd()
         try:
@@ -46,7 +46,7 @@ def _files(folder: Path, long: bool) -> dict[str, Any]:
     kinds: dict[str, Counter[str]] = {}
     wrong, touched, seconds = [], 0, 0.0
     for number, case in enumerate(cases()):
-        if not long and number % 4:
+        if not long and number % 8:
             continue
         for door in case.entries if long else case.entries[:1]:
             place = folder / f"case-{number}-{door.replace(' ', '-')}"
@@ -70,8 +70,8 @@ def _names(folder: Path, long: bool) -> dict[str, Any]:
     os.chdir(folder)
     pages, wrong_pages, written = hostile_names.pages(folder, None if long else 2)
     browser = hostile_names.browsed(written)
-    commands, wrong_commands = hostile_names.terminals(names, every=3 if long else 15)
-    objects, wrong_objects = hostile_names.shown(names if long else names[::6])
+    commands, wrong_commands = hostile_names.terminals(names, every=3 if long else 30)
+    objects, wrong_objects = hostile_names.shown(names if long else names[::9])
     return {
         "names": len(names), "on pages": pages, "browser": browser, "commands": commands, "objects": objects,
         "wrong": [*wrong_pages, *wrong_commands, *wrong_objects],
@@ -121,9 +121,9 @@ def broken(found: dict[str, Any]) -> list[str]:
     if files["seconds"] > doors.SECONDS:
         said.append(f"a file took {files['seconds']} seconds")
     if browser:
-        said += [f"a page: {each}" for each in browser["heard"]] + [
-            f"a page asked for {each}" for each in browser["left"]
-        ]
+        said += [f"a page: {each}" for each in browser["heard"]]
+        said += [f"{browser['reached']} attempts of a page reached a server"] if browser["reached"] else []
+        said += [] if browser["reached without a policy"] else ["no attempt would reach a server without a policy"]
     lock = found["dependencies"]
     said += [f"the lock has no hash of {name}" for name in lock["without"]]
     said += ["the lock names an address"] if lock["addresses"] else []
@@ -163,8 +163,8 @@ def words(found: dict[str, Any]) -> list[str]:
         out.append(
             f"{browser['pages']} of these pages were opened in Chromium: {len(browser['heard'])} dialogs, complaints "
             f"and requests. From inside a page {browser['attempts']} ways to reach a server were tried (pictures, "
-            "scripts, frames, fetch, beacons, sockets, forms, styles): its policy let "
-            f"{len(browser['left'])} through."
+            "scripts, frames, fetch, beacons, sockets, forms, styles): "
+            f"{browser['reached']} arrived, and {browser['reached without a policy']} from a page without a policy."
         )
     out += [
         f"`--model` imports what it names: of {found['imports']['tried']} files beside the network with names of "

@@ -168,6 +168,11 @@ def _read_pair(source: Source, classes: tuple[str, ...], progress: bool) -> Raw:
                 f"The files of {source.name!r} in {paths[source.files[0]].parent} do not belong together "
                 f"(images {images.shape}, labels {labels.shape}); replace them by the published ones."
             )
+        if labels.max(initial=0) >= len(classes) or images.min(initial=255) == images.max(initial=0):
+            raise ValueError(
+                f"The files of {source.name!r} in {paths[source.files[0]].parent} are blank or have labels of no "
+                "class; replace them by the published ones."
+            )
     train_labels, test_labels = train_y.astype(np.int64), test_y.astype(np.int64)
     return Raw(_scale(train_x)[:, None], train_labels, _scale(test_x)[:, None], test_labels, classes=classes)
 
@@ -231,6 +236,8 @@ def _read_cifar(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if not content or len(content) % 3073:
         raise ValueError(f"{path} does not consist of CIFAR records of 3073 bytes; replace it.")
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)
+    if records[:, 0].max() >= len(CIFAR_CLASSES) or records[:, 1:].min() == records[:, 1:].max():
+        raise ValueError(f"{path} is blank or has labels of no class; replace it.")
     return _scale(records[:, 1:].reshape(-1, 3, 32, 32)), records[:, 0].astype(np.int64)
 
 

@@ -301,7 +301,10 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
         frame = frame[frame["metric"] != "passes"]
         said = "passes are left out: an earlier release timed them where they are counted now; compare again for them."
         meta = {**meta, "notes": [*(meta.get("notes") or ()), said]}
-    return Comparison(frame, meta, arrays)
+    try:
+        return Comparison(frame, meta, arrays)
+    except ValueError as error:
+        raise ValueError(f"{directory} holds no saved comparison that fisherviz wrote: {error}") from error
 
 
 def _checked_frame(frame: pd.DataFrame) -> pd.DataFrame:

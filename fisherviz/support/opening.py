@@ -13,6 +13,7 @@ import lzma
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,13 +97,19 @@ def table(content: bytes, words: Sequence[str], numbers: Sequence[str]) -> pd.Da
         # words stay where they are once, so that a row takes a few bytes whatever its words are
         file = parquet.ParquetFile(io.BytesIO(content), read_dictionary=list(words))
         facts, room = file.metadata, most(len(content))
-        for group in range(facts.num_row_groups):
-            for place in range(facts.num_columns):
-                codec = facts.row_group(group).column(place).compression
-                if codec not in ("SNAPPY", "UNCOMPRESSED"):
-                    raise ValueError(f"a column is compressed by {codec}, which fisherviz does not write")
+        parts = [
+            facts.row_group(group).column(place)
+            for group in range(facts.num_row_groups)
+            for place in range(facts.num_columns)
+        ]
+        for part in parts:
+            if part.compression not in ("SNAPPY", "UNCOMPRESSED"):
+                raise ValueError(f"a column is compressed by {part.compression}, which fisherviz does not write")
+        if sum(part.total_compressed_size for part in parts) > len(content):
+            raise ValueError("its columns lie in the same bytes")
         columns = [*words, *(name for name in numbers if name in file.schema_arrow.names)]
-        if (total := 8 * len(columns) * facts.num_rows) > room:
+        total = max(8 * len(columns) * facts.num_rows, sum(part.total_uncompressed_size for part in parts))
+        if total > room:
             raise ValueError(f"its {len(content):,} bytes would unfold to {total:,}")
         found = file.read(columns=columns, use_threads=False, use_pandas_metadata=False)
         if found.column_names != columns or found.num_rows != facts.num_rows:
@@ -119,7 +126,7 @@ def table(content: bytes, words: Sequence[str], numbers: Sequence[str]) -> pd.Da
         return pd.DataFrame(made)
 
 
-def _texts(column: object, name: str, room: int) -> list[str]:
+def _texts(column: Any, name: str, room: int) -> list[str]:
     import pyarrow as pa
 
     parts = column.chunks if isinstance(column, pa.ChunkedArray) else [column]

@@ -124,13 +124,13 @@ def _constants(stream: Any, memo: dict[Any, Any]) -> Iterator[tuple[str, Any, An
     for operation, argument, _ in pickletools.genops(stream):
         name = operation.name
         if name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            memo[int(argument)] = before
+            memo[argument] = before
             continue
         if name == "MEMOIZE":
             memo[len(memo)] = before
             continue
         if name in ("BINGET", "LONG_BINGET", "GET"):
-            value = memo.get(int(argument))
+            value = memo.get(argument)
         elif name == "GLOBAL":
             value = f"class {argument}"
         elif name == "NONE":
