@@ -3,6 +3,12 @@
 Attach a `Probe` to a trained network, ask for its exact `Fisher`, `approximate` it, `compare` the approximations.
 """
 
+import sys
+
+# `python -m fisherviz` looks into the current directory first: a stray typing.py there would be imported
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    sys.path.append(sys.path.pop(0))
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -8,6 +8,7 @@ import typer
 
 from fisherviz.commands.names import DATASETS, completion
 from fisherviz.commands.telling import Group, mount
+from fisherviz.commands.terminal import tell
 from fisherviz.support.errors import OptionError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def list_() -> None:
         ],
         elsewhere="a wider terminal shows them",
     )
-    typer.echo(f"{VARIABLE}: {given or 'not set'}; cache: {cache}")
+    tell(f"{VARIABLE}: {given or 'not set'}; cache: {cache}")
 
 
 def _where(name: str) -> str:
@@ -88,7 +89,7 @@ def fetch(names: Names, quiet: Quiet = False) -> None:
             locate(source, progress=not quiet)
             told = f"Wrote {name} to {cache_directory()}"
         if not quiet:
-            typer.echo(told)
+            tell(told)
 
 
 def check(
@@ -111,10 +112,10 @@ def check(
             found = datasets.check(name)
         except (ValueError, RuntimeError) as error:
             wrong.append(name)
-            typer.echo(f"{name}: {error}", err=True)
+            tell(f"{name}: {error}", err=True)
         else:
             if not quiet:
-                typer.echo(f"{name}: {found}.")
+                tell(f"{name}: {found}.")
     if wrong:
         raise typer.Exit(1)
 

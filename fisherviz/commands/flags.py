@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from fisherviz.commands.names import COMPLETED, completion
 from fisherviz.support.errors import OptionError
-from fisherviz.training.config import parse
+from fisherviz.support.plain import from_yaml
 
 _SHORT = {"model_options": ("--model-option", "-M"), "optimizer_options": ("--optimizer-option", "-O")}
 
@@ -105,5 +105,8 @@ def assignments(flag: str, texts: Sequence[str]) -> Mapping[str, Any]:
             raise OptionError(f"{flag}: {text!r} is no NAME=VALUE; write for example {flag} lr=0.1.")
         if name.strip() in found:
             raise OptionError(f"{flag}: {name.strip()} is given twice; leave one out.")
-        found[name.strip()] = parse(value)
+        try:
+            found[name.strip()] = from_yaml(value)
+        except ValueError as error:
+            raise OptionError(f"{flag}: {name.strip()} has no value that YAML knows: {error}.") from error
     return found

@@ -12,6 +12,7 @@ import typer
 
 from fisherviz.commands import names
 from fisherviz.commands.names import completion
+from fisherviz.commands.terminal import tell
 from fisherviz.support.choices import one_of
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
@@ -59,7 +60,7 @@ def papers(
         chosen = registry.chosen(only)
     if list_:
         for one in chosen:
-            typer.echo(f"{one.name:18} {one.paper}, {one.title}")
+            tell(f"{one.name:18} {one.paper}, {one.title}")
         return
     with option("--scale"):
         one_of("scale", scale, SCALES)
@@ -78,7 +79,7 @@ def papers(
         outcome = registry.measure(one, run, out)
         if not quiet:
             _show(one, outcome)
-    typer.echo(f"Wrote {out / 'claims.md'}")
+    tell(f"Wrote {out / 'claims.md'}")
 
 
 def _announce(chosen: list[Exhibit], run: Run) -> None:
@@ -87,7 +88,7 @@ def _announce(chosen: list[Exhibit], run: Run) -> None:
     if hours:
         count = "1 exhibit" if len(chosen) == 1 else f"{len(chosen)} exhibits"
         shared = f", about {hours / run.jobs:.2g} hours in {run.jobs} processes" if run.jobs > 1 else ""
-        typer.echo(
+        tell(
             f"{count} at scale {run.scale}: about {hours:.2g} core-hours{shared}, less what is kept already; "
             "an interrupted command goes on where it was."
         )

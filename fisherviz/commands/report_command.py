@@ -10,7 +10,7 @@ import typer
 
 from fisherviz.commands.flags import with_flags
 from fisherviz.commands.job import Job
-from fisherviz.commands.terminal import Column, print_table, say
+from fisherviz.commands.terminal import Column, print_table, say, tell
 from fisherviz.results.metrics import BRIEF
 from fisherviz.support.errors import OptionError, option
 
@@ -61,11 +61,11 @@ def report(
     written = job.out / (TABLE if job.compare_only else "index.html")
     if not job.quiet:
         _show(sections, job.metrics or BRIEF, f"{written} has them")
-    typer.echo(f"Wrote {written}")
+    tell(f"Wrote {written}")
     if against is not None:
         with option("--against"):
             page = compare_reports(earlier, job.out, job.out / "against.html", names=_names(against, job.out))
-        typer.echo(f"Wrote {page}")
+        tell(f"Wrote {page}")
 
 
 def _names(against: Path, out: Path) -> tuple[str, str]:

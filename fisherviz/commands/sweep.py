@@ -9,7 +9,7 @@ import typer
 
 from fisherviz.commands.flags import assignments, with_flags
 from fisherviz.commands.names import COMPLETED, MODELS, PRESETS, SAMPLERS, completion
-from fisherviz.commands.terminal import Column, print_table
+from fisherviz.commands.terminal import Column, print_table, tell
 from fisherviz.training.config import Config, read_config
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ def sweep(
     out, quiet = Path(fields.pop("out", "sweeps/sweep")), fields.pop("quiet", False)
     found = run(
         fields, assignments("--over", over or []), preset=preset, sampler=sampler, trials=trials, metric=metric,
-        seeds=seeds, out=out, storage=storage, study=study, heartbeat=heartbeat, say=None if quiet else typer.echo,
+        seeds=seeds, out=out, storage=storage, study=study, heartbeat=heartbeat, say=None if quiet else tell,
     )  # fmt: skip
     files.write_whole(out / "sweep.png", sweep_picture(found))
     if not quiet:
         _show(found, out)
-    typer.echo(f"Wrote {out / RUNS} and {out / 'sweep.png'}")
+    tell(f"Wrote {out / RUNS} and {out / 'sweep.png'}")
 
 
 def _show(found: Sweep, out: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -14,8 +15,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from fisherviz.commands.terminal import tell
 from fisherviz.support.choices import unknown
 from fisherviz.support.errors import OptionError, sentence
+from fisherviz.support.names import visible
 
 Debug = Annotated[
     bool,
@@ -64,6 +67,8 @@ def told(debug: bool = False) -> Iterator[None]:
     Raises:
         typer.Exit: something failed.
     """
+    formatted = warnings.formatwarning
+    warnings.formatwarning = lambda *given, **more: visible(formatted(*given, **more))
     try:
         yield
     except (typer.Exit, typer.Abort):
@@ -77,8 +82,10 @@ def told(debug: bool = False) -> Iterator[None]:
             text = sentence(error)
             if not isinstance(error, _EXPECTED):
                 text += "; --debug shows the traceback."
-        typer.echo(f"fisherviz: {text}", err=True)
+        tell(f"fisherviz: {' '.join(text.split())}", err=True)
         raise typer.Exit(2 if isinstance(error, OptionError) else 1) from None
+    finally:
+        warnings.formatwarning = formatted
 
 
 @contextmanager
@@ -135,6 +142,8 @@ class _Whole:
         except Exception as error:
             if near := getattr(error, "possibilities", None):
                 error.possibilities = near[:1]  # type: ignore[attr-defined]
+            if isinstance(said := getattr(error, "message", None), str):
+                error.message = visible(said)  # type: ignore[attr-defined]
             raise
 
 

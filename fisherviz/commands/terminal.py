@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
+from fisherviz.support.names import visible
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -29,6 +33,16 @@ class Column:
     right: bool = True
 
 
+def tell(text: str, *, err: bool = False) -> None:
+    """Print a line as it is, but for characters that would steer the terminal.
+
+    Args:
+        text: the line.
+        err: to the standard error.
+    """
+    typer.echo(visible(text), err=err)
+
+
 def say(text: str) -> None:
     """Print a sentence, its lines broken between words; what has lines already is left as it is.
 
@@ -37,7 +51,7 @@ def say(text: str) -> None:
     """
     from rich.console import Console
 
-    Console(soft_wrap="\n" in text.strip()).print(text, markup=False, highlight=False)
+    Console(soft_wrap="\n" in text.strip()).print(visible(text), markup=False, highlight=False)
 
 
 def print_table(columns: Sequence[Column], title: str = "", elsewhere: str = "") -> None:
@@ -59,29 +73,29 @@ def print_table(columns: Sequence[Column], title: str = "", elsewhere: str = "")
         shown.remove(least)
         dropped.append(least)
     if title:
-        console.print(title, markup=False, highlight=False)
+        console.print(visible(title), markup=False, highlight=False)
     console.print(_table(shown))
     if dropped:
         names = ", ".join(column.head for column in columns if column in dropped)
         console.print(
-            f"No room in {console.width} columns for: {names}{elsewhere and f'; {elsewhere}'}.\n",
+            visible(f"No room in {console.width} columns for: {names}{elsewhere and f'; {elsewhere}'}.\n"),
             markup=False, highlight=False,
         )  # fmt: skip
 
 
 def _table(columns: Sequence[Column]) -> Table:
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         table.add_column(
-            "\n".join(escape(column.head).split()), justify="right" if column.right else "left", no_wrap=True
+            Text("\n".join(visible(column.head).split())), justify="right" if column.right else "left", no_wrap=True
         )
     for row in range(max(len(column.cells) for column in columns)):
         table.add_row(*(
-            f"[bold]{escape(column.cells[row])}[/]" if row in column.bold else escape(column.cells[row])
+            Text(visible(column.cells[row]), "bold" if row in column.bold else "")
             for column in columns
         ))  # fmt: skip
     return table

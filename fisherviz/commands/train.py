@@ -9,6 +9,8 @@ import typer
 
 from fisherviz.commands.flags import with_flags
 from fisherviz.commands.names import COMPLETED, MODELS
+from fisherviz.commands.terminal import tell
+from fisherviz.support.names import visible
 from fisherviz.training.config import Config, make_config, read_config
 
 EXAMPLE = (
@@ -32,7 +34,7 @@ def train(
     from fisherviz.training.run import train as run
 
     made = make_config(read_config(config) if config is not None else {}, fields)
-    done = run(made, say=None if made.quiet else tqdm.write)
+    done = run(made, say=None if made.quiet else lambda line: tqdm.write(visible(line)))
     for name, picture in run_pictures(done).items():
         files.write_whole(done.path / name, picture)
-    typer.echo(f"Wrote {done.path}")
+    tell(f"Wrote {done.path}")

@@ -5,17 +5,17 @@ Pickled code is never run. A prefix or a wrapping is taken off only where what i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fisherviz.support.choices import did_you_mean
-from fisherviz.support.errors import option
+from fisherviz.support.errors import option, refusing
+from fisherviz.support.pickles import tensors
+from fisherviz.support.plain import from_json
 
 DEEPEST = 3
 """Levels of dictionaries around a state_dict."""
@@ -95,27 +95,32 @@ def _read(path: Path) -> Any:
         near = did_you_mean(path.name, [each.name for each in path.parent.glob("*")])
         raise ValueError(f"there is no file {path}{near}")
     if path.name.endswith(".safetensors.index.json"):
-        from safetensors.torch import load_file
-
         try:
-            names = sorted({str(name) for name in json.loads(path.read_text())["weight_map"].values()})
+            names = sorted({str(name) for name in from_json(path.read_bytes())["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no index of .safetensors files.") from error
-        return {key: tensor for name in names for key, tensor in load_file(path.parent / Path(name).name).items()}
+        if inside := [name for name in names if Path(name).name != name or not (path.parent / name).is_file()]:
+            raise ValueError(f"{path} names {inside[0]!r}, which is no file beside it.")
+        return {key: tensor for name in names for key, tensor in _safetensors(path.parent / name).items()}
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no .safetensors file, or a damaged one ({error}).") from error
+        return _safetensors(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        return tensors(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path} holds more than weights, or none; save model.state_dict() with torch.save or safetensors."
+            f"{path} holds more than weights, or none ({error}); save model.state_dict() with torch.save or "
+            "safetensors."
         ) from error
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        with refusing():
+            return load_file(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no .safetensors file, or a damaged one ({error}).") from error
 
 
 def _candidates(content: Any, keys: tuple[str, ...] = ()) -> Iterator[_Candidate]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import lzma
-import zlib
 from pathlib import Path
 
 from fisherviz.datasets import catalogue
 from fisherviz.datasets.locate import present
+from fisherviz.support.opening import decompressed
 
 
 def check(name: str) -> str:
@@ -45,17 +43,9 @@ def check(name: str) -> str:
     return f"{digests}{found:,} examples as they should be"
 
 
-def _opened(path: Path) -> gzip.GzipFile | lzma.LZMAFile:
-    return gzip.open(path) if path.suffix == ".gz" else lzma.open(path)
-
-
 def _digest(path: Path) -> str:
     """Of a file's content without its compression, which may differ from program to program."""
-    digest = hashlib.sha256()
     try:
-        with _opened(path) as stream:
-            while piece := stream.read(2**20):
-                digest.update(piece)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        return hashlib.sha256(decompressed(path)).hexdigest()
+    except ValueError as error:
         raise ValueError(f"{path} cannot be decompressed ({error}); replace it by the published file.") from error
-    return digest.hexdigest()

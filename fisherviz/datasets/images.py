@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import lzma
-import zlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from fisherviz.datasets.locate import Source, locate
 from fisherviz.datasets.raw import Raw
+from fisherviz.support.opening import arrays, decompressed
 
 IDX_NAMES = (
     "train-images-idx3-ubyte.gz",
@@ -60,13 +60,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         ValueError: the file is damaged or is something else.
     """
     try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+        content = decompressed(path)
+    except ValueError as error:
         raise ValueError(f"{path} is no readable gzip file ({error}); {REPLACE}.") from error
     dimensions = content[3] if len(content) >= 4 else 0
     header = 4 + 4 * dimensions
     shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
-    if content[:3] != b"\0\0\x08" or not shape or len(content) != header + int(np.prod(shape)):
+    if content[:3] != b"\0\0\x08" or not shape or len(content) != header + math.prod(shape):
         raise ValueError(f"{path} is no IDX file of unsigned bytes; {REPLACE}.")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
@@ -168,6 +168,11 @@ def _read_pair(source: Source, classes: tuple[str, ...], progress: bool) -> Raw:
                 f"The files of {source.name!r} in {paths[source.files[0]].parent} do not belong together "
                 f"(images {images.shape}, labels {labels.shape}); replace them by the published ones."
             )
+        if labels.max(initial=0) >= len(classes) or images.min(initial=255) == images.max(initial=0):
+            raise ValueError(
+                f"The files of {source.name!r} in {paths[source.files[0]].parent} are blank or have labels of no "
+                "class; replace them by the published ones."
+            )
     train_labels, test_labels = train_y.astype(np.int64), test_y.astype(np.int64)
     return Raw(_scale(train_x)[:, None], train_labels, _scale(test_x)[:, None], test_labels, classes=classes)
 
@@ -205,9 +210,9 @@ def faces(task: str, progress: bool) -> Raw:
     """
     path = locate(FACES, progress)[FACES.files[0]]
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            images, people = archive["faces"], archive["subject"].astype(np.int64)
-    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+        found = arrays(path.read_bytes())
+        images, people = found["faces"], found["subject"].astype(np.int64)
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} holds no arrays 'faces' and 'subject' ({error}); replace it.") from error
     by_person = task == "autoencoder"
     test = people >= 30 if by_person else np.arange(len(people)) % 10 >= 8
@@ -225,12 +230,14 @@ def faces(task: str, progress: bool) -> Raw:
 
 def _read_cifar(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     try:
-        content = lzma.decompress(path.read_bytes())
-    except (OSError, EOFError, lzma.LZMAError) as error:
+        content = decompressed(path)
+    except ValueError as error:
         raise ValueError(f"{path} is no readable xz file ({error}); replace it.") from error
     if not content or len(content) % 3073:
         raise ValueError(f"{path} does not consist of CIFAR records of 3073 bytes; replace it.")
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 3073)
+    if records[:, 0].max() >= len(CIFAR_CLASSES) or records[:, 1:].min() == records[:, 1:].max():
+        raise ValueError(f"{path} is blank or has labels of no class; replace it.")
     return _scale(records[:, 1:].reshape(-1, 3, 32, 32)), records[:, 0].astype(np.int64)
 
 

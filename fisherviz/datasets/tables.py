@@ -6,14 +6,17 @@ Columns stay in the units of the source; `fisherviz.datasets.catalogue` standard
 from __future__ import annotations
 
 import gzip
-import zlib
-from collections.abc import Iterable, Mapping
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from fisherviz.datasets.locate import Source, locate
 from fisherviz.datasets.raw import Raw, shuffled
+from fisherviz.support.opening import decompressed
 
 REPLACE = "replace it by the published file"
 ECOLI_FEATURES = ("mcg", "gvh", "lip", "chg", "aac", "alm1", "alm2")
@@ -69,8 +72,8 @@ WEATHER = Source(
 def _read(source: Source, columns: Iterable[str], progress: bool) -> pd.DataFrame:
     path = locate(source, progress)[source.files[0]]
     try:
-        frame = pd.read_csv(path, keep_default_na=False)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        frame = pd.read_csv(io.BytesIO(decompressed(path)), keep_default_na=False)
+    except ValueError as error:
         raise ValueError(f"{path} is no readable gzipped table ({error}); {REPLACE}.") from error
     missing = [column for column in columns if column not in frame.columns]
     if missing or frame.empty:
@@ -78,9 +81,25 @@ def _read(source: Source, columns: Iterable[str], progress: bool) -> pd.DataFram
     return frame
 
 
+@contextmanager
+def _meant(source: Source) -> Iterator[None]:
+    """Cells that are not what their columns mean are the file's fault."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{source.files[0]} is not the table of {source.name!r} ({error}); {REPLACE}.") from error
+
+
+def _numbers(table: pd.DataFrame | pd.Series) -> NDArray[np.float64]:
+    found = table.to_numpy(dtype=np.float64)
+    if not np.isfinite(found).all():
+        raise ValueError("a number is missing or infinite")
+    return found
+
+
 def _regression(frame: pd.DataFrame, target: pd.Series, test: np.ndarray, notes: tuple[str, ...]) -> Raw:
-    inputs = frame.to_numpy(dtype=np.float64)
-    values = target.to_numpy(dtype=np.float64)[:, None]
+    inputs = _numbers(frame)
+    values = _numbers(target)[:, None]
     features = tuple(frame.columns)
     return Raw(inputs[~test], values[~test], inputs[test], values[test], features=features, notes=notes)
 
@@ -92,7 +111,8 @@ def ecoli(seed: int, progress: bool) -> Raw:
     if unknown:
         raise ValueError(f"The table of 'ecoli' has the unknown classes {unknown}; {REPLACE}.")
     labels = frame["class"].map(ECOLI_CLASSES.index).to_numpy(dtype=np.int64)
-    inputs = frame[list(ECOLI_FEATURES)].to_numpy(dtype=np.float64)
+    with _meant(ECOLI):
+        inputs = _numbers(frame[list(ECOLI_FEATURES)])
     test = np.zeros(len(frame), dtype=bool)
     order = shuffled(len(frame), seed)
     for label in range(len(ECOLI_CLASSES)):
@@ -111,6 +131,11 @@ def ecoli(seed: int, progress: bool) -> Raw:
 def house(seed: int, progress: bool) -> Raw:
     """Sale prices in King County; all sales of a house are on one side of the split."""
     frame = _read(HOUSE, ("id", *HOUSE_COLUMNS), progress)
+    with _meant(HOUSE):
+        return _house(frame, seed)
+
+
+def _house(frame: pd.DataFrame, seed: int) -> Raw:
     frame = frame[frame["bedrooms"] != 33].reset_index(drop=True)
     houses, index = np.unique(frame["id"].to_numpy(), return_inverse=True)
     test = (shuffled(len(houses), seed) < len(houses) // 5)[index]
@@ -139,6 +164,11 @@ def weather_apparent(progress: bool) -> Raw:
 
 def _weather(progress: bool, apparent: bool) -> Raw:
     frame = _read(WEATHER, WEATHER_COLUMNS, progress)
+    with _meant(WEATHER):
+        return _hours(frame, apparent)
+
+
+def _hours(frame: pd.DataFrame, apparent: bool) -> Raw:
     count = len(frame)
     frame = frame.drop_duplicates()
     duplicates = count - len(frame)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from fisherviz.report.tables import Table
 from fisherviz.results.comparison import Comparison
+from fisherviz.support.names import no_formula
 
 SPAN = 100.0  # largest over smallest number of a column, above which its bars are logarithmic
 
@@ -89,10 +90,5 @@ def csv_link(comparison: Comparison) -> str:
     writer = csv.writer(stream, lineterminator="\r\n")
     writer.writerow(["method", *summary.columns])
     for method, row in summary.iterrows():
-        writer.writerow([_plain(str(method)), *("" if pd.isna(v) else repr(float(v)) for v in row)])
+        writer.writerow([no_formula(str(method)), *("" if pd.isna(v) else repr(float(v)) for v in row)])
     return "data:text/csv;charset=utf-8;base64," + base64.b64encode(stream.getvalue().encode()).decode()
-
-
-def _plain(name: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
-    return f"'{name}" if name[:1] in ("=", "+", "-", "@", "\t", "\r") else name

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pandas as pd
 from fisherviz.results import metrics
 from fisherviz.results.outputs import output
 from fisherviz.results.summary import ERROR, Summary
-from fisherviz.support import files
+from fisherviz.support import files, opening
 from fisherviz.support.checksums import opened_json, sealed_json
 from fisherviz.support.names import readable
 from fisherviz.support.numbers import three_digits
@@ -34,6 +34,23 @@ EXACT = "exact"
 FORMAT = 2
 """1: `passes` were timed, not counted."""
 TABLE, FACTS, ARRAYS = "comparison.parquet", "comparison.json", "arrays.npz"
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and isinstance(each.get("name"), str) for each in value
+    )
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool)
+
+
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "layers": _named, "left_out": _named, "notes": _is(list), "settings": _is(dict), "fingerprints": _is(dict),
+    "cumulants": _is(dict), "parameters": _is(int), "examples": _is(int), "kind": _is(str),
+}  # fmt: skip
+"""What others read of `meta` without asking."""
 
 
 def row_label(layer: str) -> str:
@@ -263,12 +280,13 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
                 ) from error
     try:
         facts = opened_json(contents[FACTS].decode())
-        version, digests, meta = facts["format"], facts["sha256"], facts["meta"]
-        fits = isinstance(version, int) and isinstance(digests, dict) and isinstance(meta, dict)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        version, digests, meta = int(facts["format"]), dict(facts["sha256"]), dict(facts["meta"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{directory / FACTS} is damaged or not a comparison's ({error}); save it again.") from error
-    if not fits:
-        raise ValueError(f"{directory / FACTS} is damaged or not a comparison's; save it again.")
+    if wrong := [name for name, fits in _FORMS.items() if meta.get(name) is not None and not fits(meta[name])]:
+        raise ValueError(
+            f"{directory / FACTS} is damaged: its {wrong[0]} are not what a comparison says; save it again."
+        )
     if version > FORMAT:
         raise ValueError(f"{directory} is in format {version}, this release reads up to {FORMAT}; upgrade fisherviz.")
     for name in (TABLE, ARRAYS):
@@ -276,14 +294,19 @@ def load_comparison(path: str | os.PathLike[str]) -> Comparison:
             raise ValueError(
                 f"{directory / name} is damaged or belongs to another comparison than {FACTS}; save it again."
             )
-    with np.load(io.BytesIO(contents[ARRAYS]), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    frame = pd.read_parquet(io.BytesIO(contents[TABLE]))
+    try:
+        arrays = opening.arrays(contents[ARRAYS])
+        frame = opening.table(contents[TABLE], COLUMNS[:4], COLUMNS[4:])
+    except ValueError as error:
+        raise ValueError(f"{directory} holds no saved comparison that fisherviz wrote: {error}.") from error
     if version < 2 and (frame["metric"] == "passes").any():
         frame = frame[frame["metric"] != "passes"]
         said = "passes are left out: an earlier release timed them where they are counted now; compare again for them."
         meta = {**meta, "notes": [*(meta.get("notes") or ()), said]}
-    return Comparison(frame, meta, arrays)
+    try:
+        return Comparison(frame, meta, arrays)
+    except ValueError as error:
+        raise ValueError(f"{directory} holds no saved comparison that fisherviz wrote: {error}") from error
 
 
 def _checked_frame(frame: pd.DataFrame) -> pd.DataFrame:

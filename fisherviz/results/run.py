@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from fisherviz.support.checksums import opened_json, opened_text
 from fisherviz.support.choices import one_of
+from fisherviz.support.plain import from_yaml
 
 METRICS, CONFIG, SUMMARY, CHECKPOINT = "metrics.jsonl", "config.yaml", "summary.json", "checkpoint.pt"
 MONITOR = ("method", "layer", "metric", "value")
@@ -86,7 +86,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         ValueError: there is no run, or its files are damaged.
     """
     directory = Path(path)
-    config = _read(directory, CONFIG, lambda text: yaml.safe_load(opened_text(text)), dict)
+    config = _read(directory, CONFIG, lambda text: from_yaml(opened_text(text)), dict)
     records = _read(directory, METRICS, _records, tuple)
     ended = _read(directory, SUMMARY, opened_json, dict) if (directory / SUMMARY).exists() else {}
     expected = ended.get("lines", len(records))
@@ -106,7 +106,7 @@ def _read(directory: Path, name: str, opened: Callable[[str], Any], kind: type) 
         raise ValueError(
             f"{directory} holds no training run: {name} cannot be read; give the folder that `fisherviz train` wrote."
         ) from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except ValueError as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{directory} holds a damaged training run: {name} cannot be read ({told}).") from error
     if not isinstance(found, kind):

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fisherviz.support.plain import from_json
+
 LENGTH = 16
 """Hexadecimal digits of a checksum: enough against damage; it is no signature."""
 KEY = "seal"
@@ -53,13 +55,13 @@ def opened_json(text: str) -> Any:
     if found is None:
         if _LIKE_JSON.search(text):
             raise ValueError("its checksum is damaged")
-        value = json.loads(text)
+        value = from_json(text)
         if isinstance(value, dict) and KEY in value:
             raise ValueError("its checksum is damaged")
         return value
     if _digest(found[1]) != found[3]:
         raise ValueError("its checksum is another")
-    value = json.loads(text)
+    value = from_json(text)
     del value[KEY]
     return value
 

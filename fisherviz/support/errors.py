@@ -37,6 +37,24 @@ def option(name: str) -> Iterator[None]:
         raise OptionError(f"{name}: {sentence(error)}") from error
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Whatever a parser raises on bytes that are not what it takes them for is a ValueError.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: something was raised; its text says what.
+    """
+    try:
+        yield
+    except Exception as error:  # parsers of others' formats fail in classes of their own, and in Python's on their way
+        said = " ".join(str(error).split())[:200]
+        told = said if isinstance(error, ValueError | OSError) and said else f"{type(error).__name__}: {said}"
+        raise ValueError(told.rstrip(" .:")) from error
+
+
 def sentence(error: BaseException) -> str:
     """An error in one sentence: its type unless the package raised it, its text, its place in the user's code."""
     text, place = one_sentence(str(error)), _place(error)

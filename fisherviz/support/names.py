@@ -23,7 +23,24 @@ Plan: TypeAlias = Sequence[Sequence[int]]
 
 def readable(name: str) -> str:
     """A name as text of one line; the root module's empty name becomes readable."""
-    return "".join(character if character.isprintable() else "?" for character in name) or "(root)"
+    return visible(name).replace("\n", "?") or "(root)"
+
+
+def visible(text: str) -> str:
+    """A text whose characters all show: none moves a cursor, colours what follows or turns the direction of writing.
+
+    Args:
+        text: of one line or several.
+
+    Returns:
+        The text, with question marks in the places of characters that do not show.
+    """
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
+
+
+def no_formula(text: str) -> str:
+    """A text that no spreadsheet takes for a formula, for a cell of a CSV file."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def short(name: str, width: int = 18) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fisherviz.support.pickles import tensors
+
 EMPTY = b"\0\0"
 """Length of the comment at the end of a ZIP archive that has none."""
 
@@ -34,12 +36,11 @@ def unseal(content: bytes) -> dict[str, Any]:
         content: of the file.
 
     Raises:
-        ValueError: a byte is another.
-        Exception: whatever torch raises on bytes that are no archive of tensors.
+        ValueError: a byte is another, or it is no archive of tensors.
     """
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state = tensors(content)
     if not isinstance(state, dict):
-        raise ValueError("it holds no state")
+        raise ValueError("it is no state")
     if state.get("sealed") and content != _sealed(_opened(content)):
         raise ValueError("its checksum is another")
     return state
@@ -57,8 +58,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     content = path.read_bytes()
     try:
         return unseal(content)
-    except Exception as error:  # damaged archives fail in many ways
-        raise ValueError(f"{path} cannot be read: it is damaged or no saved state.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: it is damaged or no saved state ({error}).") from error
 
 
 def _sealed(archive: bytes) -> bytes:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fisherviz.support.choices import unknown
 from fisherviz.support.errors import OptionError
+from fisherviz.support.plain import from_yaml
 
 FREE = ("epochs", "max_steps", "checkpoint_every", "timings", "tensorboard", "quiet", "out")
 """Fields that a run may be continued with other values of."""
@@ -142,31 +142,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ValueError: there is none, or it is no mapping.
     """
     try:
-        found = parse(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"config: {path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
-    except yaml.YAMLError as error:
-        raise OptionError(f"config: {path} is no YAML: {' '.join(str(error).split())}.") from error
+    try:
+        found = from_yaml(text)
+    except ValueError as error:
+        raise OptionError(f"config: {path} is no YAML of fields: {error}.") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise OptionError(f"config: {path} holds {type(found).__name__}, not fields with values.")
     return found
-
-
-def parse(text: str) -> Any:
-    """A YAML value; 1e-4 is a number, as everybody expects."""
-    return yaml.load(text, Loader=_Loader)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's, with numbers such as 1e-4, which it takes for text."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 
 def _told(error: ValidationError) -> str:

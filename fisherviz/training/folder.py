@@ -16,6 +16,7 @@ from fisherviz.results.run import CHECKPOINT, CONFIG, METRICS, SUMMARY
 from fisherviz.support import files
 from fisherviz.support.checksums import opened_text, sealed_json, sealed_text
 from fisherviz.support.errors import OptionError, option
+from fisherviz.support.plain import from_yaml
 from fisherviz.support.sealing import read_sealed, seal
 from fisherviz.training.config import BEFORE, FREE, Config
 
@@ -70,9 +71,9 @@ class Folder:
         except ValueError as error:
             damaged = f"; {path} is damaged or was edited ({error})"
         try:
-            found = yaml.safe_load(text)
+            found = from_yaml(text.decode())
             theirs = {key: value for key, value in (BEFORE | found).items() if key not in FREE}
-        except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise OptionError(f"out: {path} is damaged; choose another folder.") from error
         for key in (*mine, *theirs):
             if mine.get(key) != theirs.get(key):
@@ -149,6 +150,8 @@ class Folder:
             return None
         with option("out"):
             state = read_sealed(path)
+        if not isinstance(state.get("format"), int):
+            raise OptionError(f"out: {path} is no checkpoint of a run; remove the folder to start again.")
         if state["format"] > FORMAT:
             raise OptionError(f"out: {path} is in format {state['format']}, this release reads {FORMAT}; upgrade.")
         return state

@@ -22,9 +22,9 @@ from fisherviz.comparison.monitor import Monitor
 from fisherviz.datasets.catalogue import Dataset
 from fisherviz.network.likelihoods import resolve
 from fisherviz.probe import Probe
-from fisherviz.results.run import MONITOR, SUMMARY, Run, load_run
+from fisherviz.results.run import CHECKPOINT, MONITOR, SUMMARY, Run, load_run
 from fisherviz.support import files
-from fisherviz.support.errors import OptionError, option
+from fisherviz.support.errors import OptionError, option, sentence
 from fisherviz.support.progress import watched
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
@@ -129,7 +129,15 @@ class Session:
         self.folder = folder
         saved = self.folder.load()
         if saved is not None:
-            self.restore(saved)
+            try:
+                self.restore(saved)
+            except OptionError:
+                raise
+            except Exception as error:  # whatever somebody else's state makes of torch's ways to take one
+                path = self.folder.path / CHECKPOINT
+                raise OptionError(
+                    f"out: {path} is no checkpoint of this run ({sentence(error)}); remove the folder to start again."
+                ) from error
         ended = self.folder.path / SUMMARY
         if self.finished and ended.exists():
             say(f"The run in {self.folder.path} is complete.")
@@ -344,6 +352,9 @@ class Session:
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.clock.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.clock.device)
+        numbers = (*state["position"], *state["counts"], state["metrics_bytes"])
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise ValueError(f"its numbers of steps, examples and bytes are {numbers}")
         self.position = Position(*state["position"])
         self.steps, self.examples, self.counted = state["counts"]
         self.running, self.seconds = state["running"], dict(state["seconds"])

@@ -15,7 +15,8 @@ from typing import Any
 
 from fisherviz.support.choices import unknown
 from fisherviz.support.errors import OptionError
-from fisherviz.training.config import Config, make_config, parse
+from fisherviz.support.plain import from_yaml
+from fisherviz.training.config import Config, make_config
 
 _RANGE = re.compile(r"^\s*(?P<low>\S+?)\s*\.\.\s*(?P<high>\S+)\s*$")
 _OPTIONS = ("model_options", "optimizer_options")
@@ -107,7 +108,7 @@ def field_name(name: str) -> str:
 
 def _dimension(name: str, given: Any) -> Choices | Range:
     if isinstance(given, str) and (found := _RANGE.match(given)):
-        ends = [parse(found["low"]), parse(found["high"])]
+        ends = [from_yaml(found["low"]), from_yaml(found["high"])]
         given = {"low": ends[0], "high": ends[1], "log": all(isinstance(e, float) and e > 0 for e in ends)}
     if isinstance(given, Mapping):
         if set(given) - {"low", "high", "log"} or not {"low", "high"} <= set(given):
@@ -189,4 +190,4 @@ def load_preset(name: str) -> dict[str, Any]:
     if name not in presets():
         raise OptionError(f"preset: {unknown('preset', name, presets())}")
     path = resources.files("fisherviz.training").joinpath("presets", f"{name}.yaml")
-    return dict(parse(path.read_text(encoding="utf-8")))
+    return dict(from_yaml(path.read_text(encoding="utf-8")))

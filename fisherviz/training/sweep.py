@@ -22,6 +22,7 @@ from fisherviz.results.run import load_run
 from fisherviz.support import files
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.errors import OptionError, option
+from fisherviz.support.names import no_formula
 from fisherviz.support.tables import html_table
 from fisherviz.training.config import Config, make_config
 from fisherviz.training.diagnosis import NonFiniteLoss
@@ -181,7 +182,8 @@ def sweep(
             opened = open_study(url, study or folder.name, maximise, identity, heartbeat)
         work(opened, space, sampler, trials, first, objective)
         found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise))
-    files.write_whole(folder / TABLE, found.table.to_csv(index=False))
+    written = found.table.map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)
+    files.write_whole(folder / TABLE, written.rename(columns=no_formula).to_csv(index=False))
     return found
 
 

@@ -1,5 +1,6 @@
 """The user's code by module or by file: the same object, its neighbours in reach, other processes find it too."""
 
+import importlib
 import multiprocessing
 import pickle
 import sys
@@ -107,3 +108,37 @@ def test_a_module_that_lacks_another_is_told_by_its_own_error(here):
     (here / "lacking.py").write_text("import a_module_that_nobody_has\n")
     with pytest.raises(ModuleNotFoundError, match="No module named 'a_module_that_nobody_has'"):
         imported("lacking.py:build")
+
+
+@pytest.mark.parametrize("name", ["net.py:build", "net:build", "nets/net.py:build"])
+def test_a_neighbour_takes_no_place_of_a_module_of_python_or_of_a_library(here, monkeypatch, name):
+    folder = here / name.rpartition("/")[0]
+    folder.mkdir(exist_ok=True)
+    for module in ("mailbox", "zipapp", "docutils"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        (folder / f"{module}.py").write_text("raise AssertionError('hijacked')\n")
+    (folder / "net.py").write_text(
+        "import mine_alone, mailbox\ndef build(): return mailbox.__file__, mine_alone.WORD\n"
+    )
+    (folder / "mine_alone.py").write_text("WORD = 1\n")
+    file, word = imported(name)()
+    assert str(here) not in file
+    assert word == 1
+    for module in ("zipapp", "docutils"):
+        assert str(here) not in importlib.import_module(module).__file__
+    for module in ("net", "nets", "nets.net", "mine_alone"):
+        sys.modules.pop(module, None)
+
+
+def test_a_module_of_the_current_folder_that_has_another_ones_name_is_no_guess(here):
+    (here / "colorsys.py").write_text("def build(): pass\n")
+    with pytest.raises(ValueError, match=r"'colorsys' is the name of .*colorsys\.py and of another module; rename"):
+        imported("colorsys:rgb_to_hsv")
+
+
+@pytest.mark.parametrize(
+    "name", ["os:system", "subprocess:Popen", "builtins:exec", "torch.hub:os.system", "torch:sys.exit"]
+)
+def test_python_s_own_functions_are_no_networks(name):
+    with pytest.raises(ValueError, match="is Python's own"):
+        imported(name)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fisherviz.support.names import CUT, short, shortened
+from fisherviz.support.names import CUT, no_formula, short, shortened, visible
 
 WORDS = st.sampled_from(
     ["encoder", "blocks", "0", "1", "10", "attention", "attention_norm", "self", "query", "out", ""]
@@ -92,3 +92,18 @@ def test_one_name_keeps_both_its_ends():
 def test_a_width_without_room_for_a_letter_is_refused():
     with pytest.raises(ValueError, match="width must be a positive number of characters, got 0"):
         shortened(["a"], 0)
+
+
+@given(st.text())
+def test_what_is_visible_steers_no_terminal_and_keeps_what_shows(text):
+    seen = visible(text)
+    assert len(seen) == len(text)
+    assert all(character.isprintable() or character == "\n" for character in seen)
+    assert all(new == old for new, old in zip(seen, text, strict=True) if old.isprintable() or old == "\n")
+
+
+@given(st.text())
+def test_no_cell_is_a_formula(text):
+    cell = no_formula(text)
+    assert cell[:1] not in ("=", "+", "-", "@", "\t", "\r")
+    assert cell.removeprefix("'") == text.removeprefix("'")

@@ -3,8 +3,9 @@
 import pytest
 
 from fisherviz.commands.flags import assignments
+from fisherviz.support.plain import from_yaml
 from fisherviz.training import Config
-from fisherviz.training.config import make_config, parse, read_config
+from fisherviz.training.config import make_config, read_config
 from fisherviz.training.optimizers import OPTIMIZERS, check_options
 
 
@@ -54,7 +55,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("3", 3), ("true", True), ("[20, 20]", [20, 20])])
 def test_numbers_are_read_as_people_write_them(text, value):
-    found = parse(text)
+    found = from_yaml(text)
     assert found == value
     assert type(found) is type(value)
 
