@@ -24,6 +24,7 @@ from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.statistics.examples import Examples
+from fisherviz.support.memory import require
 
 Vector = Tensor | Mapping[str, Tensor]
 
@@ -60,6 +61,9 @@ class Products(Scores):
             assert isinstance(flat, Tensor)
             return self.space.unflatten(flat)
         columns = self._check_vector(v)
+        if columns.dim() == 2:
+            size, what = 3 * columns.numel() * columns.element_size(), f"a product with {columns.shape[1]:,} vectors"
+            require(size, columns.device, what, "take fewer columns at a time")
         out = function(columns.unsqueeze(1))[:, 0] if columns.dim() == 1 else function(columns)
         half = v.dtype == self.network.dtype != self.network.precision
         return out.to(v.dtype) if half else out  # half precision is worked with in float32, and handed back as it came
@@ -121,7 +125,7 @@ class Products(Scores):
         run = Run(self.network, self.data, self.vectors, self.processes)
         run.check = check
         yield from run.shares()
-        self._examples = run.examples
+        self.seen = run.examples
 
     def _network_product(self, v: Tensor) -> Tensor | None:
         """F v by forward and reverse mode; None where they disagree on a batch: then forward mode is given up."""
