@@ -133,22 +133,33 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def probes() -> Cycle:
-    """Probe, Fisher of each kind, nine requests, an approximation; every fourth network is new, every eighth fails."""
+    """Probe, Fisher of each kind, diagonal, product, K-FAC, detach; every fourth network is new, every eighth fails."""
     model, given = network(), data()
 
     def cycle(i: int) -> None:
         of = network(i) if i % 4 == 3 else model
         with fv.Probe(of, "categorical") as probe:
             fisher = probe.fisher(given, kind=("exact", "mc", "empirical")[i % 3])
-            fisher.diagonal(), fisher.block(0, 1), fisher.units(0), fisher @ torch.ones(fisher.shape[0])
-            fisher.to_dense(), fisher.norm(), fisher.spectrum(2), fisher.natural_gradient(0.1), fisher.sample(1.0, 2)
-            fv.approximate(fisher, ("kfac", "ekfac", "foof", "layer")[i % 4]).solve(fisher.gradient(), 0.1)
+            fisher.diagonal(), fisher @ torch.ones(fisher.shape[0]), fv.approximate(fisher, "kfac")
             if i % 8 == 7:
                 try:
                     probe.fisher(torch.full((4, 6), torch.nan)).diagonal()
                 except ValueError:
                     return
                 raise AssertionError("NaN was not refused")
+
+    return cycle
+
+
+def requests() -> Cycle:
+    """The other requests, and an approximation, to a new Fisher each time."""
+    probe, given = fv.Probe(network(), "categorical"), data()
+
+    def cycle(i: int) -> None:
+        fisher = probe.fisher(given)
+        fisher.block(0, 1), fisher.units(0), fisher.norm(), fisher.natural_gradient(0.1), fisher.sample(1.0, 2)
+        fisher.to_dense(), fisher.spectrum(2), fisher.solve(fisher.gradient(), 0.1), fisher.inverse(0.1).block(0)
+        fv.approximate(fisher, ("kfac", "ekfac", "foof", "layer")[i % 4]).solve(fisher.gradient(), 0.1)
 
     return cycle
 
@@ -299,8 +310,9 @@ def trained(name: str) -> Cycle:
 
 
 ROWS: dict[str, tuple[str, Callable[[], Cycle], int]] = {
-    "probes": ("probe, Fisher, ten requests, detach", probes, 24),
-    "generic": ("the same with a GRU and attention", generic, 1),
+    "probes": ("probe, Fisher, diagonal, product, K-FAC, detach", probes, 24),
+    "requests": ("ten other requests, an approximation, a solve", requests, 4),
+    "generic": ("probe, Fisher, three requests, of a GRU and attention", generic, 1),
     "comparisons": ("comparison of all methods, saved, loaded", comparisons, 1),
     "files": ("approximation saved, loaded", files, 5),
     "reports": ("picture drawn, page written", reports, 5),
@@ -325,35 +337,41 @@ def row(make: Callable[[], Cycle], period: int, cycles: int, seconds: float) -> 
         seconds: after which it ends all the same.
     """
     cycle, began = make(), time.perf_counter()
-    warm = period * max(2, cycles // WARM // period)
-    for i in range(warm):
-        cycle(i)
-    step, samples = period * -(-cycles // SAMPLES // period), [left()]
+    warm = 0
+    while warm < 2 * period or (warm < cycles // WARM and time.perf_counter() - began < seconds / 5):
+        for i in range(warm, warm + period):
+            cycle(i)
+        warm += period
+    step, samples, at = period * -(-cycles // SAMPLES // period), [left()], [0]
     while len(samples) <= SAMPLES and (len(samples) < FEWEST or time.perf_counter() - began < seconds):
-        for i in range(step):
-            cycle(warm + (len(samples) - 1) * step + i)
+        done, start = at[-1], time.perf_counter()
+        while done - at[-1] < step and (done == at[-1] or time.perf_counter() - start < seconds / SAMPLES):
+            for i in range(done, done + period):
+                cycle(warm + i)
+            done += period
         samples.append(left())
-    done = (len(samples) - 1) * step
-    found = judged([Left(*each) for each in samples], done)
-    return found | {"cycles": done, "seconds": round(time.perf_counter() - began, 1)}
+        at.append(done)
+    found = judged([Left(*each) for each in samples], at)
+    return found | {"cycles": at[-1], "seconds": round(time.perf_counter() - began, 1)}
 
 
-def judged(samples: Sequence[Left], cycles: int) -> dict[str, Any]:
-    """Growth: of memory by a line through the samples, in bytes a cycle; of counts between the halves' largest.
+def judged(samples: Sequence[Left], at: Sequence[int]) -> dict[str, Any]:
+    """Growth: of memory by a line through the samples, in bytes; of counts between the halves' largest.
 
     Args:
-        samples: in order, evenly spread over the cycles.
-        cycles: between the first and the last.
+        samples: in order.
+        at: the cycles after which they were taken.
     """
     resident = torch.tensor([float(each.resident) for each in samples], dtype=torch.float64)
-    at = torch.linspace(-0.5, 0.5, len(samples), dtype=torch.float64)
-    slope = float((at * resident).sum() / at.square().sum())
+    cycles = torch.tensor(at, dtype=torch.float64)
+    centred = cycles - cycles.mean()
+    slope = float((centred * resident).sum() / centred.square().sum())
     half = (len(samples) + 1) // 2
     grown = {
         name: max(getattr(s, name) for s in samples[half:]) - max(getattr(s, name) for s in samples[:half])
         for name in COUNTS
     }
-    return {"resident": samples[-1].resident, "memory": slope, "per_cycle": slope / cycles,
+    return {"resident": samples[-1].resident, "memory": slope * at[-1], "per_cycle": slope,
             "grown": {name: grew for name, grew in grown.items() if grew > 0}}  # fmt: skip
 
 
@@ -387,8 +405,8 @@ def words(found: dict[str, Any]) -> list[str]:
     return [
         f"{total:,} cycles of what a long run repeats, a process for each row. After a warm-up, live tensors and their "
         "bytes, all objects that the collector knows, hooks on modules, entries of module-level caches, open files "
-        f"and threads are counted at up to {SAMPLES + 1} moments; more of anything in the second half than in the first "
-        "would be a leak. Resident memory is a line through the moments: its growth from the first to the last may be "
+        f"and threads are counted at up to {SAMPLES + 1} moments; more of anything in the second half than in the "
+        "first would be a leak. Resident memory is a line through the moments: its growth from first to last may be "
         f"{NOISE // 2**20} MiB, which the allocator keeps or gives back as it likes, or {PER_CYCLE} bytes a cycle.",
         table(["repeated", "cycles", "in", "growth of resident memory", "growth of counts"], body),
     ]
