@@ -41,6 +41,8 @@ WARM = 20
 PER_CYCLE = 100
 """Bytes of resident memory by which a cycle may grow, or `NOISE` in all: pages that the allocator keeps."""
 NOISE = 4 * 2**20
+FEW = 20
+"""Cycles that may bring one object more: dictionaries come and go from the collector's list by what they hold."""
 SHORT, LONG = (200, 5.0), (10_000, 600.0)
 """Cycles, and seconds after which a row ends although it has not reached them."""
 
@@ -390,7 +392,8 @@ def broken(found: dict[str, Any]) -> list[str]:
     for name, row in found["rows"].items():
         if row["memory"] > max(NOISE, PER_CYCLE * row["cycles"]):
             out.append(f"{ROWS[name][0]}: memory grows by {row['per_cycle']:.0f} bytes a cycle.")
-        out += [f"{ROWS[name][0]}: {grew} more {what} in the second half." for what, grew in row["grown"].items()]
+        leaked = {what: grew for what, grew in row["grown"].items() if what != "objects" or grew > row["cycles"] / FEW}
+        out += [f"{ROWS[name][0]}: {grew} more {what} in the second half." for what, grew in leaked.items()]
     return out
 
 
@@ -406,7 +409,7 @@ def words(found: dict[str, Any]) -> list[str]:
         f"{total:,} cycles of what a long run repeats, a process for each row. After a warm-up, live tensors and their "
         "bytes, all objects that the collector knows, hooks on modules, entries of module-level caches, open files "
         f"and threads are counted at up to {SAMPLES + 1} moments; more of anything in the second half than in the "
-        "first would be a leak. Resident memory is a line through the moments: its growth from first to last may be "
+        f"first would be a leak, but for an object in {FEW} cycles. Resident memory is a line through the moments: its growth from first to last may be "
         f"{NOISE // 2**20} MiB, which the allocator keeps or gives back as it likes, or {PER_CYCLE} bytes a cycle.",
         table(["repeated", "cycles", "in", "growth of resident memory", "growth of counts"], body),
     ]

@@ -307,7 +307,7 @@ def _loaded() -> None:
 
 LARGE: dict[str, tuple[str, bool, Callable[[], Any]]] = {
     "units": ("unit blocks of a layer of 4,096 x 4,096", True, lambda: _fisher(4096, 2).units(0)),
-    "block": ("block between two such layers", True, lambda: _fisher(4096, 2).block(0, 1)),
+    "block": ("block between two layers of 2,048 x 2,048", True, lambda: _fisher(2048, 2).block(0, 1)),
     "kfac-block": ("K-FAC's block of a layer of 300 x 300", True,
                    lambda: fv.approximate(_fisher(300, 8), "kfac").block(0)),
     "kfac-dense": ("K-FAC's whole matrix of two such layers", True,
@@ -329,7 +329,7 @@ LARGE: dict[str, tuple[str, bool, Callable[[], Any]]] = {
     "sequences-units": ("their unit blocks", False, lambda: _sequences().units(0)),
     "examples": ("solve, spectrum and diagonal of 100,000 examples", False,
                  lambda: [f := _many(), f.diagonal(), f.solve(_ones(f), 0.1), f.spectrum(3)]),
-    "product": ("product with two layers of 4,096 x 4,096", False, lambda: [f := _fisher(4096, 2), f @ _ones(f)]),
+    "product": ("product with two layers of 2,048 x 2,048", False, lambda: [f := _fisher(2048, 2), f @ _ones(f)]),
 }  # fmt: skip
 """What is asked in words, whether it cannot fit, and the work."""
 
