@@ -409,7 +409,8 @@ def words(found: dict[str, Any]) -> list[str]:
         f"{total:,} cycles of what a long run repeats, a process for each row. After a warm-up, live tensors and their "
         "bytes, all objects that the collector knows, hooks on modules, entries of module-level caches, open files "
         f"and threads are counted at up to {SAMPLES + 1} moments; more of anything in the second half than in the "
-        f"first would be a leak, but for an object in {FEW} cycles. Resident memory is a line through the moments: its growth from first to last may be "
+        f"first would be a leak, but for an object in {FEW} cycles. Resident memory is a line through the "
+        "moments: its growth from first to last may be "
         f"{NOISE // 2**20} MiB, which the allocator keeps or gives back as it likes, or {PER_CYCLE} bytes a cycle.",
         table(["repeated", "cycles", "in", "growth of resident memory", "growth of counts"], body),
     ]
