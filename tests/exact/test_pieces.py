@@ -42,6 +42,8 @@ NETWORKS = {
     "tokens": lambda: (Tokens(), torch.randint(0, 7, (6, 3))),
     "recurrent": lambda: (Reads(), torch.randn(4, 3, 3)),
 }  # fmt: skip
+SLOW = ("chain", "recurrent")
+"""By hundreds of pieces."""
 REQUESTS = {
     "diagonal": lambda f: f.diagonal(),
     "unit blocks": lambda f: f.units(len(f.space.layers) - 1),
@@ -69,7 +71,9 @@ def asked(name, request):
 
 
 @pytest.mark.filterwarnings("ignore:.*no structure|.*share the weight:UserWarning")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.soak] if name in SLOW else []) for name in NETWORKS]
+)
 def test_results_do_not_depend_on_the_size_of_pieces(name, monkeypatch):
     wanted = {request: asked(name, request) for request in REQUESTS}
     monkeypatch.setattr(memory, "_whole", lambda device: 16 * 8 * 150)  # 150 numbers at once
