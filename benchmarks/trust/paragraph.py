@@ -10,7 +10,12 @@ from typing import Any, Protocol, cast
 from benchmarks.markdown import provenance
 
 HERE = Path(__file__).parent
-NAMES: tuple[str, ...] = ("durability", "security")
+NAMES: tuple[str, ...] = (
+    "durability",
+    "security",
+    "memory",
+    "endurance",
+)
 """The files, in the order of the page."""
 
 

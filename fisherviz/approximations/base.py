@@ -27,6 +27,7 @@ from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
 from fisherviz.support.choices import count, is_number, one_of, positive
 from fisherviz.support.counting import is_counting
 from fisherviz.support.generators import private
+from fisherviz.support.memory import require_samples
 from fisherviz.support.numbers import human
 from fisherviz.support.tables import counted
 
@@ -309,10 +310,12 @@ class Approximation(LayeredMatrix, ABC):
             TypeError: the prior precision is a vector, which would destroy the structure.
             RuntimeError: it has not been fitted, or the precision is singular.
             NotImplementedError: the layers are coupled, and too many to be dense.
+            MemoryError: so many samples do not fit.
         """
         count("n", n)
         whole, scaled = self.whole, self.reduction == "sum" and self.follows_scale
         prior = _prior(prior_precision, self.examples)
+        require_samples(self.space.size, n, whole.device)
         noise = torch.randn(
             self.space.size, n, generator=private(generator, whole.device), dtype=torch.float64, device=whole.device
         )

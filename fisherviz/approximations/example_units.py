@@ -22,13 +22,13 @@ from fisherviz.operators.factorise import (
     eigenvalues,
     log_determinant_of,
     plus_identity,
-    require_dense,
     trusted_cholesky,
 )
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 from fisherviz.statistics.examples import root_correction
 from fisherviz.statistics.products import gram, weighted_moments_square_norm
 from fisherviz.support import timing
+from fisherviz.support.memory import require_dense
 
 FAR = 100.0
 """How many times a block's rounding must fit into the damping: a solve's relative error is at most the reciprocal."""
@@ -184,7 +184,7 @@ class ExampleUnits(Symmetric):
 
     def to_dense(self) -> Tensor:
         """The matrix; MemoryError where it is too large."""
-        require_dense(*self.shape, "the dense matrix of unit blocks")
+        require_dense(*self.shape, "the dense matrix of unit blocks", self.tensors[0])
         return self.blocks().to_dense()
 
     def diagonal(self) -> Tensor:
@@ -229,7 +229,7 @@ class ExampleUnits(Symmetric):
 
     def inverse(self) -> UnitBlocks:
         """The inverse of all blocks, formed; MemoryError where they do not fit."""
-        require_dense(self.shape[0], self.width, "the inverse of all unit blocks")
+        require_dense(self.shape[0], self.width, "the inverse of all unit blocks", self.tensors[0])
         return self.blocks().inverse()
 
 

@@ -129,11 +129,14 @@ def run_together(fisher: Fisher, recipes: Sequence[Recipe]) -> list[Fit]:
     for fit in fits:
         fit.go_on(fisher)
     replayed = False  # the first round counts its pass even where another call has kept the captures
+    passing: list[Statistic] = []
     while waiting := [(fit, fit.wanted) for fit in fits if fit.wanted is not None]:
+        passing += [statistic for _, wanted in waiting for statistic in wanted if not statistic.lasting]
         captures = _pass(fisher, [wanted for _, wanted in waiting])
         for fit, _ in waiting:
             fit.supply(fisher, captures, replayed)
         replayed = fisher.keeps_captures
+    fisher.forget(passing)
     return fits
 
 

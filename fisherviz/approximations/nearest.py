@@ -21,6 +21,7 @@ from fisherviz.operators.lanczos import leading_eigenvector
 from fisherviz.statistics import Statistic
 from fisherviz.statistics.products import GRADIENT_ENTRIES, working
 from fisherviz.support.choices import count
+from fisherviz.support.memory import at_once
 
 _ITERATIONS = 500
 
@@ -251,7 +252,7 @@ def _through_gradients(capture: Capture, matrices: Tensor, transpose: bool) -> T
     da, dg = capture.a.shape[-1], capture.g.shape[-1]
     size = da if transpose else dg
     total = matrices.new_zeros(len(matrices), size, size)
-    step = max(1, GRADIENT_ENTRIES // (capture.vectors * capture.size))
+    step = max(1, at_once(GRADIENT_ENTRIES, total) // (capture.vectors * capture.size))
     for start in range(0, capture.examples, step):
         nabla = capture.select(start, start + step).gradients.reshape(-1, dg, da)
         nabla = nabla.mT if transpose else nabla

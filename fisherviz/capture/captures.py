@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.tokens import TokenCapture, some
+from fisherviz.support.memory import at_once
 
 DENSE_ENTRIES = 2**24
 """Entries of per-example gradients that are formed at once where their squares alone are wanted."""
@@ -111,7 +112,7 @@ class Capture:
     def sum(self) -> Tensor:
         """Sum of the gradient over examples and vectors, (P,) in unit order."""
         if self.grouped:
-            return self.gradients.sum((0, 1))
+            return torch.einsum("nho,nhi->hoi", self.g.sum(0).flatten(0, 1), self.a.flatten(0, 1)).reshape(-1)
         return (self.g.sum(0).flatten(0, 1).T @ self.a.flatten(0, 1)).reshape(-1)
 
     def select_vectors(self, start: int, stop: int) -> Capture:
@@ -174,7 +175,10 @@ class GenericCapture:
 
     def square_sum(self) -> Tensor:
         """Sum over examples and vectors of each gradient entry's square, (P,)."""
-        return self.gradients.square().sum((0, 1))
+        total, rows = self.gradients.new_zeros(self.size), self.rows
+        for part in rows.split(max(1, at_once(DENSE_ENTRIES, total) // max(1, self.size))):
+            total += part.square().sum(0)
+        return total
 
     def sum(self) -> Tensor:
         """Sum of the gradient over examples and vectors, (P,)."""
@@ -337,7 +341,7 @@ class TiedCapture:
 def _square_sum(capture: Capture | TiedCapture) -> Tensor:
     """From per-example gradients, of as many examples at a time as fit."""
     total = capture.tensors[0].new_zeros(capture.size)
-    step = max(1, DENSE_ENTRIES // max(1, capture.vectors * capture.size))
+    step = max(1, at_once(DENSE_ENTRIES, total) // max(1, capture.vectors * capture.size))
     for start in range(0, capture.examples, step):
         total += capture.select(start, start + step).gradients.square_().sum((0, 1))
     return total

@@ -21,6 +21,7 @@ from fisherviz.network.batches import Inputs, count_examples, move, select
 from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.vectors import checked_counts
 from fisherviz.support.counting import counted_as
+from fisherviz.support.memory import at_once
 
 TOGETHER = 8
 """Vectors of an example that are taken together, at least, before examples are taken alone."""
@@ -106,7 +107,7 @@ def _piece(network: Network, vectors: VectorSource) -> tuple[int, int]:
     """
     z, (fixed, per_vector) = network.structure.example_output, network.structure.example_bytes
     assert z is not None
-    k, limit = vectors.count(z), network.capture_bytes
+    k, limit = vectors.count(z), at_once(network.capture_bytes, torch.empty(0, dtype=torch.uint8, device=z.device))
     if fixed + per_vector * k <= limit:
         return limit // (fixed + per_vector * k), max(1, k)
     examples = max(1, limit // (fixed + TOGETHER * per_vector))

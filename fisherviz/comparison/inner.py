@@ -33,6 +33,7 @@ from fisherviz.operators import (
 from fisherviz.operators.factorise import eigh
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block
+from fisherviz.support.memory import at_once
 from fisherviz.support.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _pieces(captures: Sequence[AnyCapture], layers: Collection[int]) -> Iterator
     if not layers:
         return
     size = captures[0].vectors * sum(captures[k].size for k in layers)
-    step = max(1, GRADIENT_ENTRIES // (2 * size))
+    step = max(1, at_once(GRADIENT_ENTRIES, captures[0].tensors[0]) // (2 * size))
     for start in progress_bar(range(0, captures[0].examples, step), "inner products", "piece"):
         yield _Gradients({k: captures[k].select(start, start + step).gradients.flatten(0, 1) for k in layers})
 
@@ -219,7 +220,7 @@ def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float | Non
             weights = row.g[:, :, 0].square().sum(0)  # (N, d_out)
             forms = torch.stack([((a @ B) * a).sum(1) for B in operator.B], 1)
             return _dot(weights, forms)
-    if isinstance(operator, Dense) and row.size * col.size <= GRADIENT_ENTRIES:
+    if isinstance(operator, Dense) and row.size * col.size <= at_once(GRADIENT_ENTRIES, row.tensors[0]):
         return _dot(block(row, col), operator.M)
     return None
 

@@ -31,7 +31,7 @@ from fisherviz.operators import (
 from fisherviz.operators.factorise import eigh
 from fisherviz.operators.lanczos import log_quadratures
 from fisherviz.statistics.products import GRADIENT_ENTRIES
-from fisherviz.support.memory import require
+from fisherviz.support.memory import at_once, require
 
 SEED = 0
 """Of the probes' private generator."""
@@ -100,7 +100,7 @@ class Eigenvectors:
     def _forms(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """qᵀ f(q) of each eigenvector q."""
         found = []
-        for w in self._vectors.split(max(1, GRADIENT_ENTRIES // (4 * self.space.size)), 1):
+        for w in self._vectors.split(max(1, at_once(GRADIENT_ENTRIES, self._vectors) // (4 * self.space.size)), 1):
             q = self.space.join(self.examples.combine(w))
             found.append((q * function(q).double()).sum(0))
         return torch.cat(found)
@@ -154,7 +154,7 @@ class Probes:
             getattr(self, attribute)
 
     def _split(self, vectors: Tensor) -> Iterator[Tensor]:
-        yield from vectors.split(max(1, GRADIENT_ENTRIES // (4 * self._size)), 1)
+        yield from vectors.split(max(1, at_once(GRADIENT_ENTRIES, vectors) // (4 * self._size)), 1)
 
     def _normal(self, rows: int, generator: torch.Generator) -> Tensor:
         drawn = torch.randn(rows, self.count, generator=generator, dtype=torch.float32)

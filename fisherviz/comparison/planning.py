@@ -23,7 +23,6 @@ from fisherviz.statistics import (
     UnitBlocks,
 )
 from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, symmetric_cost
-from fisherviz.statistics.products import GRADIENT_ENTRIES
 from fisherviz.support.memory import available
 from fisherviz.support.numbers import human, show_number
 from fisherviz.support.plan import Plan, Step
@@ -167,11 +166,11 @@ def _structured(
 ) -> list[Step]:
     columns, size = sizes.columns, sizes.size
     images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in sizes.layers)
-    vectors = _PROBE_COPIES * probes * sizes.item * size + 3 * DOUBLE * min(GRADIENT_ENTRIES, images * probes)
+    vectors = _PROBE_COPIES * probes * sizes.item * size + 3 * DOUBLE * min(sizes.layers[0].most, images * probes)
     direct = min(size, columns)
     solver = 2 * DOUBLE * direct**2 + DOUBLE // sizes.item * sizes.captured
     formed = [layer for layer in sizes.layers if layer.kind != "outer"]  # of the others inner products are closed
-    gradients = 2 * sizes.item * min(columns * sum(layer.size for layer in formed), GRADIENT_ENTRIES // 2)
+    gradients = 2 * sizes.item * min(columns * sum(layer.size for layer in formed), sizes.layers[0].most // 2)
     solves = sizes.gram + CHOLESKY * direct**3 + 2 * probes * sizes.product
     steps = [
         Step("exact Fisher", "norms by Gram matrices", sizes.gram, held + sizes.tile_bytes),

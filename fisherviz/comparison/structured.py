@@ -28,6 +28,7 @@ from fisherviz.results.comparison import EXACT, WHOLE, row_label
 from fisherviz.results.metrics import needing
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 from fisherviz.support.errors import sentence as told
+from fisherviz.support.memory import at_once
 
 Row = tuple[str, str, str, float, float]
 _MAX_PAIRS = 100
@@ -245,7 +246,7 @@ class StructuredComparison:
     def _is_known(self, place: tuple[int, int], operator: Operator) -> bool:
         """Whether a block's sums need no gradients: zero, the exact block itself, or compared entry by entry."""
         i, j = place
-        small = self.space.sizes[i] * self.space.sizes[j] <= GRADIENT_ENTRIES
+        small = self.space.sizes[i] * self.space.sizes[j] <= at_once(GRADIENT_ENTRIES, operator.tensors[0])
         exactly = isinstance(operator, ExampleSpace) and operator.shift == 0
         return isinstance(operator, Zero) or exactly or (isinstance(operator, Dense) and small)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Batch, Capture
 from fisherviz.network.space import ParameterSpace
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block, cross_block, gram, half_block, write_half
+from fisherviz.support.memory import at_once
 from fisherviz.support.processes import Processes
 
 
@@ -65,7 +66,7 @@ class JointBlocks:
 
     def _add_stacked(self, captures: list[AnyCapture], stacked: list[int], n: int) -> None:
         """Pairs with an unfactored layer: one product of stacked gradients, then its blocks."""
-        step = max(1, GRADIENT_ENTRIES // (captures[0].vectors * self.space.size))
+        step = max(1, at_once(GRADIENT_ENTRIES, captures[0].tensors[0]) // (captures[0].vectors * self.space.size))
         sizes = [self.space.sizes[i] for i in stacked]
         for start in range(0, n, step):
             parts = [c.select(start, start + step) for c in captures]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import Capture
 from fisherviz.exact.fisher import Fisher, require_fisher
+from fisherviz.support.memory import at_once
 from fisherviz.support.progress import progress_bar
 from fisherviz.support.tables import counted, html_table
 
@@ -140,15 +141,15 @@ def _pair(row: Capture, col: Capture, kind: str) -> tuple[float, float]:
     i, j = _Side(row.a[:, 0], row.g[:, :, 0]), _Side(col.a[:, 0], col.g[:, :, 0])
     A = i.a.T @ j.a / len(i.a)
     error = bound = 0.0
-    for units in _slices(i.g.shape[2], j.g.shape[2] * len(i.a)):
+    for units in _slices(A, i.g.shape[2], j.g.shape[2] * len(i.a)):
         outer = torch.einsum("kno,knp->nop", i.g[:, :, units], j.g)  # Σ_k g¹ g², (N, o, p)
         n, o, p = outer.shape
         flat = outer.reshape(n, o * p)
         G = flat.mean(0).reshape(o, p)
         first = (flat.T @ i.a / n).reshape(o, p, -1)  # E[ā¹ g¹ g²]
         second = (flat.T @ j.a / n).reshape(o, p, -1)  # E[ā² g¹ g²]
-        room = max(1, _TILE_ENTRIES // (o * p * j.a.shape[1]))
-        for inputs in _slices(i.a.shape[1], j.a.shape[1] * max(n, o * p), room):
+        room = max(1, at_once(_TILE_ENTRIES, A) // (o * p * j.a.shape[1]))
+        for inputs in _slices(A, i.a.shape[1], j.a.shape[1] * max(n, o * p), room):
             products = (i.a[:, inputs, None] * j.a[:, None, :]).reshape(n, -1)
             F = (flat.T @ products / n).reshape(o, p, -1, j.a.shape[1])
             difference = F - G[:, :, None, None] * A[inputs]
@@ -235,9 +236,9 @@ def _total(x: Tensor) -> float:
     return float(x.abs().sum(dtype=torch.float64))
 
 
-def _slices(size: int, width: int, most: int | None = None) -> Iterator[slice]:
+def _slices(like: Tensor, size: int, width: int, most: int | None = None) -> Iterator[slice]:
     """Consecutive slices of range(size), each `width` entries per index, that hold at most a tile's entries."""
-    step = max(1, _TILE_ENTRIES // width)
+    step = max(1, at_once(_TILE_ENTRIES, like) // width)
     step = step if most is None else min(step, most)
     for start in range(0, size, step):
         yield slice(start, min(start + step, size))

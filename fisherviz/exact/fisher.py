@@ -17,7 +17,7 @@ from torch import Tensor
 from fisherviz.exact import spectra
 from fisherviz.exact.blocks import JointBlocks
 from fisherviz.exact.passes import Consumer
-from fisherviz.exact.planning import REQUESTS, plan
+from fisherviz.exact.planning import REQUESTS, plan, require_fits
 from fisherviz.exact.posterior import Posterior
 from fisherviz.exact.products import Products, Vector, damping_number
 from fisherviz.matrices.example_operator import ExampleSpace
@@ -28,11 +28,11 @@ from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov
 from fisherviz.operators.factorise import DampedCholesky, eigenvalues, symmetric
 from fisherviz.operators.inverse import Inverse
 from fisherviz.operators.lanczos import extreme_eigenvalues
-from fisherviz.statistics import Block, Diagonal, UnitBlocks
+from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
 from fisherviz.statistics.examples import Woodbury, solve_combination
+from fisherviz.statistics.products import GRADIENT_ENTRIES
 from fisherviz.support.choices import count, one_of
-from fisherviz.support.generators import private
-from fisherviz.support.memory import require
+from fisherviz.support.memory import at_once, require
 from fisherviz.support.plan import Plan
 from fisherviz.support.tables import counted, paragraph
 
@@ -49,7 +49,7 @@ class Fisher(Products):
 
     def __repr__(self) -> str:
         label = f"mc, {counted(self.samples, 'sample')}" if self.kind == "mc" else self.kind
-        over = "; no pass yet" if self._examples is None else f" over {counted(self._examples, 'example')}"
+        over = "; no pass yet" if self.seen is None else f" over {counted(self.seen, 'example')}"
         return (
             f"Fisher {self.space.size:,} x {self.space.size:,} ({label}, {self.reduction}{over}, "
             f"{counted(len(self.layers), 'layer')}, {self.network.likelihood!r})"
@@ -107,19 +107,23 @@ class Fisher(Products):
             units = self.space.split(torch.arange(self.space.size, device=whole.device))
             return whole[units[i]][:, units[j]]
         self._plan_block(i, j)
-        (statistic,) = self.collect([Block(self.space.names[i], self.space.names[j])])
-        found = statistic.mean
-        if found.numel() > _KEPT**2:
-            del self._kept.statistics[statistic.key]  # too large to keep beside what the caller holds
-            return found.mul_(self.weight)
-        return found * self.weight
+        return self._given_away(Block(self.space.names[i], self.space.names[j]))
+
+    def _given_away(self, wanted: Statistic) -> Tensor:
+        """The mean of a statistic for the caller, who may change it; a large one is not kept beside that."""
+        (statistic,) = self.collect([wanted])
+        if statistic.mean.numel() <= _KEPT**2:
+            return statistic.mean * self.weight
+        self.forget([statistic])
+        return statistic.mean.mul_(self.weight)
 
     def _plan_block(self, i: int, j: int) -> None:
         space = self.space
         self._plan(space.sizes[i] * space.sizes[j], f"block {space.names[i]!r}, {space.names[j]!r}")
 
-    def _plan(self, entries: int, what: str) -> None:
-        size = 3 * entries * torch.empty((), dtype=self.network.precision).element_size()
+    def _plan(self, entries: int, what: str, double: int = 0) -> None:
+        """Three copies of an array must fit, or two and some in float64."""
+        size = entries * max(3 * self.empty.element_size(), 8 * double + self.empty.element_size())
         way_out = "ask for products, norms or solves instead (they never form it), or probe fewer layers="
         with self.processes.agreeing("the memory for a matrix"):
             require(size, self.network.device, what, way_out)
@@ -129,9 +133,9 @@ class Fisher(Products):
 
         Raises:
             NotImplementedError: the layer takes the generic path and has no units.
+            MemoryError: they do not fit.
         """
-        (statistic,) = self.collect([UnitBlocks(self.space.names[self.space.position(layer)])])
-        return statistic.mean * self.weight
+        return self._given_away(UnitBlocks(self.space.names[self.space.position(layer)]))
 
     def diagonal(self) -> Tensor:
         """Diagonal of the matrix, flat in torch order, (P,)."""
@@ -233,7 +237,8 @@ class Fisher(Products):
 
             def entries() -> Tensor:
                 self._plan(self.space.size**2, f"the dense {self.space.size:,} x {self.space.size:,} inverse")
-                return symmetric(operator.solve(identity()))
+                width = max(1, at_once(GRADIENT_ENTRIES, self.empty) // self.space.size)
+                return symmetric(torch.cat([operator.solve(some) for some in identity().split(width, 1)], 1))
 
             return LayeredMatrix(self.space, Inverse(operator, self.space.sizes, entries), title)
         self._plan(self.space.size**2, f"the dense {self.space.size:,} x {self.space.size:,} inverse")
@@ -262,9 +267,10 @@ class Fisher(Products):
         key = ("dense" if dense else "woodbury", damping)
         if self._kept.solver is None or self._kept.solver[0] != key:
             if dense:
+                self._plan(self.space.size**2, f"the dense {self.shape[0]:,} x {self.shape[1]:,} Fisher", double=2)
                 made: DampedCholesky | Woodbury = DampedCholesky(self._whole(), damping, "the Fisher")
             else:
-                self._plan_gram()
+                require_fits(self, "solve")
                 made = Woodbury(self.in_example_space(), damping)
             self._kept.solver = (key, made)
         return self._kept.solver[1]
@@ -294,20 +300,19 @@ class Fisher(Products):
         joint = self.with_scores() if self._kept.held is None or self._kept.joint is not None else None
         if joint is None or damping == 0 or self.space.size <= self.columns:
             return self.solve(self.gradient(), damping)
-        self._plan_gram()
+        require_fits(self, "solve")
         weights = torch.full((self.examples,), self.scale, dtype=joint.dtype, device=self.network.device)
         return solve_combination(joint, joint.captures[0].vectors - 1, weights, damping, self.space)
 
     def example_gram(self) -> Tensor:
-        """UᵀU over all layers, (K N, K N), for F = s U Uᵀ."""
-        self._plan_gram()
-        return self.in_example_space().make_gram()
+        """UᵀU over all layers, (K N, K N), for F = s U Uᵀ.
 
-    def _plan_gram(self) -> None:
-        size = self.columns**2 * torch.empty((), dtype=self.network.precision).element_size()
-        what = f"the Gram matrix of {self.columns:,} gradients"
-        with self.processes.agreeing("the memory for a Gram matrix"):
-            require(4 * size, self.network.device, what, "use fewer examples or kind='mc'")
+        Raises:
+            MemoryError: it does not fit.
+        """
+        examples = self.in_example_space()
+        require_fits(self, "example_gram")
+        return examples.make_gram()
 
     # ---- norms and spectra -----------------------------------------------------------------------------------------
 
@@ -355,8 +360,10 @@ class Fisher(Products):
                 lambda x: self @ x, size, k, dtype=self.network.precision, device=self.network.device
             )
         elif dense or size <= self.columns:
+            self._plan(size**2, f"the spectrum of a {size:,} x {size:,} matrix", double=2)
             values = eigenvalues(self._whole().double()).flip(0)
         else:
+            require_fits(self, "spectrum")
             values = eigenvalues(self.example_gram().double()).flip(0) * self.scale
         return spectra.clean(values, rank, size, self.network.precision)[:k]
 
@@ -375,18 +382,11 @@ class Fisher(Products):
 
         Raises:
             ValueError: the prior precision is not positive.
+            MemoryError: so many samples do not fit.
         """
         count("n", n)
-        posterior, device = Posterior(self, prior_precision), self.network.device
-        generator = private(generator, device)
-
-        def noise(rows: int) -> Tensor:
-            return torch.randn(rows, n, generator=generator, dtype=torch.float64, device=device)
-
-        if self.space.size > self.columns:
-            return posterior.around_weights(posterior.in_example_space(noise(self.space.size), noise(self.columns)))
-        summed = self.to_dense().double() * (1.0 if self.reduction == "sum" else self.examples)
-        return posterior.around_weights(posterior.dense(summed, noise(self.space.size)))
+        posterior = Posterior(self, prior_precision)
+        return posterior.around_weights(posterior.deviations(self.to_dense, n, generator))
 
 
 def require_fisher(fisher: object, what: str) -> None:

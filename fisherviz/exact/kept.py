@@ -76,3 +76,9 @@ class Kept:
     matrix: Tensor | None = None
     """Dense, in torch order; never handed out."""
     solver: tuple[tuple[str, float], DampedCholesky | Woodbury] | None = None
+
+
+def version_of(statistic: Statistic) -> int:
+    """Counts in-place changes; tensors made under inference mode have no counter."""
+    total = statistic.total
+    return 0 if total is None or total.is_inference() else total._version

@@ -20,7 +20,7 @@ from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import Structure
 from fisherviz.capture.take import VectorSource, loss_gradient
-from fisherviz.exact.kept import Held, Kept
+from fisherviz.exact.kept import Held, Kept, version_of
 from fisherviz.exact.run import Run
 from fisherviz.network import guest
 from fisherviz.network.batches import Batches
@@ -28,6 +28,7 @@ from fisherviz.network.layers import LayerInfos
 from fisherviz.network.space import ParameterSpace
 from fisherviz.network.vectors import NoVectors, SampledVectors, make_vectors
 from fisherviz.statistics import Statistic, add_up
+from fisherviz.statistics.costs import require_statistics
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.choices import one_of
 from fisherviz.support.counting import is_counting
@@ -84,7 +85,7 @@ class Passes:
                 "kind='empirical' needs the data's labels; pass targets=, a tuple (inputs, targets) or batches of them."
             )
         self._weights = guest.fingerprint(self.network.model)
-        self._examples: int | None = None
+        self.seen: int | None = None
         self.updates: dict[Hashable, Effort] = {}
         """What the updates of each collected statistic took, by its key."""
         self._pass_seconds: dict[bool, float] = {}
@@ -116,10 +117,10 @@ class Passes:
     @property
     def examples(self) -> int:
         """Number N of examples, but those of which targets leave out every position; counting may take a pass."""
-        if self._examples is None:
+        if self.seen is None:
             self._pass(lambda: lambda batch: None, gradients=False)
-        assert self._examples is not None
-        return self._examples
+        assert self.seen is not None
+        return self.seen
 
     @property
     def scale(self) -> float:
@@ -142,6 +143,11 @@ class Passes:
         if self.__kept.layers != self.network.layers:
             self.__kept = Kept(self.network.layers)
         return self.__kept
+
+    @property
+    def empty(self) -> Tensor:
+        """A tensor without entries, of the results' type."""
+        return torch.empty(0, dtype=self.network.precision, device=self.network.device)
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
@@ -191,7 +197,7 @@ class Passes:
             if whys := self._agreed(run):
                 self.network.settle(self.structure.without(whys))
                 continue
-            self._examples = run.examples
+            self.seen = run.examples
             if looked and not labels:  # the first look is no part of a pass
                 self._pass_seconds[gradients] = min(spent.seconds, self._pass_seconds.get(gradients, spent.seconds))
                 if is_counting():
@@ -282,6 +288,9 @@ class Passes:
                 start = now
 
         if unknown := [s for key, s in wanted.items() if not self._knows(key)]:
+            self.look()
+            with self.processes.agreeing("the memory for statistics"):
+                require_statistics(unknown, self.space.layers, self.empty)
             self._pass(begin, gradients=any(s.needs_gradients for s in unknown))
         else:
             self.check_unchanged()
@@ -292,14 +301,20 @@ class Passes:
                 self.updates[key] = replace(self.updates[key], operations=sum(of_all))
         for key, statistic in fresh.items():
             statistic.normalise()
-            self._kept.statistics[key] = (statistic, _version_of(statistic))
+            self._kept.statistics[key] = (statistic, version_of(statistic))
         return [self._kept.statistics[s.key][0] for s in given]
+
+    def forget(self, statistics: Iterable[Statistic]) -> None:
+        """Keep these no longer."""
+        for key in [statistic.key for statistic in statistics]:
+            self._kept.statistics.pop(key, None)
+            self.updates.pop(key, None)
 
     def _knows(self, key: Hashable) -> bool:
         if key not in self._kept.statistics:
             return False
         statistic, version = self._kept.statistics[key]
-        return version == _version_of(statistic)
+        return version == version_of(statistic)
 
     def example_space(self) -> dict[str, AnyCapture]:
         """Captures of all examples by layer name.
@@ -382,9 +397,3 @@ class Passes:
         finally:
             self.__kept, (self.processes, self._pass_seconds, self._pass_operations) = kept, before
             self.network.settle(structure)
-
-
-def _version_of(statistic: Statistic) -> int:
-    """Counts in-place changes; tensors made under inference mode have no counter."""
-    total = statistic.total
-    return 0 if total is None or total.is_inference() else total._version

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from fisherviz.capture.network import CAPTURE_BYTES
 from fisherviz.capture.take import loss_gradient
 from fisherviz.exact.passes import Passes
 from fisherviz.network.batches import count_examples, select
 from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, layer_costs
-from fisherviz.statistics.gradients import TILE_ENTRIES
+from fisherviz.statistics.gradients import TILE_ENTRIES, tile
 from fisherviz.statistics.products import GRADIENT_ENTRIES, WHOLE_ENTRIES
-from fisherviz.support.memory import keep_limit
+from fisherviz.support.memory import at_once, config, keep_limit, require
 from fisherviz.support.plan import Plan, Step
 
 FORWARD_MODE = 1.7
@@ -36,6 +35,9 @@ class Sizes:
         kept: whether captures of an earlier request are there.
         forward_mode: whether products run on the network itself until there are captures; None: not tried yet.
         limit: bytes of captures that may be kept.
+        capture_bytes: of a piece.
+        tiles: entries of Gram matrices that are held at once.
+        whole: entries of a diagonal block that is expanded whole.
     """
 
     layers: Sequence[LayerCosts]
@@ -43,6 +45,9 @@ class Sizes:
     kept: bool
     forward_mode: bool | None
     limit: int
+    capture_bytes: int
+    tiles: int
+    whole: int
 
     @property
     def size(self) -> int:
@@ -73,7 +78,7 @@ class Sizes:
     def tile(self) -> int:
         """Examples whose rows of all layers' Gram matrices are held together."""
         n, k, count = self.layers[0].examples, self.layers[0].vectors, len(self.layers)
-        return min(n, max(1, TILE_ENTRIES // (k * k * n * max(1, count // 4))))
+        return min(n, tile(n, k, count, self.tiles))
 
     @property
     def dense(self) -> float:
@@ -90,13 +95,13 @@ class Sizes:
         square = self.columns**2
         if layer.kind == "outer":
             return square + 3 * layer.examples**2
-        return 2 * square + (2 * TILE_ENTRIES if layer.pairwise else layer.formed)
+        return 2 * square + (2 * self.tiles if layer.pairwise else layer.formed)
 
     @property
     def tile_bytes(self) -> int:
         """Of all layers' Gram matrices by tiles, with their square and a copy."""
         n, tile = self.layers[0].examples, self.columns * self.layers[0].vectors * self.tile
-        formed = max(2 * TILE_ENTRIES if layer.pairwise else layer.formed for layer in self.layers)
+        formed = max(2 * self.tiles if layer.pairwise else layer.formed for layer in self.layers)
         part = formed if self.tile == n else formed * (n + self.tile) // (2 * n)
         return self.item * (len(self.layers) * tile + max(2 * tile, part))
 
@@ -107,9 +112,9 @@ class Sizes:
         stacked = [layer for layer in self.layers if layer.kind != "outer"]
         kept = sum(a.size * b.size for i, a in enumerate(self.layers) for b in self.layers[i:])
         kept -= sum(3 * layer.size**2 // 4 for layer in outer)
-        whole = max((layer.size**2 for layer in outer if layer.size**2 <= WHOLE_ENTRIES), default=0)
+        whole = max((layer.size**2 for layer in outer if layer.size**2 <= self.whole), default=0)
         among = sum(layer.size for layer in stacked)
-        gradients = 2 * min(self.columns * among, GRADIENT_ENTRIES)
+        gradients = 2 * min(self.columns * among, self.layers[0].most)
         return self.item * (kept + max(self.size**2 + whole, among**2 + gradients))
 
     @property
@@ -133,7 +138,7 @@ class Sizes:
         if together or self.held:
             how, size, allowed = "of all examples, kept", self.captured, self.limit
         else:
-            how, size, allowed = "batch by batch", min(self.captured, CAPTURE_BYTES), None
+            how, size, allowed = "batch by batch", min(self.captured, self.capture_bytes), None
         return [Step("captures", how, bytes=size, passes=passes, allowed=allowed)]
 
 
@@ -144,17 +149,24 @@ def sizes_of(fisher: Passes) -> Sizes:
     count = _count(fisher)
     assert structure.example_output is not None
     vectors = fisher.vectors.count(structure.example_output)
+    like = torch.empty((), dtype=network.precision, device=network.device)
+    most = at_once(GRADIENT_ENTRIES, like)
     return Sizes(
-        layer_costs(structure.layers, structure.positions, count, vectors),
-        torch.empty((), dtype=network.precision).element_size(),
+        layer_costs(structure.layers, structure.positions, count, vectors, most),
+        like.element_size(),
         fisher.keeps_captures,
         structure.forward_mode,
         keep_limit(network.device),
+        at_once(network.capture_bytes, like.to(torch.uint8)),
+        at_once(TILE_ENTRIES, like),
+        at_once(WHOLE_ENTRIES, like),
     )
 
 
 def _count(fisher: Passes) -> int:
-    """Examples in the data, those included that targets leave out."""
+    """Examples in the data; where no pass has counted them, those included that targets leave out."""
+    if fisher.seen is not None:
+        return fisher.seen
     return sum(count_examples(inputs) for inputs, _ in fisher.data)
 
 
@@ -179,6 +191,16 @@ def plan(fisher: Passes, requests: Sequence[str]) -> Plan:
     steps = [step for request in requests for step in REQUESTS[request](sizes)]
     unique = list(dict.fromkeys(steps))  # the pass for captures is made once
     return Plan(unique, fisher.network.device, fisher.network.precision, pass_seconds(fisher, sizes.layers[0].examples))
+
+
+def require_fits(fisher: Passes, request: str) -> None:
+    """Raise MemoryError if a request that reads captures, which are there, does not fit beside them."""
+    sizes = sizes_of(fisher)
+    step = REQUESTS[request](sizes)[-1]
+    there = 0 if config.memory_budget is not None or not sizes.kept else sizes.held
+    what = f"{request} by {step.how}" + f", {sizes.columns:,} gradients of {sizes.size:,} parameters,"
+    with fisher.processes.agreeing("the memory for a request"):
+        require(int(step.bytes) - there, fisher.network.device, what, "use fewer examples or kind='mc'")
 
 
 def _product(s: Sizes) -> list[Step]:

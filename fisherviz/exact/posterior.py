@@ -5,14 +5,18 @@ The posterior precision is Λ₀ + Σₙ Fₙ, whatever the Fisher's reduction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 
 import torch
 from torch import Tensor
 
 from fisherviz.exact.passes import Passes
+from fisherviz.exact.planning import DOUBLE
 from fisherviz.operators.factorise import DampedCholesky
 from fisherviz.statistics.examples import Examples
+from fisherviz.support.generators import private
+from fisherviz.support.memory import require_samples
 
 
 class Posterior:
@@ -45,10 +49,31 @@ class Posterior:
         weights = torch.cat([p.detach().reshape(-1) for p in self.fisher.network.parameters.values()])
         return weights + deviation.T.to(self.fisher.network.precision)
 
+    def deviations(self, matrix: Callable[[], Tensor], n: int, generator: torch.Generator | None) -> Tensor:
+        """N of them in columns, (P, n), dense or in example space.
+
+        Args:
+            matrix: gives the Fisher, dense, to write into.
+            n: how many.
+            generator: their source; None: a private one.
+        """
+        fisher, device = self.fisher, self.fisher.network.device
+        generator, size = private(generator, device), fisher.space.size
+        with fisher.processes.agreeing("the memory for samples"):
+            require_samples(size, n, device, 3 * DOUBLE * min(size, fisher.columns) ** 2)
+
+        def noise(rows: int) -> Tensor:
+            return torch.randn(rows, n, generator=generator, dtype=torch.float64, device=device)
+
+        if size > fisher.columns:
+            return self.in_example_space(noise(size), noise(fisher.columns))
+        summed = matrix().double().mul_(1.0 if fisher.reduction == "sum" else fisher.examples)
+        return self.dense(summed, noise(size))
+
     def dense(self, matrix: Tensor, noise: Tensor) -> Tensor:
         """Deviations (P, n) from the Fisher summed over the data, dense in float64, and noise (P, n)."""
         matrix.diagonal().add_(self.precision)
-        factor = DampedCholesky(matrix, 0.0, "the posterior precision").factor
+        factor = DampedCholesky(matrix, 0.0, "the posterior precision", given_away=True).factor
         return torch.linalg.solve_triangular(factor.mT, noise, upper=True)
 
     def in_example_space(self, y: Tensor, z: Tensor) -> Tensor:

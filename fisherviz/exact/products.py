@@ -19,11 +19,12 @@ from fisherviz.capture.look import TOGETHER, telling_examples
 from fisherviz.exact.passes import Consumer
 from fisherviz.exact.run import Run
 from fisherviz.exact.scores import Scores
-from fisherviz.network.batches import Inputs, take_rows
+from fisherviz.network.batches import Inputs, count_examples, select, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.statistics.examples import Examples
+from fisherviz.support.memory import at_once, require
 
 Vector = Tensor | Mapping[str, Tensor]
 
@@ -60,6 +61,9 @@ class Products(Scores):
             assert isinstance(flat, Tensor)
             return self.space.unflatten(flat)
         columns = self._check_vector(v)
+        if columns.dim() == 2:
+            size, what = 3 * columns.numel() * columns.element_size(), f"a product with {columns.shape[1]:,} vectors"
+            require(size, columns.device, what, "take fewer columns at a time")
         out = function(columns.unsqueeze(1))[:, 0] if columns.dim() == 1 else function(columns)
         half = v.dtype == self.network.dtype != self.network.precision
         return out.to(v.dtype) if half else out  # half precision is worked with in float32, and handed back as it came
@@ -117,11 +121,20 @@ class Products(Scores):
         return self._kept.verified
 
     def _shares(self, check: Callable[[], None]) -> Iterator[tuple[Inputs, Tensor | None, int]]:
-        """This process's part of each batch, with the position of its first example."""
+        """This process's part of each batch, piece by piece, with the position of its first example."""
         run = Run(self.network, self.data, self.vectors, self.processes)
         run.check = check
-        yield from run.shares()
-        self._examples = run.examples
+        for inputs, targets, first in run.shares():
+            n, step = count_examples(inputs), self._step()
+            for start in range(0, n, step):
+                some = slice(start, min(start + step, n))
+                yield select(inputs, some.start, some.stop), None if targets is None else targets[some], first + start
+        self.seen = run.examples
+
+    def _step(self) -> int:
+        """Examples whose activations fit, with their tangents and the graph of both."""
+        each = 4 * sum(self.structure.example_bytes)
+        return max(1, at_once(self.network.capture_bytes, self.empty.to(torch.uint8)) // max(1, each))
 
     def _network_product(self, v: Tensor) -> Tensor | None:
         """F v by forward and reverse mode; None where they disagree on a batch: then forward mode is given up."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.exact.passes import Passes
+from fisherviz.exact.planning import require_fits
 from fisherviz.operators.lanczos import extreme_eigenvalues
 from fisherviz.statistics import Diagonal
 from fisherviz.statistics.gradients import block_square_norm, block_square_norms, tile_ranges
@@ -31,6 +32,7 @@ def trace(fisher: Passes, pair: Pair) -> float:
 def frobenius(fisher: Passes, pair: Pair) -> float:
     """Frobenius norm from Gram matrices, in tiles, accumulated in float64."""
     examples = fisher.in_example_space()
+    require_fits(fisher, "norm")
     if pair is None:
         ranges = tile_ranges(examples.captures)
         return sum(fisher.deal(ranges, lambda rows: examples.square_norm([rows]), "tiles of Gram matrices")) ** 0.5

@@ -10,10 +10,11 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture
 from fisherviz.operators import Dense, Operator
 from fisherviz.operators.base import NormOrder, Symmetric
-from fisherviz.operators.factorise import SingularMatrixError, require_dense, symmetric
+from fisherviz.operators.factorise import SingularMatrixError, symmetric
 from fisherviz.statistics.examples import Examples, Woodbury, root_correction
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import block
+from fisherviz.support.memory import require_dense
 
 
 class ExampleSpace(Symmetric):
@@ -43,7 +44,7 @@ class ExampleSpace(Symmetric):
 
     def to_dense(self) -> Tensor:
         """The matrix; MemoryError where it is too large."""
-        require_dense(*self.shape, "the dense block")
+        require_dense(*self.shape, "the dense block", self.tensors[0])
         captures = self.examples.captures
         out = torch.cat([torch.cat([block(row, col) for col in captures], 1) for row in captures])
         out.mul_(self.factor).diagonal().add_(self.shift)

@@ -136,9 +136,16 @@ class LayeredMatrix:
         return parameter.detach().new_empty(0)
 
     def block(self, row: str | int, col: str | int | None = None) -> Tensor:
-        """Dense block between two layers in torch order, (P_row, P_col); col None: the diagonal block."""
+        """Dense block between two layers in torch order, (P_row, P_col); col None: the diagonal block.
+
+        Raises:
+            ValueError: no such layer.
+            MemoryError: it does not fit.
+        """
         i = self.space.position(row)
         j = i if col is None else self.space.position(col)
+        names, sizes = self.space.names, self.space.sizes
+        self._plan(sizes[i] * sizes[j], f"block {names[i]!r}, {names[j]!r} ({sizes[i]:,} x {sizes[j]:,})")
         return self.space.reorder_block(self.operator(i, j).to_dense(), i, j, "torch")
 
     def to_dense(self, order: Order = "torch") -> Tensor:
@@ -149,14 +156,13 @@ class LayeredMatrix:
             MemoryError: it does not fit.
         """
         one_of("order", order, ORDERS)
-        size = 3 * self.space.size**2 * self._like.element_size()
-        require(
-            size,
-            self._like.device,
-            f"the dense {self.shape[0]:,} x {self.shape[1]:,} matrix",
-            "ask for products or blocks instead",
-        )
+        self._plan(self.space.size**2, f"the dense {self.shape[0]:,} x {self.shape[1]:,} matrix")
         return self.space.reorder_unit_dense(dense_from_blocks(len(self.space.layers), self.operator), order)
+
+    def _plan(self, entries: int, what: str) -> None:
+        """An array is held in its own order, in the other, and as parts."""
+        item = torch.promote_types(self._like.dtype, torch.float32).itemsize
+        require(3 * entries * item, self._like.device, what, "ask for products instead, or for a smaller block")
 
     @overload
     def __matmul__(self, v: Tensor) -> Tensor: ...
@@ -217,6 +223,8 @@ class LayeredMatrix:
         model = self._like.dtype
         work = torch.promote_types(model, torch.float32)
         given = model if v.dtype == model else work
+        if v.dim() == 2:
+            self._plan(v.numel(), f"a product with {v.shape[1]:,} vectors")
         v = v.detach().to(device=self._like.device, dtype=work)
         out = function(torch.cat(self.space.split(v)))
         return self.space.join(out.split(self.space.sizes)).to(given)

@@ -15,9 +15,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-DENSE_LIMIT = 200_000_000
-"""Entries above which no operator is made dense behind the caller's back."""
-
 MIRRORED = 128
 """Rows of a symmetric product that are mirrored at once: a tile that stays in the cache."""
 
@@ -349,24 +346,6 @@ def eigenvalues(matrix: Tensor) -> Tensor:
         (..., n), in the matrix's precision.
     """
     return torch.linalg.eigvalsh(matrix)
-
-
-def require_dense(rows: int, cols: int, what: str) -> None:
-    """Refuse a dense array that is larger than `DENSE_LIMIT` entries.
-
-    Args:
-        rows: number of rows.
-        cols: number of columns.
-        what: what would need it, in words.
-
-    Raises:
-        MemoryError: with the size and the way out.
-    """
-    if rows * cols > DENSE_LIMIT:
-        raise MemoryError(
-            f"{what} needs a dense {rows} x {cols} array ({rows * cols * 8 / 2**30:.1f} GiB in float64), "
-            f"more than {DENSE_LIMIT:.0e} entries; take one layer at a time or a structured approximation."
-        )
 
 
 def _require_symmetric(matrix: Tensor, what: str) -> None:

@@ -16,10 +16,10 @@ from fisherviz.operators.base import Operator
 from fisherviz.operators.dense import Dense, UnitBlocks
 from fisherviz.operators.diagonal_kronecker import DiagonalKronecker
 from fisherviz.operators.direct_sum import DirectSum
-from fisherviz.operators.factorise import require_dense
 from fisherviz.operators.kronecker import Kronecker, KroneckerEigen
 from fisherviz.operators.kronecker_sum import KroneckerSum
 from fisherviz.operators.simple import Diagonal, Identity, Zero
+from fisherviz.support.memory import require_dense
 
 Rule = Callable[[Any, Any], float]
 _rules: dict[tuple[type[Operator], type[Operator]], Rule] = {}
@@ -72,7 +72,7 @@ def inner(x: Operator, y: Operator) -> float:
 
 
 def _dense(x: Operator, y: Operator) -> float:
-    require_dense(*x.shape, f"the inner product of {type(x).__name__} and {type(y).__name__}")
+    require_dense(*x.shape, f"the inner product of {type(x).__name__} and {type(y).__name__}", x.tensors[0])
     return _sum(x.to_dense(), y.to_dense())
 
 

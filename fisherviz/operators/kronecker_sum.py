@@ -20,17 +20,16 @@ from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import Dense
 from fisherviz.operators.diagonal_kronecker import DiagonalKronecker
 from fisherviz.operators.factorise import (
-    DENSE_LIMIT,
     SingularMatrixError,
     cholesky,
     eigenvalues,
     eigh,
     is_symmetric,
-    require_dense,
     symmetric,
 )
 from fisherviz.operators.kronecker import Kronecker, KroneckerEigen, act
 from fisherviz.operators.lanczos import cg, spectral_norm
+from fisherviz.support.memory import DENSE_LIMIT, require_dense
 
 INCONSISTENT = 1.01
 """A whitened second moment beyond this cannot come from one set of examples; rounding stays far below."""
@@ -116,7 +115,7 @@ class KroneckerSum(Operator):
         if self._inverted is not None:
             return self._inverted.to(self.dtype)
         if self._factorised is None:
-            require_dense(*self.shape, "the inverse of a sum of Kronecker products")
+            require_dense(*self.shape, "the inverse of a sum of Kronecker products", self.tensors[0])
             return Dense(self.to_dense()).inverse()
         return self._factorised.inverse()
 
@@ -294,7 +293,7 @@ class KroneckerDifferenceInverse(Symmetric):
 
     def shifted(self, value: float) -> Dense:
         """Add a multiple of the identity; the result has no such structure and is dense."""
-        require_dense(*self.shape, "damping the inverse of a Kronecker difference")
+        require_dense(*self.shape, "damping the inverse of a Kronecker difference", self.tensors[0])
         return Dense(self.to_dense()).shifted(value)
 
     def _norm(self, order: NormOrder) -> float:

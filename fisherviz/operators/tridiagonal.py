@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator, Symmetric
 from fisherviz.operators.dense import Dense
-from fisherviz.operators.factorise import eigh, require_dense, symmetric
+from fisherviz.operators.factorise import eigh, symmetric
 from fisherviz.operators.kronecker import Kronecker
 from fisherviz.operators.kronecker_sum import KroneckerDifferenceInverse, KroneckerSum
 from fisherviz.operators.simple import Zero
+from fisherviz.support.memory import require_dense
 
 
 class BlockTridiagonal(Symmetric):
@@ -185,7 +186,7 @@ class BlockTridiagonal(Symmetric):
 
     def to_dense(self) -> Tensor:
         """Return F̂, from its Kronecker blocks."""
-        require_dense(*self.shape, "F̂")
+        require_dense(*self.shape, "F̂", self.tensors[0])
         columns = []
         for col in range(len(self.layers)):
             upper = self._upper_blocks(col)
@@ -207,7 +208,7 @@ class BlockTridiagonal(Symmetric):
             SingularMatrixError: when F̂ has no inverse.
             MemoryError: when the array would be too large.
         """
-        require_dense(*self.shape, "the dense block-tridiagonal inverse")
+        require_dense(*self.shape, "the dense block-tridiagonal inverse", self.tensors[0])
         inverse = self.A[0].new_zeros(self.shape)
         start = 0
         for i, (size, precision) in enumerate(zip(self.sizes, self.precisions, strict=True)):

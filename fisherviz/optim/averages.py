@@ -25,6 +25,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.statistics import Statistic, add_up
+from fisherviz.statistics.costs import require_statistics
 from fisherviz.support.processes import Processes, grouped, summed
 
 Named = dict[str, Statistic]
@@ -54,6 +55,8 @@ class Moments:
         approximation.prepare(self.space.layers, self.positions)
         self.pairs = approximation.pairs(self.space.layers, self.adjacent)
         self.average, self.fresh = self._new(), self._new()
+        held = [statistic for named in self.fresh for statistic in named.values()]
+        require_statistics(held, layers, torch.empty(0, device=self.device), copies=2)
         self.refined: list[Named] = [{} for _ in self.space.layers]
         self.deferred = [
             {key: DeferredAverage(s) for key, s in named.items() if defer and deferrable(s)} for named in self.average

@@ -37,6 +37,8 @@ class Statistic(ABC):
 
     needs_gradients: ClassVar[bool] = True
     """Whether it reads pseudo-gradients; a pass for statistics that do not skips the backward half."""
+    lasting: ClassVar[bool] = True
+    """Whether a later fit may want the same; what hangs on this fit's own numbers is forgotten with it."""
 
     def __init__(self, *layers: str, setting: Setting | None = None) -> None:
         if setting is not None:

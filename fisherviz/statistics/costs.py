@@ -6,13 +6,25 @@ are numbers held. Both follow `capture.captures`, `statistics.products` and `sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import Tensor
+
 from fisherviz.network.layers import Layer
+from fisherviz.statistics.base import Statistic
 from fisherviz.statistics.gradients import pairwise_is_cheaper
+from fisherviz.statistics.moments import (
+    Block,
+    CrossInputFactor,
+    CrossOutputFactor,
+    InputFactor,
+    OutputFactor,
+    UnitBlocks,
+)
 from fisherviz.statistics.products import GRADIENT_ENTRIES, STRIP, STRIP_ENTRIES, strip_width
+from fisherviz.support.memory import require
 
 CaptureKind = Literal["outer", "shared", "grouped", "tokens", "gradients"]
 EIGEN = 4.5
@@ -35,6 +47,7 @@ class LayerCosts:
         groups: of a grouped convolution, or 1.
         examples: N.
         vectors: K.
+        most: entries of stacked gradients that are held at once.
     """
 
     kind: CaptureKind
@@ -45,6 +58,7 @@ class LayerCosts:
     groups: int
     examples: int
     vectors: int
+    most: int = GRADIENT_ENTRIES
 
     @property
     def columns(self) -> int:
@@ -71,7 +85,7 @@ class LayerCosts:
         """Entries held while gradients are formed, as many as are formed at once, with a copy by vectors."""
         if self.kind == "outer":
             return 0
-        gradients = min(self.columns * self.size, GRADIENT_ENTRIES)
+        gradients = min(self.columns * self.size, self.most)
         several = self.vectors > 1
         copied = self.columns * self.positions * self.dg * self.groups if several and self.kind == "shared" else 0
         return (2 if several else 1) * gradients + min(copied, gradients)
@@ -95,7 +109,7 @@ class LayerCosts:
             return n * n * self.da + self.columns**2 * self.dg
         if self.pairwise:
             return n * n * t * t * (self.da + k * k * (self.dg + 1))
-        if whole and self.columns * self.size <= GRADIENT_ENTRIES:
+        if whole and self.columns * self.size <= self.most:
             return self.forming + symmetric_cost(self.size, self.columns)
         return self.forming + self.columns**2 * self.size
 
@@ -136,8 +150,55 @@ def block_cost(row: LayerCosts, col: LayerCosts) -> float:
     return row.forming + col.forming + row.columns * row.size * col.size
 
 
+def entries(statistic: Statistic, row: Layer, col: Layer) -> int:
+    """Entries that a statistic holds.
+
+    Args:
+        statistic: of two layers, or of one.
+        row: the first.
+        col: the last.
+    """
+    if not row.structured:
+        return row.size * col.size if isinstance(statistic, Block) else row.size
+    dg, width = row.d_out // row.groups, row.da
+    if isinstance(statistic, InputFactor | OutputFactor) and row.both_ways:
+        small, large = sorted((row.da, row.d_out))
+        return large if isinstance(statistic, InputFactor) and statistic.use == "read" else small**2
+    if isinstance(statistic, InputFactor):
+        return width if row.one_hot else row.groups * width**2
+    if isinstance(statistic, OutputFactor):
+        return row.groups * dg**2
+    if isinstance(statistic, CrossInputFactor):
+        return width * col.da
+    if isinstance(statistic, CrossOutputFactor):
+        return dg * col.d_out
+    if isinstance(statistic, UnitBlocks):
+        return row.size * width
+    return row.size * col.size if isinstance(statistic, Block) else row.size
+
+
+def require_statistics(statistics: Iterable[Statistic], layers: Sequence[Layer], like: Tensor, copies: int = 1) -> None:
+    """Raise MemoryError if statistics do not fit, the largest twice: one batch's is added to the others'.
+
+    Args:
+        statistics: all that are collected together.
+        layers: of the network, which has been looked at.
+        like: a tensor of their type, where they will be.
+        copies: of each that are held.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    held = {s.key: (entries(s, by_name[s.layers[0]], by_name[s.layers[-1]]), s) for s in statistics if s.layers}
+    if not held:
+        return
+    most, largest = max(held.values(), key=lambda each: each[0])
+    size = (copies * sum(each for each, _ in held.values()) + most) * like.element_size()
+    what = f"{type(largest).__name__} of layer {largest.layers[0]!r}, {most:,} entries,"
+    what += f" with {len(held) - 1} other statistics" if len(held) > 1 else " while it is summed"
+    require(size, like.device, what, "probe fewer layers=, or take a method whose statistics are smaller")
+
+
 def layer_costs(
-    layers: tuple[Layer, ...], positions: Mapping[str, int], examples: int, vectors: int
+    layers: tuple[Layer, ...], positions: Mapping[str, int], examples: int, vectors: int, most: int = GRADIENT_ENTRIES
 ) -> list[LayerCosts]:
     """Of the probed layers, in order.
 
@@ -146,8 +207,9 @@ def layer_costs(
         positions: weight-sharing positions by layer name.
         examples: N.
         vectors: K.
+        most: entries of stacked gradients that are held at once.
     """
-    return [_costs_of(layer, positions.get(layer.name, 1), examples, vectors) for layer in layers]
+    return [replace(_costs_of(layer, positions.get(layer.name, 1), examples, vectors), most=most) for layer in layers]
 
 
 def _costs_of(layer: Layer, positions: int, examples: int, vectors: int) -> LayerCosts:

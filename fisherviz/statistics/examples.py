@@ -24,6 +24,7 @@ from fisherviz.statistics.gradients import (
     gram_tiles,
     rows_product,
 )
+from fisherviz.support.memory import require
 
 ACCURATE = 1e4
 """Condition number of the damped matrix up to which float32 keeps enough digits for Woodbury's difference."""
@@ -90,8 +91,11 @@ class Examples:
         return self.combine(self.project(pieces).mul_(self.scale))
 
     def make_gram(self) -> Tensor:
-        """UᵀU, (K N, K N)."""
-        total = self.captures[0].tensors[0].new_zeros(self.columns, self.columns)
+        """UᵀU, (K N, K N); MemoryError where it does not fit beside a layer's part of it."""
+        like, columns = self.captures[0].tensors[0], self.columns
+        what = f"the Gram matrix of {columns:,} gradients"
+        require(2 * columns**2 * like.element_size(), like.device, what, "use fewer examples or kind='mc'")
+        total = like.new_zeros(columns, columns)
         for capture in self.captures:
             add_example_gram(total, capture)
         return total

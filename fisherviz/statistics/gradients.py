@@ -14,6 +14,7 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.products import GRADIENT_ENTRIES, ROW_ENTRIES, gram
+from fisherviz.support.memory import at_once
 from fisherviz.support.progress import progress_bar
 
 TILE_ENTRIES = 2**24
@@ -39,7 +40,7 @@ def columns_product(capture: AnyCapture, w: Tensor) -> Tensor:
         w = w.flatten(0, 1)
         return capture.joined(columns_product(capture.read, w), columns_product(capture.used, w))
     total = w.new_zeros(capture.size, w.shape[2])
-    for start, stop in _pieces(capture):
+    for start, stop in pieces(capture):
         total += capture.select(start, stop).gradients.flatten(0, 1).T @ w[:, start:stop].flatten(0, 1)
     return total
 
@@ -61,7 +62,7 @@ def rows_product(capture: AnyCapture, v: Tensor) -> Tensor:
     if isinstance(capture, TiedCapture):
         read, used = capture.apart(v)
         return rows_product(capture.read, read) + rows_product(capture.used, used)
-    parts = [capture.select(*piece).gradients @ v for piece in _pieces(capture)]
+    parts = [capture.select(*piece).gradients @ v for piece in pieces(capture)]
     return torch.cat(parts, 1).reshape(-1, r)
 
 
@@ -69,7 +70,7 @@ def _tokens_columns(capture: TokenCapture, w: Tensor) -> Tensor:
     """Σ_nk w_nk ∇_nk for w (K, N, r), by the columns of W̄ that are read: (P, r)."""
     found, (_, _, r) = capture.sparse, w.shape
     d, out = found.g.shape[-1], w.new_zeros(capture.vocabulary, capture.g.shape[-1], r)
-    for rows in _rows(len(found.token), d * r):
+    for rows in _rows(found.g, d * r):
         mixed = torch.bmm(found.g[:, rows].permute(1, 2, 0), w[:, found.example[rows]].transpose(0, 1))  # (R, d, r)
         out.index_add_(0, found.token[rows], mixed)
     return out.transpose(0, 1).reshape(-1, r)
@@ -80,15 +81,15 @@ def _tokens_rows(capture: TokenCapture, v: Tensor) -> Tensor:
     found, (k, n, r) = capture.sparse, (capture.vectors, capture.examples, v.shape[1])
     d, out = found.g.shape[-1], v.new_zeros(n, k, r)
     table = v.reshape(d, capture.vocabulary, r)
-    for rows in _rows(len(found.token), d * r):
+    for rows in _rows(found.g, d * r):
         read = table[:, found.token[rows]].transpose(0, 1)  # (R, d, r)
         out.index_add_(0, found.example[rows], torch.bmm(found.g[:, rows].transpose(0, 1), read))
     return out.transpose(0, 1).reshape(-1, r)
 
 
-def _rows(count: int, entries: int) -> Iterator[slice]:
-    """Slices of `count` rows of so many entries each that fit."""
-    step = max(1, ROW_ENTRIES // max(1, entries))
+def _rows(g: Tensor, entries: int) -> Iterator[slice]:
+    """Slices of the rows of g (K, R, d), of which each brings so many entries, that fit."""
+    count, step = g.shape[1], max(1, at_once(ROW_ENTRIES, g) // max(1, entries))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
@@ -117,14 +118,14 @@ def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Te
         return _tokens_gram(row, start, stop)
     if isinstance(row, TiedCapture):
         return _tied_gram(row, start, stop)
-    if whole and row.vectors * row.examples * row.size <= GRADIENT_ENTRIES:
+    if whole and row.vectors * row.examples * row.size <= at_once(GRADIENT_ENTRIES, row.tensors[0]):
         return gram(row.gradients.flatten(0, 1).T)
     k = row.vectors
     out = []
-    for low, high in _pieces(row):
+    for low, high in pieces(row):
         right = row.select(low, high).gradients.flatten(0, 1)
         strips = [
-            row.select(s, e).gradients @ right.T for s, e in _pieces(row, start, stop)
+            row.select(s, e).gradients @ right.T for s, e in pieces(row, start, stop)
         ]  # (K, e - s, K (high - low))
         out.append(torch.cat(strips, 1).reshape(k * (stop - start), k, high - low))
     return torch.cat(out, 2).reshape(k * (stop - start), -1)
@@ -149,7 +150,7 @@ def _tokens_gram(row: TokenCapture | TiedCapture, start: int, stop: int) -> Tens
     """The same by columns of W̄ that are read, some at a time."""
     k, n = row.vectors, row.examples
     out = row.tensors[0].new_zeros(k * (stop - start), k * n)
-    for _, part in row.slices(ROW_ENTRIES):
+    for _, part in row.slices(at_once(ROW_ENTRIES, out)):
         every, some = part.flatten(0, 1).flatten(1), part[:, start:stop].flatten(0, 1).flatten(1)
         if stop - start == n:
             gram(every.T, out)
@@ -187,7 +188,7 @@ def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
     """Σ_tt' (ā_nt·ā_mt') (g_nkt·g_mlt'), in tiles of examples."""
     k, n, t = row.vectors, row.examples, row.positions
     out = row.a.new_empty(k, stop - start, k, n)
-    step = max(1, int((TILE_ENTRIES / (t * t * k * k)) ** 0.5))
+    step = max(1, int((at_once(TILE_ENTRIES, out) / (t * t * k * k)) ** 0.5))
     for s in range(start, stop, step):
         e = min(s + step, stop)
         for low in range(0, n, step):
@@ -198,10 +199,15 @@ def _pairwise_gram(row: Capture, start: int, stop: int) -> Tensor:
     return out.reshape(k * (stop - start), k * n)
 
 
+def tile(n: int, k: int, layers: int, entries: int) -> int:
+    """Examples whose rows of all layers' Gram matrices (K n, K n) have so many entries, of up to four layers each."""
+    return max(1, entries // (k * k * n * max(1, layers // 4)))
+
+
 def tile_ranges(captures: Sequence[AnyCapture]) -> list[Rows]:
     """Ranges of examples whose rows of every layer's Gram matrix are small enough to be held together."""
     n, k = captures[0].examples, captures[0].vectors
-    step = max(1, TILE_ENTRIES // (k * k * n * max(1, len(captures) // 4)))
+    step = tile(n, k, len(captures), at_once(TILE_ENTRIES, captures[0].tensors[0]))
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
@@ -237,7 +243,7 @@ def _factored_square_norm(capture: Capture) -> float:
     """The same over pairs of examples n <= m only, each off-diagonal pair twice."""
     a, g = capture.a[:, 0], capture.g[:, :, 0]
     n, k = capture.examples, capture.vectors
-    step = max(1, min(256, TILE_ENTRIES // (k * k * n)))
+    step = max(1, min(256, at_once(TILE_ENTRIES, g) // (k * k * n)))
     total = 0.0
     for start in range(0, n, step):
         stop = min(start + step, n)
@@ -253,15 +259,15 @@ def _factored_square_norm(capture: Capture) -> float:
 def _columns(capture: Capture, r: int) -> Iterator[slice]:
     """Slices of r right-hand sides whose images at a layer's outputs fit."""
     _, n, t, dg = capture.g.shape
-    step = max(1, GRADIENT_ENTRIES // (n * t * dg))
+    step = max(1, at_once(GRADIENT_ENTRIES, capture.g) // (n * t * dg))
     for start in range(0, r, step):
         yield slice(start, min(start + step, r))
 
 
-def _pieces(capture: AnyCapture, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+def pieces(capture: AnyCapture, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
     """Ranges of examples whose stacked per-example gradients fit."""
     stop = capture.examples if stop is None else stop
-    step = max(1, GRADIENT_ENTRIES // (capture.vectors * capture.size))
+    step = max(1, at_once(GRADIENT_ENTRIES, capture.tensors[0]) // max(1, capture.vectors * capture.size))
     for low in range(start, stop, step):
         yield low, min(low + step, stop)
 
@@ -281,7 +287,7 @@ def gram_and_cross(capture: AnyCapture, k: int) -> tuple[Tensor, Tensor]:
         pairs = example_gram(capture).view(capture.vectors, n, capture.vectors, n)
         own = pairs[:k].flatten(0, 1)
         return own[:, :k].reshape(k * n, -1), own[:, k:].reshape(k * n, -1)
-    for low, high in _pieces(other):
+    for low, high in pieces(other):
         right = other.select(low, high).gradients.flatten(0, 1).T
         parts.append(rows_product(row, right).unflatten(1, (other.vectors, high - low)))
     return example_gram(row), torch.cat(parts, 2).reshape(-1, other.vectors * n)

@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
+from fisherviz.capture.captures import AnyCapture, Capture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.base import RowsStatistic, Setting, Statistic
+from fisherviz.statistics.gradients import pieces
 from fisherviz.statistics.products import block, gram, weighted_moments, working
 
 Use = Literal["read", "used"]
@@ -144,14 +145,21 @@ class UnitBlocks(Statistic):
         """Sum over the batch and its vectors."""
         capture = captures[0]
         if isinstance(capture, TokenCapture | TiedCapture):
-            return gram(capture.gradients.unflatten(2, (-1, capture.width)).flatten(0, 1).transpose(0, 1))
+            return self._summed(capture)
         capture = _structured(capture, self)
         if capture.factored:
             capture = capture.to(working(capture.g))
             return weighted_moments(capture.a[:, 0], capture.g[:, :, 0].square().sum(0))
-        da = capture.a.shape[-1]
-        units = capture.gradients.unflatten(2, (-1, da)).flatten(0, 1).transpose(0, 1)  # (d_out, K N, da)
-        return gram(units)
+        return self._summed(capture)
+
+    def _summed(self, capture: StructuredCapture) -> Tensor:
+        """From the gradients of as many examples at a time as fit."""
+        total: Tensor | None = None
+        for start, stop in pieces(capture):
+            gradients = capture.select(start, stop).gradients.unflatten(2, (-1, capture.width))
+            total = gram(gradients.flatten(0, 1).transpose(0, 1), total)  # of (d_out, K N, da)
+        assert total is not None
+        return total
 
 
 class Diagonal(Statistic):
@@ -178,6 +186,8 @@ class EigenMoment(Statistic):
         qa: eigenvectors of A; None: the identity, for one-hot inputs.
         qg: eigenvectors of G.
     """
+
+    lasting = False
 
     def __init__(self, layer: str, qa: Tensor | None, qg: Tensor) -> None:
         super().__init__(layer)
@@ -208,7 +218,7 @@ class EigenMoment(Statistic):
             weights = shown.g[:, :, 0].square().sum(0)
             return weights.T @ shown.a[:, 0].square()
         shape = (*self.qg.shape[:-1], self.qa.shape[-1])
-        return shown.gradients.square().sum((0, 1)).reshape(shape)
+        return shown.square_sum().reshape(shape)
 
 
 class GradientSum(Statistic):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
+from fisherviz.support.memory import at_once
 
 PIECE_ENTRIES = 2**20
 """Entries of picked gradients that are formed at once."""
@@ -75,7 +76,7 @@ def picked_moments(captures: Sequence[AnyCapture], picks: Sequence[Pick]) -> Ten
     """Σ_nk of the outer products of picked gradients, layer after layer, (S, S) in float64."""
     size = sum(pick.size for pick in picks)
     total = picks[0].units.new_zeros(size, size, dtype=torch.float64)
-    step = max(1, PIECE_ENTRIES // (captures[0].vectors * size))
+    step = max(1, at_once(PIECE_ENTRIES, total) // (captures[0].vectors * size))
     for start in range(0, captures[0].examples, step):
         parts = [
             picked(capture.select(start, start + step), pick).to(torch.float64).gradients

@@ -12,6 +12,7 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.operators.factorise import MIRRORED, symmetric
 from fisherviz.support.counting import counted_as
+from fisherviz.support.memory import at_once
 
 GRADIENT_ENTRIES = 2**26
 """Entries of stacked per-example gradients that are held at once."""
@@ -114,7 +115,7 @@ def weighted_moments(a: Tensor, weights: Tensor) -> Tensor:
 
 def weighted_moments_square_norm(a: Tensor, weights: Tensor) -> float:
     """‖weighted_moments‖² = Σ_nm (a_n·a_m)² Σ_o w_no w_mo, in tiles of examples, accumulated in float64."""
-    total, step = 0.0, 512
+    total, step = 0.0, max(1, min(512, at_once(GRADIENT_ENTRIES, a) // max(1, len(a))))
     for start in range(0, len(a), step):
         rows = slice(start, start + step)
         pairs = (a[rows] @ a.T).square_().mul_(weights[rows] @ weights.T)
@@ -135,13 +136,15 @@ def block(row: AnyCapture, col: AnyCapture) -> Tensor:
         return out
     total: Tensor | None = None
     if row is col:
-        step = max(1, ROW_ENTRIES // (row.vectors * row.size), 2048 // row.vectors)
+        x, each = row.tensors[0], row.vectors * row.size
+        most = min(2048 // row.vectors, at_once(GRADIENT_ENTRIES, x) // each)
+        step = max(1, at_once(ROW_ENTRIES, x) // each, most)
         step = -(-row.examples // -(-row.examples // step))  # equal parts: a short last one would cost as much
         for start in range(0, row.examples, step):
             total = gram(row.select(start, start + step).rows, total)
         assert total is not None
         return total
-    step = max(1, GRADIENT_ENTRIES // (row.vectors * (row.size + col.size)))
+    step = max(1, at_once(GRADIENT_ENTRIES, row.tensors[0]) // (row.vectors * (row.size + col.size)))
     for start in range(0, row.examples, step):
         left = row.select(start, start + step).gradients.flatten(0, 1)
         part = left.T @ col.select(start, start + step).gradients.flatten(0, 1)
@@ -217,7 +220,7 @@ def write_half(half: Tensor, targets: list[tuple[Tensor, slice, slice]], dg: int
         scale: a factor.
     """
     index = unpack_index(da, half.device)
-    if (dg * da) ** 2 <= WHOLE_ENTRIES:  # many small writes would cost more than the products
+    if (dg * da) ** 2 <= at_once(WHOLE_ENTRIES, half):  # many small writes would cost more than the products
         whole = half.index_select(0, unpack_index(dg, half.device)).index_select(1, index).reshape(dg, dg, da, da)
         for out, rows, cols in targets:
             torch.mul(whole[:, :, rows, cols].transpose(1, 2), scale, out=out)

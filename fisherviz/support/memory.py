@@ -6,15 +6,22 @@ Relied on by everything that materialises a matrix or keeps captures.
 from __future__ import annotations
 
 import math
-import os
+from functools import cache
 from numbers import Real
 
 import torch
+from torch import Tensor
 
+from fisherviz.support import limits
 from fisherviz.support.numbers import human
 
 KEEP_FRACTION = 0.25
 """Captures are kept between passes while they stay below this share of what may be taken: algebra needs the rest."""
+
+PIECE_FRACTION = 1 / 16
+"""Share of the memory that one array of a piece may take."""
+DENSE_LIMIT = 200_000_000
+"""Entries above which no operator is made dense behind the caller's back."""
 
 
 class Config:
@@ -49,27 +56,15 @@ config = Config()
 def available(device: torch.device) -> int:
     """Bytes that may be taken on a device: those that are free, or `config.memory_budget` where that is less.
 
-    On the CPU these are physical, without swapping; processes that torchrun has started on one machine share them.
+    On the CPU these are physical, without swapping, within the limits of the container and of the process; processes
+    that torchrun has started on one machine share them.
     """
     free = _free(device)
     return free if config.memory_budget is None else min(free, config.memory_budget)
 
 
 def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return _physical() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _physical() -> int:
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: ask the system for its free pages instead
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else limits.free()
 
 
 def require(size: int, device: torch.device, what: str, instead: str) -> None:
@@ -89,6 +84,54 @@ def require(size: int, device: torch.device, what: str, instead: str) -> None:
         set_so = config.memory_budget is not None and free == config.memory_budget
         there = f"fv.config.memory_budget is {human(free)}" if set_so else f"{human(free)} are free on {device}"
         raise MemoryError(f"{what} takes {human(size)}, but {there}; {instead}.")
+
+
+def require_dense(rows: int, cols: int, what: str, like: Tensor) -> None:
+    """Refuse a dense array that is larger than `DENSE_LIMIT` entries, or that does not fit with two copies.
+
+    Args:
+        rows: number of rows.
+        cols: number of columns.
+        what: what would need it, in words.
+        like: a tensor of its type, where it would be.
+
+    Raises:
+        MemoryError: with the size and the way out.
+    """
+    if rows * cols > DENSE_LIMIT:
+        raise MemoryError(
+            f"{what} needs a dense {rows} x {cols} array ({rows * cols * 8 / 2**30:.1f} GiB in float64), "
+            f"more than {DENSE_LIMIT:.0e} entries; take one layer at a time or a structured approximation."
+        )
+    size, way_out = 3 * rows * cols * like.element_size(), "take one layer at a time or a structured approximation"
+    require(size, like.device, f"{what}, dense {rows:,} x {cols:,},", way_out)
+
+
+def require_samples(size: int, n: int, device: torch.device, more: int = 0) -> None:
+    """Raise MemoryError if n samples of so many parameters, and `more` bytes beside them, are not free.
+
+    Noise, what is solved, its parts and the deviations are held together in float64.
+    """
+    require(5 * 8 * size * n + more, device, f"{n:,} samples of {size:,} parameters", "draw fewer at a time, with n=")
+
+
+def at_once(entries: int, like: Tensor) -> int:
+    """Entries that are held at once where work may be done piece by piece: so many, or fewer where memory is small.
+
+    What is small is decided by `config.memory_budget` and by what the machine has in all, not by what is free: pieces
+    are the same in every run.
+
+    Args:
+        entries: that are held where memory is large.
+        like: a tensor of their type, where they are.
+    """
+    whole = _whole(like.device) if config.memory_budget is None else min(_whole(like.device), config.memory_budget)
+    return max(1, min(entries, int(PIECE_FRACTION * whole) // like.element_size()))
+
+
+@cache
+def _whole(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else limits.whole()
 
 
 def keep_limit(device: torch.device) -> int:
