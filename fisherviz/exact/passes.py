@@ -20,6 +20,7 @@ from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import Structure
 from fisherviz.capture.take import VectorSource, loss_gradient
+from fisherviz.exact.finite import require_finite_statistic
 from fisherviz.exact.kept import Held, Kept
 from fisherviz.exact.run import Run
 from fisherviz.network import guest
@@ -292,6 +293,7 @@ class Passes:
                 self.updates[key] = replace(self.updates[key], operations=sum(of_all))
         for key, statistic in fresh.items():
             statistic.normalise()
+            require_finite_statistic(statistic)
             self._kept.statistics[key] = (statistic, _version_of(statistic))
         return [self._kept.statistics[s.key][0] for s in given]
 

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fisherviz.operators.finite import NonFiniteMatrixError, require_finite
+from fisherviz.operators.triangular import log_determinant_of
+
 DENSE_LIMIT = 200_000_000
 """Entries above which no operator is made dense behind the caller's back."""
 
@@ -42,10 +45,6 @@ class SingularMatrixError(RuntimeError):
         )
 
 
-class NonFiniteMatrixError(ValueError):
-    """A matrix that had to be factorised holds NaN or infinite entries."""
-
-
 @contextlib.contextmanager
 def located(where: str) -> Iterator[None]:
     """Put a place in front of what a factorisation has to say.
@@ -55,10 +54,13 @@ def located(where: str) -> Iterator[None]:
 
     Raises:
         SingularMatrixError: the one that was raised inside, with the place.
+        NonFiniteMatrixError: likewise.
         RuntimeError: likewise, for any other; running out of memory passes as it is.
     """
     try:
         yield
+    except NonFiniteMatrixError as error:
+        raise NonFiniteMatrixError(f"{where}: {error}") from error
     except SingularMatrixError as error:
         raise SingularMatrixError(
             f"{where}: {error.what}", error.size, error.smallest, error.damping, error.why
@@ -115,8 +117,10 @@ def require_positive(values: Tensor, what: str, size: int, floor: float = 0.0) -
 
     Raises:
         SingularMatrixError: when it does not.
+        NonFiniteMatrixError: when one is NaN or infinite.
     """
     if values.numel():
+        require_finite(values, what)
         smallest, largest = float(values.min()), float(values.abs().max())
         if not smallest > floor * largest:
             raise SingularMatrixError(what, size, smallest, sufficient_damping(smallest, largest, values.dtype))
@@ -223,45 +227,6 @@ def trusted_cholesky(matrix: Tensor, what: str) -> Tensor:
     return cholesky(matrix, what) if bool(info.any()) else factor
 
 
-def log_determinant_of(factor: Tensor) -> float:
-    """Log determinant of L Lᵀ, or the sum of a batch's, in float64.
-
-    Args:
-        factor: (..., n, n) lower Cholesky factor L.
-
-    Returns:
-        2 Σ log L_ii.
-    """
-    return 2 * float(factor.diagonal(dim1=-2, dim2=-1).double().log().sum())
-
-
-def solve_rows(factor: Tensor, rows: Tensor) -> Tensor:
-    """Rows times the inverse of L Lᵀ, without turning the rows into columns.
-
-    Args:
-        factor: (n, n) lower Cholesky factor L.
-        rows: (R, n).
-
-    Returns:
-        (R, n), rows (L Lᵀ)⁻¹.
-    """
-    half = torch.linalg.solve_triangular(factor.mT, rows, upper=True, left=False)
-    return torch.linalg.solve_triangular(factor, half, upper=False, left=False)
-
-
-def root_solve(factor: Tensor, z: Tensor) -> Tensor:
-    """L⁻ᵀ z, whose covariance is (L Lᵀ)⁻¹ for white z.
-
-    Args:
-        factor: (..., n, n) lower Cholesky factor L.
-        z: (..., n, k).
-
-    Returns:
-        (..., n, k).
-    """
-    return torch.linalg.solve_triangular(factor.mT, z, upper=True)
-
-
 def _smallest_eigenvalue(factor: Tensor) -> Tensor:
     """Estimate λ_min of L Lᵀ from above, by inverse iteration; sharp just where it matters, near singularity.
 
@@ -347,7 +312,11 @@ def eigenvalues(matrix: Tensor) -> Tensor:
 
     Returns:
         (..., n), in the matrix's precision.
+
+    Raises:
+        NonFiniteMatrixError: when it holds NaN or infinite entries.
     """
+    require_finite(matrix, "a matrix whose eigenvalues are wanted")
     return torch.linalg.eigvalsh(matrix)
 
 
@@ -370,17 +339,11 @@ def require_dense(rows: int, cols: int, what: str) -> None:
 
 
 def _require_symmetric(matrix: Tensor, what: str) -> None:
-    _require_finite(matrix, what)
+    require_finite(matrix, what)
     if not is_symmetric(matrix):
         raise ValueError(
             f"{what} of shape {tuple(matrix.shape)} is not symmetric; only diagonal blocks can be factorised."
         )
-
-
-def _require_finite(matrix: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(matrix.sum())) and not bool(torch.isfinite(matrix).all()):  # a sum may overflow
-        advice = "look at the data and the activations that made it"
-        raise NonFiniteMatrixError(f"{what} holds NaN or infinite entries; {advice}.")
 
 
 def _floors(matrix: Tensor) -> Tensor:
@@ -390,7 +353,7 @@ def _floors(matrix: Tensor) -> Tensor:
 
 def _singular(matrix: Tensor, what: str, damping: float = 0.0, unit: float = 1.0) -> SingularMatrixError:
     """The error for matrix + damping I, which may not be finite; all figures are multiplied by `unit`."""
-    _require_finite(matrix, what)
+    require_finite(matrix, what)
     values = unit * eigenvalues(matrix.to(torch.float64)).reshape(-1, matrix.shape[-1])
     worst, size = int(values[:, 0].argmin()), matrix.shape[-1]
     if matrix.ndim > 2:
