@@ -308,18 +308,18 @@ class Found:
     size: int
 
 
-def _off(found: Any, right: Any, scale: float | None = None) -> float:
+def off(found: Any, right: Any, scale: float | None = None) -> float:
     """The relative error; infinite for other shapes and for what is not finite."""
     mine = plain(found) if isinstance(found, Tensor) else np.asarray(found, dtype=np.float64)
     right = np.asarray(right, dtype=np.float64)
     if mine.shape != right.shape or not np.isfinite(mine).all():
         return math.inf
-    size = _norm(right) if scale is None else scale
-    gap = _norm(mine - right)
+    size = norm_of(right) if scale is None else scale
+    gap = norm_of(mine - right)
     return gap / size if size > 0 else (math.inf if gap > 0 else 0.0)
 
 
-def _norm(x: np.ndarray) -> float:
+def norm_of(x: np.ndarray) -> float:
     """Frobenius, without overflow."""
     largest = float(np.abs(x).max()) if x.size else 0.0
     return largest * float(np.linalg.norm(x / largest)) if largest > 0 else 0.0
@@ -379,29 +379,29 @@ Answer = tuple[float, float]
 def _product(q: Asked, *columns: int) -> Answer:
     v = q.draw.matrix(q.M.shape[1], *columns)
     right = q.M @ plain(v)
-    return _off(q.op @ v, right), q.entries * (q.spectral * _norm(plain(v)) / _norm(right) if right.any() else 1.0)
+    return off(q.op @ v, right), q.entries * (q.spectral * norm_of(plain(v)) / norm_of(right) if right.any() else 1.0)
 
 
 def _solve(q: Asked, *columns: int) -> Answer:
     v = q.draw.matrix(len(q.M), *columns)
-    return _off(q.op.solve(v), np.linalg.solve(q.M, plain(v))), q.condition
+    return off(q.op.solve(v), np.linalg.solve(q.M, plain(v))), q.condition
 
 
 def _scale(q: Asked) -> Answer:
     factor = float(q.draw.random.uniform(0.5, 2))
-    return _off(q.op.scale(factor).to_dense(), factor * q.M), q.entries
+    return off(q.op.scale(factor).to_dense(), factor * q.M), q.entries
 
 
 def _inner(q: Asked) -> Answer:
     partner = Dense(q.draw.matrix(*q.M.shape))
     P = plain(partner.M)
-    found = _off(inner(q.op, partner), np.sum(q.M * P), _norm(q.M) * _norm(P))
-    return max(found, _off(inner(q.op, q.op), _norm(q.M) ** 2)), q.entries
+    found = off(inner(q.op, partner), np.sum(q.M * P), norm_of(q.M) * norm_of(P))
+    return max(found, off(inner(q.op, q.op), norm_of(q.M) ** 2)), q.entries
 
 
 def _spectral_norm(q: Asked) -> Answer:
     iterated = STATED[q.draw.dtype] / torch.finfo(q.draw.dtype).eps / max(q.M.shape)
-    return _off(q.op.norm("spectral"), q.spectral), max(q.entries, iterated if min(q.M.shape) > 64 else 1.0)
+    return off(q.op.norm("spectral"), q.spectral), max(q.entries, iterated if min(q.M.shape) > 64 else 1.0)
 
 
 def _determinant(q: Asked) -> Answer:
@@ -411,11 +411,11 @@ def _determinant(q: Asked) -> Answer:
 
 def _root(q: Asked) -> Answer:
     root = plain(q.op.inverse_root(torch.eye(len(q.M), dtype=q.draw.dtype)))
-    return _off(root @ root.T, np.linalg.inv(q.M)), q.condition
+    return off(root @ root.T, np.linalg.inv(q.M)), q.condition
 
 
 def _damped(q: Asked, damping: Callable[[float], float | Tikhonov]) -> Answer:
-    return _off(q.op.damped(damping(q.value)).to_dense(), q.M + q.value * np.eye(len(q.M))), q.entries
+    return off(q.op.damped(damping(q.value)).to_dense(), q.M + q.value * np.eye(len(q.M))), q.entries
 
 
 def _factored(q: Asked) -> Answer:
@@ -425,17 +425,17 @@ def _factored(q: Asked) -> Answer:
     P, Q = (plain(torch.diag(X) if X.ndim == 1 else X) for X in (A, q.op.G))
     pi = math.sqrt(np.trace(P) / len(P) / (np.trace(Q) / len(Q)))
     right = np.kron(Q + gamma / pi * np.eye(len(Q)), P + pi * gamma * np.eye(len(P)))
-    return _off(q.op.damped(FactoredTikhonov(gamma)).to_dense(), right), 1.0
+    return off(q.op.damped(FactoredTikhonov(gamma)).to_dense(), right), 1.0
 
 
 _QUESTIONS: dict[str, Callable[[Asked], Answer]] = {
     "product": _product,
     "product of columns": lambda q: _product(q, 3),
-    "transpose": lambda q: (_off(q.op.T.to_dense(), q.M.T), q.entries),
-    "dense": lambda q: (_off(q.op.to_dense(), q.M), q.entries),
-    "diagonal": lambda q: (_off(q.op.diagonal(), np.diag(q.M), q.spectral), q.entries),
-    "trace": lambda q: (_off(q.op.norm("trace"), np.trace(q.M), len(q.M) * q.spectral), q.entries),
-    "norm, Frobenius": lambda q: (_off(q.op.norm("fro"), _norm(q.M)), q.entries),
+    "transpose": lambda q: (off(q.op.T.to_dense(), q.M.T), q.entries),
+    "dense": lambda q: (off(q.op.to_dense(), q.M), q.entries),
+    "diagonal": lambda q: (off(q.op.diagonal(), np.diag(q.M), q.spectral), q.entries),
+    "trace": lambda q: (off(q.op.norm("trace"), np.trace(q.M), len(q.M) * q.spectral), q.entries),
+    "norm, Frobenius": lambda q: (off(q.op.norm("fro"), norm_of(q.M)), q.entries),
     "norm, spectral": _spectral_norm,
     "inner product": _inner,
     "scale": _scale,
@@ -443,10 +443,10 @@ _QUESTIONS: dict[str, Callable[[Asked], Answer]] = {
 _SOLVES: dict[str, Callable[[Asked], Answer]] = {
     "solve": _solve,
     "solve of columns": lambda q: _solve(q, 3),
-    "inverse": lambda q: (_off(q.op.inverse().to_dense(), np.linalg.inv(q.M)), q.condition),
+    "inverse": lambda q: (off(q.op.inverse().to_dense(), np.linalg.inv(q.M)), q.condition),
     "log determinant": _determinant,
     "root of the inverse": _root,
-    "shifted": lambda q: (_off(q.op.shifted(q.value).to_dense(), q.M + q.value * np.eye(len(q.M))), q.entries),
+    "shifted": lambda q: (off(q.op.shifted(q.value).to_dense(), q.M + q.value * np.eye(len(q.M))), q.entries),
     "damped, number": lambda q: _damped(q, float),
     "damped, Tikhonov": lambda q: _damped(q, Tikhonov),
     "damped, factored": _factored,

@@ -28,8 +28,8 @@ def require_finite_statistic(statistic: Statistic) -> None:
         NonFiniteMatrixError: it holds NaN or infinite entries; the sentence names its layers.
     """
     if isinstance(statistic.total, Tensor):
-        words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(statistic).__name__).lower()
-        layers = " and ".join(f"layer {name!r}" for name in statistic.layers)
+        words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(statistic).__name__.strip("_")).lower()
+        layers = " and ".join(dict.fromkeys(f"layer {name!r}" for name in statistic.layers))
         require_finite(statistic.total, f"{layers}: the {words}")
 
 

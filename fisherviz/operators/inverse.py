@@ -55,9 +55,6 @@ class Inverse(Symmetric):
     def _tell_residual(self, solution: Tensor, v: Tensor, where: str = "") -> None:
         """Nothing: what is solved here is known by its products."""
 
-    def _inverse_root(self, z: Tensor) -> NoReturn:
-        raise NotImplementedError("a root of the matrix that was inverted is not known; ask it for its inverse's root.")
-
     @cached_property
     def _dense(self) -> Dense:
         return Dense(self.form())

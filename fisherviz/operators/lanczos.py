@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.factorise import eigenvalues, eigh
+from fisherviz.operators.finite import NonFiniteMatrixError
 from fisherviz.support.choices import one_of
 from fisherviz.support.progress import progress_bar
 
@@ -327,7 +328,7 @@ def _select(values: Tensor, which: Which) -> tuple[Tensor, Tensor]:
 
 def _finite(product: Tensor) -> Tensor:
     if not bool(torch.isfinite(product).all()):
-        raise ValueError("a product with the matrix gave NaN or infinity; look at the data and the weights.")
+        raise NonFiniteMatrixError("a product with the matrix gave NaN or infinity; look at the data and the weights.")
     return product
 
 

@@ -49,10 +49,10 @@ def tell(residual: float, what: str, dtype: torch.dtype, size: Callable[[], floa
     if not residual <= LARGE:
         enough = torch.finfo(dtype).eps / LARGE * size()
         name = str(dtype).removeprefix("torch.")
-        other = "a larger damping" if dtype == torch.float64 else "float64"
+        other = "" if dtype == torch.float64 else ", or in float64"
         warn(
             f"the solve of {what} in {name} leaves {residual:.2g} of its right-hand side; "
-            f"solve with a damping of at least {enough:.0e}, or in {other}."
+            f"solve with a damping of at least {enough:.0e}{other}."
         )
 
 
