@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture
-from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.finite import NonFiniteMatrixError, is_finite, not_finite, require_finite
 from fisherviz.statistics import Statistic
 
@@ -31,26 +31,6 @@ def require_finite_statistic(statistic: Statistic) -> None:
         words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(statistic).__name__.strip("_")).lower()
         layers = " and ".join(dict.fromkeys(f"layer {name!r}" for name in statistic.layers))
         require_finite(statistic.total, f"{layers}: the {words}")
-
-
-def require_finite_vector(flat: Tensor, space: ParameterSpace, what: str) -> Tensor:
-    """Refuse a vector, or columns, that are not finite.
-
-    Args:
-        flat: in torch order, (P,) or (P, k).
-        space: the parameters.
-        what: it in words.
-
-    Returns:
-        The vector.
-
-    Raises:
-        NonFiniteMatrixError: the sentence names the first layer where it is not.
-    """
-    if not is_finite(flat):
-        for name, part in zip(space.names, space.split(flat.reshape(len(flat), -1)), strict=True):
-            require_finite(part, f"layer {name!r}: {what}")
-    return flat
 
 
 def require_finite_number(value: float, what: str, dtype: torch.dtype, captures: Captures) -> float:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from fisherviz.exact import spectra
-from fisherviz.exact.finite import blaming, finite_gram, require_finite_number, require_finite_vector
+from fisherviz.exact.finite import blaming, finite_gram, require_finite_number
 from fisherviz.exact.parts import Parts
 from fisherviz.exact.planning import REQUESTS, plan
 from fisherviz.exact.posterior import Posterior
 from fisherviz.exact.products import Vector, damping_number
 from fisherviz.matrices.example_operator import ExampleSpace
+from fisherviz.matrices.finite import require_finite_vector
 from fisherviz.matrices.layered import LayeredMatrix, dense_matrix, inverse_title
 from fisherviz.operators import Operator
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov

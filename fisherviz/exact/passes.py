@@ -249,7 +249,8 @@ class Passes:
         Returns:
             Seconds, and the operations of all processes together where somebody counts.
         """
-        if gradients not in (self._pass_operations if is_counting() else self._pass_seconds):
+        known = gradients in self._pass_seconds and (not is_counting() or gradients in self._pass_operations)
+        if not known:
             self.look()
             self._over(self.vectors if gradients else NoVectors(), lambda: lambda batch: None, keep=False)
         seconds = min(self._pass_seconds[gradients], self._pass_seconds.get(True, float("inf")))  # forward is a part

@@ -16,10 +16,11 @@ from torch import Tensor
 from fisherviz.capture.captures import Batch
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
 from fisherviz.capture.look import TOGETHER, telling_examples
-from fisherviz.exact.finite import require_finite_number, require_finite_vector
+from fisherviz.exact.finite import require_finite_number
 from fisherviz.exact.passes import Consumer
 from fisherviz.exact.run import Run
 from fisherviz.exact.scores import Scores
+from fisherviz.matrices.finite import require_finite_vector
 from fisherviz.network.batches import Inputs, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture
-from fisherviz.exact.finite import require_finite_vector
 from fisherviz.exact.passes import Consumer, Passes
+from fisherviz.matrices.finite import require_finite_vector
 from fisherviz.network.vectors import EmpiricalVectors, WithScores
 from fisherviz.statistics import GradientSum, add_up, update_all
 from fisherviz.statistics.examples import Examples
