@@ -1,7 +1,7 @@
 """Random networks in both precisions: exact quantities, approximations and metrics beside float64 linear algebra.
 
-The right matrices are those of `tests/oracles`: brute-force autograd in float64, factors from inputs and gradients that a
-walk through the network shows. Everything asked of a matrix is then numpy's answer.
+The right matrices are those of `tests/oracles`: brute-force autograd in float64, factors from inputs and gradients that
+a walk through the network shows. Everything asked of a matrix is then numpy's answer.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Setting:
 
     @cached_property
     def F(self) -> np.ndarray:
-        """The right matrix, in torch order; a Gaussian's scales with its variance's reciprocal, and drawn labels too."""
+        """The right matrix, in torch order; a Gaussian's scales with its variance's reciprocal."""
         x = self.x.double()
         if self.kind == "exact":
             return exact.by_jacobian(self.twin, x, self.law) * self.weight / self.variance

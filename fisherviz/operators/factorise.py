@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fisherviz.operators.finite import NonFiniteMatrixError, require_finite
+from fisherviz.operators.finite import NonFiniteMatrixError, not_finite, require_finite
 from fisherviz.operators.triangular import log_determinant_of
 
 DENSE_LIMIT = 200_000_000
@@ -151,8 +151,13 @@ def sufficient_damping(smallest: float, largest: float, dtype: torch.dtype, size
 
     Returns:
         A positive damping.
+
+    Raises:
+        NonFiniteMatrixError: when there is none.
     """
     needed = max(4 * rounding_floor(largest, dtype, size) - 2 * min(smallest, 0.0), torch.finfo(dtype).tiny * 1e8)
+    if not math.isfinite(needed):
+        raise NonFiniteMatrixError(not_finite("a matrix that is to be damped", dtype))
     return float(10.0 ** math.ceil(math.log10(needed)))
 
 

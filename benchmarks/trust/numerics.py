@@ -1,0 +1,172 @@
+"""Worst relative errors of every operation in both precisions, and what happens where numbers end.
+
+The bounds below were set before anything was measured: multiples of a precision's rounding times the condition of the
+question, and, for operators, the length of the sums.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from benchmarks.markdown import table
+from benchmarks.trust import numerics_edges, numerics_networks, numerics_operators
+from benchmarks.trust.numerics_operators import Found
+
+TITLE = "Numerics"
+OPERATOR_BOUND = 8.0
+"""Errors of operators, in units of rounding × condition × rows."""
+NETWORK_BOUND = 100.0
+"""Errors of quantities of networks, in units of rounding × condition: a network's own passes round too."""
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+SIZES = {False: {"operators": 6, "networks": 10, "solves": 1, "rankings": 2}, True: {
+    "operators": 200, "networks": 120, "solves": 6, "rankings": 12}}  # fmt: skip
+"""How many of each are tried, by whether the measurement is the long one."""
+GROUPS = {
+    "operators": "structured operators",
+    "exact": "the exact Fisher",
+    "approximations": "approximations",
+    "metrics": "metrics of `fv.compare`",
+}
+
+
+class Worst:
+    """The worst of some operations.
+
+    Args:
+        dtype: that they were asked in.
+        by_rows: whether the size of the matrix counts among what magnifies rounding.
+    """
+
+    def __init__(self, dtype: torch.dtype, by_rows: bool) -> None:
+        self.eps, self.by_rows = float(torch.finfo(dtype).eps), by_rows
+        self.found: dict[str, dict[str, Any]] = {}
+        self.left_out = 0
+
+    def add(self, each: Found) -> None:
+        """Count one answer; a question without an answer in this precision is counted apart."""
+        if not self.eps * each.condition <= numerics_networks.ILL_POSED:
+            self.left_out += 1
+            return
+        entry = self.found.setdefault(each.operation, {"inputs": 0, "error": 0.0, "units": 0.0})
+        units = each.error / (self.eps * each.condition * (each.size if self.by_rows else 1))
+        entry["inputs"] += 1
+        entry["error"] = max(entry["error"], _plain(each.error))
+        entry["units"] = max(entry["units"], _plain(units))
+
+
+def _plain(value: float) -> float:
+    return float(f"{float(value):.3g}") if math.isfinite(value) else 1e300
+
+
+def worst_of_operators(seeds: range, dtype: torch.dtype) -> Worst:
+    """Every operation of every class of operators."""
+    worst = Worst(dtype, by_rows=True)
+    for _, _, found in numerics_operators.sweep(seeds, dtype):
+        worst.add(found)
+    return worst
+
+
+def worst_of_networks(seeds: range, dtype: torch.dtype) -> dict[str, Worst]:
+    """Every quantity of the exact Fisher, of every approximation, and every metric."""
+    worst = {group: Worst(dtype, by_rows=False) for group in GROUPS if group != "operators"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for group, _, found in numerics_networks.sweep(seeds, dtype):
+            worst[group].add(found)
+    return worst
+
+
+def measure(long: bool) -> dict[str, Any]:
+    """The sweep, solves near singularity, rankings in both precisions, and the edges."""
+    size = SIZES[long]
+    found: dict[str, Any] = {"errors": {}, "left out": {}}
+    for name, dtype in DTYPES.items():
+        groups = {"operators": worst_of_operators(range(size["operators"]), dtype)}
+        groups |= worst_of_networks(range(size["networks"]), dtype)
+        found["errors"][name] = {group: dict(sorted(worst.found.items())) for group, worst in groups.items()}
+        found["left out"][name] = sum(worst.left_out for worst in groups.values())
+    found["classes"] = len(numerics_operators.POSITIVE) + len(numerics_operators.BLOCKS)
+    found["networks"] = size["networks"]
+    found["solves"] = {
+        name: _counted(numerics_edges.solves(range(size["solves"]), dtype, range(0, 13, 1 if long else 3)), 2)
+        for name, dtype in DTYPES.items()
+    }
+    found["rankings"] = dict(numerics_edges.rankings(range(size["rankings"])))
+    every = list(numerics_edges.edges(None if long else list(numerics_edges.cases())[::4]))
+    found["edges"] = {
+        "cases": len({case for case, *_ in every}),
+        "outcomes": _counted(every, 2),
+        "not right": [
+            f"{case}, {request}: {said}" for case, request, state, said in every if state in ("raw", "wrong")
+        ],
+    }
+    return found
+
+
+def _counted(rows: Iterable[tuple[Any, ...]], column: int) -> dict[str, int]:
+    return dict(Counter(row[column] for row in rows))
+
+
+def broken(found: dict[str, Any]) -> list[str]:
+    """Errors above their bounds, silent solves, changed rankings, edges that are neither right nor refused."""
+    out = []
+    for dtype, groups in found["errors"].items():
+        for group, operations in groups.items():
+            bound = OPERATOR_BOUND if group == "operators" else NETWORK_BOUND
+            out += [
+                f"{GROUPS[group]}, {name}, {dtype}: {entry['units']:g} units of rounding x condition, above {bound:g}"
+                for name, entry in operations.items()
+                if entry["units"] > bound
+            ]
+    for dtype, outcomes in found["solves"].items():
+        out += [f"{outcomes[state]} {state} solves in {dtype}" for state in ("silent", "raw") if outcomes.get(state)]
+    if found["rankings"].get("changed"):
+        out.append(f"{found['rankings']['changed']} pairs of methods change places between float32 and float64")
+    return out + [f"at the edges: {said}" for said in found["edges"]["not right"]]
+
+
+def words(found: dict[str, Any]) -> list[str]:
+    """What a user may count on."""
+    errors = found["errors"]
+    total = sum(entry["inputs"] for groups in errors.values() for ops in groups.values() for entry in ops.values())
+    rows = []
+    for group, title in GROUPS.items():
+        for name in errors["float64"][group]:
+            single, double = (errors[dtype][group].get(name) for dtype in ("float32", "float64"))
+            inputs = sum(entry["inputs"] for entry in (single, double) if entry)
+            cells = [f"{entry['error']:.0e} ({entry['units']:.2g})" if entry else "–" for entry in (double, single)]
+            rows.append([title, name, f"{inputs:,}", *cells])
+    solves, edges, rankings = found["solves"], found["edges"], found["rankings"]
+    said = "; ".join(
+        f"in {dtype} {sum(by.values()):,}: {by.get('small', 0):,} leave less than a hundredth of the right-hand side, "
+        f"{by.get('warned', 0):,} say what they leave, {by.get('refused', 0):,} are refused with a damping that would "
+        "do, "
+        f"{by.get('silent', 0) + by.get('raw', 0):,} are silent"
+        for dtype, by in solves.items()
+    )
+    by = edges["outcomes"]
+    return [
+        f"{total:,} answers were compared with dense linear algebra and brute-force autograd in float64: every "
+        f"operation of {found['classes']} kinds of operators, sizes of one among them, with entries from 1e-30 to 1e30 "
+        "in float32; every quantity of the exact Fisher, every approximation and every metric on "
+        f"{found['networks']} random networks in each precision, dense, convolutional and on tokens, by likelihood, kind and reduction, Gaussian variances "
+        "from 1e-20 to 1e20. The table has the worst relative error and, in brackets, the worst in units of rounding "
+        f"(2e-16, 1e-7) times the condition of the question. It may not pass {NETWORK_BOUND:g}, for operators "
+        f"{OPERATOR_BOUND:g} for each row of the matrix. {sum(found['left out'].values()):,} questions whose condition "
+        "leaves less than two digits in their precision are not counted.",
+        table(["of", "operation", "inputs", "float64", "float32"], rows),
+        f"Solves with every method and damping from the largest eigenvalue down to 1e-12 of it: {said}.",
+        f"With the default damping {rankings.get('same', 0):,} pairs of methods stand in the same order in float32 and "
+        f"float64, {rankings.get('changed', 0):,} do not.",
+        f"At the edges ({edges['cases']} cases: no example or one, one class, output or weight, dead units and layers, "
+        "constant and repeated examples, zeros, inputs and weights of 1e±20, NaN), "
+        f"{sum(by.values()):,} requests in float32: {by.get('right', 0):,} agree with float64, "
+        f"{by.get('refused', 0):,} are refused in a sentence, which names the layer where one overflows, "
+        f"{by.get('warned', 0):,} are warned of, {by.get('raw', 0) + by.get('wrong', 0):,} are neither.",
+    ]
