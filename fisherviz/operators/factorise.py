@@ -34,14 +34,18 @@ class SingularMatrixError(RuntimeError):
         smallest: its smallest eigenvalue.
         damping: a Tikhonov damping with which the factorisation succeeds.
         why: an optional clause on the cause.
+        remedy: what is to be of that size, in words.
     """
 
-    def __init__(self, what: str, size: int, smallest: float, damping: float, why: str = "") -> None:
+    def __init__(
+        self, what: str, size: int, smallest: float, damping: float, why: str = "", remedy: str = "solve with a damping"
+    ) -> None:
         """Compose the sentence and keep the figures as attributes."""
         self.what, self.size, self.smallest, self.damping, self.why = what, size, smallest, damping, why
+        self.remedy = remedy
         super().__init__(
             f"{what} ({size} x {size}) is not positive definite{': ' + why if why else ''}: its smallest "
-            f"eigenvalue is {smallest:.3g}; solve with a damping of at least {damping:.0e}."
+            f"eigenvalue is {smallest:.3g}; {remedy} of at least {damping:.0e}."
         )
 
 
@@ -63,7 +67,7 @@ def located(where: str) -> Iterator[None]:
         raise NonFiniteMatrixError(f"{where}: {error}") from error
     except SingularMatrixError as error:
         raise SingularMatrixError(
-            f"{where}: {error.what}", error.size, error.smallest, error.damping, error.why
+            f"{where}: {error.what}", error.size, error.smallest, error.damping, error.why, error.remedy
         ) from error
     except torch.OutOfMemoryError:
         raise
