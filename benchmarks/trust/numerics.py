@@ -156,7 +156,8 @@ def words(found: dict[str, Any]) -> list[str]:
         f"operation of {found['classes']} kinds of operators, sizes of one among them, with entries from 1e-30 to 1e30 "
         "in float32; every quantity of the exact Fisher, every approximation and every metric on "
         f"{found['networks']} random networks in each precision, dense, convolutional and on tokens, by likelihood, "
-        "kind and reduction, Gaussian variances from 1e-20 to 1e20. The table has the worst relative error and, in brackets, the worst in units of rounding "
+        "kind and reduction, Gaussian variances from 1e-20 to 1e20. The table has the worst relative error and, in "
+        "brackets, the worst in units of rounding "
         f"(2e-16, 1e-7) times the condition of the question. It may not pass {NETWORK_BOUND:g}, for operators "
         f"{OPERATOR_BOUND:g} for each row of the matrix. {sum(found['left out'].values()):,} questions whose condition "
         "leaves less than two digits in their precision are not counted.",

@@ -182,12 +182,17 @@ def spectral_norm(
         RuntimeError: when not converged.
     """
     rows, cols = shape
-    if rows >= cols:
-        size, product = cols, lambda v: rmatvec(matvec(v))
-    else:
-        size, product = rows, lambda v: matvec(rmatvec(v))
+    size, first, second = (cols, matvec, rmatvec) if rows >= cols else (rows, rmatvec, matvec)
+    unit = 0.0
+
+    def product(v: Tensor) -> Tensor:
+        nonlocal unit
+        image = _finite(first(v))
+        unit = unit or float(image.abs().max()) or 1.0  # of M: MᵀM itself may leave the precision's range
+        return second(image / unit) / unit
+
     largest = extreme_eigenvalues(product, size, 1, dtype=dtype, device=device, tol=tol, maxiter=maxiter)
-    return float(largest[0].clamp_min(0).sqrt())
+    return unit * float(largest[0].clamp_min(0).sqrt())
 
 
 def cg(

@@ -1,4 +1,4 @@
-"""A sample of the page's sweep stays within the published bounds, nothing public is left out, a planted fault is found."""
+"""A sample of the page's sweep stays within its bounds, nothing public is left out, a planted fault is found."""
 
 import importlib
 import math
@@ -39,7 +39,8 @@ def test_every_class_of_operators_is_swept():
 
 
 NOT_NUMBERS = {
-    "direct", "dtype", "device", "bytes", "each", "factored", "map_factors", "require_square", "shape", "tensors", "trust"
+    "direct", "dtype", "device", "bytes", "each", "factored", "map_factors", "require_square", "shape", "tensors",
+    "trust",
 }  # fmt: skip
 """What an operator is, how it is put together; `map_factors` and `each` are what "damped, factored" asks."""
 
@@ -53,8 +54,8 @@ def test_every_method_of_an_operator_is_asked():
 
 WITHOUT_ENTRIES = {
     "check_unchanged", "collect", "columns", "deal", "example_space", "examples", "fresh", "has_targets",
-    "in_example_space", "keeps_captures", "layers", "look", "loss_effort", "pass_effort", "plan", "scale", "shape", "space",
-    "structure", "title", "unit_block", "weight", "weights_fingerprint", "with_captures", "with_scores",
+    "in_example_space", "keeps_captures", "layers", "look", "loss_effort", "pass_effort", "plan", "scale", "shape",
+    "space", "structure", "title", "unit_block", "weight", "weights_fingerprint", "with_captures", "with_scores",
 }  # fmt: skip
 """What a Fisher is made of and what it costs; `unit_block` is `block` in another order."""
 
