@@ -25,7 +25,7 @@ NETWORK_BOUND = 100.0
 """Errors of quantities of networks, in units of rounding × condition: a network's own passes round too."""
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 SIZES = {False: {"operators": 6, "networks": 10, "solves": 1, "rankings": 2}, True: {
-    "operators": 200, "networks": 120, "solves": 6, "rankings": 12}}  # fmt: skip
+    "operators": 60, "networks": 40, "solves": 2, "rankings": 6}}  # fmt: skip
 """How many of each are tried, by whether the measurement is the long one."""
 GROUPS = {
     "operators": "structured operators",
