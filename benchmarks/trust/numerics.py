@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 SIZES = {False: {"operators": 6, "networks": 10, "solves": 1, "rankings": 2}, True: {
     "operators": 60, "networks": 40, "solves": 2, "rankings": 6}}  # fmt: skip
 """How many of each are tried, by whether the measurement is the long one."""
+WORKERS = 4
+"""Processes that measure."""
 GROUPS = {
     "operators": "structured operators",
     "exact": "the exact Fisher",
@@ -83,30 +87,55 @@ def worst_of_networks(seeds: range, dtype: torch.dtype) -> dict[str, Worst]:
 
 
 def measure(long: bool) -> dict[str, Any]:
-    """The sweep, solves near singularity, rankings in both precisions, and the edges."""
+    """The sweep, solves near singularity, rankings in both precisions, and the edges; in a few processes."""
     size = SIZES[long]
-    found: dict[str, Any] = {"errors": {}, "left out": {}}
-    for name, dtype in DTYPES.items():
-        groups = {"operators": worst_of_operators(range(size["operators"]), dtype)}
-        groups |= worst_of_networks(range(size["networks"]), dtype)
-        found["errors"][name] = {group: dict(sorted(worst.found.items())) for group, worst in groups.items()}
-        found["left out"][name] = sum(worst.left_out for worst in groups.values())
-    found["classes"] = len(numerics_operators.POSITIVE) + len(numerics_operators.BLOCKS)
-    found["networks"] = size["networks"]
-    found["solves"] = {
-        name: _counted(numerics_edges.solves(range(size["solves"]), dtype, range(0, 13, 1 if long else 3)), 2)
-        for name, dtype in DTYPES.items()
+    names = list(numerics_edges.cases())[:: 1 if long else 4]
+    parts: dict[tuple[str, ...], tuple[Callable[..., Any], Any]] = {
+        (what, dtype): (function, size[what])
+        for dtype in DTYPES
+        for what, function in (("networks", _networks), ("solves", _solves), ("operators", _operators))
     }
-    found["rankings"] = dict(numerics_edges.rankings(range(size["rankings"])))
-    every = list(numerics_edges.edges(None if long else list(numerics_edges.cases())[::4]))
-    found["edges"] = {
-        "cases": len({case for case, *_ in every}),
-        "outcomes": _counted(every, 2),
-        "not right": [
-            f"{case}, {request}: {said}" for case, request, state, said in every if state in ("raw", "wrong")
-        ],
+    parts |= {("rankings", ""): (_rankings, size["rankings"])}
+    parts |= {("edges", name): (_edges, name) for name in names}
+    with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
+        going = {key: pool.submit(function, key[1], given) for key, (function, given) in parts.items()}
+        done = {key: future.result() for key, future in going.items()}
+    every = [row for key, rows in done.items() if key[0] == "edges" for row in rows]
+    not_right = [f"{case}, {request}: {said}" for case, request, state, said in every if state in ("raw", "wrong")]
+    errors = {dtype: done["operators", dtype][0] | done["networks", dtype][0] for dtype in DTYPES}
+    return {
+        "errors": errors,
+        "left out": {dtype: done["operators", dtype][1] + done["networks", dtype][1] for dtype in DTYPES},
+        "classes": len(numerics_operators.POSITIVE) + len(numerics_operators.BLOCKS),
+        "networks": size["networks"],
+        "solves": {dtype: done["solves", dtype] for dtype in DTYPES},
+        "rankings": done["rankings", ""],
+        "edges": {"cases": len(names), "outcomes": _counted(every, 2), "not right": not_right},
     }
-    return found
+
+
+def _operators(dtype: str, seeds: int) -> tuple[dict[str, Any], int]:
+    worst = worst_of_operators(range(seeds), DTYPES[dtype])
+    return {"operators": dict(sorted(worst.found.items()))}, worst.left_out
+
+
+def _networks(dtype: str, seeds: int) -> tuple[dict[str, Any], int]:
+    groups = worst_of_networks(range(seeds), DTYPES[dtype])
+    found = {group: dict(sorted(worst.found.items())) for group, worst in groups.items()}
+    return found, sum(worst.left_out for worst in groups.values())
+
+
+def _solves(dtype: str, seeds: int) -> dict[str, int]:
+    powers = range(0, 13, 3 if seeds == SIZES[False]["solves"] else 1)
+    return _counted(numerics_edges.solves(range(seeds), DTYPES[dtype], powers), 2)
+
+
+def _rankings(_: str, seeds: int) -> dict[str, int]:
+    return dict(numerics_edges.rankings(range(seeds)))
+
+
+def _edges(name: str, _: str) -> list[tuple[str, str, str, str]]:
+    return list(numerics_edges.edges([name]))
 
 
 def _counted(rows: Iterable[tuple[Any, ...]], column: int) -> dict[str, int]:

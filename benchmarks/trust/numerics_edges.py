@@ -316,12 +316,12 @@ def edges(names: list[str] | None = None) -> Iterator[tuple[str, str, str, str]]
                 yield name, request, state, f"{type(found).__name__}: {found}"
                 continue
             there, right = outcome(rights[request])
-            mine, other = (np.atleast_1d(_plain(a)) for a in (found, right))
+            mine, other = (np.atleast_1d(plain_of(a)) for a in (found, right))
             near = there in ("answered", "warned") and mine.shape == other.shape
             gap = norm_of(mine - other) if near and np.isfinite(mine).all() else math.inf
             close = gap <= TOLERANCE * max(norm_of(other), float(torch.finfo(torch.float32).tiny)) if near else False
             yield name, request, "right" if close else "warned" if state == "warned" else "wrong", f"{gap:.2g}"
 
 
-def _plain(value: Any) -> np.ndarray:
+def plain_of(value: Any) -> np.ndarray:
     return plain(value) if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)

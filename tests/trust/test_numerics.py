@@ -159,3 +159,23 @@ def test_broken_names_what_passes_its_bound():
 )
 def test_an_outcome_is_an_answer_a_sentence_or_a_raw_error(ask, state):
     assert numerics_edges.outcome(ask)[0] == state
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_answers_every_request_or_refuses_it(dtype):
+    """Within what three layers of a network lose that runs in it."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).to(dtype)
+    wide = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+    wide.load_state_dict({name: value.double() for name, value in net.state_dict().items()})
+    x, y = torch.randn(7, 3).to(dtype), torch.randint(3, (7,))
+    half, right = fv.Probe(net, "categorical").fisher(x, y), fv.Probe(wide, "categorical").fisher(x.double(), y)
+    rights = numerics_edges.requests(right, 0.1)
+    for request, ask in numerics_edges.requests(half, 0.1).items():
+        state, found = numerics_edges.outcome(ask)
+        assert state != "raw", request
+        if state != "refused":
+            expected = numerics_edges.plain_of(rights[request]())
+            off = numerics_operators.off(numerics_edges.plain_of(found), expected)
+            assert off <= 0.05, request
