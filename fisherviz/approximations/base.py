@@ -23,6 +23,7 @@ from fisherviz.operators import Dense, Operator
 from fisherviz.operators import Diagonal as DiagonalOperator
 from fisherviz.operators import UnitBlocks as UnitBlocksOperator
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov
+from fisherviz.operators.factorise import located
 from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
 from fisherviz.support.choices import count, is_number, one_of, positive
 from fisherviz.support.counting import is_counting
@@ -184,9 +185,13 @@ class Approximation(LayeredMatrix, ABC):
         with naming(self, "assemble"):
             return self.assemble(space, operators, couplings)
 
+    def _refined(self, layer: Layer, values: Values) -> dict[str, Statistic]:
+        with located(f"layer {layer.name!r}"):
+            return self.refine(layer, values) if self._handles(layer) else {}
+
     def _operator(self, layer: Layer, values: Values) -> Operator:
         """Authors of approximations learn here, not at a later product, that an operator does not fit."""
-        with naming(self, f"operator_for({layer.name!r})"):
+        with naming(self, f"operator_for({layer.name!r})"), located(f"layer {layer.name!r}"):
             operator = self.operator_for(layer, values)
         if not isinstance(operator, Operator) or operator.shape != (layer.size, layer.size):
             got = f"{operator.shape}" if isinstance(operator, Operator) else type(operator).__name__
@@ -264,9 +269,7 @@ class Approximation(LayeredMatrix, ABC):
         found = yield Wanted(wanted, {i: layer.name for i, layer in enumerate(layers) if self.reads_capture(layer)})
         values, couplings = found[: len(layers)], dict(zip(pairs, found[len(layers) :], strict=True))
         with naming(self, "refine"):
-            further = [
-                self.refine(layer, v) if self._handles(layer) else {} for layer, v in zip(layers, values, strict=True)
-            ]
+            further = [self._refined(layer, v) for layer, v in zip(layers, values, strict=True)]
         if any(further):
             more = yield Wanted(further)
             values = [v | refined for v, refined in zip(values, more, strict=True)]

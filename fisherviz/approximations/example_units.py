@@ -18,12 +18,8 @@ from fisherviz.capture.captures import Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
-from fisherviz.operators.factorise import (
-    eigenvalues,
-    log_determinant_of,
-    plus_identity,
-    trusted_cholesky,
-)
+from fisherviz.operators.factorise import eigenvalues, plus_identity, trusted_cholesky
+from fisherviz.operators.triangular import log_determinant_of
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 from fisherviz.statistics.examples import root_correction
 from fisherviz.statistics.products import gram, weighted_moments_square_norm
@@ -214,7 +210,7 @@ class ExampleUnits(Symmetric):
         if self.capture.factored:
             c = self.capture
             assert isinstance(c, Capture)
-            return weighted_moments_square_norm(c.a[:, 0], c.g[:, :, 0].square().sum(0))
+            return weighted_moments_square_norm(c.a[:, 0], c.g[:, :, 0].double().square().sum(0))
         parts = self._parts(max(min(self.rows, self.width) ** 2, self._gradient_entries))
         return sum(float(part._products().double().square().sum()) for _, part in parts)
 

@@ -7,6 +7,8 @@ KFAC's error.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -80,13 +82,14 @@ def nearest_factors(
     Raises:
         RuntimeError: the iteration has not converged.
     """
-    capture = capture.to(working(capture.g))
+    capture, unit = _of_size_one(capture.to(working(capture.g)))
     tolerance = 50 * torch.finfo(capture.g.dtype).eps if tolerance is None else tolerance
     # R commutes with transposition: its singular vectors are found among the symmetric and among the antisymmetric
     # matrices, also where singular values coincide. It maps semidefinite to semidefinite, hence (Perron) a leading
     # one is symmetric; for a single position everything antisymmetric is mapped to zero.
     if rank == 1:
-        return _semidefinite(capture, _first(capture, tolerance))
+        A, G = _semidefinite(capture, _first(capture, tolerance))
+        return A * unit, G * unit
     found = [_leading(capture, rank, tolerance, 1)]
     if isinstance(capture, Capture) and not capture.factored:
         found.append(_leading(capture, rank, tolerance, -1))
@@ -95,7 +98,16 @@ def nearest_factors(
     left, root, right = left[best], s[best].sqrt().reshape(-1, 1, 1), right[best]
     sign = torch.sign(torch.einsum("kii->k", right))
     sign = torch.where(sign == 0, torch.ones_like(sign), sign).reshape(-1, 1, 1)
-    return left * _like(sign * root, left), right * sign * root
+    return left * _like(unit * sign * root, left), right * unit * sign * root
+
+
+def _of_size_one(capture: Capture | TokenCapture) -> tuple[Capture | TokenCapture, float]:
+    """The same over its largest gradient entries, and these: iterations multiply moments of fourth order."""
+    most_g = float(capture.g.abs().max()) or 1.0
+    if isinstance(capture, TokenCapture):
+        return replace(capture, g=capture.g / most_g), most_g
+    most_a = float(capture.a.abs().max()) or 1.0
+    return replace(capture, a=capture.a / most_a, g=capture.g / most_g), most_a * most_g
 
 
 def _first(capture: Capture | TokenCapture, tolerance: float) -> Tensor:

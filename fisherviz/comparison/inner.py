@@ -31,6 +31,7 @@ from fisherviz.operators import (
     UnitBlocks,
 )
 from fisherviz.operators.factorise import eigh
+from fisherviz.operators.finite import dot
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block
 from fisherviz.support.memory import at_once
@@ -158,12 +159,12 @@ class _Gradients:
             left = self._by_unit(i, units[0], None if bases is None else bases[0])
             right = self._by_unit(j, units[1], None if bases is None else bases[1])
             right = (right.flatten(0, 1) @ operator.A.mT).unflatten(0, right.shape[:2])
-            return _dot(left.flatten(1) @ right.flatten(1).mT, operator.G)
+            return dot(left.flatten(1) @ right.flatten(1).mT, operator.G)
         if isinstance(operator, KroneckerEigen) and operator.QA is not None and i == j:
             turned = self._by_unit(i, len(operator.QG)).flatten(0, 1) @ operator.QA
             turned = operator.QG.mT @ turned.view(len(operator.QG), -1)
-            return _dot(turned.square_().view(len(turned), -1, len(operator.QA)).sum(1), operator.S)
-        return _dot(self.rows[i], (operator @ self.rows[j].T).T)
+            return dot(turned.square_().view(len(turned), -1, len(operator.QA)).sum(1), operator.S)
+        return dot(self.rows[i], (operator @ self.rows[j].T).T)
 
     def _by_unit(self, k: int, units: int, basis: Tensor | None = None) -> Tensor:
         """Gradients of each output unit, (units, R, da), or times a basis, (units, R, r)."""
@@ -191,7 +192,7 @@ def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float | Non
         terms = [_summed(row, col, term) for term in operator.terms]
         return None if None in terms else sum(term for term in terms if term is not None)
     if isinstance(operator, Diagonal | Identity) and row is col:
-        return _dot(row.square_sum(), operator.diagonal())
+        return dot(row.square_sum(), operator.diagonal())
     if isinstance(operator, ExampleSpace) and row is col and _same(operator.capture, row):
         trace = float(row.square_sum().sum(dtype=torch.float64))
         return operator.factor * block_square_norm(row, col) + operator.shift * trace
@@ -202,33 +203,36 @@ def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float | Non
         found = row.sparse
         if isinstance(operator, DiagonalKronecker):
             outputs = ((found.g @ operator.G) * found.g).sum((0, 2))
-            return _dot(outputs, operator.A[found.token])
+            return dot(outputs, operator.A[found.token])
         if isinstance(operator, KroneckerEigen) and operator.QA is None:
-            return _dot(replace(row, g=row.g @ operator.QG).square_sum(), operator.S.reshape(-1))
+            return dot(replace(row, g=row.g @ operator.QG).square_sum(), operator.S.reshape(-1))
     if isinstance(row, TiedCapture) and row is col and isinstance(operator, KroneckerEigen) and operator.QA is None:
-        return _dot(row.turned(operator.QG).square_sum(), operator.S.reshape(-1))
+        return dot(row.turned(operator.QG).square_sum(), operator.S.reshape(-1))
     if isinstance(row, Capture) and isinstance(col, Capture) and row.factored and col.factored:
         if isinstance(operator, Kronecker):
-            inputs = ((row.a[:, 0] @ operator.A) * col.a[:, 0]).sum(1)
-            outputs = ((row.g[:, :, 0] @ operator.G) * col.g[:, :, 0]).sum((0, 2))
-            return _dot(inputs, outputs)
+            (A, size_a), (G, size_g) = map(_of_size_one, (operator.A, operator.G))
+            inputs = ((row.a[:, 0] @ A) * col.a[:, 0]).sum(1)
+            outputs = ((row.g[:, :, 0] @ G) * col.g[:, :, 0]).sum((0, 2))
+            return size_a * size_g * dot(inputs, outputs)
         if isinstance(operator, KroneckerEigen) and operator.QA is not None and row is col:
             turned = Capture(row.a @ operator.QA, row.g @ operator.QG)
-            return _dot(turned.square_sum(), operator.S.reshape(-1))
+            return dot(turned.square_sum(), operator.S.reshape(-1))
         if isinstance(operator, UnitBlocks) and row is col:
             a = row.a[:, 0]
             weights = row.g[:, :, 0].square().sum(0)  # (N, d_out)
             forms = torch.stack([((a @ B) * a).sum(1) for B in operator.B], 1)
-            return _dot(weights, forms)
+            return dot(weights, forms)
     if isinstance(operator, Dense) and row.size * col.size <= at_once(GRADIENT_ENTRIES, row.tensors[0]):
-        return _dot(block(row, col), operator.M)
+        return dot(block(row, col), operator.M)
     return None
+
+
+def _of_size_one(M: Tensor) -> tuple[Tensor, float]:
+    """A matrix over its largest entry, and that: its products with what it is a moment of stay within the range."""
+    size = float(M.abs().max()) or 1.0
+    return M / size, size
 
 
 def _same(one: AnyCapture, other: AnyCapture) -> bool:
     """Whether two captures hold the very same tensors."""
     return all(x is y for x, y in zip(one.tensors, other.tensors, strict=True))
-
-
-def _dot(x: Tensor, y: Tensor) -> float:
-    return float((x * y).sum(dtype=torch.float64))

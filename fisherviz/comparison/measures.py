@@ -20,7 +20,8 @@ from fisherviz.capture.captures import Capture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import Damping
-from fisherviz.operators.factorise import definite_factor, eigenvalues, log_determinant_of
+from fisherviz.operators.factorise import definite_factor, eigenvalues
+from fisherviz.operators.triangular import log_determinant_of
 from fisherviz.results.metrics import METRICS
 from fisherviz.statistics.gradients import block_square_norm
 

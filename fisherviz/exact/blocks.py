@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Batch, Capture
 from fisherviz.network.space import ParameterSpace
+from fisherviz.operators.finite import require_finite
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block, cross_block, gram, half_block, write_half
 from fisherviz.support.memory import at_once
 from fisherviz.support.processes import Processes
@@ -105,7 +106,7 @@ class JointBlocks:
         example = next(iter(self.blocks.values()))
         out = example.new_empty(self.space.size, self.space.size)
         for i, j in list(self.blocks):
-            units = self.blocks.pop((i, j))
+            units = self._popped(i, j)
             self._write(out, units, i, j, scale, whole=True)
             if i != j:
                 for p in self.space.of(i):
@@ -117,10 +118,15 @@ class JointBlocks:
         """The wanted block in torch order, times `scale`."""
         assert self.pair is not None
         i, j = self.pair
-        units = self.blocks.pop(self.pair)
+        units = self._popped(i, j)
         out = units.new_empty(self.space.sizes[i], self.space.sizes[j])
         self._write(out, units, i, j, scale, whole=False)
         return out
+
+    def _popped(self, i: int, j: int) -> Tensor:
+        names = " and ".join(dict.fromkeys(f"layer {self.space.names[k]!r}" for k in (i, j)))
+        require_finite(self.blocks[i, j], f"{names}: the exact block")
+        return self.blocks.pop((i, j))
 
     def _write(self, out: Tensor, kept: Tensor, i: int, j: int, scale: float, *, whole: bool) -> None:
         """Write a block as it was kept into a torch-order matrix; see `ParameterSpace.targets`."""

@@ -6,6 +6,7 @@ values. T = 1. Works in tiles of each block, so that no P² array is held.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import Capture
 from fisherviz.exact.fisher import Fisher, require_fisher
+from fisherviz.operators.finite import NonFiniteMatrixError, not_finite
 from fisherviz.support.memory import at_once
 from fisherviz.support.progress import progress_bar
 from fisherviz.support.tables import counted, html_table
@@ -80,6 +82,7 @@ def cumulants(
 
     Raises:
         NotImplementedError: a layer has weight sharing or takes the generic path.
+        ValueError: a sum overflows; the sentence names the layers.
     """
     require_fisher(fisher, "fv.cumulants")
     captures = fisher.example_space()
@@ -98,7 +101,7 @@ def cumulants(
             raise NotImplementedError(
                 f"the cumulant bound is for one input vector per example; layer {layer.name!r} has none: {why}."
             )
-        sides[i] = capture
+        sides[i] = capture.to(torch.float64)  # products of four, whose differences are wanted
     factor = fisher.scale * fisher.examples
     rows = []
     pairs = [(i, j) for i in chosen for j in chosen if i <= j]
@@ -112,6 +115,9 @@ def cumulants(
     with bar:
         sums = fisher.deal(pairs, summed, "cumulant sums")
     for (i, j), (error, bound) in zip(pairs, sums, strict=True):
+        if not math.isfinite(error + bound):
+            names = " and ".join(dict.fromkeys(f"layer {fisher.space.names[k]!r}" for k in (i, j)))
+            raise NonFiniteMatrixError(not_finite(f"{names}: the cumulants", torch.float64))
         for row, col in sorted({(i, j), (j, i)}):
             rows.append((fisher.space.names[row], fisher.space.names[col], factor * error, factor * bound))
     frame = pd.DataFrame(rows, columns=["row", "col", "error", "bound"])

@@ -15,24 +15,25 @@ import torch
 from torch import Tensor
 
 from fisherviz.exact import spectra
-from fisherviz.exact.blocks import JointBlocks
-from fisherviz.exact.passes import Consumer
+from fisherviz.exact.finite import blaming, finite_gram, require_finite_number
+from fisherviz.exact.parts import Parts
 from fisherviz.exact.planning import REQUESTS, plan, require_fits
 from fisherviz.exact.posterior import Posterior
-from fisherviz.exact.products import Products, Vector, damping_number
+from fisherviz.exact.products import Vector, damping_number
 from fisherviz.matrices.example_operator import ExampleSpace
+from fisherviz.matrices.finite import require_finite_vector
 from fisherviz.matrices.layered import LayeredMatrix, dense_matrix, inverse_title
-from fisherviz.network.space import ORDERS, Order
 from fisherviz.operators import Operator
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov
 from fisherviz.operators.factorise import DampedCholesky, eigenvalues, symmetric
+from fisherviz.operators.finite import square_sum
 from fisherviz.operators.inverse import Inverse
 from fisherviz.operators.lanczos import extreme_eigenvalues
-from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
+from fisherviz.operators.residual import residual_of, tell, tell_of_rounding
 from fisherviz.statistics.examples import Woodbury, solve_combination
 from fisherviz.statistics.products import GRADIENT_ENTRIES
 from fisherviz.support.choices import count, one_of
-from fisherviz.support.memory import at_once, require
+from fisherviz.support.memory import at_once
 from fisherviz.support.plan import Plan
 from fisherviz.support.tables import counted, paragraph
 
@@ -40,7 +41,7 @@ _KEPT = 3000
 """Matrices of more than this squared entries are not kept beside what the caller holds."""
 
 
-class Fisher(Products):
+class Fisher(Parts):
     """The Fisher information matrix of a probe's parameters over data; made by `Probe.fisher`.
 
     Flat vectors and dense matrices are in torch order: the probed parameters as in `named_parameters()`, each
@@ -77,114 +78,6 @@ class Fisher(Products):
             one_of("request", request, tuple(REQUESTS))
         return plan(self, requests or tuple(REQUESTS))
 
-    # ---- parts of the matrix ---------------------------------------------------------------------------------------
-
-    def block(self, row: str | int, col: str | int | None = None) -> Tensor:
-        """Exact block between two layers in torch order, (P_row, P_col).
-
-        Args:
-            row: a layer's name or position.
-            col: another; None: the diagonal block.
-
-        Returns:
-            The block.
-
-        Raises:
-            ValueError: no such layer.
-            MemoryError: the block does not fit.
-        """
-        i = self.space.position(row)
-        j = i if col is None else self.space.position(col)
-        if (whole := self._held()) is not None:
-            return self.space.part(whole, i, j).clone()
-        self._plan_block(i, j)
-        layers = list(dict.fromkeys((i, j)))
-        return self._blocks(layers, (0, len(layers) - 1)).finish_block(self.scale)
-
-    def unit_block(self, i: int, j: int) -> Tensor:
-        """Exact block between the layers at two positions in unit order."""
-        if (whole := self._held()) is not None:
-            units = self.space.split(torch.arange(self.space.size, device=whole.device))
-            return whole[units[i]][:, units[j]]
-        self._plan_block(i, j)
-        return self._given_away(Block(self.space.names[i], self.space.names[j]))
-
-    def _given_away(self, wanted: Statistic) -> Tensor:
-        """The mean of a statistic for the caller, who may change it; a large one is not kept beside that."""
-        (statistic,) = self.collect([wanted])
-        if statistic.mean.numel() <= _KEPT**2:
-            return statistic.mean * self.weight
-        self.forget([statistic])
-        return statistic.mean.mul_(self.weight)
-
-    def _plan_block(self, i: int, j: int) -> None:
-        space = self.space
-        self._plan(space.sizes[i] * space.sizes[j], f"block {space.names[i]!r}, {space.names[j]!r}")
-
-    def _plan(self, entries: int, what: str, double: int = 0) -> None:
-        """Three copies of an array must fit, or two and some in float64."""
-        size = entries * max(3 * self.empty.element_size(), 8 * double + self.empty.element_size())
-        way_out = "ask for products, norms or solves instead (they never form it), or probe fewer layers="
-        with self.processes.agreeing("the memory for a matrix"):
-            require(size, self.network.device, what, way_out)
-
-    def units(self, layer: str | int) -> Tensor:
-        """Exact blocks of each output unit's weights with its bias last, (d_out, fan_in [+ 1], fan_in [+ 1]).
-
-        Raises:
-            NotImplementedError: the layer takes the generic path and has no units.
-            MemoryError: they do not fit.
-        """
-        return self._given_away(UnitBlocks(self.space.names[self.space.position(layer)]))
-
-    def diagonal(self) -> Tensor:
-        """Diagonal of the matrix, flat in torch order, (P,)."""
-        found = self.collect([Diagonal(name) for name in self.space.names])
-        return self.space.join([s.mean for s in found]) * self.weight
-
-    def to_dense(self, order: Order = "torch") -> Tensor:
-        """The whole matrix, (P, P).
-
-        Args:
-            order: "torch", "unit" (each output unit's weights with its bias) or "input" (K-FAC's vec(W̄)).
-
-        Raises:
-            ValueError: the order is unknown.
-            MemoryError: the matrix does not fit.
-        """
-        one_of("order", order, ORDERS)
-        if order != "torch":
-            return self.space.reorder_dense(self._whole(), order)
-        # what is handed out belongs to the caller, who may change it: it is not what is kept
-        whole = self._held()
-        return self._made() if whole is None else whole.clone()
-
-    def _whole(self) -> Tensor:
-        """The whole matrix in torch order, for this class alone; kept unless it is large."""
-        matrix = self._held()
-        if matrix is None:
-            matrix = self._made()
-            if self.space.size <= _KEPT:
-                self._kept.matrix = matrix
-        return matrix
-
-    def _made(self) -> Tensor:
-        """The whole matrix in torch order, computed."""
-        self._plan(self.space.size**2, f"the dense {self.space.size:,} x {self.space.size:,} Fisher")
-        return self._blocks(range(len(self.space.layers))).finish(self.scale)
-
-    def _blocks(self, layers: Sequence[int], pair: tuple[int, int] | None = None) -> JointBlocks:
-        """The blocks among some layers, or one pair of them, fed by a pass."""
-        made: list[JointBlocks] = []
-
-        def begin() -> Consumer:
-            made.append(JointBlocks(self.space.over([self.space.layers[i] for i in layers]), pair))
-            return made[-1].update
-
-        self._pass(begin)
-        made[-1].add_up(self.processes)
-        return made[-1]
-
     # ---- solves ----------------------------------------------------------------------------------------------------
 
     @overload
@@ -206,10 +99,16 @@ class Fisher(Products):
         """
 
         def solved(right: Tensor) -> Tensor:
-            solver = self._solver(damping_number(damping))
+            value = damping_number(damping)
+            solver = self._solver(value)
             if isinstance(solver, Woodbury):
-                return self.space.join(solver.solve(self.space.split(right)))
-            return solver.solve(right)
+                found = self.space.join(solver.solve(self.space.split(right)))
+                image = self.space.join(self.in_example_space().product(self.space.split(found)))
+            else:
+                found = solver.solve(right)
+                image = self._whole() @ found
+            tell(residual_of(image + value * found, right), "the Fisher", right.dtype, self.norm)
+            return require_finite_vector(found, self.space, "the solution")
 
         return self._applied(solved, v)
 
@@ -268,10 +167,13 @@ class Fisher(Products):
         if self._kept.solver is None or self._kept.solver[0] != key:
             if dense:
                 self._plan(self.space.size**2, f"the dense {self.shape[0]:,} x {self.shape[1]:,} Fisher", double=2)
-                made: DampedCholesky | Woodbury = DampedCholesky(self._whole(), damping, "the Fisher")
+                whole = self._whole()
+                tell_of_rounding(damping, square_sum(whole) ** 0.5, whole.dtype)
+                made: DampedCholesky | Woodbury = DampedCholesky(whole, damping, "the Fisher")
             else:
                 require_fits(self, "solve")
-                made = Woodbury(self.in_example_space(), damping)
+                with blaming(self.example_space):
+                    made = Woodbury(self.in_example_space(), damping)
             self._kept.solver = (key, made)
         return self._kept.solver[1]
 
@@ -302,7 +204,9 @@ class Fisher(Products):
             return self.solve(self.gradient(), damping)
         require_fits(self, "solve")
         weights = torch.full((self.examples,), self.scale, dtype=joint.dtype, device=self.network.device)
-        return solve_combination(joint, joint.captures[0].vectors - 1, weights, damping, self.space)
+        with blaming(self.example_space):
+            found = solve_combination(joint, joint.captures[0].vectors - 1, weights, damping, self.space)
+        return require_finite_vector(found, self.space, "the natural gradient")
 
     def example_gram(self) -> Tensor:
         """UᵀU over all layers, (K N, K N), for F = s U Uᵀ.
@@ -312,7 +216,7 @@ class Fisher(Products):
         """
         examples = self.in_example_space()
         require_fits(self, "example_gram")
-        return examples.make_gram()
+        return finite_gram(examples.make_gram(), self.example_space)
 
     # ---- norms and spectra -----------------------------------------------------------------------------------------
 
@@ -333,6 +237,11 @@ class Fisher(Products):
         if block is not None and (isinstance(block, str) or not isinstance(block, Sequence) or len(block) != 2):
             raise ValueError(f"block is a pair (row, col) of layers, got {block!r}.")
         pair = None if block is None else (self.space.position(block[0]), self.space.position(block[1]))
+        return require_finite_number(
+            self._norm(ord, pair), f"the {ord} norm", self.network.precision, self.example_space
+        )
+
+    def _norm(self, ord: str, pair: tuple[int, int] | None) -> float:
         if ord == "trace":
             return spectra.trace(self, pair)
         if (whole := self._held()) is not None:
@@ -340,7 +249,10 @@ class Fisher(Products):
             return float(torch.linalg.matrix_norm(part.double(), "fro" if ord == "fro" else 2))
         if ord == "fro":
             return spectra.frobenius(self, pair)
-        return float(self.spectrum(1)[0]) if pair is None else spectra.spectral(self, pair)
+        if pair is not None:
+            return spectra.spectral(self, pair)
+        largest = self.spectrum(1)
+        return float(largest[0]) if len(largest) else 0.0  # of a zero matrix nothing is above rounding
 
     def spectrum(self, k: int | None = None) -> Tensor:
         """Eigenvalues in descending order: the k largest, or all the non-zero ones.
@@ -386,7 +298,8 @@ class Fisher(Products):
         """
         count("n", n)
         posterior = Posterior(self, prior_precision)
-        return posterior.around_weights(posterior.deviations(self.to_dense, n, generator))
+        with blaming(self.example_space):
+            return posterior.around_weights(posterior.deviations(self.to_dense, n, generator))
 
 
 def require_fisher(fisher: object, what: str) -> None:

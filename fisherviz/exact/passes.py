@@ -1,7 +1,6 @@
 """One pass over the data feeds everything: the passes, statistics and kept captures behind an exact Fisher.
 
-Checks on every pass that the data and the weights are still those of the first. `Fisher` adds the
-matrix; approximations collect their statistics here.
+Every pass checks that data and weights are those of the first. Approximations collect their statistics here.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import Structure
 from fisherviz.capture.take import VectorSource, loss_gradient
+from fisherviz.exact.finite import require_finite_statistic
 from fisherviz.exact.kept import Held, Kept, version_of
 from fisherviz.exact.run import Run
 from fisherviz.network import guest
@@ -254,7 +254,8 @@ class Passes:
         Returns:
             Seconds, and the operations of all processes together where somebody counts.
         """
-        if gradients not in (self._pass_operations if is_counting() else self._pass_seconds):
+        known = gradients in self._pass_seconds and (not is_counting() or gradients in self._pass_operations)
+        if not known:
             self.look()
             self._over(self.vectors if gradients else NoVectors(), lambda: lambda batch: None, keep=False)
         seconds = min(self._pass_seconds[gradients], self._pass_seconds.get(True, float("inf")))  # forward is a part
@@ -267,8 +268,7 @@ class Passes:
             statistics: what is wanted.
 
         Returns:
-            Statistics of the same keys, in the same order, holding the means over all examples. Approximations share
-            them without a copy; one that somebody modified is computed anew.
+            Means over all examples, in the same order; shared without a copy, and anew where somebody modified one.
         """
         given = list(statistics)
         wanted = {s.key: s for s in given}
@@ -301,14 +301,15 @@ class Passes:
                 self.updates[key] = replace(self.updates[key], operations=sum(of_all))
         for key, statistic in fresh.items():
             statistic.normalise()
+            require_finite_statistic(statistic)
             self._kept.statistics[key] = (statistic, version_of(statistic))
         return [self._kept.statistics[s.key][0] for s in given]
 
     def forget(self, statistics: Iterable[Statistic]) -> None:
         """Keep these no longer."""
-        for key in [statistic.key for statistic in statistics]:
-            self._kept.statistics.pop(key, None)
-            self.updates.pop(key, None)
+        for statistic in statistics:
+            self._kept.statistics.pop(statistic.key, None)
+            self.updates.pop(statistic.key, None)
 
     def _knows(self, key: Hashable) -> bool:
         if key not in self._kept.statistics:

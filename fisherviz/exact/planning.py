@@ -239,7 +239,7 @@ def _solve(s: Sizes) -> list[Step]:
     if s.size <= s.columns:  # F, its damped copy in float64, the factor
         count, size = s.dense + CHOLESKY * n**3, max(s.dense_bytes, (s.item + 2 * DOUBLE) * n**2)
         return [*s.capture(together=False), s.step("solve", f"dense Cholesky, {n:,}", count, size)]
-    count = s.gram + CHOLESKY * n**3 + s.product
+    count = s.gram + CHOLESKY * n**3 + 2 * s.product  # of the solution, and of what it leaves
     size = max(s.gram_bytes, 2 * DOUBLE * n**2)
     if s.item < DOUBLE:  # at a small damping all of it again in float64
         count += s.gram

@@ -5,7 +5,8 @@ The posterior precision is Λ₀ + Σₙ Fₙ, whatever the Fisher's reduction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from fisherviz.exact.passes import Passes
 from fisherviz.exact.planning import DOUBLE
-from fisherviz.operators.factorise import DampedCholesky
-from fisherviz.statistics.examples import Examples
+from fisherviz.operators.factorise import DampedCholesky, SingularMatrixError
+from fisherviz.operators.finite import square_sum
+from fisherviz.statistics.examples import ACCURATE, Examples
 from fisherviz.support.generators import private
 from fisherviz.support.memory import require_samples
 
@@ -73,7 +75,8 @@ class Posterior:
     def dense(self, matrix: Tensor, noise: Tensor) -> Tensor:
         """Deviations (P, n) from the Fisher summed over the data, dense in float64, and noise (P, n)."""
         matrix.diagonal().add_(self.precision)
-        factor = DampedCholesky(matrix, 0.0, "the posterior precision", given_away=True).factor
+        with _of_prior():
+            factor = DampedCholesky(matrix, 0.0, "the posterior precision", given_away=True).factor
         return torch.linalg.solve_triangular(factor.mT, noise, upper=True)
 
     def in_example_space(self, y: Tensor, z: Tensor) -> Tensor:
@@ -85,9 +88,15 @@ class Posterior:
         """
         examples, split, join = self.fisher.in_example_space(), self.fisher.space.split, self.fisher.space.join
         weight = self.precision.rsqrt().unsqueeze(1)
+        if examples.dtype != torch.float64:
+            beside = square_sum(examples.make_gram()) ** 0.5 / float(self.precision.min())
+            if beside > ACCURATE:  # then float32's rounding of VᵀV would drown what is added
+                examples = examples.double()
         inner = self._inner(examples)
         right = examples.project(split((weight * y).to(examples.dtype))).double() + z
-        solved = DampedCholesky(inner, 1.0, "the posterior in example space", float(self.precision.max())).solve(right)
+        with _of_prior():
+            factor = DampedCholesky(inner, 1.0, "the posterior in example space", float(self.precision.max()))
+        solved = factor.solve(right)
         return weight * y - weight**2 * join(examples.combine(solved.to(examples.dtype))).double()
 
     def _inner(self, examples: Examples) -> Tensor:
@@ -102,3 +111,13 @@ class Posterior:
             columns = [w * u for w, u in zip(weights, examples.combine(strip), strict=True)]
             strips.append(examples.project(columns))
         return torch.cat(strips, 1).double()
+
+
+@contextmanager
+def _of_prior() -> Iterator[None]:
+    """Say what would do as the prior's."""
+    try:
+        yield
+    except SingularMatrixError as error:
+        what = error.what, error.size, error.smallest, error.damping, error.why
+        raise SingularMatrixError(*what, remedy="take a prior_precision") from error

@@ -16,12 +16,15 @@ from torch import Tensor
 from fisherviz.capture.captures import Batch
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
 from fisherviz.capture.look import TOGETHER, telling_examples
+from fisherviz.exact.finite import require_finite_number
 from fisherviz.exact.passes import Consumer
 from fisherviz.exact.run import Run
 from fisherviz.exact.scores import Scores
+from fisherviz.matrices.finite import require_finite_vector
 from fisherviz.network.batches import Inputs, count_examples, select, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
+from fisherviz.operators.finite import dot, is_finite
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.memory import at_once, require
@@ -48,7 +51,11 @@ class Products(Scores):
     def __matmul__(self, v: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
     def __matmul__(self, v: Vector) -> Tensor | dict[str, Tensor]:
         """F v for v flat (P,) or (P, k) in torch order, or a dictionary like `named_parameters()`."""
-        return self._applied(self._product, v)
+
+        def product(columns: Tensor) -> Tensor:
+            return require_finite_vector(self._product(columns), self.space, "the product with the Fisher")
+
+        return self._applied(product, v)
 
     def to_scipy(self) -> LinearOperator:
         """The matrix as scipy's `LinearOperator` (P, P) in torch order, for `eigsh`, `cg` and their like."""
@@ -173,15 +180,20 @@ class Products(Scores):
             for x in (u, v)
         )
         assert first is not None
+        form = self._form(first, second)
+        return require_finite_number(form, "the form of the Fisher", self.network.precision, self.example_space)
+
+    def _form(self, first: Tensor, second: Tensor | None) -> float:
+        """uᵀ F v for flat vectors."""
         if self._kept.held is None and self._forward_mode() and self._verified_everywhere():
             return self._forward_form(first, second)
         if self._kept.held is None:
             image = self._streamed_product(first.unsqueeze(1))[:, 0]
-            return float((image * (first if second is None else second)).sum(dtype=torch.float64))
+            return dot(image, first if second is None else second)
         examples = self.in_example_space()
         left = examples.project(self.space.split(first.unsqueeze(1)))
         right = left if second is None else examples.project(self.space.split(second.unsqueeze(1)))
-        return self.scale * float((left * right).sum(dtype=torch.float64))
+        return self.scale * dot(left, right)
 
     def _forward_form(self, u: Tensor, v: Tensor | None) -> float:
         """uᵀ F v (uᵀ F u without v) by forward mode alone."""
@@ -190,7 +202,7 @@ class Products(Scores):
             for inputs, targets, first in self._shares(check):
                 z, t = tangent(self.network, inputs, self.space.unflatten(u))
                 other = t if v is None else tangent(self.network, inputs, self.space.unflatten(v))[1]
-                total += float((other * self.vectors.product(z, t, targets, first)).sum(dtype=torch.float64))
+                total += dot(other, self.vectors.product(z, t, targets, first))
         return self.scale * sum(self.processes.exchange(total))
 
     def _check_vector(self, v: Any, flat: bool = False) -> Tensor:
@@ -203,7 +215,10 @@ class Products(Scores):
                 f"a flat vector must have {self.space.size} entries, one per probed parameter, "
                 f"got shape {tuple(v.shape)}."
             )
-        return v.detach().to(device=self.network.device, dtype=self.network.precision)
+        found = v.detach().to(device=self.network.device, dtype=self.network.precision)
+        if not is_finite(found):
+            raise ValueError(f"a vector must be finite in {found.dtype}, this one holds NaN or infinite entries.")
+        return found
 
 
 def _there(sums: Sequence[Tensor | None]) -> list[Tensor]:

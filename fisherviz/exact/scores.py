@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture
 from fisherviz.exact.passes import Consumer, Passes
+from fisherviz.matrices.finite import require_finite_vector
 from fisherviz.network.vectors import EmpiricalVectors, WithScores
 from fisherviz.statistics import GradientSum, add_up, update_all
 from fisherviz.statistics.examples import Examples
@@ -28,7 +29,7 @@ class Scores(Passes):
         if self._kept.gradient is None:
             summed = self._sum_scores() if self._kept.joint is None else [c.sum() for c in self._scores()]
             self._kept.gradient = self.space.join(summed)
-        return self._kept.gradient * self.scale
+        return require_finite_vector(self._kept.gradient * self.scale, self.space, "the gradient")
 
     def _scores(self) -> list[AnyCapture]:
         """The last vectors of the joint captures."""

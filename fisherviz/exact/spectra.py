@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fisherviz.exact.passes import Passes
 from fisherviz.exact.planning import require_fits
-from fisherviz.operators.lanczos import extreme_eigenvalues
+from fisherviz.operators.lanczos import spectral_norm
 from fisherviz.statistics import Diagonal
+from fisherviz.statistics.examples import Examples
 from fisherviz.statistics.gradients import block_square_norm, block_square_norms, tile_ranges
 
 FULL = 3000
@@ -53,13 +56,11 @@ def spectral(fisher: Passes, pair: tuple[int, int]) -> float:
     examples = fisher.in_example_space()
     row, col = (examples.only([i]) for i in pair)
 
-    def squared(x: Tensor) -> Tensor:  # F_ij F_ijᵀ x
-        (y,) = col.combine(row.project([x.reshape(row.size, -1)]))
-        (z,) = row.combine(col.project([y]))
-        return z.reshape(x.shape) * fisher.scale**2
+    def times(left: Examples, right: Examples) -> Callable[[Tensor], Tensor]:
+        return lambda x: left.combine(right.project([x]) * fisher.scale)[0]
 
-    top = extreme_eigenvalues(squared, row.size, 1, dtype=examples.dtype, device=fisher.network.device)
-    return max(float(top[0]), 0.0) ** 0.5
+    shape = row.size, col.size
+    return spectral_norm(times(row, col), times(col, row), shape, dtype=examples.dtype, device=fisher.network.device)
 
 
 def clean(values: Tensor, rank: int, size: int, dtype: torch.dtype) -> Tensor:

@@ -17,6 +17,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fisherviz._version import __version__
+from fisherviz.matrices.finite import require_finite_vector
 from fisherviz.matrices.stored import Stored, encoded
 from fisherviz.network.layers import LayerInfos
 from fisherviz.network.space import ORDERS, Order, ParameterSpace
@@ -24,6 +25,7 @@ from fisherviz.operators import BlockMatrix, Dense, DirectSum, Operator
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.block_matrix import dense_from_blocks
 from fisherviz.operators.damping import Damping, as_damping, damp
+from fisherviz.operators.finite import is_finite, require_finite
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.support import files
 from fisherviz.support.choices import one_of
@@ -157,7 +159,11 @@ class LayeredMatrix:
         """
         one_of("order", order, ORDERS)
         self._plan(self.space.size**2, f"the dense {self.shape[0]:,} x {self.shape[1]:,} matrix")
-        return self.space.reorder_unit_dense(dense_from_blocks(len(self.space.layers), self.operator), order)
+        found = dense_from_blocks(len(self.space.layers), self.operator)
+        if not is_finite(found):
+            for name, rows in zip(self.space.names, found.split(self.space.sizes), strict=True):
+                require_finite(rows, f"layer {name!r}: {self.title}")
+        return self.space.reorder_unit_dense(found, order)
 
     def _plan(self, entries: int, what: str) -> None:
         """An array is held in its own order, in the other, and as parts."""
@@ -227,7 +233,10 @@ class LayeredMatrix:
             self._plan(v.numel(), f"a product with {v.shape[1]:,} vectors")
         v = v.detach().to(device=self._like.device, dtype=work)
         out = function(torch.cat(self.space.split(v)))
-        return self.space.join(out.split(self.space.sizes)).to(given)
+        found = self.space.join(out.split(self.space.sizes))
+        if is_finite(v):
+            require_finite_vector(found, self.space, f"a product with {self.title}")
+        return found.to(given)
 
     def __repr__(self) -> str:
         return f"{self.title}: {self.shape[0]:,} x {self.shape[1]:,} over {counted(len(self.space.layers), 'layer')}"

@@ -39,10 +39,10 @@ class Arguments(NamedTuple):
     @property
     def examples(self) -> Tensor | None:
         """Positions (N',) of the examples that count; None: all."""
-        return None if self.weight is None else seen(self.weight)
+        return None if self.weight is None else counted_examples(self.weight)
 
 
-def seen(counted: Tensor) -> Tensor:
+def counted_examples(counted: Tensor) -> Tensor:
     """Positions (N',) of the examples with a position that counts, of (N, ...)."""
     return (counted.flatten(1) if counted.dim() > 1 else counted.unsqueeze(1)).any(1).nonzero()[:, 0]
 
@@ -124,7 +124,7 @@ class Batches:
                 self._complain()
             seen.append(mark)
             if targets is not None and (counted := self._counted(targets)) is not None:
-                rows = seen(counted)
+                rows = counted_examples(counted)
                 if not len(rows):
                     continue
                 if len(rows) < len(targets):

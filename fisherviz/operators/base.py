@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.lanczos import extreme_eigenvalues
+from fisherviz.operators.residual import residual_of, tell
 from fisherviz.support.choices import one_of
 from fisherviz.support.tables import paragraph
 
@@ -128,10 +129,22 @@ class Operator(ABC):
         Raises:
             SingularMatrixError: when the operator is not positive definite.
             ValueError: when it is not square and symmetric or v does not fit.
+
+        Warns:
+            UserWarning: when more than a hundredth of v is left, unless the operator is trusted.
         """
         self.require_square("solve")
-        solution = self._solve(self._as_columns(v, self.shape[0]))
+        columns = self._as_columns(v, self.shape[0])
+        solution = self._solve(columns)
+        if not self._trusted:
+            self._tell_residual(solution, columns)
         return solution.squeeze(1) if v.ndim == 1 else solution
+
+    def _tell_residual(self, solution: Tensor, v: Tensor, where: str = "") -> None:
+        """Warn where a solution is not one, by a product; operators that consist of others ask each."""
+        if not self._trusted:
+            what = f"{where}a {self.shape[0]} x {self.shape[1]} {type(self).__name__}"
+            tell(residual_of(self._matmul(solution), v), what, self.dtype, self.norm)
 
     def inverse_root(self, z: Tensor) -> Tensor:
         """Apply a square root S of the inverse, S Sᵀ = M⁻¹: white noise becomes noise of covariance M⁻¹.

@@ -153,7 +153,7 @@ class BlockMatrix(Symmetric):
 
     def _solve(self, v: Tensor) -> Tensor:
         if self._factorised is not None:
-            return self._factorised.solve(v)
+            return self._factorised._solve(v)
         return cg(self.__matmul__, v, preconditioner=self._preconditioner)
 
     def _inverse_root(self, z: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class BlockMatrix(Symmetric):
         if self._near is not None and self._shift > 0:
             with contextlib.suppress(SingularMatrixError):
                 return self._near(self._shift)
-        return self._own.solve
+        return self._own._solve
 
 
 class Rescaled:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fisherviz.operators.base import Operator
 from fisherviz.operators.dense import spectral_norm_of
 from fisherviz.operators.factorise import plus_identity
+from fisherviz.operators.finite import NonFiniteMatrixError, not_finite
 from fisherviz.support.choices import one_of, positive
 from fisherviz.support.numbers import three_digits
 
@@ -130,10 +131,16 @@ class FactoredTikhonov:
 
         Returns:
             π; 1 for a dead layer, whose A or G is zero.
+
+        Raises:
+            NonFiniteMatrixError: when the size of one overflows.
         """
         if not isinstance(self.pi, str):
             return self.pi
         size_a, size_g = (BALANCES[self.pi](M.double()) for M in (A, G))
+        for name, size in (("A", size_a), ("G", size_g)):
+            if not math.isfinite(size):
+                raise NonFiniteMatrixError(not_finite(f"the {name} factor", A.dtype))
         if not (size_a > 0 and size_g > 0):
             return 1.0
         return math.sqrt(size_a) / math.sqrt(size_g)
@@ -149,7 +156,7 @@ class FactoredTikhonov:
             New tensors of the same shapes.
 
         Raises:
-            ValueError: when a factor is not square.
+            ValueError: when a factor is not square, or its size overflows.
         """
         for name, M in (("A", A), ("G", G)):
             if M.ndim != 1 and (M.ndim != 2 or M.shape[0] != M.shape[1]):

@@ -13,15 +13,8 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
-from fisherviz.operators.factorise import (
-    cholesky,
-    eigenvalues,
-    is_symmetric,
-    log_determinant_of,
-    plus_identity,
-    root_solve,
-    trusted_cholesky,
-)
+from fisherviz.operators.factorise import cholesky, eigenvalues, is_symmetric, plus_identity, trusted_cholesky
+from fisherviz.operators.triangular import log_determinant_of, root_solve
 
 
 class _Entries(Operator):

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.dense import spectral_norm_of
-from fisherviz.operators.factorise import (
-    SingularMatrixError,
-    cholesky,
-    eigh,
-    log_determinant_of,
-    root_solve,
-    sufficient_damping,
-    trusted_cholesky,
-)
+from fisherviz.operators.factorise import SingularMatrixError, cholesky, eigh, sufficient_damping, trusted_cholesky
 from fisherviz.operators.kronecker import KroneckerEigen, kron
+from fisherviz.operators.triangular import log_determinant_of, root_solve
 
 
 class DiagonalKronecker(Symmetric):

@@ -118,15 +118,21 @@ class DirectSum(Operator):
         return total
 
     def _solve(self, v: Tensor) -> Tensor:
-        return self._by_parts(lambda op, part: op.solve(part), v)
+        return self._by_parts(lambda op, part: op._solve(part), v)
+
+    def _tell_residual(self, solution: Tensor, v: Tensor, where: str = "") -> None:
+        parts = solution.split(self.rows), v.split(self.rows)
+        for op, place, x, right in zip(self.operators, self.places, *parts, strict=True):
+            op._tell_residual(x, right, f"{where}{place}: ")
 
     def _inverse_root(self, z: Tensor) -> Tensor:
-        return self._by_parts(lambda op, part: op.inverse_root(part), z)
+        return self._by_parts(lambda op, part: op._inverse_root(part), z)
 
     def _by_parts(self, function: Callable[[Operator, Tensor], Tensor], v: Tensor) -> Tensor:
         """Something of every block and its segment of the vectors; errors say which block."""
         found = []
         for op, place, part in zip(self.operators, self.places, v.split(self.rows), strict=True):
             with located(place):
+                op.require_square("a solve")
                 found.append(function(op, part))
         return torch.cat(found)

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fisherviz.operators.finite import NonFiniteMatrixError, not_finite, require_finite
+from fisherviz.operators.triangular import log_determinant_of
+
 MIRRORED = 128
 """Rows of a symmetric product that are mirrored at once: a tile that stays in the cache."""
 
@@ -28,19 +31,19 @@ class SingularMatrixError(RuntimeError):
         smallest: its smallest eigenvalue.
         damping: a Tikhonov damping with which the factorisation succeeds.
         why: an optional clause on the cause.
+        remedy: what is to be of that size, in words.
     """
 
-    def __init__(self, what: str, size: int, smallest: float, damping: float, why: str = "") -> None:
+    def __init__(
+        self, what: str, size: int, smallest: float, damping: float, why: str = "", remedy: str = "solve with a damping"
+    ) -> None:
         """Compose the sentence and keep the figures as attributes."""
         self.what, self.size, self.smallest, self.damping, self.why = what, size, smallest, damping, why
+        self.remedy = remedy
         super().__init__(
             f"{what} ({size} x {size}) is not positive definite{': ' + why if why else ''}: its smallest "
-            f"eigenvalue is {smallest:.3g}; solve with a damping of at least {damping:.0e}."
+            f"eigenvalue is {smallest:.3g}; {remedy} of at least {damping:.0e}."
         )
-
-
-class NonFiniteMatrixError(ValueError):
-    """A matrix that had to be factorised holds NaN or infinite entries."""
 
 
 @contextlib.contextmanager
@@ -52,13 +55,16 @@ def located(where: str) -> Iterator[None]:
 
     Raises:
         SingularMatrixError: the one that was raised inside, with the place.
+        NonFiniteMatrixError: likewise.
         RuntimeError: likewise, for any other; running out of memory passes as it is.
     """
     try:
         yield
+    except NonFiniteMatrixError as error:
+        raise NonFiniteMatrixError(f"{where}: {error}") from error
     except SingularMatrixError as error:
         raise SingularMatrixError(
-            f"{where}: {error.what}", error.size, error.smallest, error.damping, error.why
+            f"{where}: {error.what}", error.size, error.smallest, error.damping, error.why, error.remedy
         ) from error
     except torch.OutOfMemoryError:
         raise
@@ -112,8 +118,10 @@ def require_positive(values: Tensor, what: str, size: int, floor: float = 0.0) -
 
     Raises:
         SingularMatrixError: when it does not.
+        NonFiniteMatrixError: when one is NaN or infinite.
     """
     if values.numel():
+        require_finite(values, what)
         smallest, largest = float(values.min()), float(values.abs().max())
         if not smallest > floor * largest:
             raise SingularMatrixError(what, size, smallest, sufficient_damping(smallest, largest, values.dtype))
@@ -144,8 +152,13 @@ def sufficient_damping(smallest: float, largest: float, dtype: torch.dtype, size
 
     Returns:
         A positive damping.
+
+    Raises:
+        NonFiniteMatrixError: when there is none.
     """
     needed = max(4 * rounding_floor(largest, dtype, size) - 2 * min(smallest, 0.0), torch.finfo(dtype).tiny * 1e8)
+    if not math.isfinite(needed):
+        raise NonFiniteMatrixError(not_finite("a matrix that is to be damped", dtype))
     return float(10.0 ** math.ceil(math.log10(needed)))
 
 
@@ -218,45 +231,6 @@ def trusted_cholesky(matrix: Tensor, what: str) -> Tensor:
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
     return cholesky(matrix, what) if bool(info.any()) else factor
-
-
-def log_determinant_of(factor: Tensor) -> float:
-    """Log determinant of L Lᵀ, or the sum of a batch's, in float64.
-
-    Args:
-        factor: (..., n, n) lower Cholesky factor L.
-
-    Returns:
-        2 Σ log L_ii.
-    """
-    return 2 * float(factor.diagonal(dim1=-2, dim2=-1).double().log().sum())
-
-
-def solve_rows(factor: Tensor, rows: Tensor) -> Tensor:
-    """Rows times the inverse of L Lᵀ, without turning the rows into columns.
-
-    Args:
-        factor: (n, n) lower Cholesky factor L.
-        rows: (R, n).
-
-    Returns:
-        (R, n), rows (L Lᵀ)⁻¹.
-    """
-    half = torch.linalg.solve_triangular(factor.mT, rows, upper=True, left=False)
-    return torch.linalg.solve_triangular(factor, half, upper=False, left=False)
-
-
-def root_solve(factor: Tensor, z: Tensor) -> Tensor:
-    """L⁻ᵀ z, whose covariance is (L Lᵀ)⁻¹ for white z.
-
-    Args:
-        factor: (..., n, n) lower Cholesky factor L.
-        z: (..., n, k).
-
-    Returns:
-        (..., n, k).
-    """
-    return torch.linalg.solve_triangular(factor.mT, z, upper=True)
 
 
 def _smallest_eigenvalue(factor: Tensor) -> Tensor:
@@ -344,22 +318,20 @@ def eigenvalues(matrix: Tensor) -> Tensor:
 
     Returns:
         (..., n), in the matrix's precision.
+
+    Raises:
+        NonFiniteMatrixError: when it holds NaN or infinite entries.
     """
+    require_finite(matrix, "a matrix whose eigenvalues are wanted")
     return torch.linalg.eigvalsh(matrix)
 
 
 def _require_symmetric(matrix: Tensor, what: str) -> None:
-    _require_finite(matrix, what)
+    require_finite(matrix, what)
     if not is_symmetric(matrix):
         raise ValueError(
             f"{what} of shape {tuple(matrix.shape)} is not symmetric; only diagonal blocks can be factorised."
         )
-
-
-def _require_finite(matrix: Tensor, what: str) -> None:
-    if not bool(torch.isfinite(matrix.sum())) and not bool(torch.isfinite(matrix).all()):  # a sum may overflow
-        advice = "look at the data and the activations that made it"
-        raise NonFiniteMatrixError(f"{what} holds NaN or infinite entries; {advice}.")
 
 
 def _floors(matrix: Tensor) -> Tensor:
@@ -369,7 +341,7 @@ def _floors(matrix: Tensor) -> Tensor:
 
 def _singular(matrix: Tensor, what: str, damping: float = 0.0, unit: float = 1.0) -> SingularMatrixError:
     """The error for matrix + damping I, which may not be finite; all figures are multiplied by `unit`."""
-    _require_finite(matrix, what)
+    require_finite(matrix, what)
     values = unit * eigenvalues(matrix.to(torch.float64)).reshape(-1, matrix.shape[-1])
     worst, size = int(values[:, 0].argmin()), matrix.shape[-1]
     if matrix.ndim > 2:

@@ -16,6 +16,7 @@ from fisherviz.operators.base import Operator
 from fisherviz.operators.dense import Dense, UnitBlocks
 from fisherviz.operators.diagonal_kronecker import DiagonalKronecker
 from fisherviz.operators.direct_sum import DirectSum
+from fisherviz.operators.finite import dot
 from fisherviz.operators.kronecker import Kronecker, KroneckerEigen
 from fisherviz.operators.kronecker_sum import KroneckerSum
 from fisherviz.operators.simple import Diagonal, Identity, Zero
@@ -73,15 +74,11 @@ def inner(x: Operator, y: Operator) -> float:
 
 def _dense(x: Operator, y: Operator) -> float:
     require_dense(*x.shape, f"the inner product of {type(x).__name__} and {type(y).__name__}", x.tensors[0])
-    return _sum(x.to_dense(), y.to_dense())
-
-
-def _sum(x: Tensor, y: Tensor) -> float:
-    return float((x * y).sum(dtype=torch.float64))
+    return dot(x.to_dense(), y.to_dense())
 
 
 def _with_diagonal(x: Diagonal | Identity, y: Operator) -> float:
-    return _sum(x.diagonal(), y.diagonal())
+    return dot(x.diagonal(), y.diagonal())
 
 
 def _with_direct_sum(x: DirectSum, y: Operator) -> float:
@@ -116,40 +113,40 @@ _universal.update(
 
 @rule(Dense, Dense)
 def _dense_dense(x: Dense, y: Dense) -> float:
-    return _sum(x.M, y.M)
+    return dot(x.M, y.M)
 
 
 @rule(UnitBlocks, UnitBlocks)
 def _units_units(x: UnitBlocks, y: UnitBlocks) -> float:
-    return _sum(x.B, y.B) if x.B.shape == y.B.shape else _dense(x, y)
+    return dot(x.B, y.B) if x.B.shape == y.B.shape else _dense(x, y)
 
 
 @rule(Dense, UnitBlocks)
 def _dense_units(x: Dense, y: UnitBlocks) -> float:
     d_out, d_a, _ = y.B.shape
-    return _sum(x.M.reshape(d_out, d_a, d_out, d_a).diagonal(dim1=0, dim2=2).permute(2, 0, 1), y.B)
+    return dot(x.M.reshape(d_out, d_a, d_out, d_a).diagonal(dim1=0, dim2=2).permute(2, 0, 1), y.B)
 
 
 @rule(Kronecker, Kronecker)
 def _kronecker_kronecker(x: Kronecker, y: Kronecker) -> float:
     if x.A.shape != y.A.shape:
         return _dense(x, y)
-    return _sum(x.A.double(), y.A.double()) * _sum(x.G.double(), y.G.double())
+    return dot(x.A, y.A) * dot(x.G, y.G)
 
 
 @rule(UnitBlocks, Kronecker)
 def _units_kronecker(x: UnitBlocks, y: Kronecker) -> float:
     if x.B.shape[1:] != y.A.shape:
         return _dense(x, y)
-    return _sum((x.B.double() * y.A.double()).sum((1, 2)), y.G.double().diagonal())
+    return dot((x.B.double() * y.A.double()).sum((1, 2)), y.G.double().diagonal())
 
 
 @rule(Dense, Kronecker)
 def _dense_kronecker(x: Dense, y: Kronecker) -> float:
     # Rows of M by output unit: contracting with A leaves a matrix of G's shape, one block row at a time.
     (d_a, d_a_), (d_g, d_g_) = y.A.shape, y.G.shape
-    against_a = torch.einsum("iajb,ab->ij", x.M.reshape(d_g, d_a, d_g_, d_a_), y.A)
-    return _sum(against_a.double(), y.G.double())
+    against_a = torch.einsum("iajb,ab->ij", x.M.double().reshape(d_g, d_a, d_g_, d_a_), y.A.double())
+    return dot(against_a, y.G)
 
 
 @rule(KroneckerEigen, KroneckerEigen)
@@ -158,11 +155,11 @@ def _eigen_eigen(x: KroneckerEigen, y: KroneckerEigen) -> float:
         return _dense(x, y)
     overlap_g = (x.QG.double().mT @ y.QG.double()).square()
     if x.QA is None and y.QA is None:
-        return _sum(x.S.double(), overlap_g @ y.S.double())
+        return dot(x.S.double(), overlap_g @ y.S.double())
     if x.QA is None or y.QA is None:
         return _dense(x, y)
     overlap_a = (x.QA.double().mT @ y.QA.double()).square()
-    return _sum(x.S.double(), overlap_g @ y.S.double() @ overlap_a.mT)
+    return dot(x.S.double(), overlap_g @ y.S.double() @ overlap_a.mT)
 
 
 @rule(KroneckerEigen, Kronecker)
@@ -178,7 +175,7 @@ def _eigen_kronecker(x: KroneckerEigen, y: Kronecker) -> float:
 def _diagonal_diagonal(x: DiagonalKronecker, y: DiagonalKronecker) -> float:
     if x.A.shape != y.A.shape:
         return _dense(x, y)
-    return _sum(x.A.double(), y.A.double()) * _sum(x.G.double(), y.G.double())
+    return dot(x.A, y.A) * dot(x.G, y.G)
 
 
 @rule(KroneckerEigen, DiagonalKronecker)
@@ -192,7 +189,7 @@ def _eigen_diagonal(x: KroneckerEigen, y: DiagonalKronecker) -> float:
 def _dense_diagonal(x: Dense, y: DiagonalKronecker) -> float:
     d_g, d_a = len(y.G), len(y.A)
     own = x.M.view(d_g, d_a, d_g, d_a).diagonal(dim1=1, dim2=3)  # (d_g, d_g, d_a)
-    return _sum((own @ y.A).double(), y.G.double())
+    return dot(own.double() @ y.A.double(), y.G)
 
 
 @rule(KroneckerEigen, UnitBlocks)
@@ -201,7 +198,7 @@ def _eigen_units(x: KroneckerEigen, y: UnitBlocks) -> float:
         return _dense(x, y)
     # Unit o's diagonal block of x is QA diag(w_o) QAᵀ with w = QG² S.
     weights = x.QG.double().square() @ x.S.double()
-    return _sum(weights, _rayleigh(x.QA.double(), y.B.double()))
+    return dot(weights, _rayleigh(x.QA.double(), y.B.double()))
 
 
 def _rayleigh(Q: Tensor, M: Tensor) -> Tensor:

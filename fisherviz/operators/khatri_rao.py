@@ -127,7 +127,7 @@ class LeadingPairs:
             for i, part, x, y in zip(self.coupled, mine, inputs, outputs, strict=True):
                 parts[i] = ((part - y @ mixed @ x.mT) / damping).flatten(1).mT.to(v.dtype)
             for i, own in alone.items():
-                parts[i] = own.solve(parts[i])
+                parts[i] = own._solve(parts[i])
             return torch.cat(parts)
 
         return inverse

@@ -18,16 +18,14 @@ from fisherviz.operators.factorise import (
     SingularMatrixError,
     cholesky,
     eigh,
-    log_determinant_of,
     plus_identity,
     require_positive,
-    root_solve,
     rounding_floor,
-    solve_rows,
     sufficient_damping,
     symmetric,
     trusted_cholesky,
 )
+from fisherviz.operators.triangular import log_determinant_of, root_solve, solve_rows
 
 
 def act(A: Tensor, G: Tensor, v: Tensor) -> Tensor:

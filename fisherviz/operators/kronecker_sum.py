@@ -133,7 +133,7 @@ class KroneckerSum(Operator):
     def _solve(self, v: Tensor) -> Tensor:
         if self._inverted is not None:
             return (self._inverted @ v.double()).to(v.dtype)
-        return cg(self.__matmul__, v) if self._factorised is None else self._factorised.solve(v)
+        return cg(self.__matmul__, v) if self._factorised is None else self._factorised._solve(v)
 
     def _inverse_root(self, z: Tensor) -> Tensor:
         if self._inverted is not None:

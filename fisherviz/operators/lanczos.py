@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.factorise import eigenvalues, eigh
+from fisherviz.operators.finite import NonFiniteMatrixError
 from fisherviz.support.choices import one_of
 from fisherviz.support.progress import progress_bar
 
 Product = Callable[[Tensor], Tensor]
 Which = Literal["largest", "smallest", "magnitude"]
+LARGE = 1e-2
+"""Residual, relative to the right-hand side, that a solve does not leave without a word."""
 _SINGLE = 40
 """Vectors kept by `leading_eigenvector` before it starts again."""
 
@@ -61,17 +64,20 @@ def extreme_eigenvalues(
     k = min(k, size)
     if size <= max(64, 3 * k):
         M = matvec(torch.eye(size, dtype=dtype, device=device))
-        return _select(eigenvalues(_finite((M + M.mT) / 2)), which)[0][:k]
+        return _select(eigenvalues(_finite(M / 2 + M.mT / 2)), which)[0][:k]
     tol = _default_tolerance(dtype) if tol is None else tol
     generator = torch.Generator().manual_seed(0)
     basis = torch.empty(size, 0, dtype=dtype, device=device)
     block, _ = _orthonormal(_normal(size, k, basis, generator), basis, generator)
+    first = _finite(matvec(block))
+    if not (unit := float(first.abs().max())):
+        unit = 1.0  # products may be as large or small as the precision allows, their squares may not
     capacity = min(size, max(4 * k, k + 100))
     projected = basis.new_zeros(0, 0)
     residual = float("inf")
     next_check = 1
     for step in progress_bar(range(1, maxiter + 1), "Lanczos", "product"):
-        W = _finite(matvec(block))
+        W = (first if step == 1 else _finite(matvec(block))) / unit
         width = block.shape[1]
         basis = torch.cat([basis, block], 1)
         H = basis.mT @ W
@@ -79,7 +85,7 @@ def extreme_eigenvalues(
         projected[:, -width:] = H
         projected[-width:, :] = H.mT
         if basis.shape[1] >= size:
-            return _select(eigenvalues((projected + projected.mT) / 2), which)[0][:k]
+            return _select(eigenvalues((projected + projected.mT) / 2), which)[0][:k] * unit
         fresh = min(width, size - basis.shape[1])
         block, R = _orthonormal(W - basis @ H, basis, generator)
         full = basis.shape[1] + fresh > capacity
@@ -92,7 +98,7 @@ def extreme_eigenvalues(
             residuals = (R @ vectors[-width:, :k]).norm(dim=0)
             residual = float(residuals.max() / scale) if scale > 0 else 0.0
             if len(values) >= k and residual <= tol:
-                return values[:k]
+                return values[:k] * unit
             if full:
                 kept = min(len(values), k + (capacity - k) // 2)
                 basis = basis @ vectors[:, :kept]
@@ -120,13 +126,17 @@ def leading_eigenvector(matvec: Product, start: Tensor, tol: float, maxiter: int
         RuntimeError: when not converged after `maxiter` products.
         ValueError: when products are not finite.
     """
+    start = start / start.abs().max().clamp_min(torch.finfo(start.dtype).tiny)  # squares of its entries may be 0
     q = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
+    unit = 0.0
     basis: list[Tensor] = []
     projected = torch.zeros(0, 0, dtype=torch.float64)
     for _ in range(maxiter):
         basis.append(q)
         Q = torch.stack(basis, 1)
         w = _finite(matvec(q))
+        unit = unit or float(w.abs().max()) or 1.0
+        w = w / unit
         h = Q.mT @ w
         projected = torch.nn.functional.pad(projected, (0, 1, 0, 1))
         projected[:, -1] = projected[-1, :] = h.double().cpu()
@@ -172,12 +182,17 @@ def spectral_norm(
         RuntimeError: when not converged.
     """
     rows, cols = shape
-    if rows >= cols:
-        size, product = cols, lambda v: rmatvec(matvec(v))
-    else:
-        size, product = rows, lambda v: matvec(rmatvec(v))
+    size, first, second = (cols, matvec, rmatvec) if rows >= cols else (rows, rmatvec, matvec)
+    unit = 0.0
+
+    def product(v: Tensor) -> Tensor:
+        nonlocal unit
+        image = _finite(first(v))
+        unit = unit or float(image.abs().max()) or 1.0  # of M: MᵀM itself may leave the precision's range
+        return second(image / unit) / unit
+
     largest = extreme_eigenvalues(product, size, 1, dtype=dtype, device=device, tol=tol, maxiter=maxiter)
-    return float(largest[0].clamp_min(0).sqrt())
+    return unit * float(largest[0].clamp_min(0).sqrt())
 
 
 def cg(
@@ -193,7 +208,8 @@ def cg(
     Args:
         matvec: maps (size, k) to (size, k).
         b: (size,) or (size, k).
-        tol: residual ‖b − Mx‖ relative to ‖b‖, for every column; None: 1e-8 in float64, 1e-5 in float32.
+        tol: residual ‖b − Mx‖ relative to ‖b‖, for every column; None: 1e-8 in float64, 1e-5 in float32, or as near to
+            that as the precision comes, if that is within `LARGE`.
         maxiter: products before giving up; None: ten times the size, at most 10 000.
         preconditioner: applies an approximate inverse of M to (size, k).
 
@@ -205,16 +221,30 @@ def cg(
         ValueError: when products are not finite.
     """
     columns = b.unsqueeze(1) if b.ndim == 1 else b
-    tol = _default_tolerance(b.dtype) if tol is None else tol
+    unit = columns.abs().amax(0) if len(b) else columns.new_ones(columns.shape[1])
+    unit = unit.where(unit > 0, torch.ones_like(unit))
+    columns = columns / unit  # squares of entries beyond 1e19 or below 1e-19 leave float32's range
+    exactly, tol = tol is not None, _default_tolerance(b.dtype) if tol is None else tol
     maxiter = min(10 * len(b), 10_000) if maxiter is None else maxiter
     x, r = torch.zeros_like(columns), columns.clone()
-    target = tol * columns.norm(dim=0)
+    left = columns.norm(dim=0)
+    target = tol * left
     z = r if preconditioner is None else preconditioner(r)
     p, rz = z, (r * z).sum(0)
     for step in progress_bar(range(maxiter + 1), "conjugate gradients", "product"):
         active = r.norm(dim=0) > target
+        if step and not bool(active.any()):  # the recursion's residual drifts from the true one
+            r = columns - _finite(matvec(x))
+            before, left = left, r.norm(dim=0)
+            active = left > target
+            if bool((active & (left > before / 2)).any()):
+                if not exactly and bool((left <= LARGE / tol * target).all()):
+                    return (x * unit).reshape(b.shape)
+                break
+            z = r if preconditioner is None else preconditioner(r)
+            p, rz = z, (r * z).sum(0)
         if not bool(active.any()):
-            return x.reshape(b.shape)
+            return (x * unit).reshape(b.shape)
         if step == maxiter:
             break
         Mp = _finite(matvec(p))
@@ -234,7 +264,7 @@ def cg(
         p, rz = z + beta * p, rz_next
     worst = float((r.norm(dim=0) / columns.norm(dim=0).clamp_min(torch.finfo(b.dtype).tiny)).max())
     raise RuntimeError(
-        f"conjugate gradients did not converge: relative residual {worst:.1e} after {maxiter} products with "
+        f"conjugate gradients did not converge: relative residual {worst:.1e} after {step} products with "
         f"a {len(b)} x {len(b)} matrix, above {tol:.1e}; raise the damping, maxiter or tol."
     )
 
@@ -303,7 +333,7 @@ def _select(values: Tensor, which: Which) -> tuple[Tensor, Tensor]:
 
 def _finite(product: Tensor) -> Tensor:
     if not bool(torch.isfinite(product).all()):
-        raise ValueError("a product with the matrix gave NaN or infinity; look at the data and the weights.")
+        raise NonFiniteMatrixError("a product with the matrix gave NaN or infinity; look at the data and the weights.")
     return product
 
 

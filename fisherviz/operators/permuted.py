@@ -75,7 +75,10 @@ class Permuted(Symmetric):
         return (self.parts @ v[self._to_parts])[self._from_parts]
 
     def _solve(self, v: Tensor) -> Tensor:
-        return self.parts.solve(v[self._to_parts])[self._from_parts]
+        return self.parts._solve(v[self._to_parts])[self._from_parts]
+
+    def _tell_residual(self, solution: Tensor, v: Tensor, where: str = "") -> None:
+        self.parts._tell_residual(solution[self._to_parts], v[self._to_parts], where)
 
     def _inverse_root(self, z: Tensor) -> Tensor:
         return self.parts.inverse_root(z[self._to_parts])[self._from_parts]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fisherviz.capture.calls import Call
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
-from fisherviz.network.batches import Arguments, seen
+from fisherviz.network.batches import Arguments, counted_examples
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.optim.evidence import same, state_of
@@ -111,7 +111,7 @@ class Pass:
         if self.guessed or (z.dim() <= 2 and self.counted is None):
             return self.counted
         whole = z.new_ones(len(z), *[1] * (z.dim() - 2)) if self.counted is None else self.counted.to(z.dtype)
-        return whole * (self.scale * len(seen(whole)))
+        return whole * (self.scale * len(counted_examples(whole)))
 
     def leave_out(self) -> None:
         """Leave out the examples of which no position counts, once no other backward can reach one.
@@ -119,7 +119,7 @@ class Pass:
         Where that are all, the captures keep one, of zeros: other processes may wait for their sums.
         """
         if self.counted is not None:
-            rows = seen(self.counted)
+            rows = counted_examples(self.counted)
             if len(rows) < self.examples:
                 kept = rows if len(rows) else rows.new_zeros(1)
                 self.captures = {name: capture.take(kept) for name, capture in self.captures.items()}

@@ -58,7 +58,9 @@ class Preconditioner:
             raise ValueError(
                 f"{matrix!r} couples layers, which then need one damping; the groups give {', '.join(map(str, rules))}."
             )
-        self.joint = matrix.damped(next(iter(rules))).whole
+        rule = next(iter(rules))
+        damped = matrix.damped(rule).whole
+        self.joint = damped if rule is None else damped.trust()
 
     def has(self, layer: Layer) -> bool:
         """Whether the matrix covers a layer."""

@@ -6,7 +6,6 @@ U itself is never formed. (λI + s U Uᵀ)⁻¹ v = (v - U (λ/s I + UᵀU)⁻¹
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import reduce
 
@@ -16,6 +15,8 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.factorise import DampedCholesky, eigh
+from fisherviz.operators.finite import square_sum
+from fisherviz.operators.residual import tell_of_rounding
 from fisherviz.statistics.gradients import (
     Rows,
     add_example_gram,
@@ -110,7 +111,7 @@ class Examples:
         total = 0.0
         for tiles in gram_tiles(self.captures, ranges):
             whole = _sum(tiles)
-            total += float(whole.square_().sum(dtype=torch.float64))
+            total += square_sum(whole)
         return self.scale**2 * total
 
     def vectors(self, start: int, stop: int) -> Examples:
@@ -137,14 +138,9 @@ class Woodbury:
         self.damping, self.dtype = damping, examples.dtype
         own = gram is None
         s, gram = examples.scale, examples.make_gram() if gram is None else gram
-        size = s * float(torch.linalg.matrix_norm(gram))
+        size = s * square_sum(gram) ** 0.5
         condition = 1 + size / damping
-        if damping < torch.finfo(self.dtype).eps * size:
-            name = str(self.dtype).removeprefix("torch.")
-            warnings.warn(
-                f"a damping of {damping:.1e} is below {name}'s rounding of this Fisher: gradients are solved for its "
-                "rounding errors; use a larger damping or a float64 model.", stacklevel=2,
-            )  # fmt: skip
+        tell_of_rounding(damping, size, self.dtype)
         self.widened = condition > ACCURATE and examples.dtype != torch.float64
         """Whether it works in float64 on examples of less."""
         if self.widened:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
+from fisherviz.operators.finite import dot, square_sum
 from fisherviz.statistics.products import GRADIENT_ENTRIES, ROW_ENTRIES, gram
 from fisherviz.support.memory import at_once
 from fisherviz.support.progress import progress_bar
@@ -223,7 +224,7 @@ def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
         return _factored_square_norm(row)
     total = 0.0
     for tiles in gram_tiles([row] if row is col else [row, col]):
-        total += float((tiles[0] * tiles[-1]).sum(dtype=torch.float64))
+        total += dot(tiles[0], tiles[-1])
     return total
 
 
@@ -235,7 +236,7 @@ def block_square_norms(
     total = dict.fromkeys(pairs, 0.0)
     for tiles in gram_tiles(captures, ranges):
         for i, j in pairs:
-            total[i, j] += float((tiles[i] * tiles[j]).sum(dtype=torch.float64))
+            total[i, j] += dot(tiles[i], tiles[j])
     return total
 
 
@@ -247,12 +248,10 @@ def _factored_square_norm(capture: Capture) -> float:
     total = 0.0
     for start in range(0, n, step):
         stop = min(start + step, n)
-        inputs = (a[start:stop] @ a[start:].T).square_()
         outputs = g[:, start:stop].flatten(0, 1) @ g[:, start:].flatten(0, 1).T
-        outputs = outputs.square_().reshape(k, stop - start, k, n - start).sum((0, 2))
-        pairs = inputs.mul_(outputs)
-        own = float(pairs[:, : stop - start].sum(dtype=torch.float64))
-        total += 2 * float(pairs.sum(dtype=torch.float64)) - own
+        outputs = torch.linalg.vector_norm(outputs.view(k, stop - start, k, n - start), dim=(0, 2))
+        pairs = outputs.mul_(a[start:stop] @ a[start:].T)  # their squares may leave the range
+        total += 2 * square_sum(pairs) - square_sum(pairs[:, : stop - start])
     return total
 
 

@@ -118,8 +118,8 @@ def weighted_moments_square_norm(a: Tensor, weights: Tensor) -> float:
     total, step = 0.0, max(1, min(512, at_once(GRADIENT_ENTRIES, a) // max(1, len(a))))
     for start in range(0, len(a), step):
         rows = slice(start, start + step)
-        pairs = (a[rows] @ a.T).square_().mul_(weights[rows] @ weights.T)
-        total += float(pairs.sum(dtype=torch.float64))
+        inputs = (a[rows] @ a.T).double()
+        total += float(inputs.square_().mul_(weights[rows] @ weights.T).sum())
     return total
 
 

@@ -13,7 +13,8 @@ from torch import nn
 import fisherviz as fv
 from fisherviz.capture.captures import Capture
 from fisherviz.operators import BlockTridiagonal, Dense, Kronecker, KroneckerEigen, SingularMatrixError, UnitBlocks
-from fisherviz.operators.factorise import DampedCholesky, NonFiniteMatrixError, eigh
+from fisherviz.operators.factorise import DampedCholesky, eigh
+from fisherviz.operators.finite import NonFiniteMatrixError
 from fisherviz.statistics.products import block, gram, weighted_moments
 
 PACKAGE = Path(__file__).parents[2] / "fisherviz"

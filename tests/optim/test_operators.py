@@ -10,7 +10,8 @@ from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.capture.captures import Capture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import Kronecker, SingularMatrixError, inner
-from fisherviz.operators.factorise import solve_rows, trusted_cholesky
+from fisherviz.operators.factorise import trusted_cholesky
+from fisherviz.operators.triangular import solve_rows
 from tests.oracles.steps import assert_same, data, eye, loss_backward, matrices, moved, net
 
 

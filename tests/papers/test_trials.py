@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisherviz.operators.factorise import NonFiniteMatrixError
+from fisherviz.operators.finite import NonFiniteMatrixError
 from fisherviz.papers.benzing.balanced import BALANCED
 from fisherviz.papers.trials import running
 from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained, build

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fisherviz.network.likelihoods import resolve
-from fisherviz.operators.factorise import NonFiniteMatrixError, SingularMatrixError
+from fisherviz.operators.factorise import SingularMatrixError
+from fisherviz.operators.finite import NonFiniteMatrixError
 from fisherviz.papers.trials.problems import Method, Options, Problem, build
 from fisherviz.papers.trials.states import State, kept_state
 from fisherviz.papers.trials.work import Run, kept, place
