@@ -20,6 +20,7 @@ from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import Structure
 from fisherviz.capture.take import VectorSource, loss_gradient
+from fisherviz.capture.witness import Witness
 from fisherviz.exact.kept import Held, Kept
 from fisherviz.exact.run import Run
 from fisherviz.network import guest
@@ -84,6 +85,8 @@ class Passes:
                 "kind='empirical' needs the data's labels; pass targets=, a tuple (inputs, targets) or batches of them."
             )
         self._weights = guest.fingerprint(self.network.model)
+        self.witness = Witness()
+        """What every pass must show again."""
         self._examples: int | None = None
         self.updates: dict[Hashable, Effort] = {}
         """What the updates of each collected statistic took, by its key."""
@@ -181,7 +184,7 @@ class Passes:
         """
         gradients = not isinstance(vectors, NoVectors)
         while True:
-            run = Run(self.network, self.data, vectors, self.processes)
+            run = Run(self.network, self.data, vectors, self.witness, self.processes)
             consume, looked = begin(), self.structure.looked
             with self.processes.agreeing("a pass over the data") as check:
                 self.check_unchanged()
@@ -344,7 +347,9 @@ class Passes:
         for _ in range(times):
             with self.processes.agreeing("the seconds of a pass"):
                 start = so_far(self.network.device)
-                for inputs, targets, _ in Run(self.network, self.data, NoVectors(), self.processes).shares():
+                for inputs, targets, _ in Run(
+                    self.network, self.data, NoVectors(), self.witness, self.processes
+                ).shares():
                     loss_gradient(self.network, inputs, targets)
                 found.append(so_far(self.network.device) - start)
         of_all = self.processes.exchange(min(found, key=lambda each: each.seconds))

@@ -24,6 +24,7 @@ from fisherviz.network.guest import check_modes
 from fisherviz.operators.damping import Tikhonov
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.statistics.examples import Examples
+from fisherviz.support.modes import full_precision
 
 Vector = Tensor | Mapping[str, Tensor]
 
@@ -60,7 +61,8 @@ class Products(Scores):
             assert isinstance(flat, Tensor)
             return self.space.unflatten(flat)
         columns = self._check_vector(v)
-        out = function(columns.unsqueeze(1))[:, 0] if columns.dim() == 1 else function(columns)
+        with full_precision(self.network.model):
+            out = function(columns.unsqueeze(1))[:, 0] if columns.dim() == 1 else function(columns)
         half = v.dtype == self.network.dtype != self.network.precision
         return out.to(v.dtype) if half else out  # half precision is worked with in float32, and handed back as it came
 
@@ -118,7 +120,7 @@ class Products(Scores):
 
     def _shares(self, check: Callable[[], None]) -> Iterator[tuple[Inputs, Tensor | None, int]]:
         """This process's part of each batch, with the position of its first example."""
-        run = Run(self.network, self.data, self.vectors, self.processes)
+        run = Run(self.network, self.data, self.vectors, self.witness, self.processes)
         run.check = check
         yield from run.shares()
         self._examples = run.examples
@@ -141,6 +143,7 @@ class Products(Scores):
 
     def _one_product(self, inputs: Any, targets: Tensor | None, tangents: Mapping[str, Tensor], first: int) -> Product:
         def output(z: Tensor, t: Tensor) -> Tensor:
+            self.witness.confirm(self.network, z, first)
             return self.vectors.product(z, t, targets, first)
 
         return product(self.network, inputs, tangents, output)
@@ -176,6 +179,7 @@ class Products(Scores):
         with self.processes.agreeing("a form of the Fisher") as check:
             for inputs, targets, first in self._shares(check):
                 z, t = tangent(self.network, inputs, self.space.unflatten(u))
+                self.witness.confirm(self.network, z, first)
                 other = t if v is None else tangent(self.network, inputs, self.space.unflatten(v))[1]
                 total += float((other * self.vectors.product(z, t, targets, first)).sum(dtype=torch.float64))
         return self.scale * sum(self.processes.exchange(total))
