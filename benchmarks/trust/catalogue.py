@@ -112,9 +112,9 @@ def words(found: dict[str, Any]) -> list[str]:
     requests = ", ".join(f"`{name}`" for name in found["requests"])
     parts = [
         f"{rows} networks, data sets and likelihoods that a user may come with, asked {asked} times ({requests}), each "
-        "time on a network, a Probe and a Fisher of its own. The answer must be that of autograd in float64, one example "
-        "and one label at a time, on a fresh network for each; or a refusal of one sentence that names what is wrong. "
-        "Weights, gradients, buffers, modes, hooks, attributes and the states of torch's, numpy's and Python's "
+        "time on a network, a Probe and a Fisher of its own. The answer must be that of autograd in float64, one "
+        "example and one label at a time, on a fresh network for each; or a refusal of one sentence that names what is "
+        "wrong. Weights, gradients, buffers, modes, hooks, attributes and the states of torch's, numpy's and Python's "
         "generators must be afterwards what they were.",
         table(["kind", "rows", "exact", "refused", "neither", "worst relative error"], body),
         "Errors are relative to the largest entry; rows that round inside, to half precision for example, are left out "

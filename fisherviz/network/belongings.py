@@ -32,18 +32,25 @@ class Belongings:
     def __init__(self, model: nn.Module, weights: bool = False) -> None:
         self.model, self.weights = model, weights
         modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        # torch's own modules add neither parameters, buffers nor attributes: what is empty there stays so
         self.slots: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (held, dict(held)) for m in modules for held in (m._parameters, m._buffers)
+            (held, dict(held)) for m in modules for held in (m._parameters, m._buffers) if held or not _torchs(type(m))
         ]
         buffers = {b: None for m in model.modules() for b in m._buffers.values() if b is not None}
         self.buffers = [(b, b._version, b.detach().clone()) for b in buffers]
-        known = _rewriting.get(model, frozenset())
+        kept = _rewriting.get(model, frozenset()) | {
+            f"{place}.{name}" if place else name
+            for place, m in model.named_modules()
+            if vars(m).get("max_norm") is not None  # an embedding then scales its own rows whenever it runs
+            for name in m._parameters
+        }
         self.parameters = [
             (name, p, p.data, p.detach().clone())
-            for name, p in model.named_parameters()
-            if weights or name in known or _bounded(model, name)
+            for name, p in (model.named_parameters() if weights or kept else ())
+            if weights or name in kept
         ]
-        self.attributes = [(m, _attributes(m)) for m in modules]
+        found = [(m, _attributes(m)) for m in modules]
+        self.attributes = [(m, held) for m, held in found if held or not _torchs(type(m))]
         contents = [value for _, held in self.attributes for value in held.values() if isinstance(value, CONTAINERS)]
         self.contents = [(value, value.copy()) for value in contents]
         self.generators = [
@@ -102,14 +109,14 @@ class Belongings:
                 (value.extend if isinstance(value, list | collections.deque) else value.update)(copied)
 
 
-def _bounded(model: nn.Module, name: str) -> bool:
-    """Whether a parameter is an embedding's with max_norm, which scales its own rows whenever it runs."""
-    return getattr(model.get_submodule(name.rpartition(".")[0]), "max_norm", None) is not None
+def _torchs(kind: type) -> bool:
+    """Whether a class is of torch itself."""
+    return kind.__module__.partition(".")[0] == "torch"
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     """A module's own attributes; of torch's modules tensors alone (older weight norms leave their product there)."""
-    torchs = type(module).__module__.partition(".")[0] == "torch"
+    torchs = _torchs(type(module))
     return {
         key: value
         for key, value in vars(module).items()
