@@ -295,7 +295,7 @@ def _cut(network: Network, batch: Inputs) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        network.forward(batch)
+        network.likelihood.check_output(network.forward(batch))
         raise ValueError(
             f"the model takes the batch of {count_examples(batch)} examples, but not some of them alone ({error}); an "
             "input that belongs to no example, such as a mask (T, T), must not be as long as the batch: keep it in the "
