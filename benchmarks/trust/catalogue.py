@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,19 @@ import torch
 from benchmarks.markdown import table
 from benchmarks.trust import catalogue_peers
 from tests.trust.catalogue import KINDS
-from tests.trust.catalogue.row import REQUESTS, outcome
+from tests.trust.catalogue.row import REQUESTS, Row, outcome
 
 TITLE = "Nothing silently wrong"
 ROOT = Path(__file__).parents[2]
 BRIEF = ("dense", "quadratic")
 """Requests of the short half: on captures, and on the network itself by forward mode."""
 TESTS = {
-    "every layer of the zoo, by the definition": "tests/capture/test_kinds_of_layers.py",
-    "weights that act elsewhere, forward mode, batching rules": "tests/capture/test_evidence.py",
-    "layers that run for some batches or examples alone": "tests/capture/test_rare_networks.py",
     "fingerprints of content, random states": "tests/network/test_batches_content.py",
     "mappings, labels among the inputs": "tests/network/test_mappings.py",
     "likelihoods and losses": "tests/network/test_likelihoods.py",
     "models and data that changed since": "tests/network/test_stale_input.py",
-    "refusals of what has no Fisher": "tests/exact/test_refusals.py",
+    "forms of batches and inputs": "tests/network/test_batches_forms.py",
+    "layers that run for some batches or examples alone": "tests/capture/test_rare_networks.py",
 }
 """Rows that tests of their own hold, by file; the long half runs them."""
 MENDED = (
@@ -55,31 +54,33 @@ MENDED = (
 
 def measure(long: bool) -> dict[str, Any]:
     """Every row in every precision and request; the short half in its first precision, by two requests."""
-    kinds = {}
-    for kind, rows in KINDS.items():
-        found = {"rows": len(rows), "asked": 0, "exact": 0, "refused": 0, "worst": {}, "wrong": []}
-        for row in rows:
-            verdicts = []
-            for dtype in row.dtypes if long else row.dtypes[:1]:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    came = outcome(row, dtype, tuple(REQUESTS) if long else BRIEF)
-                verdicts.append(came.verdict)
-                found["asked"] += len(REQUESTS) if long else len(BRIEF)
-                if came.verdict != ("refused" if row.refused else "exact"):
-                    found["wrong"].append(f"{row.name} ({dtype}): {came.verdict}; {came.said}")
-                elif came.verdict == "exact" and row.tolerance is None:
-                    name = str(dtype or torch.float64).removeprefix("torch.")
-                    found["worst"][name] = max(came.error, found["worst"].get(name, 0.0))
-            for verdict in ("exact", "refused"):
-                found[verdict] += all(v == verdict for v in verdicts)
-        kinds[kind] = found
     return {
         "requests": list(REQUESTS) if long else list(BRIEF),
-        "kinds": kinds,
+        "kinds": {kind: asked(rows, long) for kind, rows in KINDS.items()},
         "tests": {words: _ran(path) for words, path in TESTS.items()} if long else {},
         "peers": catalogue_peers.measured() if long else [],
     }
+
+
+def asked(rows: Sequence[Row], long: bool) -> dict[str, Any]:
+    """What came out of the rows of one kind."""
+    found: dict[str, Any] = {"rows": len(rows), "asked": 0, "exact": 0, "refused": 0, "worst": {}, "wrong": []}
+    for row in rows:
+        verdicts = []
+        for dtype in row.dtypes if long else row.dtypes[:1]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                came = outcome(row, dtype, tuple(REQUESTS) if long else BRIEF)
+            verdicts.append(came.verdict)
+            found["asked"] += len(REQUESTS) if long else len(BRIEF)
+            if came.verdict != ("refused" if row.refused else "exact"):
+                found["wrong"].append(f"{row.name} ({dtype}): {came.verdict}; {came.said}")
+            elif came.verdict == "exact" and row.tolerance is None:
+                name = str(dtype or torch.float64).removeprefix("torch.")
+                found["worst"][name] = max(came.error, found["worst"].get(name, 0.0))
+        for verdict in ("exact", "refused"):
+            found[verdict] += all(v == verdict for v in verdicts)
+    return found
 
 
 def _ran(path: str) -> dict[str, Any]:

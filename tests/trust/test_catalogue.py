@@ -4,12 +4,16 @@ All rows, requests and precisions are asked by `make soak` and by `benchmarks/tr
 """
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import fisherviz as fv
+from benchmarks.trust import catalogue
+from benchmarks.trust.catalogue import peers_table
+from benchmarks.trust.paragraph import kept
 from fisherviz.capture.agreement import noise
 from fisherviz.capture.look import TOGETHER, look
 from tests.trust.catalogue import KINDS
@@ -190,3 +194,25 @@ def test_noise_is_always_the_same():
     like = torch.zeros(4)
     assert torch.equal(noise(like, 1), noise(like, 1))
     assert not torch.equal(noise(like, 1), noise(like, 2))
+
+
+def test_the_manual_says_what_was_measured_of_other_libraries():
+    page = (Path(__file__).parents[2] / "docs/layers.md").read_text(encoding="utf-8")
+    assert peers_table(kept("catalogue")["long"]["found"]["peers"]) in page
+
+
+def test_the_paragraph_says_what_does_not_hold():
+    rows = {
+        "rows": 1,
+        "asked": 2,
+        "exact": 0,
+        "refused": 0,
+        "worst": {},
+        "wrong": ["a row (torch.float64): wrong; dense"],
+    }
+    peers = [{"case": "plain", "libraries": {"fisherviz": {"version": "0", "error": 0.5}}}]
+    tests = {"words": {"path": "tests/x.py", "passed": 3, "failed": 1}}
+    found = {"requests": ["dense"], "kinds": {"kind": rows}, "tests": tests, "peers": peers}
+    assert len(catalogue.broken(found)) == 3
+    assert "| kind | 1 | 0 | 0 | 1 | - |" in "\n".join(catalogue.words(found))
+    assert "50 % off" in "\n".join(catalogue.words(found))
