@@ -118,8 +118,8 @@ def words(found: dict[str, Any]) -> list[str]:
         "wrong. Weights, gradients, buffers, modes, hooks, attributes and the states of torch's, numpy's and Python's "
         "generators must be afterwards what they were.",
         table(["kind", "rows", "exact", "refused", "neither", "worst relative error"], body),
-        "Errors are relative to the largest entry; rows that round inside, to half precision for example, are left out "
-        "of them.",
+        "Errors are relative to the largest entry, those of solves over their condition number, 100; rows that round "
+        "inside, to half precision for example, are left out of them.",
         "Kinds of rows that were wrong when they were written, or raised an error of torch's own; all are mended:",
         "\n".join(f"* {kind}" for kind in MENDED),
     ]
