@@ -46,8 +46,8 @@ MENDED = (
     "wrong",
     "autocast around a request: sums over examples in bfloat16; autocast inside: a raw error",
     "targets that belong to another likelihood, targets transposed against the outputs",
-    "raw errors: autograd or torch.func inside a model, compiled models, scripted, lazy, sparse, quantised and meta "
-    "parts, masks and offsets as long as a batch",
+    "raw errors: torch.func.grad inside a model, models compiled with AOT autograd, scripted, lazy, sparse, quantised "
+    "and meta parts, masks and offsets as long as a batch",
 )
 """Kinds of faults that the rows found when they were written, each mended since."""
 
