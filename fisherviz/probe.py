@@ -14,7 +14,7 @@ from fisherviz.capture.network import Network
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.batches import Inputs
 from fisherviz.network.discover import find_layers
-from fisherviz.network.guest import lock_of
+from fisherviz.network.guest import as_guest
 from fisherviz.network.layers import HEADS, WORDS, Layer, LayerInfos
 from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.network.space import ParameterSpace
@@ -49,14 +49,10 @@ class Probe:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}.")
-        if isinstance(model, torch.jit.ScriptModule):
-            raise TypeError(
-                f"the model is a {type(model).__name__}, which takes no hooks; pass the module it was made of."
-            )
         law = resolve(likelihood)
         if output is not None and not callable(output):
             raise TypeError(f"output= is a function that picks the output tensor, got {type(output).__name__}.")
-        with lock_of(model):
+        with as_guest(model):  # a parametrisation may move its buffers when its weight is read
             found, self.left_out = find_layers(model, layers)
         _check_types(found)
         self.network = Network(model, law, found, output)

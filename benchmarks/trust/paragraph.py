@@ -11,6 +11,7 @@ from benchmarks.markdown import provenance
 
 HERE = Path(__file__).parent
 NAMES: tuple[str, ...] = (
+    "catalogue",
     "numerics",
     "durability",
     "security",

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from fisherviz.capture.look import TOLERANCE, noise
+from fisherviz.capture.agreement import TOLERANCE, noise
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified
 from fisherviz.network.batches import Inputs, move
@@ -61,7 +61,10 @@ def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], ou
     inputs = move(inputs, network.device)
     with as_guest(network.model):
         own = network.parameters
-        leaves = {name: own[name].detach().requires_grad_() for name in tangents}
+        # the parameters themselves: reverse mode then sees uses that forward mode does not, and the two disagree
+        leaves = {
+            name: own[name] if own[name].requires_grad else own[name].detach().requires_grad_() for name in tangents
+        }
         z, t = _dual(network, inputs, leaves, tangents)
         u = output(z.detach(), t.detach())
         found = torch.autograd.grad(z, list(leaves.values()), u, allow_unused=True)
@@ -73,7 +76,7 @@ def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], ou
     reverse = sum(_inner(g, tangents[name]) for name, g in parts.items())
     size = sum(_inner(g, g) for g in parts.values()) * sum(_inner(tangents[name], tangents[name]) for name in parts)
     rounding = 1e3 * torch.finfo(z.dtype).eps * size**0.5
-    agrees = abs(form - reverse) <= TOLERANCE.get(z.dtype, 0.1) * abs(form) + rounding + 1e-30
+    agrees = abs(form - reverse) <= TOLERANCE.get(network.coarsest(z), 0.1) * abs(form) + rounding + 1e-30
     return Product(parts, form, len(z), agrees)
 
 
@@ -95,8 +98,9 @@ def try_forward_mode(network: Network, inputs: Inputs) -> bool:
         with warnings.catch_warnings():  # torch scripts its own derivatives when forward mode is first used
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
             made = product(network, inputs, directions, lambda z, t: t)
-            tangent(network, inputs, directions)
-        right = made.agrees
+            # alone it runs without gradients, where a model may do something else
+            _, t = tangent(network, inputs, directions)
+        right = made.agrees and _as_large(t, made.form, TOLERANCE.get(network.coarsest(t), 0.1))
     except (RuntimeError, TypeError):
         right = False  # an operation without forward mode: products go through captures
     network.note(forward_mode=right)
@@ -111,12 +115,19 @@ def _dual(
     The level is left before the caller goes backward: the reverse pass must not drag tangents along.
     """
     with _one_level, forward_ad.dual_level(), _Rules():
-        duals = {name: forward_ad.make_dual(leaf, tangents[name]) for name, leaf in leaves.items()}
+        # copies: an operation in place on a parameter changes its tangent in place too
+        duals = {name: forward_ad.make_dual(leaf, tangents[name].clone()) for name, leaf in leaves.items()}
         z, t = forward_ad.unpack_dual(network.functional(duals, inputs))
     network.likelihood.check_output(z)
     if not bool(torch.isfinite(z).all()):
         raise ValueError("NaN or infinite values in the output; check the data and the weights before probing.")
     return z, torch.zeros_like(z) if t is None else t
+
+
+def _as_large(t: Tensor, squared: float, tolerance: float) -> bool:
+    """Whether |t|² is what it was in another pass."""
+    gap = abs(float(t.double().square().sum()) - squared)
+    return gap <= 2 * tolerance * abs(squared) + 1e-30
 
 
 def _inner(x: Tensor, y: Tensor) -> float:

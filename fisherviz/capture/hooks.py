@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
@@ -70,7 +71,17 @@ def _record(
     recorder: Recorder, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
 ) -> None:
     """Note what a layer was given, and where what it gave stands in the graph."""
+    if recorder.active and _altered(module, args, kwargs, output):
+        return  # the layer is then one that acts without having been seen
     recorder.note(layer, args[0] if args else next(iter(kwargs.values())), output, module=module)
+
+
+def _altered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
+    """Whether a hook of somebody else's has changed an output, by as little as rounding would hide."""
+    if all(isinstance(hook, Hook) for hook in module._forward_hooks.values()):
+        return False
+    with torch.no_grad():
+        return not torch.equal(module.forward(*args, **kwargs), output)
 
 
 def _open(recorder: Recorder, module: nn.Module, *given: Any) -> None:
@@ -106,12 +117,18 @@ class Recorder:
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
-        self.attention = tuple(m for m in model.modules() if type(m).forward is nn.MultiheadAttention.forward)
+        self.attention = tuple(
+            m
+            for m in model.modules()
+            if not isinstance(m, torch.jit.ScriptModule) and type(m).forward is nn.MultiheadAttention.forward
+        )
         """Modules that run others as functions."""
         self.calls: list[Call] = []
         self.active = False
         self.cloned: set[str] = set()
         """Layers whose input is overwritten later in the forward pass, and noted as a copy."""
+        self.types: set[torch.dtype] = set()
+        """Of the layers' outputs."""
         self._handles: dict[str, list[RemovableHandle]] = {}
         self._around: list[RemovableHandle] = []
         """Of the hooks around attention."""
@@ -150,8 +167,9 @@ class Recorder:
             examples: N where both are (T, N, d) or (T N, d); 0: it is not known where examples stand.
             module: one tied to the layer; None: its own.
         """
-        if not self.active or not output.requires_grad:
-            return
+        if not self.active or not output.requires_grad or any(map(is_functorch_wrapped_tensor, (x, output))):
+            return  # inside the model's own vmap or grad there are no tensors of the batch
+        self.types.add(output.dtype)
         module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
         source, place = x.grad_fn, (get_gradient_edge(output), output.shape)
         if goes_on(module):
@@ -204,7 +222,9 @@ def capture_calls(calls: Sequence[Call], gradients: Sequence[Tensor]) -> Structu
 
 def _used(shown: Sequence[tuple[Call, Tensor]]) -> Capture:
     """Inputs that are multiplied."""
-    return Capture(beside([call.inputs for call, _ in shown], 1), beside([g for _, g in shown], 2))
+    a, g = beside([call.inputs for call, _ in shown], 1), beside([g for _, g in shown], 2)
+    dtype = torch.promote_types(a.dtype, g.dtype)  # under autocast the output has another type than the input
+    return Capture(a.to(dtype), g.to(dtype))
 
 
 def _read(shown: Sequence[tuple[Call, Tensor]]) -> TokenCapture:

@@ -6,19 +6,21 @@ Outputs that differ between the batch and the single example are an error: there
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fisherviz.capture.agreement import TOLERANCE, close, noise
 from fisherviz.capture.attribution import attributed
 from fisherviz.capture.backward import HIDDEN, backpropagate
 from fisherviz.capture.calls import Call, Layout, behind, feeders, placed
-from fisherviz.capture.captures import StructuredCapture
+from fisherviz.capture.captures import AnyCapture, GenericCapture, StructuredCapture
 from fisherviz.capture.hooks import capture_calls
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
@@ -29,8 +31,8 @@ from fisherviz.network.layers import Layer
 
 ALONE, TOGETHER, SEARCHED = 2, 32, 2048
 """Examples whose gradients are compared one by one, and in their sum; among how many they are chosen."""
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
-"""Relative differences that rounding explains, by type; 0.1 for the half precisions."""
+LOOKS = 4
+"""Batches that are looked at for evidence: a fault may show in later ones alone."""
 NOT_EXAMPLES = "it is not known which rows of its input are whose"
 PARTLY = "it sees only some of the examples"
 ELSEWHERE = "its parameters also act outside its forward, or it mixes the examples"
@@ -51,18 +53,19 @@ def look(network: Network, inputs: Inputs) -> None:
     check_modes(network.model)
     inputs = move(inputs, network.device)
     order = telling_examples(inputs)
-    with lock_of(network.model), as_guest(network.model), network.hooked():
-        many = _Evidence(network, take_rows(inputs, order[:TOGETHER]))
-        few = _Evidence(network, take_rows(inputs, order[:ALONE]))
-        whys, void = many.refuted_by_sums()
+    with lock_of(network.model), as_guest(network.model, weights=True), network.hooked():
+        few = _Evidence(network, inputs, order[:ALONE])
         truths = few.alone()
+        # last: a forward that rewrites its weights makes graphs of earlier ones worthless
+        many = _Evidence(network, inputs, order[:TOGETHER])
+        whys, void = many.refuted_by_sums()
         whys |= few.refuted_by(truths)
         if found := many.rearranged(whys):
             few.take(found)
             again = many.refuted_by_sums()[0] | few.refuted_by(truths)
             whys = {name: why for name, why in whys.items() if name not in found or name in again}
         network.settle(_verdict(network.structure, few, whys, void))
-        _check_generic(network, few, truths)
+        _check_generic(network, few, many, truths)
 
 
 def look_again(network: Network, inputs: Inputs) -> None:
@@ -70,7 +73,7 @@ def look_again(network: Network, inputs: Inputs) -> None:
     inputs = move(inputs, network.device)
     with lock_of(network.model), as_guest(network.model), network.hooked():
         before = network.structure
-        whys, void = _Evidence(network, take_rows(inputs, telling_examples(inputs)[:TOGETHER])).refuted_by_sums()
+        whys, void = _Evidence(network, inputs, telling_examples(inputs)[:TOGETHER]).refuted_by_sums()
         undecided = (before.undecided & void) - set(whys)
         network.settle(replace(before.without(whys), looks=before.looks + 1, undecided=undecided))
 
@@ -95,13 +98,18 @@ def _verdict(before: Structure, few: _Evidence, whys: Mapping[str, str], void: f
 class _Evidence:
     """What some examples show in one batch: output, calls, and captures of one random vector."""
 
-    def __init__(self, network: Network, inputs: Inputs) -> None:
-        self.network, self.inputs = network, inputs
-        self.z, self.calls = network.record(inputs)
+    def __init__(self, network: Network, batch: Inputs, rows: Tensor) -> None:
+        self.network, self.inputs = network, take_rows(batch, rows)
+        with _cut(network, batch):
+            self.z, self.calls = network.record(self.inputs)
         network.likelihood.check_output(self.z)
         network.check_finite(self.z, self.calls, 0)
         self.v = noise(self.z, 0)
+        self.shares = noise(self.z.new_empty(len(self.z)), 1)
+        """Of each example in sums: what is captured as another example's does not pass."""
         self.captures = self._captured(self.calls)
+        self.sums = self._sums()
+        """Autograd's Σ_n s_n ∇(v_nᵀ z_n) by layer, in unit order, s_n being the examples' shares."""
 
     def _captured(self, calls: Mapping[str, Sequence[Call]]) -> dict[str, StructuredCapture]:
         sound = {name: made for name, made in calls.items() if counts_examples(made)}
@@ -124,7 +132,7 @@ class _Evidence:
     def refuted_by_sums(self) -> tuple[dict[str, str], frozenset[str]]:
         """Layers whose captured gradients do not add up to autograd's, with the reason; and those without gradient."""
         whys, void = elsewhere(self.calls, self.z), set()
-        truth = _by_layer(self.network, _gradients(self.network, self.z, self.v))
+        truth = self.sums
         for layer in self.network.layers:
             name, capture = layer.name, self.captures.get(layer.name)
             acts = bool(truth[name].any())
@@ -134,19 +142,26 @@ class _Evidence:
                 whys[name] = NOT_EXAMPLES
             elif capture is None and acts:
                 whys[name] = layer.unseen
-            elif capture is not None and not _close(capture.sum(), truth[name]):
+            elif capture is not None and not close(weighted_sum(capture, self.shares), truth[name]):
                 whys[name] = ELSEWHERE
             elif not acts:
                 void.add(name)
         return whys, frozenset(void)
 
+    def _sums(self) -> dict[str, Tensor]:
+        v = self.v * self.shares.view(-1, *[1] * (self.v.dim() - 1))
+        return _by_layer(self.network, _gradients(self.network, self.z, v))
+
     def alone(self) -> list[dict[str, Tensor]]:
         """Gradient of v_n's product with each example's own output, by parameter."""
         truths = []
         for n, v in enumerate(self.v):
-            own = _forward_alone(self.network, self.inputs, n)[:1]
+            own = alone(self.network, self.inputs, n)
             scale = 1 + float(self.z.detach().abs().max())
-            if float((own[0] - self.z[n]).detach().abs().max()) > TOLERANCE.get(own.dtype, 0.1) * scale:
+            if (
+                float((own[0] - self.z[n]).detach().abs().max())
+                > TOLERANCE.get(self.network.coarsest(own), 0.1) * scale
+            ):
                 raise RuntimeError(
                     f"the model's output for example {n} changes with the other examples of the batch, or at random; "
                     "a Fisher needs independent examples: call model.eval(), or remove what couples them."
@@ -161,7 +176,7 @@ class _Evidence:
         return partly | {
             name: ELSEWHERE
             for name, capture in self.captures.items()
-            if not all(_close(g, truth[name]) for g, truth in zip(capture.gradients[0], layered, strict=True))
+            if not all(close(g, truth[name]) for g, truth in zip(capture.gradients[0], layered, strict=True))
         }
 
 
@@ -248,12 +263,6 @@ def telling_examples(inputs: Inputs) -> Tensor:
     return torch.cat([ends, spread[~torch.isin(spread, ends)]])
 
 
-def noise(like: Tensor, seed: int) -> Tensor:
-    """Normal random numbers like a tensor, always the same and without the global random state."""
-    private = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=private, dtype=torch.float64).to(like)
-
-
 def _gradients(network: Network, z: Tensor, v: Tensor) -> dict[str, Tensor]:
     """Autograd's gradient of vᵀz by parameter, flat."""
     parameters = network.parameters
@@ -271,16 +280,30 @@ def _by_layer(network: Network, parts: Mapping[str, Tensor]) -> dict[str, Tensor
     return {layer.name: network.space.gather(i, parts) for i, layer in enumerate(network.layers)}
 
 
-def _forward_alone(network: Network, inputs: Inputs, n: int) -> Tensor:
-    """Output of one example on its own; twice the example for models that cannot take a batch of one."""
-    single = take_rows(inputs, torch.tensor([n]))
+def alone(network: Network, batch: Inputs, n: int) -> Tensor:
+    """Output (1, ...) of one example on its own; of twice the example for models that cannot take a batch of one."""
+    with _cut(network, batch):
+        try:
+            return network.forward(take_rows(batch, torch.tensor([n])))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return network.forward(take_rows(batch, torch.tensor([n, n])))[:1]
+
+
+@contextlib.contextmanager
+def _cut(network: Network, batch: Inputs) -> Iterator[None]:
+    """Say where a model takes a whole batch but not some of its examples; what ails the whole batch says it itself."""
     try:
-        return network.forward(single)
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return network.forward(take_rows(inputs, torch.tensor([n, n])))
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        network.likelihood.check_output(network.forward(batch))
+        raise ValueError(
+            f"the model takes the batch of {count_examples(batch)} examples, but not some of them alone ({error}); an "
+            "input that belongs to no example, such as a mask (T, T), must not be as long as the batch: keep it in the "
+            "model, or use batches of another size."
+        ) from error
 
 
-def _check_generic(network: Network, few: _Evidence, truths: Sequence[Mapping[str, Tensor]]) -> None:
+def _check_generic(network: Network, few: _Evidence, many: _Evidence, truths: Sequence[Mapping[str, Tensor]]) -> None:
     """Batching rules of `vmap` have been found wrong (PReLU, one vector): believe them only where they are right."""
     layers = network.structure.generic
     rows = torch.arange(ALONE) % len(truths)  # a single example is taken twice: later batches may have more
@@ -290,15 +313,34 @@ def _check_generic(network: Network, few: _Evidence, truths: Sequence[Mapping[st
         for layer in layers:
             found = captures[layer.name].gradients
             expected = torch.stack([_by_layer(network, truths[n])[layer.name] for n in rows]).expand(count, -1, -1)
-            if found.shape != expected.shape or not _close(found, expected):
+            if found.shape != expected.shape or not close(found, expected):
                 network.note(one_at_a_time=True)
                 return
+    if not _batches_many(network, layers, many):
+        network.note(one_at_a_time=True)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    gap = torch.linalg.vector_norm((found - expected).double())
-    size = torch.linalg.vector_norm(expected.double())
-    return bool(gap <= TOLERANCE.get(found.dtype, 0.1) * size + 1e-30)
+def _batches_many(network: Network, layers: Sequence[Layer], many: _Evidence) -> bool:
+    """Whether batched derivatives of more examples, some at a time, add up to autograd's."""
+    if not layers:
+        return True
+    totals = {layer.name: many.v.new_zeros(layer.size) for layer in layers}
+    n, size = len(many.z), sum(layer.size for layer in layers) * many.z.element_size()
+    step = min(n, max(2, network.capture_bytes // size))
+    for start in range(0, n, step):
+        some = torch.arange(start, min(start + step, n), device=many.v.device)
+        v = many.v[some].unsqueeze(0)
+        found = generic_captures(network, layers, take_rows(many.inputs, some), v, one_at_a_time=False)
+        totals = {name: total + weighted_sum(found[name], many.shares[some]) for name, total in totals.items()}
+    return all(close(total, many.sums[name]) for name, total in totals.items())
+
+
+def weighted_sum(capture: AnyCapture, shares: Tensor) -> Tensor:
+    """Gradients of the first vector summed over examples, each with its share (N,), in unit order."""
+    if isinstance(capture, GenericCapture):
+        return shares.to(capture.gradients) @ capture.gradients[0]
+    parts = [share * capture.select(n, n + 1).sum() for n, share in enumerate(shares)]
+    return torch.stack(parts).sum(0)
 
 
 def counts_examples(calls: Sequence[Call]) -> bool:

@@ -17,7 +17,7 @@ from fisherviz.capture.calls import Call, placed
 from fisherviz.capture.hooks import Recorder
 from fisherviz.capture.structure import Structure
 from fisherviz.network.batches import Inputs, arguments, cloned, count_examples, explain_refusal
-from fisherviz.network.guest import lock_of
+from fisherviz.network.guest import lock_of, refresh
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.space import ParameterSpace
@@ -81,6 +81,10 @@ class Network:
         """Of every result: that of the parameters, but float32 for half precisions."""
         return torch.promote_types(self.dtype, torch.float32)
 
+    def coarsest(self, z: Tensor) -> torch.dtype:
+        """The type that rounds most, of an output, the parameters and (autocast) the layers: what tolerances go by."""
+        return max({z.dtype, self.dtype, *self.recorder.types}, key=lambda dtype: torch.finfo(dtype).eps)
+
     def settle(self, structure: Structure) -> None:
         """Take a new verdict; layers that became generic lose their hooks."""
         self.structure = structure
@@ -119,6 +123,10 @@ class Network:
 
     def forward(self, inputs: Inputs) -> Tensor:
         """The model's output for a batch, (N, ...) with at least two dimensions."""
+        refresh(self.model)
+        return self._run(inputs)
+
+    def _run(self, inputs: Inputs) -> Tensor:
         given = arguments(cloned(inputs))
         try:
             out = self.model(*given.args, **given.kwargs)
@@ -132,8 +140,9 @@ class Network:
     def functional(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """The output for a batch with other tensors in the place of some probed parameters."""
         own = self.parameters
+        refresh(self.model)
         with replaced(self.model, {own[name]: tensor for name, tensor in parameters.items()}):
-            return self.forward(inputs)
+            return self._run(inputs)
 
     def _counted(self, z: Any, n: int) -> Tensor:
         if not isinstance(z, Tensor):

@@ -15,10 +15,12 @@ from torch.func import vjp, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fisherviz.capture.agreement import close, noise
 from fisherviz.capture.captures import AnyCapture, GenericCapture
 from fisherviz.capture.network import Network
 from fisherviz.network.batches import Inputs, count_examples, select
 from fisherviz.network.layers import Layer
+from fisherviz.support.counting import counted_as
 
 
 def generic_captures(
@@ -42,6 +44,35 @@ def generic_captures(
         )
         for layer in layers
     }
+
+
+def confirmed_captures(
+    network: Network, layers: Sequence[Layer], inputs: Inputs, z: Tensor, vectors: Tensor
+) -> dict[str, AnyCapture]:
+    """The same, held against autograd's: a batching rule may be wrong for some examples alone.
+
+    Args:
+        network: the network; it is noted where batching is given up.
+        layers: the layers.
+        inputs: a batch's inputs.
+        z: the network's output with its graph, which is kept.
+        vectors: (K, N, ...) like the output.
+    """
+    found = generic_captures(network, layers, inputs, vectors)
+    if network.structure.one_at_a_time or not z.requires_grad:
+        return found
+    k, n = vectors.shape[:2]
+    of_vectors, of_examples = noise(vectors.new_empty(k), 2), noise(vectors.new_empty(n), 3)
+    combined = torch.tensordot(of_vectors, vectors, 1) * of_examples.view(-1, *[1] * (z.dim() - 1))
+    own = [p for layer in layers for p in layer.parameters.values()]
+    with counted_as(0):  # evidence
+        truth = torch.autograd.grad(z, own, combined, retain_graph=True, allow_unused=True)
+    sums = [torch.zeros_like(p) if g is None else densified(g).detach() for p, g in zip(own, truth, strict=True)]
+    gradients = torch.cat([found[layer.name].gradients for layer in layers], 2)
+    if close(of_examples @ torch.tensordot(of_vectors, gradients, 1), torch.cat([g.reshape(-1) for g in sums])):
+        return found
+    network.note(one_at_a_time=True)
+    return generic_captures(network, layers, inputs, vectors)
 
 
 def _batched(network: Network, parameters: Mapping[str, Tensor], inputs: Inputs, vectors: Tensor) -> dict[str, Tensor]:

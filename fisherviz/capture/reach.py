@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fisherviz.capture.agreement import noise
 from fisherviz.capture.captures import StructuredCapture, TiedCapture
-from fisherviz.capture.look import noise
 from fisherviz.network.likelihoods import Likelihood
 
 INDICATORS = 2

@@ -12,11 +12,12 @@ from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.calls import Call
 from fisherviz.capture.captures import AnyCapture, Batch
 from fisherviz.capture.hooks import absent, capture_calls
-from fisherviz.capture.look import PARTLY, counts_examples, elsewhere, look, look_again
+from fisherviz.capture.look import LOOKS, PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
-from fisherviz.capture.per_example import generic_captures
+from fisherviz.capture.per_example import confirmed_captures, generic_captures
 from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.structure import PathChanged
+from fisherviz.capture.witness import Witness
 from fisherviz.network.batches import Inputs, count_examples, move, select
 from fisherviz.network.guest import as_guest, check_modes, lock_of
 from fisherviz.network.vectors import checked_counts
@@ -25,8 +26,6 @@ from fisherviz.support.memory import at_once
 
 TOGETHER = 8
 """Vectors of an example that are taken together, at least, before examples are taken alone."""
-LOOKS = 4
-"""Batches that are looked at for evidence: a fault may show in later ones alone."""
 
 
 class VectorSource(Protocol):
@@ -48,6 +47,7 @@ def take(
     targets: Tensor | None,
     vectors: VectorSource,
     consume: Callable[[Batch], None],
+    witness: Witness,
     first: int = 0,
     share: tuple[int, int] | None = None,
 ) -> int:
@@ -59,6 +59,7 @@ def take(
         targets: its targets, if `vectors` needs them.
         vectors: the vectors to backpropagate.
         consume: called with each `Batch`.
+        witness: of the data's outputs.
         first: position of the batch's first example in the data.
         share: the range of the examples that are taken, where other processes take the others; None: all.
 
@@ -73,18 +74,22 @@ def take(
     check_modes(network.model)
     inputs = move(inputs, network.device)
     n = count_examples(inputs)
-    with lock_of(network.model), as_guest(network.model):
+    with lock_of(network.model), as_guest(network.model, weights=not network.structure.looked):
         with counted_as(0):  # evidence is looked for in the first batches alone
             _look(network, inputs, first)
         with network.hooked():
             step, most = _piece(network, vectors)
             vectors.start(first, n)
             low, high = share or (0, n)
+            if low < high:
+                witness.see(network, select(inputs, low, high), first + low)
             for start in range(low, high, step):
                 stop = min(start + step, high)
                 part = None if targets is None else targets[start:stop]
                 some = select(inputs, start, stop)
-                for batch in _captured(network, some, part, vectors, first + start, most):
+                z, calls = network.record(some)
+                witness.confirm(network, z, first + start)
+                for batch in _captured(network, some, part, z, calls, vectors, first + start, most):
                     consume(batch)
     return n
 
@@ -115,10 +120,16 @@ def _piece(network: Network, vectors: VectorSource) -> tuple[int, int]:
 
 
 def _captured(
-    network: Network, inputs: Inputs, targets: Tensor | None, vectors: VectorSource, first: int, most: int
+    network: Network,
+    inputs: Inputs,
+    targets: Tensor | None,
+    z: Tensor,
+    calls: Mapping[str, Sequence[Call]],
+    vectors: VectorSource,
+    first: int,
+    most: int,
 ) -> Iterator[Batch]:
     """Captures of some examples, of at most so many vectors at a time."""
-    z, calls = network.record(inputs)
     n = len(z)
     network.likelihood.check_output(z)
     if not z.requires_grad:
@@ -132,7 +143,10 @@ def _captured(
     for start in range(0, max(1, k), most):
         stop = min(start + most, k)
         v = vectors.part(z.detach(), targets, first, start, stop)
-        captures = shown(network, inputs, z, calls, v, counted, keep=stop < k)
+        layers = network.structure.generic
+        found = confirmed_captures(network, layers, inputs, z, v) if layers and len(v) else {}
+        captures = shown(network, inputs, z, calls, v, counted, generic=False, keep=stop < k)
+        captures |= {name: capture.to(network.precision) for name, capture in found.items()}
         for layer in network.layers:
             if layer.name not in captures:
                 captures[layer.name] = absent(layer, len(v), n, z).to(network.precision)

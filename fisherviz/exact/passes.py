@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import Structure
 from fisherviz.capture.take import VectorSource, loss_gradient
+from fisherviz.capture.witness import Witness
 from fisherviz.exact.finite import require_finite_statistic
 from fisherviz.exact.kept import Held, Kept, version_of
 from fisherviz.exact.run import Run
@@ -85,9 +86,9 @@ class Passes:
                 "kind='empirical' needs the data's labels; pass targets=, a tuple (inputs, targets) or batches of them."
             )
         self._weights = guest.fingerprint(self.network.model)
+        self.witness = Witness()  # of what every pass must show again
         self.seen: int | None = None
-        self.updates: dict[Hashable, Effort] = {}
-        """What the updates of each collected statistic took, by its key."""
+        self.updates: dict[Hashable, Effort] = {}  # of each collected statistic, by its key
         self._pass_seconds: dict[bool, float] = {}
         self._pass_operations: dict[bool, int] = {}
         self.__kept = Kept(self.network.layers)
@@ -119,8 +120,7 @@ class Passes:
         """Number N of examples, but those of which targets leave out every position; counting may take a pass."""
         if self.seen is None:
             self._pass(lambda: lambda batch: None, gradients=False)
-        assert self.seen is not None
-        return self.seen
+        return cast(int, self.seen)
 
     @property
     def scale(self) -> float:
@@ -187,7 +187,7 @@ class Passes:
         """
         gradients = not isinstance(vectors, NoVectors)
         while True:
-            run = Run(self.network, self.data, vectors, self.processes)
+            run = Run(self.network, self.data, vectors, self.witness, self.processes)
             consume, looked = begin(), self.structure.looked
             with self.processes.agreeing("a pass over the data") as check:
                 self.check_unchanged()
@@ -353,14 +353,14 @@ class Passes:
             times: passes, of which the fastest counts.
 
         Returns:
-            Seconds, of several processes those of the one that takes longest for its share; the operations of all
-            processes together, where somebody counts.
+            Seconds, of several processes those of the slowest; operations of all together, where somebody counts.
         """
         found = []
         for _ in range(times):
             with self.processes.agreeing("the seconds of a pass"):
                 start = so_far(self.network.device)
-                for inputs, targets, _ in Run(self.network, self.data, NoVectors(), self.processes).shares():
+                run = Run(self.network, self.data, NoVectors(), self.witness, self.processes)
+                for inputs, targets, _ in run.shares():
                     loss_gradient(self.network, inputs, targets)
                 found.append(so_far(self.network.device) - start)
         of_all = self.processes.exchange(min(found, key=lambda each: each.seconds))

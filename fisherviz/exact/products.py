@@ -28,6 +28,7 @@ from fisherviz.operators.finite import dot, is_finite
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.memory import at_once, require
+from fisherviz.support.modes import full_precision
 
 Vector = Tensor | Mapping[str, Tensor]
 
@@ -71,7 +72,8 @@ class Products(Scores):
         if columns.dim() == 2:
             size, what = 3 * columns.numel() * columns.element_size(), f"a product with {columns.shape[1]:,} vectors"
             require(size, columns.device, what, "take fewer columns at a time")
-        out = function(columns.unsqueeze(1))[:, 0] if columns.dim() == 1 else function(columns)
+        with full_precision(self.network.model):
+            out = function(columns.unsqueeze(1))[:, 0] if columns.dim() == 1 else function(columns)
         half = v.dtype == self.network.dtype != self.network.precision
         return out.to(v.dtype) if half else out  # half precision is worked with in float32, and handed back as it came
 
@@ -129,7 +131,7 @@ class Products(Scores):
 
     def _shares(self, check: Callable[[], None]) -> Iterator[tuple[Inputs, Tensor | None, int]]:
         """This process's part of each batch, piece by piece, with the position of its first example."""
-        run = Run(self.network, self.data, self.vectors, self.processes)
+        run = Run(self.network, self.data, self.vectors, self.witness, self.processes)
         run.check = check
         for inputs, targets, first in run.shares():
             n, step = count_examples(inputs), self._step()
@@ -161,6 +163,7 @@ class Products(Scores):
 
     def _one_product(self, inputs: Any, targets: Tensor | None, tangents: Mapping[str, Tensor], first: int) -> Product:
         def output(z: Tensor, t: Tensor) -> Tensor:
+            self.witness.confirm(self.network, z, first)
             return self.vectors.product(z, t, targets, first)
 
         return product(self.network, inputs, tangents, output)
@@ -201,6 +204,7 @@ class Products(Scores):
         with self.processes.agreeing("a form of the Fisher") as check:
             for inputs, targets, first in self._shares(check):
                 z, t = tangent(self.network, inputs, self.space.unflatten(u))
+                self.witness.confirm(self.network, z, first)
                 other = t if v is None else tangent(self.network, inputs, self.space.unflatten(v))[1]
                 total += dot(other, self.vectors.product(z, t, targets, first))
         return self.scale * sum(self.processes.exchange(total))

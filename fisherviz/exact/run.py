@@ -11,6 +11,7 @@ from fisherviz.capture.joined import concatenated_bytes, extents, ragged, with_l
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import PathChanged
 from fisherviz.capture.take import VectorSource, take
+from fisherviz.capture.witness import Witness
 from fisherviz.exact.kept import Held
 from fisherviz.network.batches import Batches, Inputs, count_examples, select
 from fisherviz.support.processes import Processes
@@ -25,11 +26,15 @@ class Run:
         network: the network.
         data: its batches.
         vectors: the vectors to backpropagate.
+        witness: of the data's outputs.
         processes: that share each batch's examples.
     """
 
-    def __init__(self, network: Network, data: Batches, vectors: VectorSource, processes: Processes) -> None:
+    def __init__(
+        self, network: Network, data: Batches, vectors: VectorSource, witness: Witness, processes: Processes
+    ) -> None:
         self.network, self.data, self.vectors, self.processes = network, data, vectors, processes
+        self.witness = witness
         self.examples = 0
         """Of all processes, so far."""
         self.consumed = Effort()
@@ -48,10 +53,11 @@ class Run:
             start, stop = self.processes.share(n, first)
             self.vectors.start(first, n)
             self.check()
-            if self.processes.count == 1:
-                yield inputs, targets, first
-            elif start < stop:
-                yield select(inputs, start, stop), None if targets is None else targets[start:stop], first + start
+            if start < stop:
+                alone = self.processes.count == 1
+                mine = inputs if alone else select(inputs, start, stop)
+                self.witness.see(self.network, mine, first + start)
+                yield mine, targets if alone or targets is None else targets[start:stop], first + start
             self.examples += n
 
     def go(self, consume: Callable[[Batch], None], limit: int, *, labels: bool) -> None:
@@ -87,7 +93,7 @@ class Run:
         if labels and targets is None:
             raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
         share = self.processes.share(count_examples(inputs), self.examples)
-        self.examples += take(self.network, inputs, targets, self.vectors, hand, self.examples, share)
+        self.examples += take(self.network, inputs, targets, self.vectors, hand, self.witness, self.examples, share)
 
     def held(self) -> Held | None:
         """The captures, where those of all processes fit in each of them."""

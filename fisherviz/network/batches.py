@@ -132,7 +132,10 @@ class Batches:
             empty = False
             yield inputs, targets
         if not seen:
-            raise ValueError("the data set is empty; pass at least one example.")
+            raise ValueError(
+                "the data set is empty; pass at least one example, in a list of batches or a DataLoader, which can be "
+                "iterated again."
+            )
         if empty:
             raise ValueError("the targets leave out every position of the data; pass some that count.")
         if not self._repeats:

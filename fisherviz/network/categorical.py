@@ -122,7 +122,15 @@ class Categorical(Likelihood):
             )
 
     def check_axis(self, z: Tensor, y: Tensor | None) -> None:
-        """Refuse labels of the shape that they would have if the classes were on the other axis, and only there."""
+        """Refuse labels of the shape that they would have if the classes were on the other axis, and only there.
+
+        And what can be no labels at all: real numbers that are no probabilities of classes either.
+        """
+        if y is not None and y.is_floating_point() and not _probabilities(z, y, self.class_axis):
+            raise TypeError(
+                f"the data's targets are {y.dtype} and no probabilities of classes, so that they are no labels of a "
+                "categorical likelihood; pass 'gaussian' for regression, or targets.long() if they are class indices."
+            )
         if z.dim() > 2 and y is not None and y.shape == self._other._label_shape(z) != self._label_shape(z):
             self._refuse_axis(f"targets of shape {tuple(y.shape)} say", z)
 
@@ -211,6 +219,14 @@ class Categorical(Likelihood):
         given = [f"class_axis={self.class_axis}"] if self.class_axis != -1 else []
         given += [f"ignore_index={self.ignore_index}"] if self.ignore_index != -100 else []
         return f"Categorical({', '.join(given)})"
+
+
+def _probabilities(z: Tensor, y: Tensor, axis: int) -> bool:
+    """Whether targets are a distribution over the classes."""
+    if y.shape != z.shape:
+        return False
+    sums = y.sum(axis)
+    return bool((y >= 0).all()) and bool((sums - 1).abs().max() < 1e-3)
 
 
 def _cancels(gradient: Tensor, axis: int) -> bool:

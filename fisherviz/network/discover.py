@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
 
 from fisherviz.network.layers import Layer, make_layer
@@ -48,6 +49,10 @@ def find_layers(
                     f"{full!r} is a DTensor (FSDP2, tensor parallelism), of which this process holds a part, while its "
                     "layer's Fisher couples all of it; use whole parameters, as DistributedDataParallel does."
                 )
+            if isinstance(p, nn.parameter.UninitializedParameter):
+                raise ValueError(
+                    f"{full!r} of a lazy module has no values yet; run the model once on some inputs before the Probe."
+                )
             if id(p) in taken:
                 left_out.append((full, f"tied to {taken[id(p)]}, counted there"))
             elif not p.requires_grad:
@@ -61,6 +66,11 @@ def find_layers(
             else:
                 mine[names[id(p)]] = p
                 taken[id(p)] = names[id(p)]
+        if mine and isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"module {name or '(root)'!r} is a {type(module).__name__}, which takes no hooks; "
+                "put the module it was made of in its place, or freeze it."
+            )
         if mine:
             mine = dict(sorted(mine.items(), key=lambda item: rank[item[0]]))
             sharing = dict.fromkeys(other for p in mine.values() for other in holders[id(p)])

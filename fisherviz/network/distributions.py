@@ -104,6 +104,12 @@ class Bernoulli(Likelihood):
 
     name = "bernoulli"
 
+    def check_axis(self, z: Tensor, y: Tensor | None) -> None:
+        """Refuse class indices, and numbers outside [0, 1]."""
+        _refuse_classes(self.name, z, y)
+        if y is not None and y.numel() and (float(y.min()) < 0 or float(y.max()) > 1):
+            self._refuse_range(y)
+
     def nll(self, z: Tensor, y: Tensor) -> Tensor:
         """Binary cross-entropy summed over the outputs, shape (N,)."""
         y = self.check_targets(z, y)
@@ -131,11 +137,15 @@ class Bernoulli(Likelihood):
         """Targets of the shape of z with values in [0, 1]."""
         y = _same_shape(self.name, z, y)
         if y.numel() and (float(y.min()) < 0 or float(y.max()) > 1):
-            raise ValueError(
-                f"targets out of range: bernoulli targets lie in [0, 1], but these span "
-                f"{float(y.min()):.4g}..{float(y.max()):.4g}; rescale them."
-            )
+            self._refuse_range(y)
         return y
+
+    @staticmethod
+    def _refuse_range(y: Tensor) -> None:
+        raise ValueError(
+            f"targets out of range: bernoulli targets lie in [0, 1], but these span "
+            f"{float(y.min()):.4g}..{float(y.max()):.4g}; rescale them."
+        )
 
     def describe(self) -> str:
         """Name of the distribution."""
@@ -154,6 +164,10 @@ class Gaussian(Likelihood):
     def variance(self, z: Tensor) -> float:
         """Variance of each output."""
         return self._variance
+
+    def check_axis(self, z: Tensor, y: Tensor | None) -> None:
+        """Refuse class indices."""
+        _refuse_classes(self.name, z, y)
 
     def nll(self, z: Tensor, y: Tensor) -> Tensor:
         """Half the squared error over the variance, shape (N,)."""
@@ -190,9 +204,23 @@ class Gaussian(Likelihood):
 
 
 def _same_shape(name: str, z: Tensor, y: Tensor) -> Tensor:
-    if y.numel() != z.numel() or len(y) != len(z):
+    if _unpadded(y) != _unpadded(z) or len(y) != len(z):
         raise ValueError(f"{name} targets must have the outputs' shape {tuple(z.shape)}, got {tuple(y.shape)}.")
     return y.reshape(z.shape).to(device=z.device, dtype=z.dtype)
+
+
+def _unpadded(t: Tensor) -> list[int]:
+    """A shape without the dimensions of one, which say nothing."""
+    return [size for size in t.shape if size != 1]
+
+
+def _refuse_classes(name: str, z: Tensor, y: Tensor | None) -> None:
+    """Integer targets (N,) of several outputs are indices of classes."""
+    if y is not None and not y.is_floating_point() and y.dim() == 1 and math.prod(z.shape[1:]) > 1:
+        raise ValueError(
+            f"the data's targets {tuple(y.shape)} are {y.dtype}, one for outputs {tuple(z.shape)}: class indices, "
+            f"which are no targets of a {name} likelihood; pass 'categorical', or targets of the outputs' shape."
+        )
 
 
 def _diagonal_columns(diagonal: Tensor, start: int, stop: int | None) -> Tensor:

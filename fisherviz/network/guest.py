@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fisherviz.support.modes import keeping_modes
+from fisherviz.network.belongings import Belongings
+from fisherviz.support.modes import full_precision, keeping_modes
 
 _visits = threading.local()
 _locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -62,6 +63,12 @@ class RandomState:
         self.cuda = torch.cuda.get_rng_state_all() if in_use else []
         self.python = random.getstate()
         self.numpy_words, self.numpy = _numpy_state()
+
+    def differs(self) -> bool:
+        """Whether any of them stands elsewhere now."""
+        now = RandomState()
+        cpu = torch.equal(now.torch, self.torch) and all(map(torch.equal, now.cuda, self.cuda))
+        return not cpu or now.python != self.python or repr(now.numpy) != repr(self.numpy)
 
     def restore(self) -> None:
         """Put them back."""
@@ -122,29 +129,63 @@ def undisturbing(source: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def as_guest(model: nn.Module) -> Iterator[None]:
-    """Run with gradients on; restore buffers, training modes and the global random state afterwards."""
+def as_guest(model: nn.Module, weights: bool = False) -> Iterator[None]:
+    """Run with gradients on; all that forwards may change, and the global random state, is restored afterwards.
+
+    Hooks on gradients, a user's log or clipping, are for the user's training: they sleep meanwhile, since a Fisher is
+    of the function that the model computes.
+
+    Args:
+        model: the model.
+        weights: whether the model may rewrite weights in its forward, which costs a copy of them; which it rewrote is
+            known in later visits.
+    """
     with (
         lock_of(model), keeping_random_state(), keeping_modes(model), torch.inference_mode(False), torch.enable_grad(),
+        _without_gradient_hooks(model), _uncompiled(), full_precision(model),
     ):  # fmt: skip
-        buffers: list[tuple[dict[str, Any], str, Tensor, int, Tensor]] = [
-            (held, name, b, b._version, b.detach().clone())
-            for module in model.modules()
-            # an embedding with max_norm scales its own rows whenever it runs
-            for held in (module._buffers, module._parameters if getattr(module, "max_norm", None) is not None else {})
-            for name, b in held.items()
-            if b is not None
-        ]
+        belongings = Belongings(model, weights)
+        outer = _visits.__dict__.setdefault("belongings", weakref.WeakKeyDictionary())
+        before = outer.get(model)
+        outer[model] = belongings
         _visits.depth = getattr(_visits, "depth", 0) + 1
         try:
             yield
         finally:
             _visits.depth -= 1
-            with torch.no_grad():
-                for held, name, buffer, version, saved in buffers:
-                    held[name] = buffer
-                    if buffer._version != version:
-                        buffer.copy_(saved)
+            if before is None:
+                del outer[model]
+            else:
+                outer[model] = before
+            belongings.restore()
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """What torch.compile has compiled runs as it was written: its backward passes serve one vector, once."""
+    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # since torch 2.6
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
+def refresh(model: nn.Module) -> None:
+    """Before a forward of a visit: the model is as it was found, whatever earlier ones have changed."""
+    if (visits := getattr(_visits, "belongings", None)) is not None and (belongings := visits.get(model)) is not None:
+        belongings.refresh()
+
+
+@contextmanager
+def _without_gradient_hooks(model: nn.Module) -> Iterator[None]:
+    """The user's hooks on gradients of parameters and modules, away for a while."""
+    held = [hooks for p in model.parameters() if (hooks := p._backward_hooks)]
+    held += [hooks for m in model.modules() for hooks in (m._backward_hooks, m._backward_pre_hooks) if hooks]
+    asleep = [(hooks, dict(hooks)) for hooks in held]
+    for hooks, _ in asleep:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in asleep:
+            hooks.update(before)
 
 
 def check_modes(model: nn.Module) -> None:
@@ -181,8 +222,8 @@ def fingerprint_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
     """
     marks, rests = list[int](), dict[torch.device, list[Tensor]]()
     with torch.no_grad():
-        for t in tensors:
-            raw = t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+        for t in (part for tensor in tensors for part in _plain(tensor.detach())):
+            raw = t.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
             whole = len(raw) // _ROW_BYTES * _ROW_BYTES
             marks += [*t.shape, *_sums(raw[:whole])]
             rests.setdefault(raw.device, []).append(raw[whole:])
@@ -190,6 +231,21 @@ def fingerprint_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
             rest = torch.cat(parts)
             marks += _sums(nn.functional.pad(rest, (0, -len(rest) % _ROW_BYTES)))
     return tuple(marks)
+
+
+def _plain(t: Tensor) -> list[Tensor]:
+    """What a tensor of any layout holds, as dense tensors; one on the meta device holds nothing."""
+    if t.is_meta:
+        return [torch.tensor(t.shape)]
+    if t.is_quantized:
+        return [t.int_repr()]
+    if t.layout == torch.sparse_coo:
+        return [t._indices(), t._values()]
+    if t.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [t.crow_indices(), t.col_indices(), t.values()]
+    if t.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [t.ccol_indices(), t.row_indices(), t.values()]
+    return [t]
 
 
 def digest(marks: tuple[int | float | str, ...]) -> str:

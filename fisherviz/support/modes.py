@@ -1,10 +1,12 @@
-"""Training and evaluation mode, put back module by module."""
+"""Training and evaluation mode, put back module by module; the types that torch computes in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -24,3 +26,14 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def full_precision(model: nn.Module) -> AbstractContextManager[Any]:
+    """Without the user's autocast: the model runs in its own types, and sums over examples are not rounded to half.
+
+    Args:
+        model: on whose device.
+    """
+    device = next(model.parameters(), torch.empty(0)).device.type
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known and torch.is_autocast_enabled(device) else nullcontext()

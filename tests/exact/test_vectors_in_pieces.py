@@ -41,7 +41,7 @@ def cut(way, monkeypatch):
     """Limits below one example's four vectors; whether a piece had vectors of the same examples as the one before."""
     taking, original, seen = sys.modules["fisherviz.capture.take"], run.take, []
 
-    def limited(network, inputs, targets, vectors, consume, first=0, share=None):
+    def limited(network, inputs, targets, vectors, consume, witness, first=0, share=None):
         def noted(batch):
             seen.append(batch.later)
             consume(batch)
@@ -49,7 +49,7 @@ def cut(way, monkeypatch):
         fixed, per_vector = network.structure.example_bytes
         most = {"one vector": 0, "some": fixed + 2 * per_vector, "nearly all": fixed + 4 * per_vector - 1}
         network.capture_bytes = most[way]
-        return original(network, inputs, targets, vectors, noted, first, share)
+        return original(network, inputs, targets, vectors, noted, witness, first, share)
 
     monkeypatch.setattr(taking, "TOGETHER", 1)
     monkeypatch.setattr(run, "take", limited)

@@ -1,0 +1,22 @@
+"""When two derivatives agree: the random vectors that they are compared on, and what rounding explains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
+"""Relative differences that rounding explains, by type; 0.1 for the half precisions."""
+
+
+def noise(like: Tensor, seed: int) -> Tensor:
+    """Normal random numbers like a tensor, always the same and without the global random state."""
+    private = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=private, dtype=torch.float64).to(like)
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two gradients differ by no more than rounding explains."""
+    gap = torch.linalg.vector_norm((found - expected).double())
+    size = torch.linalg.vector_norm(expected.double())
+    return bool(gap <= TOLERANCE.get(found.dtype, 0.1) * size + 1e-30)

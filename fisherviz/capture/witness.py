@@ -1,0 +1,100 @@
+"""Outputs of some examples on their own, which every pass over the data must show again among all the others.
+
+What does not: a model that couples its examples, draws at random, or computes another function than in an earlier pass,
+since its mode, a hook or an attribute was changed. Weights and buffers have their fingerprint besides.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fisherviz.capture.look import LOOKS, alone, telling_examples
+from fisherviz.capture.network import Network
+from fisherviz.network.batches import Inputs, move, take_rows
+from fisherviz.network.guest import RandomState, as_guest
+from fisherviz.support.counting import counted_as
+
+ALONE = 3
+"""Telling examples of a batch that are run alone, and the last one beside them."""
+ROUNDING, SMALL = {torch.float64: 1e-6, torch.float32: 1e-4}, 1e-2
+"""What an output changes with the examples beside it by rounding, relative to its largest entry or to a small one."""
+REPEATS = 32
+"""Runs of a model that draws random numbers, to see whether they have an effect."""
+COUPLED = (
+    "the model's output for example {} changes with the other examples of the batch, or at random; "
+    "a Fisher needs independent examples: call model.eval(), or remove what couples them."
+)
+CHANGED = (
+    "the model's output for example {} is another than in an earlier pass: its mode, a hook or an attribute was "
+    "changed since, or it draws at random; make a new Fisher with probe.fisher(...) of a model that stays as it is."
+)
+
+
+class Witness:
+    """Of one Fisher's data: the first examples of each of the first batches."""
+
+    def __init__(self) -> None:
+        self.alone: dict[int, tuple[Tensor, Tensor]] = {}
+        """Positions of examples in the data and their outputs, by the position of their batch's first."""
+        self._confirmed: set[int] = set()
+
+    def see(self, network: Network, inputs: Inputs, first: int) -> None:
+        """Run some examples of a batch one by one, if it is among the first batches and was not seen yet.
+
+        Args:
+            network: the network.
+            inputs: the batch's inputs.
+            first: position of its first example in the data.
+
+        Raises:
+            RuntimeError: the model draws random numbers, and they change its output.
+        """
+        if first in self.alone or len(self.alone) >= LOOKS:
+            return
+        inputs = move(inputs, network.device)
+        order = telling_examples(inputs)
+        some = torch.unique(torch.cat([order[:ALONE], order.max().reshape(1)]))
+        with counted_as(0), as_guest(network.model):  # with gradients, which some forwards are made of
+            before = RandomState()
+            rows = [alone(network, inputs, int(n))[0].detach() for n in some]
+            if before.differs():
+                _check_draws(network, take_rows(inputs, some), rows)
+        if len({row.shape for row in rows}) == 1:
+            self.alone[first] = (first + some, torch.stack(rows))
+
+    def confirm(self, network: Network, z: Tensor, first: int) -> None:
+        """Compare outputs of a pass with what was seen.
+
+        Args:
+            network: the network.
+            z: outputs (N, ...) of some examples.
+            first: position of the first of them in the data.
+
+        Raises:
+            RuntimeError: they differ by more than rounding explains.
+        """
+        for positions, seen in self.alone.values():
+            here = (positions >= first) & (positions < first + len(z))
+            for n, row in zip(positions[here].tolist(), seen[here], strict=True):
+                own = z[n - first].detach()
+                finite = bool(own.isfinite().all())  # what is not is refused with its place
+                if finite and differs(own, row, network.coarsest(z)):
+                    raise RuntimeError((CHANGED if n in self._confirmed else COUPLED).format(n))
+                self._confirmed.add(n)
+
+
+def differs(z: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
+    """Whether outputs of an example differ by more than rounding explains."""
+    if z.shape != other.shape or not z.numel():
+        return z.shape != other.shape
+    scale = max(float(other.abs().max()), SMALL)
+    return not float((z - other).abs().max()) <= ROUNDING.get(dtype, 0.1) * scale
+
+
+def _check_draws(network: Network, inputs: Inputs, rows: list[Tensor]) -> None:
+    """A model that draws without effect (a layer dropped in training alone) is no random one."""
+    for _ in range(REPEATS):
+        for n, (z, row) in enumerate(zip(network.forward(inputs), rows, strict=True)):
+            if differs(z, row, network.coarsest(z)):
+                raise RuntimeError(COUPLED.format(n))
