@@ -101,3 +101,22 @@ def tried(planted: Planted, folder: Path) -> int:
         return outcome(folder, [planted.test])
     finally:
         path.write_text(source, encoding="utf-8")
+
+
+def measured(faults: Sequence[Planted]) -> dict[str, bool]:
+    """For each fault whether its test notices it.
+
+    Raises:
+        RuntimeError: a test fails without any fault, or pytest does not come to an answer.
+    """
+    found = {}
+    with copied() as folder:
+        tests = list(dict.fromkeys(fault.test for fault in faults))
+        if outcome(folder, tests) != PASSED:
+            raise RuntimeError("a test of the planted faults fails in a package without any; mend it first.")
+        for fault in faults:
+            answer = tried(fault, folder)
+            if answer not in (PASSED, FAILED):
+                raise RuntimeError(f"pytest came to no answer for the fault that {fault.words} (exit {answer}).")
+            found[fault.words] = answer == FAILED
+    return found

@@ -1,8 +1,13 @@
-"""The faults that are planted: those that earlier tests did not notice, and others whose numbers look right."""
+"""The faults that are planted: those that earlier tests did not notice, and others whose numbers look right.
+
+`python -m benchmarks.trust.mutants_planted` prints which of them a test notices, as JSON.
+"""
 
 from __future__ import annotations
 
-from benchmarks.trust.mutants_named import Planted
+import json
+
+from benchmarks.trust.mutants_named import Planted, measured
 
 PLANTED = (
     # ---- that no test noticed once --------------------------------------------------------------------------------
@@ -144,42 +149,42 @@ PLANTED = (
         "exact/run.py",
         "yield inputs, targets, first\n",
         "yield inputs, targets, 0\n",
-        "tests/exact/test_kinds.py tests/exact/test_products_solves.py",
+        "tests/exact/test_drawn_labels.py::test_a_likelihood_that_never_draws_the_same_twice_has_one_fisher",
     ),
     Planted(
         "a pass tells every batch that it begins at the first example",
         "exact/run.py",
         "self.vectors, hand, self.examples, share)",
         "self.vectors, hand, 0, share)",
-        "tests/exact/test_kinds.py",
+        "tests/exact/test_kinds.py::test_sampled_labels_are_drawn_once_and_kept",
     ),
     Planted(
         "cumulants of several samples are off by √K",
         "exact/cumulants.py",
         "self.g.sum(0) / len(self.g) ** 0.5",
         "self.g.sum(0)",
-        "tests/exact/test_cumulants.py",
+        "tests/exact/test_cumulants_of_samples.py::test_several_labels_of_an_example_are_as_many_examples_with_one_label_each",
     ),
     Planted(
         "conjugate gradients stop a hundred times too early",
         "operators/lanczos.py",
         "target = tol * columns.norm(dim=0)",
         "target = 100 * tol * columns.norm(dim=0)",
-        "tests/operators/test_lanczos.py",
+        "tests/operators/test_stopping.py::test_the_residual_of_every_column_is_within_the_tolerance",
     ),
     Planted(
         "the rank is not looked at where there is no damping",
         "operators/factorise.py",
         "(damping == 0 and not bool(_smallest_eigenvalue(self.factor) > _floors(matrix)))",
         "False",
-        "tests/operators/test_precision.py",
+        "tests/operators/test_precision.py::test_singular_systems_are_refused_and_the_advised_damping_solves_them",
     ),
     Planted(
         "the reduction ratio takes the quadratic term at lr, not lr²",
         "optim/rescaled.py",
         '0.5 * lr**2 * self.last["quadratic"]\n',
         '0.5 * lr * self.last["quadratic"]\n',
-        "tests/optim/test_adaptive.py::test_complete_kfac_is_algorithm_2",
+        "tests/optim/test_rules.py::test_any_approximation_takes_the_steps_of_algorithm_2",
     ),
     # ---- whose numbers look right ---------------------------------------------------------------------------------
     Planted(
@@ -187,42 +192,42 @@ PLANTED = (
         "operators/damping.py",
         "math.sqrt(size_a) / math.sqrt(size_g)",
         "math.sqrt(size_g) / math.sqrt(size_a)",
-        "tests/operators/test_damping.py",
+        "tests/operators/test_damping.py::test_factors_follow_equation_7",
     ),
     Planted(
         "factored damping adds γ to both factors",
         "operators/damping.py",
         "_shifted(G, self.gamma / pi)",
         "_shifted(G, self.gamma)",
-        "tests/operators/test_damping.py",
+        "tests/operators/test_damping.py::test_factors_follow_equation_7",
     ),
     Planted(
         "the log-determinant of a Kronecker product takes the wrong side's size",
         "operators/kronecker.py",
         "own + len(L_a) * log_determinant_of(L_g)",
         "own + len(L_g) * log_determinant_of(L_g)",
-        "tests/operators/test_operators.py",
+        "tests/operators/test_operators.py::test_inverse_and_solve",
     ),
     Planted(
         "A ⊗ G in the order of the paper, not of the units",
         "operators/kronecker.py",
         "G.contiguous()[:, None, :, None] * A.contiguous()[None, :, None, :]",
         "A.contiguous()[:, None, :, None] * G.contiguous()[None, :, None, :]",
-        "tests/operators/test_operators.py",
+        "tests/operators/test_operators.py::test_shape_and_dense",
     ),
     Planted(
         "a conditional covariance of the chain adds what the next layer explains",
         "operators/tridiagonal.py",
         "symmetric(-psi.G @ cross.G.mT)",
         "symmetric(psi.G @ cross.G.mT)",
-        "tests/operators/test_operators.py",
+        "tests/operators/test_operators.py::test_a_chain_in_another_order_is_its_dense_matrix",
     ),
     Planted(
         "a root of the chain's inverse couples the wrong way",
         "operators/tridiagonal.py",
         "out[i + 1] = parts[i + 1] - psi.T @ parts[i]",
         "out[i + 1] = parts[i + 1] + psi.T @ parts[i]",
-        "tests/operators/test_roots.py",
+        "tests/operators/test_roots.py::test_the_root_of_a_chain_is_made_of_its_conditional_precisions",
     ),
     Planted(
         'an "expand" input factor adds over positions instead of averaging',
@@ -281,3 +286,7 @@ PLANTED = (
         "tests/operators/test_operators.py",
     ),
 )
+
+
+if __name__ == "__main__":
+    print(json.dumps(measured(PLANTED)))
