@@ -35,3 +35,12 @@ def test_a_saved_state_is_a_copy_too():
     assert state["total"].tolist() == [2.0, 4.0]
     assert statistic.mean.tolist() == [1.0, 2.0]
     assert restored.mean.tolist() == [1.0, 5 / 3]
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_an_average_is_that_of_the_means_whether_sums_were_normalised_or_not(first, second):
+    average = Diagonal("0")
+    average.blend(summed([2.0, 4.0], 2, first), 0.9)
+    average.blend(summed([9.0, 3.0], 3, second), 0.9)
+    assert average.mean.tolist() == pytest.approx([0.9 * 1 + 0.1 * 3, 0.9 * 2 + 0.1 * 1])
