@@ -62,11 +62,15 @@ def names(folder: Path, room: str) -> Iterator[str]:
             yield from json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"]
 
 
-def shown(folder: Path, mutant: str) -> tuple[str, str]:
-    """The line that a mutant changes, and what it becomes."""
-    command = [sys.executable, "-m", "mutmut", "show", mutant]
+def shown(folder: Path, mutants: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The line that each mutant changes, and what it becomes, as `mutmut show` tells it."""
+    code = (
+        "import json, sys; from mutmut.mutation.diff_apply import find_mutant, get_diff_for_mutant as diff; "
+        "print(json.dumps({name: diff(name, path=find_mutant(name).path) for name in sys.argv[1:]}))"
+    )
+    command = [sys.executable, "-c", code, *mutants]
     done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True, check=True)
-    return change(done.stdout)
+    return {name: change(diff) for name, diff in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 def _environment() -> dict[str, str]:
@@ -139,9 +143,7 @@ def by_room(folder: Path, chosen: Mapping[str, Sequence[str]], found: Mapping[st
     for room, wanted in chosen.items():
         outcomes = {name: found["outcomes"][name]["status"] for name in wanted}
         left = [name for name, status in outcomes.items() if status not in ("killed", "timeout")]
-        counted[room] = {"mutants": sum(1 for _ in names(folder, room))} | tallied(
-            outcomes, {name: shown(folder, name) for name in left}, known
-        )
+        counted[room] = {"mutants": sum(1 for _ in names(folder, room))} | tallied(outcomes, shown(folder, left), known)
     return counted
 
 

@@ -1,4 +1,4 @@
-"""Parameters in an unusual order cost a layer nothing: evidence would hide a wrong order by taking its structure away."""
+"""Parameters in an unusual order cost a layer nothing: evidence would hide a wrong order, taking away its structure."""
 
 import pytest
 import torch
