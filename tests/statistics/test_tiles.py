@@ -34,6 +34,7 @@ MADE = {
     "one position and vector": lambda seed=0: capture(vectors=1, seed=seed),
     "positions": lambda seed=0: capture(examples=30, positions=3, seed=seed),
     "many positions": lambda seed=0: capture(examples=12, positions=9, da=2, dg=2, seed=seed),
+    "wide layers with few positions": lambda seed=0: capture(examples=12, positions=2, da=30, dg=30, seed=seed),
     "groups": lambda seed=0: capture(examples=30, positions=3, groups=2, seed=seed),
 }
 every_capture = pytest.mark.parametrize("make", MADE.values(), ids=MADE.keys())
