@@ -34,6 +34,7 @@ trust: $(STAMP)
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.trust
 
 soak: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[mutation]"
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m soak $(TESTS)
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.trust --long
 

@@ -17,6 +17,7 @@ NAMES: tuple[str, ...] = (
     "security",
     "memory",
     "endurance",
+    "mutants",
 )
 """The files, in the order of the page."""
 

@@ -1,0 +1,139 @@
+"""Products of per-example gradients that are taken tile by tile are those of the gradients written out.
+
+Tiles are made so small that every loop over them runs several times, the last one shorter.
+"""
+
+import pytest
+import torch
+
+from fisherviz.capture.captures import Capture
+from fisherviz.statistics import gradients, products
+from tests.oracles.checks import assert_matches
+
+N = 1100
+"""More than two of the least tiles of examples (512), and no multiple of them."""
+
+
+def capture(examples=N, vectors=2, positions=1, groups=1, da=4, dg=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (positions,) if groups == 1 else (positions, groups)
+    a = torch.randn(examples, *shape, da, generator=generator, dtype=torch.float64)
+    return Capture(a, torch.randn(vectors, examples, *shape, dg, generator=generator, dtype=torch.float64))
+
+
+def written_out(made):
+    """Per-example gradients (K N, P) in unit order, by the outer products that define them."""
+    a, g = made.a, made.g
+    if a.dim() == 4:
+        return torch.einsum("ntci,kntco->kncoi", a, g).flatten(2).flatten(0, 1)
+    return torch.einsum("nti,knto->knoi", a, g).flatten(2).flatten(0, 1)
+
+
+MADE = {
+    "one position": lambda seed=0: capture(seed=seed),
+    "one position and vector": lambda seed=0: capture(vectors=1, seed=seed),
+    "positions": lambda seed=0: capture(examples=30, positions=3, seed=seed),
+    "many positions": lambda seed=0: capture(examples=12, positions=9, da=2, dg=2, seed=seed),
+    "wide layers with few positions": lambda seed=0: capture(examples=12, positions=2, da=30, dg=30, seed=seed),
+    "groups": lambda seed=0: capture(examples=30, positions=3, groups=2, seed=seed),
+}
+every_capture = pytest.mark.parametrize("make", MADE.values(), ids=MADE.keys())
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    for module in (products, gradients):
+        for name in ("GRADIENT_ENTRIES", "ROW_ENTRIES", "OUTER_ENTRIES", "TILE_ENTRIES"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, 2**9)
+
+
+@every_capture
+def test_diagonal_blocks(make):
+    made = make()
+    J = written_out(made)
+    assert_matches(products.block(made, made), J.T @ J, 1e-12)
+
+
+@every_capture
+def test_blocks_between_two_layers(make):
+    row, col = make(0), make(1)
+    assert_matches(products.block(row, col), written_out(row).T @ written_out(col), 1e-12)
+
+
+def test_a_half_block_holds_pairs_of_outputs_and_inputs_once():
+    made = capture()
+    J = written_out(made)
+    whole = torch.empty(3, 4, 3, 4, dtype=torch.float64)
+    products.write_half(products.half_block(made), [(whole, slice(None), slice(None))], 3, 4, 0.5)
+    assert_matches(whole.view(12, 12), 0.5 * J.T @ J, 1e-12)
+
+
+@pytest.mark.parametrize("into", [False, True], ids=["new", "added"])
+@pytest.mark.parametrize("shape", [(300, 700), (2, 300, 300), (700, 900)])
+def test_gram_matrices_of_many_columns(shape, into):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.eye(shape[-1], dtype=torch.float64).expand(*shape[:-2], -1, -1).clone()
+    expected = x.mT @ x
+    found = products.gram(x, start.clone() if into else None)
+    assert_matches(found, expected + start if into else expected, 1e-12)
+
+
+@every_capture
+def test_example_grams_whole_and_by_rows(make):
+    made = make()
+    J, k, n = written_out(made), made.vectors, made.examples
+    H = J @ J.T
+    assert_matches(gradients.example_gram(made), H, 1e-12)
+    low, high = n // 3, n // 2 + 1
+    strip = H.view(k, n, k * n)[:, low:high].flatten(0, 1)
+    assert_matches(gradients.example_gram(made, low, high), strip, 1e-12)
+    total = torch.ones_like(H)
+    gradients.add_example_gram(total, made)
+    assert_matches(total, H + 1, 1e-12)
+
+
+@every_capture
+def test_products_with_columns_and_rows(make):
+    made = make()
+    J = written_out(made)
+    generator = torch.Generator().manual_seed(3)
+    w = torch.randn(len(J), 3, generator=generator, dtype=torch.float64)
+    v = torch.randn(J.shape[1], 3, generator=generator, dtype=torch.float64)
+    assert_matches(gradients.columns_product(made, w), J.T @ w, 1e-12)
+    assert_matches(gradients.rows_product(made, v), J @ v, 1e-12)
+
+
+@every_capture
+def test_square_norms_of_blocks(make):
+    row, col = make(0), make(1)
+    J, other = written_out(row), written_out(col)
+    own, cross = float((J.T @ J).square().sum()), float((J.T @ other).square().sum())
+    assert gradients.block_square_norm(row, row) == pytest.approx(own, rel=1e-12)
+    assert gradients.block_square_norm(row, col) == pytest.approx(cross, rel=1e-12)
+    all_pairs = gradients.block_square_norms([row, col])
+    assert all_pairs[0, 0] == pytest.approx(own, rel=1e-12)
+    assert all_pairs[0, 1] == pytest.approx(cross, rel=1e-12)
+
+
+@every_capture
+@pytest.mark.parametrize("k", [1, 2])
+def test_grams_with_the_vectors_that_follow(make, k):
+    made = make()
+    if k >= made.vectors:
+        made = Capture(made.a, torch.cat([made.g, 2 * made.g + 1, made.g.flip(1)])[: k + 2])
+    n = made.examples
+    J = written_out(made)
+    H = J @ J.T
+    own, cross = gradients.gram_and_cross(made, k)
+    assert_matches(own, H[: k * n, : k * n], 1e-12)
+    assert_matches(cross, H[: k * n, k * n :], 1e-12)
+
+
+def test_weighted_moments():
+    made = capture(vectors=1, da=7)
+    a, weights = made.a[:, 0], made.g[0, :, 0].square()
+    expected = torch.einsum("no,ni,nj->oij", weights, a, a)
+    assert_matches(products.weighted_moments(a, weights), expected, 1e-12)
+    norm = products.weighted_moments_square_norm(a, weights)
+    assert norm == pytest.approx(float(expected.square().sum()), rel=1e-12)
