@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import random
@@ -122,10 +123,29 @@ def undisturbing(source: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def as_guest(model: nn.Module) -> Iterator[None]:
-    """Run with gradients on; restore buffers, training modes and the global random state afterwards."""
+def _unhooked(model: nn.Module) -> Iterator[None]:
+    """Parameters without the hooks that change or read their gradients."""
+    held = [(p, p._backward_hooks) for p in model.parameters() if p._backward_hooks]
+    for p, _ in held:
+        p._backward_hooks = None
+    try:
+        yield
+    finally:
+        for p, own in held:
+            p._backward_hooks = own
+
+
+@contextmanager
+def as_guest(model: nn.Module, hooks: bool = False) -> Iterator[None]:
+    """Run with gradients on; restore buffers, training modes and the global random state afterwards.
+
+    Args:
+        model: the model.
+        hooks: whether the user's hooks on parameters act meanwhile; they are for `.grad`, not for derivatives of ours.
+    """
     with (
         lock_of(model), keeping_random_state(), keeping_modes(model), torch.inference_mode(False), torch.enable_grad(),
+        contextlib.nullcontext() if hooks else _unhooked(model),
     ):  # fmt: skip
         buffers: list[tuple[dict[str, Any], str, Tensor, int, Tensor]] = [
             (held, name, b, b._version, b.detach().clone())
