@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from benchmarks.markdown import provenance
 
 HERE = Path(__file__).parent
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = ("passes",)
 """The files, in the order of the page."""
 
 
