@@ -107,6 +107,14 @@ class _Opened(threading.local):
 _opened = _Opened()
 
 
+class _Recording(threading.local):
+    """A thread's own: others may run the model meanwhile."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.calls: list[Call] = []
+
+
 class Recorder:
     """Records the calls of structured layers while `active`; owns its hooks.
 
@@ -117,14 +125,15 @@ class Recorder:
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
+        self._recording = _Recording()
+        self.stray: Callable[[Layer, Tensor], None] | None = None
+        """Told of layers' outputs that are not recorded, and of which derivatives can be taken."""
         self.attention = tuple(
             m
             for m in model.modules()
             if not isinstance(m, torch.jit.ScriptModule) and type(m).forward is nn.MultiheadAttention.forward
         )
         """Modules that run others as functions."""
-        self.calls: list[Call] = []
-        self.active = False
         self.cloned: set[str] = set()
         """Layers whose input is overwritten later in the forward pass, and noted as a copy."""
         self.types: set[torch.dtype] = set()
@@ -135,7 +144,25 @@ class Recorder:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy records for itself: it has no hooks on any model yet."""
-        return {**self.__dict__, "calls": [], "active": False, "_handles": {}, "_around": []}
+        return {**self.__dict__, "_recording": _Recording(), "stray": None, "_handles": {}, "_around": []}
+
+    @property
+    def active(self) -> bool:
+        """Whether calls are recorded in this thread."""
+        return self._recording.active
+
+    @active.setter
+    def active(self, value: bool) -> None:
+        self._recording.active = value
+
+    @property
+    def calls(self) -> list[Call]:
+        """What this thread has recorded."""
+        return self._recording.calls
+
+    @calls.setter
+    def calls(self, value: list[Call]) -> None:
+        self._recording.calls = value
 
     def attach(self) -> None:
         """Put a forward hook on each structured layer's modules, and two around attention that has such inside."""
@@ -167,8 +194,12 @@ class Recorder:
             examples: N where both are (T, N, d) or (T N, d); 0: it is not known where examples stand.
             module: one tied to the layer; None: its own.
         """
-        if not self.active or not output.requires_grad or any(map(is_functorch_wrapped_tensor, (x, output))):
+        if not output.requires_grad or any(map(is_functorch_wrapped_tensor, (x, output))):
             return  # inside the model's own vmap or grad there are no tensors of the batch
+        if not self.active:
+            if self.stray is not None:
+                self.stray(layer, output)
+            return
         self.types.add(output.dtype)
         module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
         source, place = x.grad_fn, (get_gradient_edge(output), output.shape)

@@ -129,7 +129,7 @@ def undisturbing(source: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def as_guest(model: nn.Module, weights: bool = False) -> Iterator[None]:
+def as_guest(model: nn.Module, weights: bool = False, hooks: bool = False) -> Iterator[None]:
     """Run with gradients on; all that forwards may change, and the global random state, is restored afterwards.
 
     Hooks on gradients, a user's log or clipping, are for the user's training: they sleep meanwhile, since a Fisher is
@@ -139,10 +139,11 @@ def as_guest(model: nn.Module, weights: bool = False) -> Iterator[None]:
         model: the model.
         weights: whether the model may rewrite weights in its forward, which costs a copy of them; which it rewrote is
             known in later visits.
+        hooks: whether hooks on gradients act all the same: in a closure of the user's own.
     """
     with (
         lock_of(model), keeping_random_state(), keeping_modes(model), torch.inference_mode(False), torch.enable_grad(),
-        _without_gradient_hooks(model), _uncompiled(), full_precision(model),
+        nullcontext() if hooks else _without_gradient_hooks(model), _uncompiled(), full_precision(model),
     ):  # fmt: skip
         belongings = Belongings(model, weights)
         outer = _visits.__dict__.setdefault("belongings", weakref.WeakKeyDictionary())

@@ -248,15 +248,15 @@ class Moments:
                 else:
                     statistic.total.mul_(decay).add_(new, alpha=1 - decay)
 
-    def build(self) -> LayeredMatrix:
-        """The matrix from the snapshot, over the layers that have run so far."""
+    def build(self, over: Collection[str] | None = None) -> LayeredMatrix:
+        """The matrix from the snapshot, over the layers that have run so far, or those of them that are named."""
         assert self.values is not None
         n, layers = len(self.space.layers), self.space.layers
         own = [
             v | {k: s.mean for k, s in more.items()} if v else {}
             for v, more in zip(self.values[:n], self.refined, strict=True)
         ]
-        there = [i for i in range(n) if self._complete(layers[i], own[i])]
+        there = [i for i in range(n) if self._complete(layers[i], own[i]) and (over is None or layers[i].name in over)]
         space = self.space if len(there) == n else self.space.over([layers[i] for i in there])
         couplings = {
             (there.index(i), there.index(j)): v

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisherviz.matrices.layered import LayeredMatrix, block_diagonal
 from fisherviz.network.batches import Arguments
 from fisherviz.network.guest import as_guest
 from fisherviz.network.layers import Layer
+from fisherviz.operators import DirectSum
 from fisherviz.operators.damping import Damping, as_damping
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.gradients import Moves, gradient_matrix, rows_explain, split_matrix, split_rows
@@ -116,7 +118,7 @@ class Step:
         for p in gradients:
             p.grad = None
         try:
-            with self.watcher.looking_away(), as_guest(self.watcher.model):
+            with self.watcher.away(), as_guest(self.watcher.model, hooks=True):
                 return self.closure()
         finally:
             for p, g in gradients.items():
@@ -164,6 +166,7 @@ class Preconditioned(Directions):
     def __init__(self, read: Callable[[Any], Damping | None] = as_damping) -> None:
         self.read = read
         self._made: tuple[tuple[Any, ...], Preconditioner] | None = None
+        self._over: frozenset[str] | None = None
 
     def of(self, step: Step) -> Moves:
         """Preconditioned gradients of all layers with a gradient."""
@@ -193,12 +196,17 @@ class Preconditioned(Directions):
 
     @timing.part("inversion")
     def damped(self, step: Step, rules: Mapping[str, Damping | None]) -> Preconditioner:
-        """The damped matrix, factorised anew after a snapshot or with another damping than that which is kept."""
-        if self._made is not None and self._made[0] == tuple(rules.values()):
+        """The damped matrix, factorised anew after a snapshot or with another damping than that which is kept.
+
+        One that couples layers is over those with a gradient: a frozen layer is no coordinate of the step.
+        """
+        over = frozenset(layer.name for layer in step.active) if step.moments.pairs else None
+        if self._made is not None and self._made[0] == tuple(rules.values()) and self._over == over:
             return self._made[1]
-        matrix = step.moments.build()
+        self._over = over
+        matrix = step.moments.build(over)
         if step.reduction == "sum" and step.moments.approximation.follows_scale:
-            matrix = matrix.scale(step.moments.snapshot_examples)
+            matrix = _over_examples(matrix, step.moments)
         return Preconditioner(matrix, rules, step.T >= INVERT_FROM)
 
     def keep(self, rules: Mapping[str, Damping | None], made: Preconditioner) -> None:
@@ -211,6 +219,11 @@ class Preconditioned(Directions):
         """Directions of the active layers, by factors on rows where that costs less."""
         out: Moves = {}
         whole: dict[str, Tensor] = {}
+        if absent := [layer.name for layer in step.active if not preconditioner.has(layer)]:
+            raise RuntimeError(
+                f"layer {absent[0]!r} has a gradient, but no forward on the step's inputs showed it (was it "
+                "frozen since the backward?); freeze layers after a step and its zero_grad()."
+            )
         for layer in step.active:
             rows = step.rows(layer, partial(preconditioner.low_rank_pays, layer))
             if rows is not None:
@@ -226,3 +239,14 @@ class Preconditioned(Directions):
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Factorise anew."""
         self._made = None
+
+
+def _over_examples(matrix: LayeredMatrix, moments: Moments) -> LayeredMatrix:
+    """The sum over examples from their mean, for each layer over the examples of the passes that count for it."""
+    assert moments.values is not None
+    kept = {layer.name: values for layer, values in zip(moments.space.layers, moments.values, strict=False)}
+    whole = moments.snapshot_examples
+    counts = [kept[x.name]["capture"].examples if "capture" in kept[x.name] else whole for x in matrix.space.layers]
+    if isinstance(matrix.whole, DirectSum) and len(set(counts)) > 1:
+        return block_diagonal(matrix.space, [op.scale(n) for op, n in zip(matrix.operators, counts, strict=True)])
+    return matrix.scale(counts[0] if len(set(counts)) == 1 else whole)

@@ -5,15 +5,18 @@ All hold the watcher weakly, so that a replaced optimizer is gone at once; none 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.utils import _pytree as pytree
 
 from fisherviz.capture.hooks import Hook
+from fisherviz.network.batches import Arguments
 from fisherviz.network.guest import eager
 from fisherviz.optim.evidence import current_backward
 
@@ -75,6 +78,13 @@ class Ear:
         self.backward = -1
         self.gradient: Tensor | None = None
 
+    @classmethod
+    def at(cls, edge: GradientEdge) -> Self:
+        """One at an edge of the graph."""
+        made = cls(edge.output_nr)
+        edge.node.register_prehook(made)
+        return made
+
     def open(self) -> None:
         """Listen to the backward that runs."""
         self.backward, self.gradient = current_backward(), None
@@ -84,6 +94,15 @@ class Ear:
         gradient = gradients[self.index]
         if gradient is not None and self.backward == current_backward():
             self.gradient = gradient.detach()
+
+
+class Here(threading.local):
+    """What is under way in a thread."""
+
+    depth = 0
+    """Forwards of the model."""
+    entered: Arguments | None = None
+    """What the one that counts was given."""
 
 
 def weakly(method: Callable[..., None]) -> Callable[..., None]:

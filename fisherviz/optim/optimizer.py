@@ -255,7 +255,7 @@ class NaturalGradient(Watching):
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 self.k += 1
                 self._advance(loss, closure)
-        self._forget()
+        self._forget(stepped=True)
         return loss
 
     @property

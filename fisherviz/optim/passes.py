@@ -66,6 +66,8 @@ class Pass:
         counted: positions (N, ...) of the output that a backward has reached; None: all.
         scale: c of the last backward's loss.
         guessed: whether it is taken for the mean over the examples.
+        differentiated: whether a backward has made a graph of its own, by which others may come through again.
+        silent: examples whose outputs no backward has reached, where the likelihood cannot tell what that means.
     """
 
     examples: int
@@ -84,6 +86,8 @@ class Pass:
     counted: Tensor | None = None
     scale: float = 0.0
     guessed: bool = True
+    differentiated: bool = False
+    silent: Tensor | None = None
 
     def reach(self, likelihood: Likelihood, wanted: Wanted, z: Tensor, gradient: Tensor) -> tuple[bool, Tensor | None]:
         """Note which positions a backward of the loss reaches at the output, and the loss's scale.
@@ -94,6 +98,9 @@ class Pass:
             Whether it shows anything new of the pass, and at which positions, None for all.
         """
         new = here = likelihood.reached(z, gradient)
+        if type(likelihood).reached is Likelihood.reached and z.dim():
+            zero = (gradient == 0).reshape(len(z), -1).all(1)
+            self.silent = zero if self.silent is None else zero & self.silent
         if self.shown is None:
             self.counted = here
         elif self.counted is not None:
@@ -128,6 +135,7 @@ class Pass:
     def drop(self, names: Collection[str]) -> None:
         """Count no longer for these layers."""
         self.layers.difference_update(names)
+        self.silent = self.silent if self.layers else None
         self.captures = {name: capture for name, capture in self.captures.items() if name not in names}
 
     def rows_behind(self, layer: Layer) -> tuple[Tensor, Tensor] | None:

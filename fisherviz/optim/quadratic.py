@@ -86,7 +86,7 @@ class FisherForms:
             )
         self._spaces: list[tuple[list[int], Examples]] | None = None
         if self.network.structure.forward_mode is None and self.batches:
-            with watcher.looking_away():
+            with watcher.away():
                 try_forward_mode(self.network, self.batches[0])
         if not self.network.structure.forward_mode and self.batches:
             self._leave_forward_mode()
@@ -132,7 +132,7 @@ class FisherForms:
         """What the direction comes to on each batch."""
         if self._spaces is not None:
             return [Image(None, space.project(self._pieces(direction, there))) for there, space in self._spaces]
-        with self.watcher.looking_away():
+        with self.watcher.away():
             made = [tangent(self.network, batch, self._named(direction)) for batch in self.batches]
         return [
             Image(at_least_float32(z), at_least_float32(t), batch.weight)
@@ -150,7 +150,7 @@ class FisherForms:
         own, named = self.network.parameters, self._named(direction)
         total = {p: torch.zeros_like(d) for p, d in direction.items()}
         for batch in self.batches:
-            with self.watcher.looking_away():
+            with self.watcher.away():
                 made = product(self.network, batch, named, partial(self._output, batch.weight))
             if not made.agrees:
                 self._leave_forward_mode()

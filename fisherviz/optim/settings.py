@@ -25,6 +25,30 @@ ACCUMULATED = (
     "being c times the sum of its examples' nll."
 )
 
+UNSEEN = (
+    "layer {!r} has a gradient but no statistics since the last step: no forward of the model in training mode ran it "
+    "with the optimizer's own parameters and was backpropagated to this gradient. Call model.train() and the model "
+    "itself (not a copy, nor by functional_call with other weights), compute the loss from the tensor that output= "
+    "picks as the model returned it (not inside forward: call Hugging Face's models without labels), create the "
+    "optimizer before a compiled model first runs, pass checkpoint use_reentrant=False, or put the layer in a group "
+    "with approximation='none'."
+)
+MIXED = (
+    "a part of the gradient of the layers {} comes from no pass that the Fisher is of: from a forward in evaluation "
+    "mode or with other weights, from a layer called by itself, from a loss computed inside forward, from a backward "
+    "that failed, from a penalty with a backward of its own, or, where scores are read, from derivatives in the loss "
+    "(create_graph=True), and is preconditioned by the other passes' Fisher; add "
+    "penalties to the loss, and let the model's own forwards in training mode give the rest."
+)
+SILENT = (
+    "the loss's gradient is zero at the outputs of {} of {} examples, of which {} cannot tell whether the loss leaves "
+    "them out or fits them: they count in the Fisher; run the model on the examples that the loss is of."
+)
+KEPT = (
+    "the gradients of the layers {} hold those of the last step, of whose passes the Fisher no longer is; call "
+    "zero_grad() after each step."
+)
+
 SCALED = (
     "kind 'empirical' reads its scores from the backward of the loss, which torch.amp.GradScaler has multiplied by a "
     "scale of its own; use bfloat16 autocast, which needs no scaler, or kind='mc' where the optimizer has it."

@@ -5,9 +5,10 @@ backward reaches the output, to the layers' outputs only. User gradients stay bi
 
 Which passes count: those whose gradient is in the step, layer by layer. A backward that leaves nothing in `.grad` of
 the layers (`autograd.grad` of an input, another loss through frozen weights, another optimizer's sampling) is no pass
-and costs nothing. One whose gradients are gone (None, or zeros) when the next backward begins is forgotten with them.
-Two backwards through one forward are one pass whose scores add up as `.grad` does. Gradients that `autograd.grad`
-returned count as long as no backward leaves any in `.grad`: they are taken to be assigned by hand.
+and costs nothing. One whose gradients are gone (None, or zeros) when the next backward or the step begins is forgotten
+with them. Two backwards through one forward are one pass whose scores add up as `.grad` does. Gradients that
+`autograd.grad` returned count as long as no backward leaves any in `.grad`: they are taken to be assigned by hand.
+What gets into `.grad` by other ways (`Gradients.unexplained`) is listened for, so that the step can say so.
 
 Which positions of an output count: those that the loss's gradient reaches (`Likelihood.reached`), so that padding that
 the loss ignores, or the last token of a shifted loss, is in no Fisher.
@@ -17,14 +18,14 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.utils import _pytree as pytree
 
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.calls import Call, placed
@@ -36,11 +37,11 @@ from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.take import shown
 from fisherviz.network.batches import Arguments, arguments, move
-from fisherviz.network.guest import as_guest, visiting
+from fisherviz.network.guest import as_guest, lock_of, visiting
 from fisherviz.network.layers import Layer
 from fisherviz.network.vectors import not_finite
-from fisherviz.optim.evidence import Gradients, State, destination, keeps_graph
-from fisherviz.optim.hooks import Ear, ModelHook, OutputHook, exchanged, weakly
+from fisherviz.optim.evidence import Gradients, State, away_of, destination, keeps_graph
+from fisherviz.optim.hooks import Ear, Here, ModelHook, OutputHook, exchanged, weakly
 from fisherviz.optim.passes import Pass, Source, Wanted, added
 from fisherviz.support import timing
 
@@ -69,13 +70,20 @@ class Watcher:
     ) -> None:
         self.network, self.model, self.wanted = network, network.model, wanted
         self.consume, self.describe, self.drop = weakly(consume), weakly(describe), weakly(drop)
-        self.gradients = Gradients(network)
+        self.away = away_of(network)
+        self.gradients = Gradients(network, self.away, self.drop)
         self._parameters = list(network.parameters.values())
+        own = set(self._parameters)
+        self._slots = [
+            (m._parameters, key, p) for m in self.model.modules() for key, p in m._parameters.items() if p in own
+        ]
         network.hold(True)
-        self.paused = False
+        network.recorder.stray = weakly(self._alone)
+        self._here = Here()
+        # backwards of several threads run in these threads on a CPU; elsewhere one thread runs all of a device's
+        self._one_at_a_time = lock_of(self.model) if network.device.type == "cpu" else nullcontext()
         self.generic_diagonal = True
         """Whether per-example gradients of layers without structure are taken."""
-        self._entered: Arguments | None = None
         self._pending: dict[int, Pass] = {}
         handles = [
             network.model.register_forward_pre_hook(ModelHook(self, "enter"), with_kwargs=True),
@@ -87,15 +95,6 @@ class Watcher:
     def layers(self) -> tuple[Layer, ...]:
         """Its layers."""
         return self.network.layers
-
-    @contextmanager
-    def looking_away(self) -> Iterator[None]:
-        """Passes of our own meanwhile: no hook of ours takes them for training."""
-        before, self.paused = self.paused, True
-        try:
-            yield
-        finally:
-            self.paused = before
 
     def captures_of(
         self, inputs: Arguments, source: Source, *, generic: bool | None = None
@@ -110,7 +109,7 @@ class Watcher:
         generic = self.generic_diagonal if generic is None else generic
         weight, rows, counted = inputs.weight, inputs.examples, None
         inputs = inputs._replace(weight=None)
-        with self.looking_away(), as_guest(self.model):
+        with self.away(), as_guest(self.model):
             z, calls = self.network.record(inputs)
             v = source(z.detach())
             if weight is not None:
@@ -130,11 +129,12 @@ class Watcher:
 
     def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Start recording if this forward may count."""
-        if self.paused:
+        if self.away:
             return
         recorder = self.network.recorder
+        self._here.depth += 1
         recorder.active, recorder.calls = self._counts(), []
-        self._entered = Arguments(args, kwargs) if recorder.active else None
+        self._here.entered = Arguments(args, kwargs) if recorder.active else None
 
     def _counts(self) -> bool:
         return (
@@ -143,14 +143,20 @@ class Watcher:
             and torch.is_grad_enabled()
             and torch._C._functorch.peek_interpreter_stack() is None
             and any(p.requires_grad for p in self._parameters)
+            and all(held.get(key) is p for held, key, p in self._slots)  # no functional_call with other weights
         )
 
     def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Stop recording, and hand out a clone of the output that calls back when it is backpropagated."""
-        recorder = self.network.recorder
-        if self.paused or not recorder.active:
+        if self.away:
             return None
-        inputs, self._entered = self._entered, None
+        recorder = self.network.recorder
+        self._here.depth -= 1
+        if not recorder.active:
+            if output is not None and torch.is_grad_enabled() and not visiting():
+                self._strange(output)
+            return None
+        inputs, self._here.entered = self._here.entered, None
         calls = recorder.by_layer()
         recorder.active, recorder.calls = False, []
         if output is None or inputs is None:
@@ -169,12 +175,30 @@ class Watcher:
         clone.register_hook(hook)
         return exchanged(output, z, clone)
 
+    def _strange(self, output: Any) -> None:
+        """Listen whether a forward that does not count (evaluation mode, other weights) gets into `.grad` after all."""
+        tell = weakly(self._told)
+        for z in pytree.tree_leaves(output):
+            if isinstance(z, Tensor) and z.requires_grad:
+                z.register_hook(lambda gradient: tell(None))
+
+    def _alone(self, layer: Layer, output: Tensor) -> None:
+        """The same for a layer that was called by itself, and not by the model."""
+        if not self._here.depth and not self.away and not visiting():
+            tell = weakly(self._told)
+            output.register_hook(lambda gradient: tell(layer))
+
+    def _told(self, layer: Layer | None) -> None:
+        mine = self._parameters if layer is None else list(layer.parameters.values())
+        if not self.away and destination(mine) == "accumulated":
+            self.gradients.stray([one.name for one in self.layers] if layer is None else [layer.name])
+
     def _place(self, made: Pass, z: Tensor) -> None:
         """Find the examples of each call, and listen to its gradients."""
         made.calls = placed(made.calls, z, self.network.structure.layouts)
         if self.wanted.local or self.wanted.scores:
             made.ears = {
-                name: [[_listen(edge) for edge in call.edges] for call in each] for name, each in made.calls.items()
+                name: [[Ear.at(edge) for edge in call.edges] for call in each] for name, each in made.calls.items()
             }
 
     def pick(self, output: Any) -> Tensor:
@@ -192,21 +216,26 @@ class Watcher:
     def fire(self, key: int, gradient: Tensor) -> None:
         """A backward has reached an output: if it goes on to the layers' gradients, backpropagate our own vectors."""
         made = self._pending.get(key)
-        if made is None or made.output is None or self.paused:
-            return
-        z, retained = made.output, keeps_graph()
+        if made is not None and made.output is not None and not self.away:
+            with self._one_at_a_time:
+                self._fire(key, made, made.output, gradient)
+
+    def _fire(self, key: int, made: Pass, z: Tensor, gradient: Tensor) -> None:
+        retained = keeps_graph()
         if not retained:
             del self._pending[key]
-        way = destination(self._parameters)
+        way, again = destination(self._parameters), made.differentiated
+        made.differentiated |= torch.is_grad_enabled()  # create_graph=True: later backwards may come by its graph
         if not way and made.calls:
             return
-        if way == "accumulated" and (gone := self.gradients.dropped()):
-            self.drop(gone)
+        task = self.gradients.opens() if way == "accumulated" else -1
+        if again and self.wanted.scores and task >= 0:
+            self.gradients.stray(made.ran)
         made.retained = retained
         fresh: dict[str, AnyCapture] = {}
         vectors: dict[str, list[Tensor]] = {}
         shows = False
-        if made.shown is None or self.wanted.scores or made.counted is not None:
+        if made.shown is None or self.wanted.scores or made.counted is not None or made.silent is not None:
             made.bad = not_finite(z.detach())
             if made.shown is None and not made.bad:
                 unknown = not self.network.structure.looked
@@ -222,7 +251,7 @@ class Watcher:
             if shows and self.wanted.captures and made.counted is not None:
                 told.append(indicators(self.network.likelihood, z.detach(), made.counted))
             if told:
-                with self.looking_away():
+                with self.away():
                     vectors = backpropagate(z, made.calls, torch.cat(told), keep=True)
             if v is not None and self.generic_diagonal:
                 fresh = self.generic_captures(made, v)
@@ -230,8 +259,13 @@ class Watcher:
             ear.open()
         before = self.gradients.states()
         torch.autograd.Variable._execution_engine.queue_callback(
-            lambda: self._finish(made, way, before, fresh, vectors, shows)
+            lambda: self._finish(made, task, before, fresh, vectors, shows)
         )
+
+    def _finish(self, *told: Any) -> None:
+        """The user's backward has ended."""
+        with self._one_at_a_time:
+            self._end(*told)
 
     @property
     def _needs_vectors(self) -> bool:
@@ -250,29 +284,30 @@ class Watcher:
         if not (layers := self.network.structure.generic):
             return {}
         refuse_reentrant(made.output)
-        with self.looking_away(), as_guest(self.model):
+        with self.away(), as_guest(self.model):
             v = v.unsqueeze(2) if v.dim() == 2 else v
             found = generic_captures(self.network, layers, made.inputs, v)
         return {name: capture.to(self.network.precision) for name, capture in found.items()}
 
     @timing.part("statistics")
-    def _finish(
+    def _end(
         self,
         made: Pass,
-        way: str,
+        task: int,
         before: dict[nn.Parameter, State],
         fresh: dict[str, AnyCapture],
         vectors: dict[str, list[Tensor]],
         shows: bool,
     ) -> None:
-        """The user's backward has ended: captures from what was recorded, for the layers that have its gradient."""
+        """Captures from what was recorded, for the layers that have the backward's gradient."""
         if not made.bad:
             for name in made.calls:
                 self._show(made, name, vectors.get(name), fresh, shows)
-        if way == "returned":
+        if task < 0:
             mine = self.gradients.returned(made.ran)
         else:
-            mine = self.gradients.written(before, made.ran)
+            mine = self.gradients.written(task, before, made.ran)
+            self.gradients.closes(task)
             alone = [
                 p for layer in self.layers if layer.name in mine for p in layer.parameters.values() if before[p] is None
             ]
@@ -281,7 +316,10 @@ class Watcher:
             made.shown = {name: added(made.captures.get(name), capture) for name, capture in fresh.items()}
         if mine:
             # a layer without any gradient takes no part in the step, and its statistics go with the others'
+            if late := mine & self.gradients.idle:  # it has thawed since
+                self.drop(late)
             counted = mine | (self.gradients.without() & (made.ran | set(made.shown)))
+            self.gradients.idle = (self.gradients.idle | counted) - mine
             made.captures |= {name: capture for name, capture in made.shown.items() if name in counted}
             made.layers |= mine
         if not made.retained:
@@ -343,12 +381,6 @@ class Watcher:
             told = [torch.cat([at_least_float32(s) / made.scale, v]) for s, v in zip(scores, told, strict=True)]
         capture = capture_calls(calls, told)
         return capture if vectors is None or made.counted is None else marked(capture, made.counted)
-
-
-def _listen(edge: GradientEdge) -> Ear:
-    ear = Ear(edge.output_nr)
-    edge.node.register_prehook(ear)
-    return ear
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ class Watching(torch.optim.Optimizer):
         """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass."""
         assert self._watcher is not None
         assert made.output is not None
-        with self._watcher.looking_away():
+        with self._watcher.away():
             with contextlib.suppress(ValueError, RuntimeError):
                 look(self.network, made.inputs)
             glance(self.network, made.calls, made.output)
@@ -143,16 +143,18 @@ class Watching(torch.optim.Optimizer):
         # `zero_grad(set_to_none=False)` leaves zeros at layers that the batch then skips
         return bool(there) and (self._seen(layer) or any(g.is_sparse or bool(g.any()) for g in there))
 
-    def _forget(self) -> None:
+    def _forget(self, stepped: bool = False) -> None:
         for made in self._passes:
             made.drop(set(made.layers | set(made.captures)))
         self._passes = []
         if self._watcher is not None:
-            self._watcher.gradients.forget()
+            self._watcher.gradients.forget(stepped)
         if self.moments is not None:
             self.moments.forget()
 
     def _check_passes(self) -> None:
+        if self._watcher is not None:
+            self._watcher.gradients.settle()
         seen = [sum(made.bad for made in self._passes), sum(made.examples for made in self._passes)]
         bad, examples = summed(seen, self.generator.device)  # all processes raise, or none: none waits for another
         if bad:
@@ -167,14 +169,22 @@ class Watching(torch.optim.Optimizer):
         refuse_thawed(self.param_groups, self._known)
         for layer in self._active():
             if not self._seen(layer):
-                raise RuntimeError(
-                    f"layer {layer.name!r} has a gradient but no statistics since the last step: no forward of the "
-                    "model in training mode ran it and was backpropagated to this gradient. Call model.train() and the "
-                    "model itself (not a copy), compute the loss from the tensor that output= picks as the model "
-                    "returned it (not inside forward: call Hugging Face's models without labels), create the "
-                    "optimizer before a compiled model first runs, pass checkpoint use_reentrant=False, or put the "
-                    "layer in a group with approximation='none'."
-                )
+                raise RuntimeError(settings.UNSEEN.format(layer.name))
+        self._say_mixed()
+
+    def _say_mixed(self) -> None:
+        """Warn where a part of a gradient is in no Fisher."""
+        if self._watcher is None:
+            return
+        for sentence, found in (
+            (settings.MIXED, self._watcher.gradients.unexplained),
+            (settings.KEPT, self._watcher.gradients.kept),
+        ):
+            if names := [layer.name for layer in self._active() if found(layer)]:
+                say_once(sentence.format(", ".join(map(repr, names))))
+        silent = sum(int(made.silent.sum()) for made in self._passes if made.silent is not None)
+        if silent:
+            say_once(settings.SILENT.format(silent, sum(made.examples for made in self._passes), self.likelihood))
 
     def _seen(self, layer: Layer) -> bool:
         return self.moments is not None and self.moments.saw(layer)
