@@ -45,10 +45,9 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> Path:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_strays(path)
-        stream = _beside(path)
-        staged = Path(stream.name)
+        staged = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
         try:
-            with stream:
+            with _begun(staged) as stream:
                 _fill(stream, content)
                 if fcntl is None:  # where there are no locks, what is open cannot be moved
                     stream.close()
@@ -287,10 +286,10 @@ def finish(directory: Path) -> None:
         shutil.rmtree(stray, ignore_errors=True)
 
 
-def _beside(path: Path) -> BinaryIO:
-    """A new file beside another, locked while this process writes it."""
+def _begun(path: Path) -> BinaryIO:
+    """A new file, locked while this process writes it."""
     while True:
-        stream = open(path.with_name(f".{path.name}-{secrets.token_hex(6)}"), "xb")  # noqa: SIM115 - the caller's
+        stream = open(path, "xb")  # noqa: SIM115 - the caller's
         if taken(stream, wait=True) and os.fstat(stream.fileno()).st_nlink:
             return stream
         stream.close()  # somebody took it for a stray before it was locked

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -245,6 +246,19 @@ def test_one_file_is_written_whole(tmp_path, monkeypatch):
 def test_names_may_not_leave_the_directory(tmp_path):
     with pytest.raises(ValueError, match="leaves the directory"):
         files.write_together(tmp_path, {"../outside": b""})
+
+
+def test_ctrl_c_while_arrays_are_packed_stays_ctrl_c(comparison, tmp_path, monkeypatch):
+    once = zipfile.ZipFile.open
+
+    def interrupted(*given, **options):
+        once(*given, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        comparison.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_takes_the_same_bytes_twice(comparison):

@@ -3,7 +3,6 @@
 import os
 import time
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 
@@ -28,12 +27,24 @@ def test_what_killed_writers_left_goes_with_the_next_writing(tmp_path):
 
 @posix
 def test_what_another_process_is_writing_is_left_to_it(tmp_path):
-    stream = files._beside(tmp_path / "page.html")
+    theirs = tmp_path / ".page.html-0123456789ab"
+    stream = files._begun(theirs)
     files.write_whole(tmp_path / "page.html", "whole")
-    assert Path(stream.name).exists()
+    assert theirs.exists()
     stream.close()
     files.write_whole(tmp_path / "page.html", "again")
     assert list(contents(tmp_path)) == ["page.html"]
+
+
+@posix
+def test_ctrl_c_at_the_first_moment_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(stream, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "taken", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_whole(tmp_path / "page.html", "whole")
+    assert not os.listdir(tmp_path)
 
 
 def test_files_go_with_the_commit_that_drops_them(tmp_path):
