@@ -324,5 +324,5 @@ def edges(names: list[str] | None = None) -> Iterator[tuple[str, str, str, str]]
 
 
 def plain_of(value: Any) -> np.ndarray:
-    """A tensor or a number as an array of float64."""
+    """A tensor or a number in numpy's float64."""
     return plain(value) if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
