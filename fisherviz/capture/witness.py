@@ -77,7 +77,7 @@ class Witness:
         for positions, seen in self.alone.values():
             here = (positions >= first) & (positions < first + len(z))
             for n, row in zip(positions[here].tolist(), seen[here], strict=True):
-                own = z[n - first].detach()
+                own = z[n - first]
                 finite = bool(own.isfinite().all())  # what is not is refused with its place
                 if finite and differs(own, row, network.coarsest(z)):
                     raise RuntimeError((CHANGED if n in self._confirmed else COUPLED).format(n))
@@ -88,7 +88,7 @@ def differs(z: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
     """Whether outputs of an example differ by more than rounding explains."""
     if z.shape != other.shape or not z.numel():
         return z.shape != other.shape
-    scale = max(float(other.abs().max()), SMALL)
+    z, scale = z.detach(), max(float(other.abs().max()), SMALL)
     return not float((z - other).abs().max()) <= ROUNDING.get(dtype, 0.1) * scale
 
 

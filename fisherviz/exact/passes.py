@@ -281,6 +281,8 @@ class Passes:
             return update
 
         def update(batch: Batch) -> None:
+            if all(statistic.total is None for statistic in fresh.values()):  # the first; only now it is known what fits
+                require_statistics(fresh.values(), self.space.layers, self.empty)
             start = so_far(self.network.device)
             for key, statistic in fresh.items():
                 statistic.update(batch)
@@ -288,9 +290,6 @@ class Passes:
                 start = now
 
         if unknown := [s for key, s in wanted.items() if not self._knows(key)]:
-            self.look()
-            with self.processes.agreeing("the memory for statistics"):
-                require_statistics(unknown, self.space.layers, self.empty)
             self._pass(begin, gradients=any(s.needs_gradients for s in unknown))
         else:
             self.check_unchanged()
