@@ -361,6 +361,7 @@ def words(found: dict[str, Any]) -> list[str]:
         "result is whole, such as tidying up. A run is `fisherviz train`'s, papers are an exhibit of `fisherviz "
         "papers` with a training that is saved at every step, a report's pictures are drawn beforehand.",
         table(heads, rows),
+        *([found["aside"]] if "aside" in found else []),
         *_disk_words(found["disk"]),
         "Damage: a bit of a file that was saved is flipped at a random place, or the file is cut at a random length. "
         "It is refused in a sentence that names the file, or what is read is equal to what was saved (most of a SQLite "
