@@ -144,10 +144,10 @@ def words(found: dict[str, Any]) -> list[str]:
         "Files that somebody else made are opened without trusting them: weights, checkpoints, saved matrices and "
         "comparisons, configurations, data sets. Nothing in them is run, what they say of their sizes is held against "
         "the bytes that they have, and what is wrong is one sentence that names the file. "
-        f"{total:,} hostile ones were handed to every command and function that reads their kind, each in a process "
-        "whose memory, time and folder were watched.",
+        f"{total:,} times a hostile one was handed to a command or function that reads its kind, in a process whose "
+        "memory, time and folder were watched.",
         table(["kind of file", "tried", "refused", "read as plain values", "ran code", "anything else"], rows),
-        f"None touched more than {files['mib']} MiB of memory beyond what the modules take, bombs of 512 MiB included, "
+        f"None touched more than {files['mib']} MiB of memory beyond what the modules take, "
         f"or took more than {files['seconds']} s. Read as plain values are files whose harm lies in what nobody reads, "
         "such as pickles in the metadata of a Parquet file. Of "
         f"{changed['refused'] + changed['taken'] + changed['raw']:,} good files with random bytes changed, "
