@@ -198,8 +198,8 @@ class Preconditioned(Directions):
     def damped(self, step: Step, rules: Mapping[str, Damping | None]) -> Preconditioner:
         """The damped matrix, factorised anew after a snapshot or with another damping than that which is kept.
 
-        One that couples layers leaves out the frozen ones, which are no coordinates of the step; a layer that the step's
-        batch only skipped stays.
+        One that couples layers leaves out the frozen ones, which are no coordinates of the step; a layer that the batch
+        only skipped stays.
         """
         over = frozenset(self._free(step)) if step.moments.pairs else None
         if self._made is not None and self._made[0] == tuple(rules.values()) and self._over == over:
