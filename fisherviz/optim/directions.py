@@ -198,9 +198,10 @@ class Preconditioned(Directions):
     def damped(self, step: Step, rules: Mapping[str, Damping | None]) -> Preconditioner:
         """The damped matrix, factorised anew after a snapshot or with another damping than that which is kept.
 
-        One that couples layers is over those with a gradient: a frozen layer is no coordinate of the step.
+        One that couples layers leaves out the frozen ones, which are no coordinates of the step; a layer that the batch
+        only skipped stays.
         """
-        over = frozenset(layer.name for layer in step.active) if step.moments.pairs else None
+        over = frozenset(self._free(step)) if step.moments.pairs else None
         if self._made is not None and self._made[0] == tuple(rules.values()) and self._over == over:
             return self._made[1]
         self._over = over
@@ -208,6 +209,10 @@ class Preconditioned(Directions):
         if step.reduction == "sum" and step.moments.approximation.follows_scale:
             matrix = _over_examples(matrix, step.moments)
         return Preconditioner(matrix, rules, step.T >= INVERT_FROM)
+
+    def _free(self, step: Step) -> list[str]:
+        free = [x for x in step.moments.space.layers if any(p.requires_grad for p in x.parameters.values())]
+        return [layer.name for layer in (*step.active, *free)]
 
     def keep(self, rules: Mapping[str, Damping | None], made: Preconditioner) -> None:
         """Keep a factorisation for the steps until the next snapshot."""

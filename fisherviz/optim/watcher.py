@@ -308,6 +308,8 @@ class Watcher:
         else:
             mine = self.gradients.written(task, before, made.ran)
             self.gradients.closes(task)
+        if late := mine & self.gradients.idle:  # what earlier passes showed of them has no gradient in the step
+            self.drop(late)
             alone = [
                 p for layer in self.layers if layer.name in mine for p in layer.parameters.values() if before[p] is None
             ]
@@ -316,8 +318,6 @@ class Watcher:
             made.shown = {name: added(made.captures.get(name), capture) for name, capture in fresh.items()}
         if mine:
             # a layer without any gradient takes no part in the step, and its statistics go with the others'
-            if late := mine & self.gradients.idle:  # it has thawed since
-                self.drop(late)
             counted = mine | (self.gradients.without() & (made.ran | set(made.shown)))
             self.gradients.idle = (self.gradients.idle | counted) - mine
             made.captures |= {name: capture for name, capture in made.shown.items() if name in counted}
