@@ -281,7 +281,7 @@ class Passes:
             return update
 
         def update(batch: Batch) -> None:
-            if all(statistic.total is None for statistic in fresh.values()):  # the first; only now it is known what fits
+            if all(s.total is None for s in fresh.values()):  # the first batch: only now it is known what fits
                 require_statistics(fresh.values(), self.space.layers, self.empty)
             start = so_far(self.network.device)
             for key, statistic in fresh.items():
