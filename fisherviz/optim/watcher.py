@@ -308,12 +308,12 @@ class Watcher:
         else:
             mine = self.gradients.written(task, before, made.ran)
             self.gradients.closes(task)
-        if late := mine & self.gradients.idle:  # what earlier passes showed of them has no gradient in the step
-            self.drop(late)
             alone = [
                 p for layer in self.layers if layer.name in mine for p in layer.parameters.values() if before[p] is None
             ]
             made.gradients |= {p: (p.grad, p.grad._version) for p in alone if p.grad is not None}
+        if late := mine & self.gradients.idle:  # what earlier passes showed of them has no gradient in the step
+            self.drop(late)
         if shows or made.shown is None:
             made.shown = {name: added(made.captures.get(name), capture) for name, capture in fresh.items()}
         if mine:
