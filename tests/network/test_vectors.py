@@ -10,13 +10,13 @@ from tests.oracles.checks import assert_matches
 
 
 class Interrupting(nn.Tanh):
-    """Stops one forward pass."""
+    """Stops one forward pass; the class counts them, since a visit puts back what forwards do to a module."""
 
     countdown = -1
 
     def forward(self, x):
-        self.countdown -= 1
-        if self.countdown == 0:
+        Interrupting.countdown -= 1
+        if Interrupting.countdown == 0:
             raise KeyboardInterrupt
         return super().forward(x)
 
@@ -48,15 +48,15 @@ def test_labels_do_not_depend_on_the_pieces_of_a_batch(monkeypatch, likelihood, 
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("at", [1, 2, 4, 5])
+@pytest.mark.parametrize("at", [1, 2, 5, 6, 9])
 def test_an_interrupted_first_pass_leaves_no_trace_in_the_labels(monkeypatch, likelihood, at):
-    net, fisher = setting(likelihood, 2, [(0, 17), (17, 40)])
+    _, fisher = setting(likelihood, 2, [(0, 17), (17, 40)])
     expected = fisher().to_dense()
     v = torch.ones(len(expected), dtype=torch.float64)
     monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", 1500)
     f = fisher()
     f.look()
-    net[1].countdown = at
+    monkeypatch.setattr(Interrupting, "countdown", at)
     with pytest.raises(KeyboardInterrupt):
         f.diagonal()
     assert float(f.quadratic(v)) == pytest.approx(float(v @ expected @ v), rel=1e-9)
