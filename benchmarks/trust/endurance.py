@@ -92,10 +92,10 @@ def left() -> tuple[int, ...]:
 
 
 def _storages(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """Bytes by address; a wrapper of functorch has none of its own."""
+    """Bytes by address; wrappers of functorch and tensors of a compiler have none."""
     found = {}
     for tensor in tensors:
-        with contextlib.suppress(NotImplementedError):
+        with contextlib.suppress(NotImplementedError, RuntimeError):
             storage = tensor.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return found

@@ -133,22 +133,22 @@ PLANTED = (
     Planted(
         "tiles of a Frobenius norm count pairs of examples once",
         "statistics/gradients.py",
-        "total += 2 * float(pairs.sum(dtype=torch.float64)) - own",
-        "total += float(pairs.sum(dtype=torch.float64))",
+        "total += 2 * square_sum(pairs) - square_sum(pairs[:, : stop - start])",
+        "total += square_sum(pairs)",
         "tests/statistics/test_tiles.py::test_square_norms_of_blocks",
     ),
     Planted(
         "a streamed pass tells every batch that it begins at the first example",
-        "exact/run.py",
-        "yield inputs, targets, first\n",
-        "yield inputs, targets, 0\n",
+        "exact/products.py",
+        "targets[some], first + start\n",
+        "targets[some], start\n",
         "tests/exact/test_drawn_labels.py::test_a_likelihood_that_never_draws_the_same_twice_has_one_fisher",
     ),
     Planted(
         "a pass tells every batch that it begins at the first example",
         "exact/run.py",
-        "self.vectors, hand, self.examples, share)",
-        "self.vectors, hand, 0, share)",
+        "self.vectors, hand, self.witness, self.examples, share)",
+        "self.vectors, hand, self.witness, 0, share)",
         "tests/exact/test_kinds.py::test_sampled_labels_are_drawn_once_and_kept",
     ),
     Planted(
@@ -161,8 +161,8 @@ PLANTED = (
     Planted(
         "conjugate gradients stop a hundred times too early",
         "operators/lanczos.py",
-        "target = tol * columns.norm(dim=0)",
-        "target = 100 * tol * columns.norm(dim=0)",
+        "target = tol * left",
+        "target = 100 * tol * left",
         "tests/operators/test_stopping.py::test_the_residual_of_every_column_is_within_the_tolerance",
     ),
     Planted(

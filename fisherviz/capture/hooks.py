@@ -114,6 +114,10 @@ class _Recording(threading.local):
         self.active = False
         self.calls: list[Call] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy has heard nothing."""
+        return (_Recording, ())
+
 
 class Recorder:
     """Records the calls of structured layers while `active`; owns its hooks.

@@ -181,7 +181,7 @@ def test_the_prior_that_a_failed_sample_advises_is_in_its_own_units(reduction):
     largest = float(torch.linalg.eigvalsh(fisher_of(net.double(), x.double())).max()) * len(x)
     net.float()
     fisher = fv.Probe(net, "categorical").fisher(x, reduction=reduction)
-    with pytest.raises(RuntimeError, match="damping of at least") as error:
+    with pytest.raises(RuntimeError, match="prior_precision of at least") as error:
         fisher.sample(1e-18, 2)
     advised = float(re.search(r"at least ([0-9.e+-]+[0-9])", str(error.value)).group(1))
     assert 1e-18 < advised < 1e-3 * largest

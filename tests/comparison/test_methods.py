@@ -182,10 +182,10 @@ def failing(where, error):
                 raise error("of my own")
             return super().shifted(strength) if where != "solve" else Failing(super().shifted(strength).M)
 
-        def solve(self, v):
+        def _solve(self, v):
             if where == "solve":
                 raise error("of my own")
-            return super().solve(v)
+            return super()._solve(v)
 
     class Author(fv.Approximation):
         """The approximation."""

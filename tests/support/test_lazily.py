@@ -17,7 +17,7 @@ LAZY = {"fisherviz": fv, "fisherviz.training": training}
 def for_type_checkers(package):
     """The names that a package's file imports for type checkers alone."""
     tree = ast.parse(Path(package.__file__).read_text())
-    block = next(node for node in tree.body if isinstance(node, ast.If))
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     return {alias.asname or alias.name for node in block.body for alias in node.names}
 
 

@@ -53,9 +53,10 @@ def test_every_method_of_an_operator_is_asked():
 
 
 WITHOUT_ENTRIES = {
-    "check_unchanged", "collect", "columns", "deal", "example_space", "examples", "fresh", "has_targets",
-    "in_example_space", "keeps_captures", "layers", "look", "loss_effort", "pass_effort", "plan", "scale", "shape",
-    "space", "structure", "title", "unit_block", "weight", "weights_fingerprint", "with_captures", "with_scores",
+    "check_unchanged", "collect", "columns", "deal", "empty", "example_space", "examples", "forget", "fresh",
+    "has_targets", "in_example_space", "keeps_captures", "layers", "look", "loss_effort", "pass_effort", "plan",
+    "scale", "shape", "space", "structure", "title", "unit_block", "weight", "weights_fingerprint", "with_captures",
+    "with_scores",
 }  # fmt: skip
 """What a Fisher is made of and what it costs; `unit_block` is `block` in another order."""
 
