@@ -98,7 +98,7 @@ def tried(planted: Planted, folder: Path) -> int:
     source = path.read_text(encoding="utf-8")
     path.write_text(edited(source, planted), encoding="utf-8")
     try:
-        return outcome(folder, [planted.test])
+        return outcome(folder, planted.test.split())
     finally:
         path.write_text(source, encoding="utf-8")
 
@@ -111,7 +111,7 @@ def measured(faults: Sequence[Planted]) -> dict[str, bool]:
     """
     found = {}
     with copied() as folder:
-        tests = list(dict.fromkeys(fault.test for fault in faults))
+        tests = list(dict.fromkeys(test for fault in faults for test in fault.test.split()))
         if outcome(folder, tests) != PASSED:
             raise RuntimeError("a test of the planted faults fails in a package without any; mend it first.")
         for fault in faults:

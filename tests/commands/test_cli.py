@@ -350,7 +350,7 @@ def test_long_messages_become_one_line():
     assert len(one_sentence("word " * 1000)) == 600
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # `make report` runs it
 def test_without_arguments_it_is_the_kfac_papers_example(here):
     result = call("report", "--methods", "kfac,kfac-full", "--examples", "300", "--quiet")
     assert result.exit_code == 0, result.output

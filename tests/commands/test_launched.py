@@ -80,7 +80,7 @@ def test_two_processes_write_the_page_of_one(here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fate", ["failed", "killed"])
+@pytest.mark.parametrize("fate", ["failed", pytest.param("killed", marks=pytest.mark.soak)])
 def test_a_process_that_ends_ends_all_and_nothing_is_written(here, monkeypatch, fate):
     monkeypatch.setenv("FATE", fate)
     done = torchrun("failing")

@@ -204,7 +204,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path, monkeypatch, optimi
     assert [path.suffix for path in (tmp_path / "broken").iterdir()] == [".json"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_several_processes_find_what_one_finds(tmp_path):
     one = compare(PROBLEM, [SGD], EFFORT, run_at(tmp_path / "one"))["SGD"]
     two = compare(PROBLEM, [SGD], EFFORT, replace(run_at(tmp_path / "two"), jobs=2))["SGD"]

@@ -203,7 +203,7 @@ sweep({fields!r}, {{"lr": "1e-3..1e0"}}, sampler=sys.argv[1], trials=4, study="r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("random", marks=pytest.mark.soak)])
 def test_a_killed_sweep_draws_the_points_of_one_that_was_not(tmp_path, sampler):
     options = {"sampler": sampler, "trials": 4, "study": "reference"}
     reference = sweep(SMALL, {"lr": "1e-3..1e0"}, out=tmp_path / "reference", **options)

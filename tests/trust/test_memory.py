@@ -41,6 +41,7 @@ def test_a_peak_above_its_plan_and_a_large_case_that_is_neither_answered_nor_ref
 SMALL = ["unit blocks", "to_dense", "norm", "inverse", "2,000 samples", "fit layer", "kfac block", "kfac samples"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("request_", SMALL)
 def test_a_request_keeps_to_a_budget_or_refuses(request_):
     def work():
