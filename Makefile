@@ -67,7 +67,7 @@ docs: $(STAMP)
 # before it, and nothing later can choose another build of it.
 $(STAMP): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --no-deps --no-compile --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@

@@ -133,7 +133,10 @@ def measure(long: bool) -> dict[str, Any]:
             break
         chosen = random.Random(seed).choice(names)
         walk = Walk(seed)
+        known = len(wrong)
         _enter(drawn, wrong, f"random loop {seed}, {chosen}", tried(walk, *presets()[chosen], seed))
+        for one in wrong[known:]:
+            one["did"] = walk.done
         drawn["loops"] += 1
         drawn["steps"] += walk.done.count("a step")
     return {"optimizers": len(names), "actions": len(ACTIONS), "kinds": rows, "random": drawn, "wrong": wrong}
@@ -167,6 +170,12 @@ def broken(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def _where(wrong: list[dict[str, Any]]) -> str:
+    """What the loops have in common whose steps are open."""
+    frozen = sum("freezing or thawing" in one.get("did", ()) for one in wrong)
+    return f", {frozen} of them where a layer was frozen or thawed between two passes" if frozen else ""
+
+
 def words(found: dict[str, Any]) -> list[str]:
     """The rule's table."""
     kinds, drawn = found["kinds"], found["random"]
@@ -184,7 +193,7 @@ def words(found: dict[str, Any]) -> list[str]:
         "compared with that of dense float64 matrices made by plain autograd from exactly the examples that count; "
         "where a preset has no such matrix (K-BFGS, Hessian-free, re-scaled and averaged steps), with one that saw "
         "nothing but those passes. "
-        f"Of {tried_in_all} trainings {len(found['wrong'])} took another step without a word.",
+        f"Of {tried_in_all} trainings {len(found['wrong'])} took another step without a word{_where(found['wrong'])}.",
         table(["loops", "how many", "trainings", "equal", "said", "refused", "largest relative difference"], body),
         f"Random loops join {found['actions']} actions (passes, dropped gradients, freezing, attacks, evaluation, …) "
         f"in any order, {drawn['steps']} steps in all. *Said* are trainings with a warning: of the scale that several "

@@ -108,6 +108,14 @@ class SubsampledFisher(Directions):
             self._factors[key] = []
             for members in together:
                 captures = [self.fisher[layer.name] for layer in members]
+                for layer, capture in zip(members, captures, strict=True):
+                    if capture.examples != captures[0].examples:
+                        raise RuntimeError(
+                            f"layers {members[0].name!r} and {layer.name!r} were seen on {captures[0].examples} and on "
+                            f"{capture.examples} examples, since one was frozen or thawed between the passes of this "
+                            "step, and structure='full' couples them; freeze before zero_grad(), or take "
+                            "structure='layer'."
+                        )
                 examples = Examples(captures, 1 / captures[0].examples)
                 self._factors[key].append((members, Woodbury(examples, damping)))
         return self._factors[key]
