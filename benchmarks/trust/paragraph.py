@@ -61,9 +61,10 @@ def page(folder: Path = HERE) -> str:
         command = f"python -m benchmarks.trust {name}" + (" --long" if half == "long" else "")
         entry = halves[half]
         module = paragraph(name)
+        how = "in parts of" if entry["found"].get("aside") else "by"  # the aside says which
         parts += [
             f"## {module.TITLE}",
             *module.words(entry["found"]),
-            f"Measured {entry['measured'][:10]} by `{command}`. {provenance(entry['machine'])}",
+            f"Measured {entry['measured'][:10]} {how} `{command}`. {provenance(entry['machine'])}",
         ]
     return "\n\n".join(parts) + "\n"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fisherviz.exact import spectra
 from fisherviz.exact.finite import blaming, finite_gram, require_finite_number
-from fisherviz.exact.parts import Parts
+from fisherviz.exact.parts import KEPT, Parts
 from fisherviz.exact.planning import REQUESTS, plan, require_fits
 from fisherviz.exact.posterior import Posterior
 from fisherviz.exact.products import Vector, damping_number
@@ -36,9 +36,6 @@ from fisherviz.support.choices import count, one_of
 from fisherviz.support.memory import at_once
 from fisherviz.support.plan import Plan
 from fisherviz.support.tables import counted, paragraph
-
-_KEPT = 3000
-"""Matrices of more than this squared entries are not kept beside what the caller holds."""
 
 
 class Fisher(Parts):
@@ -179,7 +176,7 @@ class Fisher(Parts):
 
     def _dense_is_less(self) -> bool:
         """Whether the matrix is no larger than the Gram matrix; or small, where the captures behind that do not fit."""
-        with contextlib.suppress(*([MemoryError] if self.space.size <= _KEPT else [])):
+        with contextlib.suppress(*([MemoryError] if self.space.size <= KEPT else [])):
             return self.space.size <= self.columns
         return True
 

@@ -15,7 +15,7 @@ from fisherviz.statistics import Block, Diagonal, Statistic, UnitBlocks
 from fisherviz.support.choices import one_of
 from fisherviz.support.memory import require
 
-_KEPT = 3000
+KEPT = 3000
 """Matrices of more than this squared entries are not kept beside what the caller holds."""
 
 
@@ -55,7 +55,7 @@ class Parts(Products):
     def _given_away(self, wanted: Statistic) -> Tensor:
         """The mean of a statistic for the caller, who may change it; a large one is not kept beside that."""
         (statistic,) = self.collect([wanted])
-        if statistic.mean.numel() <= _KEPT**2:
+        if statistic.mean.numel() <= KEPT**2:
             return statistic.mean * self.weight
         self.forget([statistic])
         return statistic.mean.mul_(self.weight)
@@ -107,7 +107,7 @@ class Parts(Products):
         matrix = self._held()
         if matrix is None:
             matrix = self._made()
-            if self.space.size <= _KEPT:
+            if self.space.size <= KEPT:
                 self._kept.matrix = matrix
         return matrix
 

@@ -74,7 +74,7 @@ def test_captures_that_do_not_fit_leave_the_dense_way(monkeypatch):
 
 
 def test_captures_that_do_not_fit_are_refused_where_the_dense_way_is_long(monkeypatch):
-    monkeypatch.setattr("fisherviz.exact.fisher._KEPT", 27)
+    monkeypatch.setattr("fisherviz.exact.fisher.KEPT", 27)
     fisher = fisher_of(400)
     monkeypatch.setattr(fv.config, "memory_budget", 60_000)
     with pytest.raises(MemoryError, match="use fewer examples, or kind='mc'"):
