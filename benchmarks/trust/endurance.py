@@ -43,8 +43,11 @@ PER_CYCLE = 100
 NOISE = 4 * 2**20
 FEW = 20
 """Cycles that may bring one object more: dictionaries come and go from the collector's list by what they hold."""
-SHORT, LONG = (200, 5.0), (10_000, 600.0)
-"""Cycles, and seconds after which a row ends although it has not reached them."""
+SHORT, LONG, BESIDE = (200, 5.0), (10_000, 3600.0), (10_000, 300.0)
+"""Cycles, and seconds after which a row ends although it has not reached them: in the short half; in the long one, of
+what has to be repeated ten thousand times, `REPEATED`; there, of the others."""
+HOUR = (10**9, 3600.0)
+"""The same of training with a monitor in the long half: as many steps as an hour has."""
 
 Cycle = Callable[[int], None]
 
@@ -324,6 +327,7 @@ ROWS: dict[str, tuple[str, Callable[[], Cycle], int]] = {
     **{name: (f"step of {name}", functools.partial(trained, name), 5) for name in OPTIMIZERS},
 }
 """What is repeated in words, what gives it, and after how many cycles it does the same again."""
+REPEATED = ("probes", *OPTIMIZERS)
 
 
 # ---- how it is judged ------------------------------------------------------------------------------------------------
@@ -379,11 +383,18 @@ def judged(samples: Sequence[Left], at: Sequence[int]) -> dict[str, Any]:
 
 def measure(long: bool) -> dict[str, Any]:
     """All rows, each in a process of its own."""
-    cycles, seconds = LONG if long else SHORT
     rows = {}
     for name in ROWS:
+        cycles, seconds = limits(name) if long else SHORT
         rows[name] = in_own_process("benchmarks.trust.endurance", [name, str(cycles), str(seconds)])
-    return {"rows": rows, "asked": cycles}
+    return {"rows": rows}
+
+
+def limits(name: str) -> tuple[int, float]:
+    """Cycles and seconds of a row of the long half."""
+    if name == "watched":
+        return HOUR
+    return LONG if name in REPEATED else BESIDE
 
 
 def broken(found: dict[str, Any]) -> list[str]:
