@@ -1,4 +1,6 @@
-"""Layers that freeze and thaw between passes and steps: what was frozen is no part of a step, and nothing remembers it."""
+"""Layers that freeze and thaw between passes and steps: what was frozen is no part of a step."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ WIDTHS = (3, 4, 3, 2)
 
 def network(seed=0):
     torch.manual_seed(seed)
-    layers = [nn.Linear(d_in, d_out) for d_in, d_out in zip(WIDTHS, WIDTHS[1:], strict=False)]
+    layers = [nn.Linear(d_in, d_out) for d_in, d_out in pairwise(WIDTHS)]
     return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).double()
 
 
