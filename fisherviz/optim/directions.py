@@ -198,7 +198,7 @@ class Preconditioned(Directions):
     def damped(self, step: Step, rules: Mapping[str, Damping | None]) -> Preconditioner:
         """The damped matrix, factorised anew after a snapshot or with another damping than that which is kept.
 
-        One that couples layers leaves out those that are frozen, or were when the passes ran, which are no coordinates of
+        One that couples layers leaves out those that are frozen, or were when the passes ran: no coordinates of
         the step; a layer that the batch only skipped stays.
         """
         over = frozenset(self._free(step)) if step.moments.pairs else None
