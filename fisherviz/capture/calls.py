@@ -289,5 +289,10 @@ def behind(source: Node | None, until: Container[Node] = ()) -> Iterator[Node]:
             continue
         seen.add(node)
         yield node
-        if node not in until:
+        if node not in until and not _empty(node):  # nothing is behind what has no entries
             pending += [following for following, _ in node.next_functions]
+
+
+def _empty(node: Node) -> bool:
+    shapes = _shapes(node)
+    return bool(shapes) and not any(shape.numel() for shape in shapes)

@@ -200,6 +200,8 @@ class Recorder:
         """
         if not output.requires_grad or any(map(is_functorch_wrapped_tensor, (x, output))):
             return  # inside the model's own vmap or grad there are no tensors of the batch
+        if not output.numel():
+            return  # an expert that no row of the batch is sent to has not run
         if not self.active:
             if self.stray is not None:
                 self.stray(layer, output)

@@ -54,10 +54,11 @@ def look(network: Network, inputs: Inputs) -> None:
     inputs = move(inputs, network.device)
     order = telling_examples(inputs)
     with lock_of(network.model), as_guest(network.model, weights=True), network.hooked():
-        few = _Evidence(network, inputs, order[:ALONE])
+        # many as they stand in the batch, few the other way round: layers that sort the examples differ in one of them
+        few = _Evidence(network, inputs, order[:ALONE].sort(descending=True).values)
         truths = few.alone()
         # last: a forward that rewrites its weights makes graphs of earlier ones worthless
-        many = _Evidence(network, inputs, order[:TOGETHER])
+        many = _Evidence(network, inputs, order[:TOGETHER].sort().values)
         whys, void = many.refuted_by_sums()
         whys |= few.refuted_by(truths)
         if found := many.rearranged(whys):
@@ -73,7 +74,7 @@ def look_again(network: Network, inputs: Inputs) -> None:
     inputs = move(inputs, network.device)
     with lock_of(network.model), as_guest(network.model), network.hooked():
         before = network.structure
-        whys, void = _Evidence(network, inputs, telling_examples(inputs)[:TOGETHER]).refuted_by_sums()
+        whys, void = _Evidence(network, inputs, telling_examples(inputs)[:TOGETHER].sort().values).refuted_by_sums()
         undecided = (before.undecided & void) - set(whys)
         network.settle(replace(before.without(whys), looks=before.looks + 1, undecided=undecided))
 
