@@ -25,6 +25,11 @@ ACCUMULATED = (
     "being c times the sum of its examples' nll."
 )
 
+LATE = (
+    "layers {} turn out to have no structure ({}), which earlier passes of the same step did not show; let the first "
+    "pass have two examples or more, or put them in a group with approximation='none'."
+)
+
 UNSEEN = (
     "layer {!r} has a gradient but no statistics since the last step: no forward of the model in training mode ran it "
     "with the optimizer's own parameters and was backpropagated to this gradient. Call model.train() and the model "

@@ -238,11 +238,11 @@ class Watcher:
         if made.shown is None or self.wanted.scores or made.counted is not None or made.silent is not None:
             made.bad = not_finite(z.detach())
             if made.shown is None and not made.bad:
-                unknown = not self.network.structure.looked
+                known = self.network.structure
                 self.describe(made)
                 structured = {layer.name for layer in self.layers if layer.structured}
                 made.calls = {name: calls for name, calls in made.calls.items() if name in structured}
-                if unknown:
+                if self.network.structure is not known:
                     self._place(made, z)
             if not made.bad:
                 shows, positions = made.reach(self.network.likelihood, self.wanted, z.detach(), gradient.detach())

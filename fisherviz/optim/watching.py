@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.capture.look import glance, late, look, neighbours
+from fisherviz.capture.look import LOOKS, glance, late, look, neighbours
 from fisherviz.capture.network import Network
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
@@ -45,6 +45,8 @@ class Watching(torch.optim.Optimizer):
         self.moments: Moments | None = None
         self._passes: list[Pass] = []
         self._watcher: Watcher | None = None
+        self._looks = 0
+        """Passes that were looked at for evidence."""
         self._captures = True
         """Whether the user's own passes are what the statistics come from."""
         self._guesses_scale = False
@@ -82,9 +84,9 @@ class Watching(torch.optim.Optimizer):
         return self.T >= INVERT_FROM
 
     def _describe(self, made: Pass) -> None:
-        """Settle which layers have structure, at the first pass; those that it leaves out when they first run."""
+        """Settle which layers have structure, at the first passes; those that they leave out when they first run."""
         assert made.output is not None
-        if not self.network.structure.looked:
+        if self._looks < LOOKS and (made.examples > 1 or not self._looks):
             self._look(made)
         if self.moments is None:
             kept = self._settle(list(self.network.structure.generic))
@@ -97,13 +99,24 @@ class Watching(torch.optim.Optimizer):
                 self.moments.follow(neighbours(made.calls, {layer.name for layer in self.network.structure.generic}))
 
     def _look(self, made: Pass) -> None:
-        """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass."""
+        """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass.
+
+        One example shows little, and a fault may show in later passes alone. Where several processes train together,
+        the first pass decides: all keep the same statistics.
+        """
         assert self._watcher is not None
         assert made.output is not None
+        self._looks = LOOKS if grouped() else self._looks + 1
+        before = self.network.structure.generic
         with self._watcher.away():
             with contextlib.suppress(ValueError, RuntimeError):
                 look(self.network, made.inputs)
             glance(self.network, made.calls, made.output)
+        found = [layer for layer in self.network.structure.generic if layer.name not in {x.name for x in before}]
+        if self.moments is not None and found:
+            if self._passes:
+                raise RuntimeError(settings.LATE.format(", ".join(repr(x.name) for x in found), found[0].note))
+            self.moments = None  # their averages, and with them those of the others, begin anew
 
     def _settle(self, generic: list[Layer]) -> list[Layer]:
         """Layers that are preconditioned; what happens to those without structure is said once."""
@@ -144,7 +157,7 @@ class Watching(torch.optim.Optimizer):
     def _has_gradient(self, layer: Layer) -> bool:
         there = [p.grad for p in layer.parameters.values() if p.grad is not None]
         # `zero_grad(set_to_none=False)` leaves zeros at layers that the batch then skips
-        counts = any(layer.name in made.layers for made in self._passes)
+        counts = self._seen(layer) and any(layer.name in made.layers for made in self._passes)
         return bool(there) and (counts or any(g.is_sparse or bool(g.any()) for g in there))
 
     def _forget(self, stepped: bool = False) -> None:
