@@ -40,7 +40,6 @@ from fisherviz.support.pieces import Pieces
 from fisherviz.support.plan import Plan, billions, duration
 from fisherviz.support.processes import ALONE, Processes
 from fisherviz.support.progress import progress_bar
-from fisherviz.support.tables import counted
 from fisherviz.training.network import usable
 
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
@@ -219,10 +218,8 @@ def _jointly(job: Job, fisher: Fisher, settings: dict[str, Any], data: Data, pie
         if pieces.processes.rank == 0:
             pieces.keep(JOINTLY, comparison_state(comparison))
             pieces.drop(map(piece_of, comparison.methods))
-    elif pieces.processes.rank == 0:
-        pieces.say(
-            f"{counted(len(comparison.methods), 'method')}, all that there are, taken from the interrupted report."
-        )
+    else:
+        pieces.tell(len(comparison.methods), len(comparison.methods), "method")
     if job.compare_only:
         return Section("", comparison)
     count = len(fisher.space.names)
@@ -270,8 +267,7 @@ def _one_by_one(
     methods, same = differing_alone(job.methods or tuple(approximations))
     kept = {name: pieces.found(_alone(name), comparison_of) for name in layers}
     taken = {name: comparison for name, comparison in kept.items() if comparison is not None}
-    if taken and pieces.processes.rank == 0:
-        pieces.say(f"{len(taken)} of {counted(len(layers), 'layer')} taken from the interrupted report.")
+    pieces.tell(len(taken), len(layers), "layer")
     bar = progress_bar(len(layers), "layer by layer", "layer", not job.quiet)
 
     def compared(name: str) -> Comparison | str:

@@ -41,7 +41,6 @@ from fisherviz.support.numbers import three_digits
 from fisherviz.support.pieces import Pieces
 from fisherviz.support.plan import Plan
 from fisherviz.support.progress import progress_bar, showing
-from fisherviz.support.tables import counted
 
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
@@ -259,13 +258,10 @@ def _taken(pieces: Pieces, chosen: Iterable[str], way: str) -> dict[str, Measure
             others.append(label)
         elif found is not None:
             taken[label] = found
-    if pieces.processes.rank == 0:
-        if others:
-            why = "memory allows another way of comparing matrices now"
-            pieces.say(f"{', '.join(others)}: what is finished is not used and measured anew, since {why}.")
-        if taken:
-            total = len(list(chosen))
-            pieces.say(f"{len(taken)} of {counted(total, 'method')} taken from the interrupted {pieces.what}.")
+    if others:
+        why = "memory allows another way of comparing matrices now"
+        pieces.say(f"{', '.join(others)}: what is finished is not used and measured anew, since {why}.")
+    pieces.tell(len(taken), len(list(chosen)), "method")
     return taken
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from fisherviz.support import files
 from fisherviz.support.processes import ALONE, Processes
 from fisherviz.support.sealing import read_sealed, seal
+from fisherviz.support.tables import counted
 
 PLACE = ".unfinished"
 START = "begun.pt"
@@ -49,7 +50,8 @@ class Pieces:
         say: Callable[[str], None] = print,
         alike: Mapping[str, Callable[[Any, Any], bool]] | None = None,
     ) -> None:
-        self.directory, self.what, self.processes, self.say = Path(directory), what, processes, say
+        self.directory, self.what, self.processes = Path(directory), what, processes
+        self.say = say if processes.rank == 0 else lambda text: None
         self.place = self.directory / PLACE
         self._identity, self._alike = identity, alike or {}
         self._found: dict[str, dict[str, Any]] = {}
@@ -193,9 +195,20 @@ class Pieces:
             path: its file.
             why: a sentence that names it.
         """
+        self.say(f"{why.rstrip('.')}; what it held is measured anew.")
         if self.processes.rank == 0:
-            self.say(f"{why.rstrip('.')}; what it held is measured anew.")
             path.unlink(missing_ok=True)
+
+    def tell(self, taken: int, total: int, noun: str) -> None:
+        """Say how much was taken over, if anything was.
+
+        Args:
+            taken: pieces.
+            total: of as many.
+            noun: what each of them is of.
+        """
+        if taken:
+            self.say(f"{taken} of {counted(total, noun)} taken from the interrupted {self.what}.")
 
     def keep(self, name: str, state: Mapping[str, Any]) -> None:
         """Keep a finished piece.
