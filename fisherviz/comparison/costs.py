@@ -34,16 +34,16 @@ class Fits:
     Attributes:
         errors: what ended some of them.
         notes: what is to be said about the numbers.
-        remarks: what is to be said about each method that was fitted here.
         unit: one forward+backward pass of the loss.
         seconds: of each method that was fitted here, one number per fit.
+        remarks: what is to be said about each of them.
     """
 
     errors: dict[str, Exception]
     notes: list[str]
-    remarks: dict[str, list[str]]
     unit: Effort
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def timed(self) -> int:
@@ -80,7 +80,7 @@ def fit(fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str]) -
     errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
     made = {label: approximation for label, approximation in unfitted.items() if label not in errors}
     remarks = {label: own.remarks(fisher) for label, own in made.items()}
-    fits = Fits(errors, [], remarks, unit, {label: [own.seconds] for label, own in made.items()})
+    fits = Fits(errors, [], unit, {label: [own.seconds] for label, own in made.items()}, remarks)
     if made and "seconds" in wanted:
         _repeat(fisher, {label: as_given[label] for label in made}, fits, took)
     for label, own in made.items():

@@ -55,7 +55,8 @@ class Pieces:
         self.place = self.directory / PLACE
         self._identity, self._alike = identity, alike or {}
         self._found: dict[str, dict[str, Any]] = {}
-        self._mark, self._keeps, self._made, self._held = "", False, False, -1
+        self._mark, self._keeps, self._made = "", False, False
+        self._owns, self._held = False, -1
 
     # ---- from start to end -----------------------------------------------------------------------------------------
 
@@ -85,39 +86,51 @@ class Pieces:
         trace: TracebackType | None = None,
     ) -> None:
         """Let go of the folder; nothing is left of one without pieces."""
-        if self._held >= 0:
-            if not set(self._files()) - {START}:
-                (self.place / START).unlink(missing_ok=True)
-                for folder in (self.place, *([self.directory] if self._made else [])):
-                    with suppress(OSError):  # somebody else's file is in it
-                        folder.rmdir()
-            os.close(self._held)
-            self._held = -1
+        if self._owns:
+            with suppress(OSError):  # a file that is somebody else's, or a disk that fails: a folder more is no loss
+                if not set(self._files()) - {START}:
+                    (self.place / START).unlink(missing_ok=True)
+                    self.place.rmdir()
+                    if self._made:
+                        self.directory.rmdir()
+            self._let_go()
 
     def _begin(self) -> None:
         self._made = not self.directory.exists()
         if self.place.is_symlink():
             raise ValueError(f"{self.place} is a link, which no {self.what} leaves; remove it.")
-        with files.writing(self.place):
-            self.place.mkdir(parents=True, exist_ok=True)
-            self._held = os.open(self.place, os.O_RDONLY)
-        if not files.taken(self._held):
-            os.close(self._held)
-            self._held = -1
-            raise RuntimeError(
-                f"another process is at work on the {self.what} in {self.directory}; wait for it or choose another "
-                "folder."
-            )
+        self._lock()
         with files.held(self.directory):
             files.finish(self.directory)  # a result that was committed has taken its pieces with it
-        self.place.mkdir(exist_ok=True)
         if self._is_same():
             self._read()
         else:
             for name in self._files():
-                (self.place / name).unlink(missing_ok=True)
+                _remove(self.place / name)
             files.write_whole(self.place / START, seal({"identity": dict(self._identity)}))
         self._mark = _mark_of(self.place / START)
+
+    def _lock(self) -> None:
+        """Make the folder, and hold it until the end of this process."""
+        while not self._owns:
+            with files.writing(self.place):
+                self.place.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # a system on which folders cannot be opened has no locks either
+                self._held = os.open(self.place, os.O_RDONLY)
+            if self._held >= 0 and not files.taken(self._held):
+                self._let_go()
+                raise RuntimeError(
+                    f"another process is at work on the {self.what} in {self.directory}; wait for it or choose "
+                    "another folder."
+                )
+            self._owns = self._held < 0 or os.fstat(self._held).st_ino == _inode(self.place)
+            if not self._owns:  # whoever held it has just removed it
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._held >= 0:
+            os.close(self._held)
+        self._held, self._owns = -1, False
 
     def _is_same(self) -> bool:
         """Whether what is left is of this very work; otherwise it is told why not."""
@@ -158,7 +171,7 @@ class Pieces:
             if name == START:
                 continue
             if path.suffix != ".pt":  # a process was killed while it wrote there
-                path.unlink(missing_ok=True)
+                _remove(path)
                 continue
             try:
                 state = read_sealed(path)
@@ -197,7 +210,7 @@ class Pieces:
         """
         self.say(f"{why.rstrip('.')}; what it held is measured anew.")
         if self.processes.rank == 0:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def tell(self, taken: int, total: int, noun: str) -> None:
         """Say how much was taken over, if anything was.
@@ -233,7 +246,7 @@ class Pieces:
         for name in names:
             self._found.pop(name, None)
             if self._keeps:
-                (self.place / _file_of(name)).unlink(missing_ok=True)
+                _remove(self.place / _file_of(name))
 
     def commit(self, contents: Mapping[str, bytes | str]) -> None:
         """Write the whole result, which takes the pieces' place in the same moment.
@@ -256,6 +269,18 @@ class Pieces:
             return sorted(name for name in os.listdir(self.place) if (self.place / name).is_file())
         except OSError:
             return []
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return -1
+
+
+def _remove(path: Path) -> None:
+    with files.writing(path):
+        path.unlink(missing_ok=True)
 
 
 def _file_of(name: str) -> str:
