@@ -367,7 +367,8 @@ def words(found: dict[str, Any]) -> list[str]:
         *_disk_words(found["disk"]),
         "Damage: a bit of a file that was saved is flipped at a random place, or the file is cut at a random length. "
         "It is refused in a sentence that names the file, or what is read is equal to what was saved (most of a SQLite "
-        "file's pages are air, and a cut in the trailing newline costs nothing).",
+        "file's pages are air, a cut in the trailing newline costs nothing, and what a damaged piece of an unfinished "
+        "report held is measured anew, which is said with its name).",
         table(["file", "flips", "cuts", "refused", "equal", "silent or raw"], _damage_rows(found["damage"])),
         "Two processes write into one folder at once, and a third reads it, where it can be read, meanwhile:",
         table(

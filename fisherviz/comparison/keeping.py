@@ -20,6 +20,7 @@ from fisherviz.exact.fisher import Fisher
 from fisherviz.network.guest import digest, fingerprint_of
 from fisherviz.network.vectors import SampledVectors
 from fisherviz.results.comparison import COLUMNS, Comparison
+from fisherviz.support.memory import config
 from fisherviz.support.processes import plain
 from fisherviz.support.versions import code, versions
 
@@ -152,7 +153,7 @@ def identity(fisher: Fisher, methods: Mapping[str, Approximation], configuration
         "likelihood": repr(fisher.probe.likelihood), "dtype": str(fisher.probe.dtype),
         "device": str(fisher.network.device), "layers": list(fisher.space.names),
         "seed of labels": vectors.seed if isinstance(vectors, SampledVectors) else None,
-        "processes": fisher.processes.count, **configuration,
+        "processes": fisher.processes.count, "memory budget": config.memory_budget, **configuration,
     }  # fmt: skip
     return {
         "weights": fisher.weights_fingerprint,

@@ -134,7 +134,7 @@ class Pieces:
 
     def _is_same(self) -> bool:
         """Whether what is left is of this very work; otherwise it is told why not."""
-        if not self._files():
+        if not any(name.endswith(".pt") for name in self._files()):
             return False
         before: Any = None
         told = f"what is finished of the interrupted {self.what} in {self.directory} is not used and measured anew"
@@ -144,7 +144,7 @@ class Pieces:
             self.say(f"{self.place / START} is damaged or missing: {told}.")
             return False
         if moves := self._moves(before):
-            self.say(f"{told}, since something is another now: {'; '.join(moves)}.")
+            self.say(f"{told[0].upper()}{told[1:]}, since something is another now: {'; '.join(moves)}.")
             return False
         return True
 

@@ -378,6 +378,18 @@ def test_nothing_is_left_of_a_report_that_fails_before_it_has_measured(job, monk
     assert [path.name for path in job.out.iterdir()] == ["mine.txt"]
 
 
+def test_a_process_that_was_killed_before_the_first_piece_leaves_nothing_to_tell(tmp_path):
+    with Pieces(tmp_path, {"weights": "a"}, "work") as pieces:
+        pieces.keep("one", {})
+        for path in (tmp_path / PLACE).iterdir():
+            path.rename(path.with_name(f".{path.name}-0123456789ab"))  # as a write that was not finished
+    said = []
+    with Pieces(tmp_path, {"weights": "a"}, "work", say=said.append) as pieces:
+        assert pieces.found("one", dict) is None
+    assert said == []
+    assert not (tmp_path / PLACE).exists()
+
+
 def test_a_link_in_the_place_of_the_pieces_is_refused(job, tmp_path):
     job.out.mkdir()
     (tmp_path / "elsewhere").mkdir()
