@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks import defaults_table, networks, profiles, steps_table, workloads
+from benchmarks import defaults_table, networks, profiles, scaling_table, steps_table, workloads
 from benchmarks.large import GOALS as LARGE
 from benchmarks.markdown import best_peer, profiled, provenance, table
 
 WORKLOADS = workloads.WORKLOADS | networks.WORKLOADS
-FILES = ("results.json", "optim.json", "defaults.json")
+FILES = ("results.json", "optim.json", "defaults.json", "scaling.json")
 
 
 def line(name: str, row: dict[str, Any]) -> str:
@@ -36,13 +36,20 @@ def line(name: str, row: dict[str, Any]) -> str:
     return text
 
 
-def page(analysis: dict[str, Any] | None, steps: dict[str, Any] | None, trained: dict[str, Any] | None = None) -> str:
+def page(
+    analysis: dict[str, Any] | None,
+    steps: dict[str, Any] | None,
+    trained: dict[str, Any] | None = None,
+    growth: dict[str, Any] | None = None,
+) -> str:
     """The whole page, from what is there."""
     parts = [] if analysis is None else part(analysis)
     if steps is not None:
         parts += steps_table.part(steps)
     if trained is not None:
         parts += defaults_table.part(trained)
+    if growth is not None:
+        parts += scaling_table.part(growth)
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 import torch
 
-from benchmarks import cycles, depth, optim, steps, steps_table, table
+from benchmarks import cycles, depth, optim, running, scaling, scaling_table, steps, steps_table, table
 from benchmarks.running import HERE
 
 TINY = {
@@ -106,3 +106,21 @@ def test_the_peers_step_points_where_ours_does(name):
         step()
     for old, new in zip(before.model.parameters(), problem.model.parameters(), strict=True):
         assert torch.equal(old, new)  # it trains a copy
+
+
+def test_growth_is_drawn_and_told_from_what_was_measured(monkeypatch):
+    monkeypatch.setattr(scaling, "ROUNDS", 1)
+    found = scaling.cell(8, 6)
+    assert set(found["requests"]) == set(scaling.REQUESTS)
+    assert all(row["x"] > 0 and row["count"] > 0 for row in found["requests"].values())
+    words = {name: words for name, (words, _) in scaling.REQUESTS.items()}
+    results = {
+        "width": {"8": found, "16": found},
+        "examples": {"6": found},
+        "words": words,
+        "settings": {"inputs": 128, "classes": 10, "width": 8, "examples": 6},
+        "machine": running.machine(),
+    }
+    page = "\n".join(scaling_table.part(results))
+    assert all(text in page for text in words.values())
+    assert scaling_table.draw(results).startswith(b"\x89PNG")

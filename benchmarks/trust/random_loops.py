@@ -184,6 +184,15 @@ def by_hand(t: Trial, draw: random.Random) -> None:
     t.opt.zero_grad()
 
 
+def a_state_saved_and_loaded(t: Trial, draw: random.Random) -> None:
+    """Into a new optimizer, as after a restart: what has counted since the last step is not in it."""
+    if not t.counted:
+        t.model.zero_grad()
+        state = copy.deepcopy(t.opt.state_dict())
+        t.rebuilt(t.model)
+        t.opt.load_state_dict(state)
+
+
 def forgetting(drop: Callable[[Trial], None]) -> Callable[[Trial], None]:
     def run(t: Trial) -> None:
         drop(t)
@@ -216,7 +225,7 @@ ACTIONS: dict[str, tuple[Callable[[Trial, random.Random], None], int]] = {
         (an_attack_by_backward, 1), (evaluation, 1), (a_forward_only, 1), (saliency, 1), (a_look_by_autograd_grad, 1),
         (clipping, 1), (noise, 1), (freezing_or_thawing, 2), (another_loss_through_the_frozen_model, 1),
         (a_copy_that_trains, 1), (an_exception_in_the_forward, 1), (functional_derivatives, 1),
-        (weights_swapped_and_back, 1), (one_layer_dropped, 1), (by_hand, 1), (a_drop, 3),
+        (weights_swapped_and_back, 1), (one_layer_dropped, 1), (by_hand, 1), (a_drop, 3), (a_state_saved_and_loaded, 2),
     )
 }  # fmt: skip
 """What may happen between two steps, and how often beside the others."""

@@ -274,6 +274,7 @@ class Approximation(LayeredMatrix, ABC):
             more = yield Wanted(further)
             values = [v | refined for v, refined in zip(values, more, strict=True)]
         matrix, self.examples = self.build(fisher.space, values, couplings), fisher.examples
+        self.fingerprints = {"weights": fisher.weights_fingerprint, "data": fisher.data.fingerprint}
         return matrix.scale(fisher.examples) if fisher.reduction == "sum" and self.follows_scale else matrix
 
     # ---- the fitted matrix -----------------------------------------------------------------------------------------

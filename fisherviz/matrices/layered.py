@@ -101,6 +101,7 @@ class LayeredMatrix:
         """
         files.check_place(path, directory=False)
         what = {name: getattr(self, name, "") for name in ("name", "kind", "reduction")}
+        what |= {name: getattr(self, "fingerprints", {}).get(name, "") for name in ("weights", "data")}
         what |= {"title": self.title, "repr": repr(self), "version": __version__}
         return files.write_whole(path, encoded(Stored(self.space, self.whole, what), self._like.dtype))
 

@@ -30,6 +30,8 @@ _KEY, _SUM = "fisherviz", "sha256"
 SAID = {"name", "kind", "reduction", "title", "repr", "version"}
 """What a matrix says of itself: title and line of text; the method and the Fisher's kind and reduction, "" where it has
 none."""
+MARKS = {"weights", "data"}
+"""Digests of what it was made from, "" where they are not known; files of release 0.1.0 may lack them."""
 _HELD = (Examples, Capture, GenericCapture, TiedCapture, TokenCapture)
 
 
@@ -40,7 +42,7 @@ class Stored:
     Args:
         space: the probed parameters.
         operator: the matrix in unit order.
-        what: what it says of itself, by the names in `SAID`.
+        what: what it says of itself, by the names in `SAID` and `MARKS`.
     """
 
     space: ParameterSpace
@@ -100,8 +102,8 @@ def decoded(path: str | os.PathLike[str], device: torch.device) -> Stored:
         space = restored(facts["space"], getattr(torch, facts["dtype"]), device)
         operator = Reader(tensors, _HELD, device).value(facts["operator"])
         fits = isinstance(operator, Operator) and operator.shape == (space.size,) * 2
-        if fits and set(facts["what"]) == SAID:
-            return Stored(space, operator, facts["what"])
+        if fits and set(facts["what"]) - MARKS == SAID and all(isinstance(x, str) for x in facts["what"].values()):
+            return Stored(space, operator, dict.fromkeys(MARKS, "") | facts["what"])
     except ValueError as error:  # a class that is not there, or that refuses its arguments
         raise ValueError(f"{path} cannot be read: {error}") from error
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError) as error:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from fisherviz.support import choices
 
+_LOST = 1e-4
+"""Share of a Gaussian's standard deviation that rounding may take of a drawn label."""
+
 
 class Likelihood(ABC):
     """A predictive distribution r(y|z) whose negative logarithm is the loss of one example.
@@ -175,13 +178,23 @@ class Gaussian(Likelihood):
         return (z - y).reshape(len(z), -1).square().sum(1) / (2 * self.variance(z))
 
     def score(self, z: Tensor, y: Tensor) -> Tensor:
-        """(z - y) / variance."""
-        return (z - y) / self.variance(z)
+        """(z - y) / variance, in the type of z; of labels in float64, the difference is."""
+        return ((z - y) / self.variance(z)).to(z.dtype)
 
     def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Normal around z, shape of z."""
+        """Normal around z, shape of z, in float64: of outputs far beyond σ, little of the noise is left in float32.
+
+        Raises:
+            ValueError: little is left of it in float64 either.
+        """
         noise = torch.randn(z.shape, generator=generator, device=z.device, dtype=z.dtype)
-        return z + noise * self.variance(z) ** 0.5
+        deviation, largest = self.variance(z) ** 0.5, float(z.detach().abs().max()) if z.numel() else 0.0
+        if largest * torch.finfo(torch.float64).eps > _LOST * deviation:
+            raise ValueError(
+                f"outputs of {largest:.1e} are so far beyond the standard deviation {deviation:.1e} that labels drawn "
+                "around them cannot be told from them; pass kind='exact', or bring targets and variance to one scale."
+            )
+        return z.double() + noise.double() * deviation
 
     def vectors(self, z: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Columns of I / σ."""

@@ -9,26 +9,26 @@ run a layer adds zeros to what is the layer's, from the first step on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fisherviz.approximations import Approximation
-from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, TiedCapture
+from fisherviz.capture.captures import AnyCapture, Batch, GenericCapture
 from fisherviz.capture.joined import concatenate
 from fisherviz.capture.network import Network
-from fisherviz.capture.tokens import TokenCapture
 from fisherviz.matrices.layered import LayeredMatrix
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
+from fisherviz.optim.packing import pack, unpack
 from fisherviz.statistics import Statistic, add_up
 from fisherviz.statistics.costs import require_statistics
 from fisherviz.support.processes import Processes, grouped, summed
 
 Named = dict[str, Statistic]
+_T = TypeVar("_T")
 
 
 class Moments:
@@ -58,9 +58,8 @@ class Moments:
         held = [statistic for named in self.fresh for statistic in named.values()]
         require_statistics(held, layers, torch.empty(0, device=self.device), copies=2)
         self.refined: list[Named] = [{} for _ in self.space.layers]
-        self.deferred = [
-            {key: DeferredAverage(s) for key, s in named.items() if defer and deferrable(s)} for named in self.average
-        ]
+        self._defer = defer
+        self.deferred = [self._deferring(named) for named in self.average]
         self._rows: dict[tuple[int, str], list[tuple[Tensor, float, int]]] = {}
         self.window: list[dict[str, AnyCapture]] = []
         self.examples = 0
@@ -79,6 +78,33 @@ class Moments:
         layers = self.space.layers
         own = [self.approximation.needs(layer) for layer in layers]
         return own + [self.approximation.pair_statistics(layers[i], layers[j]) for i, j in self.pairs]
+
+    def _deferring(self, average: Named) -> dict[str, DeferredAverage]:
+        return {key: DeferredAverage(s) for key, s in average.items() if self._defer and deferrable(s)}
+
+    def follow(self, adjacent: Sequence[tuple[str, str]]) -> None:
+        """Couple layers that are neighbours in a pass that ran some for the first time.
+
+        What is known of pairs that stay is kept; a pair is no longer one where either has another neighbour now.
+
+        Args:
+            adjacent: names of the layers that follow one another in that pass.
+        """
+        first, second = {row for row, _ in adjacent}, {col for _, col in adjacent}
+        kept = [(a, b) for a, b in self.adjacent if (a, b) in adjacent or not (a in first or b in second)]
+        self.adjacent = (*kept, *(pair for pair in adjacent if pair not in kept))
+        before, self.pairs = self.pairs, self.approximation.pairs(self.space.layers, self.adjacent)
+        self.average = self._carried(before, self.average, self._new())
+        self.fresh = self._carried(before, self.fresh, self._new())
+        self.deferred = self._carried(before, self.deferred, [self._deferring(named) for named in self.average])
+        if self.values is not None:
+            self.values = self._carried(before, self.values, [{} for _ in self.average])
+
+    def _carried(self, before: Sequence[tuple[int, int]], held: list[_T], new: list[_T]) -> list[_T]:
+        """What is held of the layers and of those pairs that were there before; what is new of the others."""
+        n = len(self.space.layers)
+        old = dict(zip(before, held[n:], strict=True))
+        return held[:n] + [old.get(pair, made) for pair, made in zip(self.pairs, new[n:], strict=True)]
 
     @property
     def keeps_captures(self) -> bool:
@@ -354,36 +380,6 @@ class Moments:
                 made.refined[i] = approximation.refine(layer, made.values[i])
                 _load(made.refined[i], state["refined"][i], made.device)
         return made
-
-
-def pack(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors and captures as plain containers of tensors."""
-    return {key: value.clone() if isinstance(value, Tensor) else _plain(value) for key, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A capture as a dictionary, and what is in it."""
-    return {f.name: _plain(getattr(value, f.name)) for f in fields(value)} if is_dataclass(value) else value
-
-
-def unpack(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """What `pack` was given."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Tensor):
-            out[key] = value.to(device, copy=True)
-        else:
-            out[key] = _capture(value, device)
-    return out
-
-
-def _capture(packed: Mapping[str, Any], device: torch.device) -> AnyCapture:
-    parts: dict[str, Any] = {
-        name: t.to(device) if isinstance(t, Tensor) else _capture(t, device) if isinstance(t, Mapping) else t
-        for name, t in packed.items()
-    }
-    kinds: tuple[Any, ...] = (Capture, TokenCapture, TiedCapture, GenericCapture)
-    return next(kind for kind in kinds if {f.name for f in fields(kind)} >= set(parts))(**parts)
 
 
 def _load(named: Named, saved: Mapping[str, Any], device: torch.device) -> None:

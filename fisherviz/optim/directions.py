@@ -199,8 +199,8 @@ class Preconditioned(Directions):
     def damped(self, step: Step, rules: Mapping[str, Damping | None]) -> Preconditioner:
         """The damped matrix, factorised anew after a snapshot or with another damping than that which is kept.
 
-        One that couples layers leaves out the frozen ones, which are no coordinates of the step; a layer that the batch
-        only skipped stays.
+        One that couples layers leaves out those that are frozen, or were when the passes ran: no coordinates of
+        the step; a layer that the batch only skipped stays.
         """
         over = frozenset(self._free(step)) if step.moments.pairs else None
         if self._made is not None and self._made[0] == tuple(rules.values()) and self._over == over:
@@ -213,7 +213,8 @@ class Preconditioned(Directions):
         return Preconditioner(matrix, rules, step.T >= INVERT_FROM, owners)
 
     def _free(self, step: Step) -> list[str]:
-        free = [x for x in step.moments.space.layers if any(p.requires_grad for p in x.parameters.values())]
+        skipped = [x for x in step.moments.space.layers if not step.moments.saw(x)]
+        free = [x for x in skipped if any(p.requires_grad for p in x.parameters.values())]
         return [layer.name for layer in (*step.active, *free)]
 
     def keep(self, rules: Mapping[str, Damping | None], made: Preconditioner) -> None:

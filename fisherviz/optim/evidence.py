@@ -219,7 +219,7 @@ class Gradients:
 
     def settle(self) -> None:
         """A step begins: drop what is gone, and what was returned and not assigned."""
-        unassigned = self._by_hand & self.without()
+        unassigned = self.without(self._by_hand)
         self._by_hand -= unassigned
         if gone := self._gone() | unassigned:
             self._drop(gone)
@@ -250,9 +250,10 @@ class Gradients:
     def _old(self, p: nn.Parameter) -> bool:
         return p.grad is not None and p in self._stepped and self._stepped[p] == _place(p.grad) and not _zero(p.grad)
 
-    def without(self) -> set[str]:
-        """Names of the layers that have no gradient at all."""
-        return {layer.name for layer in self.layers if all(p.grad is None for p in layer.parameters.values())}
+    def without(self, names: Collection[str]) -> set[str]:
+        """Those of the named layers that have no gradient, or zeros, which a layer that froze is left with."""
+        own = {layer.name: layer.parameters.values() for layer in self.layers if layer.name in names}
+        return {name for name, mine in own.items() if all(p.grad is None or _zero(p.grad) for p in mine)}
 
     def returned(self, ran: Collection[str]) -> set[str]:
         """Names of the layers whose gradients the user has in hand, and no backward has left any in `.grad`."""

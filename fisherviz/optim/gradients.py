@@ -6,7 +6,7 @@ of section 8; Benzing 2021, eq. 21). One product straight into the weights saves
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -64,9 +64,37 @@ def inner(direction: Direction, v: Tensor) -> float:
     """⟨direction, v⟩."""
     if isinstance(direction, LowRank):
         left = direction.left @ v.reshape(direction.left.shape[1], -1).to(direction.left.dtype)
-        total = float((left * direction.right).sum())
+        total = summed_products([(left.reshape(-1), direction.right.reshape(-1))])
         return total if direction.base is None else total + direction.weight * inner(direction.base, v)
-    return float(torch.dot(direction.reshape(-1), v.reshape(-1)))
+    return summed_products([(direction.reshape(-1), v.reshape(-1))])
+
+
+def summed_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Σ aᵀb of flat tensors: each by one BLAS product, their sum in float64.
+
+    Of gradients below 1e-19 the products vanish in float32, of those above 1e19 they overflow: all is float64 there.
+    """
+    if not pairs:
+        return 0.0
+    total = float(torch.stack([torch.dot(a, b) for a, b in pairs]).double().sum())
+    range_of = torch.finfo(pairs[0][0].dtype)
+    if _FAR * range_of.tiny < abs(total) <= range_of.max:
+        return total
+    return sum(float(torch.dot(a.double(), b.double())) for a, b in pairs)
+
+
+_FAR = 2.0**40
+"""How far from the smallest numbers of its type a sum must be for those that vanished not to matter."""
+
+
+def balanced(s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both times a power of two that brings their largest entry near 1: their products do not vanish."""
+    exponent = torch.frexp(torch.maximum(s.abs().max(), y.abs().max())).exponent.clamp(-_MOST, _MOST)
+    return torch.ldexp(s, -exponent), torch.ldexp(y, -exponent)
+
+
+_MOST = 126
+"""Powers of two that float32 has either way."""
 
 
 def add_direction(target: Tensor, direction: Direction, scale: float, keep: float = 1.0) -> None:

@@ -33,6 +33,8 @@ SPACING = 1.3
 
 LOWER = 2 / 3
 """Factor of λ after a step that the model foresaw well."""
+_TIE = 16.0
+"""Units of rounding within which two objectives are equal."""
 _SEARCH = 30
 """Shortenings of a step before it is given up."""
 Iterate = tuple[int, Tensors, float]
@@ -181,11 +183,15 @@ class LineSearch(ModelRule[ConjugateGradients]):
         descend(step.groups, step.state, {}, done=gradient)
 
     def _backtrack(self, step: Step, iterates: list[Iterate]) -> tuple[Iterate, float]:
-        """The latest iterate before which the objective no longer falls, and the objective there."""
+        """The latest iterate before which the objective no longer falls, and the objective there.
+
+        Iterates of a solve that has converged are equal up to rounding, which must not decide whether it goes on.
+        """
         best, value = iterates[-1], self.reached(step, iterates[-1][1], 1.0)
+        tie = _TIE * max(torch.finfo(d.dtype).eps for d in best[1].values())
         for candidate in reversed(iterates[:-1]):
             earlier = self.reached(step, candidate[1], 1.0)
-            if math.isfinite(value) and not earlier < value:
+            if math.isfinite(value) and not earlier < value - tie * abs(value):
                 break
             best, value = candidate, earlier
         return best, value

@@ -22,7 +22,7 @@ from fisherviz.network.likelihoods import Likelihood
 from fisherviz.operators.damping import as_damping
 from fisherviz.operators.factorise import cholesky, plus_identity
 from fisherviz.optim.directions import Directions, Step
-from fisherviz.optim.gradients import Moves, add_direction, gradient_matrix, matrix_of, split_matrix
+from fisherviz.optim.gradients import Moves, add_direction, balanced, gradient_matrix, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.passes import Pass
@@ -374,6 +374,7 @@ def double_damping(s: Tensor, y: Tensor, H: Inverse, powell: float, second: floa
     Returns:
         The damped pair.
     """
+    s, y = balanced(s, y)  # of pairs the scale is no matter, and the products of small ones would vanish
     Hy = H @ y
     sy, yHy = torch.dot(s, y), torch.dot(y, Hy)
     if bool(sy < powell * yHy):

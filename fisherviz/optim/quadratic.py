@@ -18,6 +18,7 @@ from fisherviz.network.batches import Arguments, count_examples, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import FreshVectors
+from fisherviz.optim.gradients import summed_products
 from fisherviz.optim.watcher import Watcher, at_least_float32
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.processes import Processes, summed
@@ -190,9 +191,8 @@ def _summed(parts: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
 
 
 def dot(u: Direction, v: Direction) -> float:
-    """Inner product of two directions; each parameter's share by one BLAS product, their sum in float64."""
-    shares = [torch.dot(u[p].reshape(-1), v[p].reshape(-1)) for p in u if p in v]
-    return float(torch.stack(shares).double().sum()) if shares else 0.0
+    """Inner product of two directions."""
+    return summed_products([(u[p].reshape(-1), v[p].reshape(-1)) for p in u if p in v])
 
 
 def combine(terms: Sequence[tuple[float, Direction]]) -> dict[nn.Parameter, Tensor]:
@@ -200,7 +200,11 @@ def combine(terms: Sequence[tuple[float, Direction]]) -> dict[nn.Parameter, Tens
     out: dict[nn.Parameter, Tensor] = {}
     for c, direction in terms:
         for p, d in direction.items():
-            out[p] = c * d if p not in out else out[p].add(d, alpha=c)
+            if abs(c) > torch.finfo(d.dtype).max:  # of a direction that has all but vanished
+                scaled = (c * d.double()).to(d.dtype)
+                out[p] = out[p] + scaled if p in out else scaled
+            else:
+                out[p] = c * d if p not in out else out[p].add(d, alpha=c)
     return out
 
 

@@ -20,11 +20,11 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping, Tikhonov, as_damping
-from fisherviz.optim.averages import pack, unpack
 from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, gradient_matrix, layer_gradients, matrix_of, split_matrix, split_rows
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import DIRECTION, require_known
+from fisherviz.optim.packing import pack, unpack
 from fisherviz.optim.rules import Momentum, StepRule
 from fisherviz.statistics.examples import Examples, Woodbury
 from fisherviz.statistics.gradients import columns_product, rows_product

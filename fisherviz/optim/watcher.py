@@ -318,7 +318,7 @@ class Watcher:
             made.shown = {name: added(made.captures.get(name), capture) for name, capture in fresh.items()}
         if mine:
             # a layer without any gradient takes no part in the step, and its statistics go with the others'
-            counted = mine | (self.gradients.without() & (made.ran | set(made.shown)))
+            counted = mine | self.gradients.without((made.ran | set(made.shown)) - mine)
             self.gradients.idle = (self.gradients.idle | counted) - mine
             made.captures |= {name: capture for name, capture in made.shown.items() if name in counted}
             made.layers |= mine

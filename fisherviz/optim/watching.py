@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.capture.look import glance, late, look
+from fisherviz.capture.look import glance, late, look, neighbours
 from fisherviz.capture.network import Network
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
@@ -91,7 +91,10 @@ class Watching(torch.optim.Optimizer):
             structure = self.network.structure
             self.moments = Moments(self.approximation, kept, structure.positions, structure.neighbours, self._defers)
         else:
-            self.moments.positions |= late(self.moments.positions, made.calls, made.output)
+            new = late(self.moments.positions, made.calls, made.output)
+            if new:
+                self.moments.positions |= new
+                self.moments.follow(neighbours(made.calls, {layer.name for layer in self.network.structure.generic}))
 
     def _look(self, made: Pass) -> None:
         """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass."""
@@ -134,14 +137,15 @@ class Watching(torch.optim.Optimizer):
             self.moments.drop(names, gone)
 
     def _active(self) -> list[Layer]:
-        """Preconditioned layers with a gradient; zeros do not count where no pass ran the layer."""
+        """Preconditioned layers with a gradient; zeros do not count where no pass left them."""
         layers = self.layers if self.moments is None else self.moments.space.layers
         return [layer for layer in layers if self._has_gradient(layer)]
 
     def _has_gradient(self, layer: Layer) -> bool:
         there = [p.grad for p in layer.parameters.values() if p.grad is not None]
         # `zero_grad(set_to_none=False)` leaves zeros at layers that the batch then skips
-        return bool(there) and (self._seen(layer) or any(g.is_sparse or bool(g.any()) for g in there))
+        counts = any(layer.name in made.layers for made in self._passes)
+        return bool(there) and (counts or any(g.is_sparse or bool(g.any()) for g in there))
 
     def _forget(self, stepped: bool = False) -> None:
         for made in self._passes:

@@ -283,3 +283,34 @@ def test_forged_facts_are_refused_in_a_sentence_or_read_as_a_matrix(data):
         except ValueError as error:
             shape, said = None, str(error)
         assert shape == (26, 26) or str(path) in said
+
+
+OTHERS = {
+    "weights": lambda net, x: (nets.randomised(nets.mlp(3, 4, 2)), x, {}),
+    "data": lambda net, x: (net, x + 1, {}),
+    "kind": lambda net, x: (net, x, {"kind": "mc"}),
+    "reduction": lambda net, x: (net, x, {"reduction": "sum"}),
+    "layers": lambda net, x: (nets.randomised(nets.mlp(3, 5, 2)), x, {}),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_matrix_that_was_made_from_something_else_is_refused_by_its_name(what, tmp_path):
+    net, given = nets.randomised(nets.mlp(3, 4, 2)), nets.vectors(5, 3)
+    path = fv.approximate(fv.Probe(net, "gaussian").fisher(given), "kfac").save(tmp_path / "kfac.safetensors")
+    again = fv.Probe(net, "gaussian").fisher(given.clone())
+    assert fv.load_approximation(path, fisher=again).differs_from(again) == []
+    other, x, options = OTHERS[what](net, given)
+    found = fv.Probe(other, "gaussian").fisher(x, **options)
+    differing = fv.load_approximation(path).differs_from(found)
+    assert differing == ([what] if what != "layers" else ["layers", "weights"])
+    with pytest.raises(ValueError, match=f"was made with other {' and other '.join(differing)} than this Fisher's"):
+        fv.load_approximation(path, fisher=found)
+
+
+def test_a_file_that_does_not_say_what_it_was_made_from_is_read(tmp_path):
+    """As those of release 0.1.0; a damped matrix does not say it either."""
+    _, fisher = small()
+    damped = fv.approximate(fisher, "kfac").damped(0.1)
+    found = fv.load_approximation(damped.save(tmp_path / "damped.safetensors"), fisher=fisher)
+    assert found.fingerprints == {"data": "", "weights": ""}

@@ -115,6 +115,27 @@ def test_gaussian_samples_have_the_mean_and_the_variance():
     assert standardised(y.var(0), torch.tensor(0.3), 0.3 * (2 / 20000) ** 0.5) < 4.5
 
 
+@pytest.mark.parametrize("shift", [1e4, 1e7, 1e9, -1e11])
+def test_the_scores_of_gaussian_samples_do_not_depend_on_where_the_outputs_are(shift):
+    """z - y is the noise, of which float32 keeps nothing at z = 1e9."""
+    z, gaussian = torch.randn(50, 3), fv.Gaussian(variance=0.3)
+    near, far = (
+        gaussian.score(at, gaussian.sample(at, torch.Generator().manual_seed(0))) for at in (z, (z + shift).float())
+    )
+    assert near.dtype == far.dtype == torch.float32
+    assert float((far - near).abs().max()) < 1e-4
+
+
+def test_gaussian_samples_that_cannot_be_told_from_the_outputs_are_refused():
+    with pytest.raises(ValueError, match="cannot be told from them; pass kind='exact'"):
+        fv.Gaussian().sample(torch.full((2, 1), 1e20))
+    with pytest.raises(ValueError, match="so far beyond the standard deviation"):
+        fv.Probe(scaled := torch.nn.Linear(2, 1), fv.Gaussian(variance=1e-30)).fisher(
+            torch.ones(3, 2), kind="mc"
+        ).diagonal()
+    assert all(p.grad is None for p in scaled.parameters())
+
+
 @pairs
 def test_samples_come_from_the_given_generator_alone(likelihood, law):
     z = nets.vectors(50, 3)
