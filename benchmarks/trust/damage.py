@@ -15,6 +15,8 @@ from benchmarks.trust.keeping import (
     RUN,
     WORK,
     fresh,
+    measured,
+    measured_state,
     papers,
     papers_state,
     plain,
@@ -26,6 +28,7 @@ from fisherviz.papers.ledger.records import load
 from fisherviz.papers.trials import running
 from fisherviz.report.against import comparisons_of
 from fisherviz.results.comparison import ARRAYS, FACTS, TABLE, load_comparison
+from fisherviz.support.pieces import Pieces
 from fisherviz.support.sealing import read_sealed
 from fisherviz.training import load_run, train
 
@@ -180,7 +183,31 @@ def _half_done(folder: Path) -> None:
         running._Training._step = step  # type: ignore[method-assign]
 
 
-WRITING = (_goes_on, _swept, _measured)
+def _begun(folder: Path) -> None:
+    """A report that was left when two of its methods were measured."""
+    keep, kept = Pieces.keep, list[str]()
+
+    def left(pieces: Pieces, name: str, state: Any) -> None:
+        keep(pieces, name, state)
+        kept.append(name)
+        if len(kept) == 2:
+            raise _Halfway
+
+    Pieces.keep = left  # type: ignore[method-assign]
+    try:
+        measured(folder)
+    except _Halfway:
+        pass
+    finally:
+        Pieces.keep = keep  # type: ignore[method-assign]
+
+
+def _reported(place: Path) -> Any:
+    measured(place)
+    return measured_state(place)
+
+
+WRITING = (_goes_on, _swept, _measured, _reported)
 """Readers that go on with the work, of a copy for each time."""
 
 
@@ -206,5 +233,7 @@ FILES = {
     "claims.json": File(_made("papers"), "figures", "claims.json", _claims),
     ".runs/….json, going on": File(_made("papers"), "", "figures/.runs/*.json", _measured),
     ".runs/….part, going on": File(_half_done, "", "figures/.runs/*.part", _measured),
+    ".unfinished/….pt, going on": File(_begun, "", "report/.unfinished/method-*.pt", _reported),
+    ".unfinished/begun.pt, going on": File(_begun, "", "report/.unfinished/begun.pt", _reported),
 }
 """The files by what the page calls them."""

@@ -26,9 +26,10 @@ from benchmarks.trust.keeping import WORK, Kept, fresh, warm
 
 TITLE = "Nothing lost"
 SEED = 20261129
-KILLS = {"run": 70, "sweep": 16, "report": 40, "comparison": 50, "approximation": 30, "papers": 40}
+KILLS = {"run": 70, "sweep": 16, "report": 40, "comparison": 50, "approximation": 30, "papers": 40,
+         "whole report": 120}  # fmt: skip
 """Kills at random moments of each, in the long half."""
-STRIDES = {"sweep": 24, "report": 3, "run": 2, "papers": 2}
+STRIDES = {"sweep": 24, "report": 3, "run": 2, "papers": 2, "whole report": 4}
 """Of many writes that are alike, one of so many is tried."""
 SHARE = 10
 """The short half has about one of so many."""
@@ -359,13 +360,15 @@ def words(found: dict[str, Any]) -> list[str]:
         "lack of room or of permission, or it alone with an "
         "input/output error. “Told” is one sentence that names the path; “not needed” are writes without which the "
         "result is whole, such as tidying up. A run is `fisherviz train`'s, papers are an exhibit of `fisherviz "
-        "papers` with a training that is saved at every step, a report's pictures are drawn beforehand.",
+        "papers` with a training that is saved at every step, a report's pictures are drawn beforehand; a whole report "
+        "is measured too, three methods on two layers together and one by one, and goes on from what is finished.",
         table(heads, rows),
         *([found["aside"]] if "aside" in found else []),
         *_disk_words(found["disk"]),
         "Damage: a bit of a file that was saved is flipped at a random place, or the file is cut at a random length. "
         "It is refused in a sentence that names the file, or what is read is equal to what was saved (most of a SQLite "
-        "file's pages are air, and a cut in the trailing newline costs nothing).",
+        "file's pages are air, a cut in the trailing newline costs nothing, and what a damaged piece of an unfinished "
+        "report held is measured anew, which is said with its name).",
         table(["file", "flips", "cuts", "refused", "equal", "silent or raw"], _damage_rows(found["damage"])),
         "Two processes write into one folder at once, and a third reads it, where it can be read, meanwhile:",
         table(

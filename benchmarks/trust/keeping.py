@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import fisherviz as fv
+from fisherviz.commands.job import Job
+from fisherviz.commands.report import run as run_report
 from fisherviz.matrices.layered import LayeredMatrix
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.records import load
@@ -47,6 +49,9 @@ CLOCK = {
     "metrics_bytes",
     "metrics_sha256",
     "created",
+    "command",
+    "forward_backward_seconds",
+    "fits_timed",
 }
 """Keys of what hangs on the clock or on the folder's name."""
 
@@ -180,6 +185,46 @@ def report_state(folder: Path) -> Any:
     return plain([{title: [one.frame, one.meta, one.arrays] for title, one in found.items()}, digests])
 
 
+# ---- what is measured for a report
+
+
+def small() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """The same network, with targets."""
+    net, x = network()
+    return net, (x, torch.arange(len(x)) % 3)
+
+
+def measured(folder: Path, *methods: str) -> Any:
+    """A whole report of two layers, of three methods or others; what it draws is drawn already."""
+    once, said = page._render, ("<!doctype html>", [])
+    page._render = lambda *rest, **options: said  # type: ignore[assignment]
+    here = "benchmarks.trust.keeping:small"
+    job = Job(
+        model=f"{here}_network", data=f"{here}_data", out=folder / "report", quiet=True, seed=len(methods),
+        methods=methods or ("kfac", "foof", "diagonal"), metrics=("relative_frobenius", "direction_cosine", "passes"),
+    )  # fmt: skip
+    try:
+        return bool(run_report(job, lambda line: None))
+    finally:
+        page._render = once
+
+
+def small_network() -> nn.Module:
+    """For a job."""
+    return small()[0]
+
+
+def small_data() -> tuple[Tensor, Tensor]:
+    """For a job."""
+    return small()[1]
+
+
+def measured_state(folder: Path) -> Any:
+    """Both comparisons of a report."""
+    found = comparisons_of(folder / "report")
+    return plain([{title: [one.frame, one.meta, one.arrays] for title, one in found.items()}, names(folder)])
+
+
 # ---- papers
 
 
@@ -224,6 +269,7 @@ WORK = (
         lambda folder: approximation(OLD).save(folder / "kfac.safetensors"),
     ),
     Kept("papers", papers, papers_state),
+    Kept("whole report", measured, measured_state, True, lambda folder: measured(folder, "ekfac", "identity")),
 )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from fisherviz.commands.inputs import Data, load_data, load_model
 from fisherviz.commands.job import Job
 from fisherviz.commands.outputs import picked
 from fisherviz.commands.weights import load_weights
-from fisherviz.comparison.compare import compare
+from fisherviz.comparison.compare import compare, compare_in, piece_of
+from fisherviz.comparison.keeping import ALIKE, comparison_of, comparison_state, identity
 from fisherviz.exact.cumulants import cumulants
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network import likelihoods
@@ -35,6 +36,7 @@ from fisherviz.support.choices import one_of
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.files import check_place
 from fisherviz.support.numbers import human
+from fisherviz.support.pieces import Pieces
 from fisherviz.support.plan import Plan, billions, duration
 from fisherviz.support.processes import ALONE, Processes
 from fisherviz.support.progress import progress_bar
@@ -43,6 +45,8 @@ from fisherviz.training.network import usable
 ERROR = 0.05  # share of wrong training examples at which the K-FAC paper's figure 2 was taken
 DATA = "digits:16"
 CUMULANT_PARAMETERS = 3000
+JOINTLY = "all layers jointly"
+"""What the piece of the first section is called."""
 OWN_WEIGHTS = "the factory's own, which are random unless it loads some"
 
 
@@ -95,25 +99,39 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
     joint.look()  # the table then tells each layer's path as it is
     say(repr(joint.probe))
     everything = joint_layers if job.layers is not None else fisher(None).space.names
+    alone = everything if everything and len(everything) > 1 and not job.compare_only else ()
     plan = compare(joint, job.methods, metrics=job.metrics, plan=True)
     if job.plan:
         _say_plan(job, plan, fisher, everything or (), say)
         return []
-    alone = everything if everything and len(everything) > 1 and not job.compare_only else ()
-    say(f"To be done{', before each layer alone' if alone else ''}: {plan.verdict}")
-    sections = [_jointly(job, joint, settings, data)]
-    if alone:
-        sections.append(_one_by_one(job, fisher, alone, settings, processes, sections[0].comparison))
-    for section in sections:
-        section.comparison.meta["command"] = command_of(job)
-    with processes.agreeing("the page"):
-        if processes.rank == 0:
-            if job.compare_only:
-                sections[0].comparison.save(job.out)
-                return sections
-            with option("--out"), progress_bar(None, "drawing", "picture", not job.quiet) as bar:
-                write_report(job.out, sections, progress=lambda name: bar.update())
+    said = f"To be done{', before each layer alone' if alone else ''}: {plan.verdict}"
+    decided = identity(joint, resolve(job.methods), _decisive(job))
+    with Pieces(job.out, decided, "report", processes, say, ALIKE) as pieces:
+        say(said)
+        sections = [_jointly(job, joint, settings, data, pieces)]
+        if alone:
+            sections.append(_one_by_one(job, fisher, alone, settings, pieces, sections[0].comparison))
+        for section in sections:
+            section.comparison.meta["command"] = command_of(job)
+        with processes.agreeing("the page"):
+            if processes.rank == 0:
+                _write(job, sections, pieces)
     return sections
+
+
+def _decisive(job: Job) -> dict[str, Any]:
+    """What of a job decides its numbers and words, as JSON holds it."""
+    return job.model_dump(mode="json", exclude={"out", "plan", "quiet"})
+
+
+@option("--out")
+def _write(job: Job, sections: Sequence[Section], pieces: Pieces) -> None:
+    """The whole report, or its numbers, in the place of what was kept of it."""
+    if job.compare_only:
+        pieces.commit(sections[0].comparison.to_files())
+        return
+    with progress_bar(None, "drawing", "picture", not job.quiet) as bar:
+        write_report(job.out, sections, progress=lambda name: bar.update(), remove=pieces.names())
 
 
 def _say_plan(
@@ -193,23 +211,17 @@ def _first(settings: dict[str, Any]) -> str:
     return f"weights: {settings['weights']}{hint}"
 
 
-def _jointly(job: Job, fisher: Fisher, settings: dict[str, Any], data: Data) -> Section:
-    comparison = compare(fisher, job.methods, damping=job.damping, metrics=job.metrics, progress=not job.quiet)
-    comparison.meta["settings"] = {**settings, **comparison.meta.get("settings", {})}
-    comparison.meta["notes"] += list(data.notes)
+def _jointly(job: Job, fisher: Fisher, settings: dict[str, Any], data: Data, pieces: Pieces) -> Section:
+    comparison = pieces.found(JOINTLY, comparison_of)
+    if comparison is None:
+        comparison = _compared(job, fisher, settings, data, pieces)
+        if pieces.processes.rank == 0:
+            pieces.keep(JOINTLY, comparison_state(comparison))
+            pieces.drop(map(piece_of, comparison.methods))
+    else:
+        pieces.tell(len(comparison.methods), len(comparison.methods), "method")
     if job.compare_only:
         return Section("", comparison)
-    if fisher.shape[0] > CUMULANT_PARAMETERS:
-        comparison.meta["notes"].append(
-            f"cumulant sums are left out: they take P² numbers, and P is above {CUMULANT_PARAMETERS:,} here."
-        )
-    else:
-        try:
-            bound = cumulants(fisher)
-        except NotImplementedError as error:
-            comparison.meta["notes"].append(f"cumulant sums are left out: {error}")
-        else:
-            comparison.meta["cumulants"] = {"error": float(bound.error), "bound": float(bound.bound)}
     count = len(fisher.space.names)
     middle = job.model is None and job.layers is None
     title = "The middle four layers, jointly" if middle else "All probed layers, jointly" if count > 1 else ""
@@ -220,36 +232,72 @@ def _jointly(job: Job, fisher: Fisher, settings: dict[str, Any], data: Data) -> 
     return Section(title, comparison, intro)
 
 
+def _compared(job: Job, fisher: Fisher, settings: dict[str, Any], data: Data, pieces: Pieces) -> Comparison:
+    """All methods on all layers together."""
+    comparison: Comparison = compare_in(
+        pieces, fisher, job.methods, damping=job.damping, metrics=job.metrics, progress=not job.quiet
+    )
+    comparison.meta["settings"] = {**settings, **comparison.meta.get("settings", {})}
+    comparison.meta["notes"] += list(data.notes)
+    if job.compare_only:
+        return comparison
+    if fisher.shape[0] > CUMULANT_PARAMETERS:
+        comparison.meta["notes"].append(
+            f"cumulant sums are left out: they take P² numbers, and P is above {CUMULANT_PARAMETERS:,} here."
+        )
+        return comparison
+    try:
+        bound = cumulants(fisher)
+    except NotImplementedError as error:
+        comparison.meta["notes"].append(f"cumulant sums are left out: {error}")
+    else:
+        comparison.meta["cumulants"] = {"error": float(bound.error), "bound": float(bound.bound)}
+    return comparison
+
+
 def _one_by_one(
     job: Job,
     fisher: Callable[[Sequence[str] | None], Fisher],
     layers: Sequence[str],
     settings: dict[str, Any],
-    processes: Processes,
+    pieces: Pieces,
     jointly: Comparison,
 ) -> Section:
     """Each layer's block alone, with the λ of the joint view: what both show has one value."""
     methods, same = differing_alone(job.methods or tuple(approximations))
+    kept = {name: pieces.found(_alone(name), comparison_of) for name in layers}
+    taken = {name: comparison for name, comparison in kept.items() if comparison is not None}
+    pieces.tell(len(taken), len(layers), "layer")
     bar = progress_bar(len(layers), "layer by layer", "layer", not job.quiet)
 
     def compared(name: str) -> Comparison | str:
         try:
-            return compare(
+            if name in taken:
+                return taken[name]
+            found = compare(
                 fisher([name]), methods, damping=jointly.meta["damping"], metrics=job.metrics, progress=False
             )
+            found.arrays.clear()  # the section has no pictures of single layers
+            pieces.keep(_alone(name), comparison_state(found))
+            return found
         except FAILURES as error:
             return f"Layer {name} is left out: {error}"
         finally:
             bar.update()
 
     with bar:  # each layer is one process's: with its own passes, it waits for nobody
-        outcomes = processes.deal(layers, compared, "the layers one by one")
+        outcomes = pieces.processes.deal(layers, compared, "the layers one by one")
     found = [(name, outcome) for name, outcome in zip(layers, outcomes, strict=True) if isinstance(outcome, Comparison)]
     failed = [outcome for outcome in outcomes if isinstance(outcome, str)]
     if not found:
         raise ValueError(" ".join(failed))
     intro = " ".join(["One comparison per layer, with the λ from above; each sees its own block only.", *same, *failed])
     return Section("Every layer alone", side_by_side(found, settings), intro, "layers")
+
+
+def _alone(name: str) -> str:
+    """What the piece of a layer is called."""
+    return f"layer {name}"
 
 
 def differing_alone(methods: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -39,6 +39,8 @@ def report(
 
     With --compare-only there is no page: fv.load_comparison reads the numbers out of the folder.
 
+    Interrupted, the same command goes on with what it had finished.
+
     Started by torchrun --nproc-per-node=3 -m fisherviz report ..., three processes share the work.
     """
     from fisherviz.commands.launched import launched

@@ -8,11 +8,14 @@ products in example space, Lanczos, and random probes whose standard errors the 
 from __future__ import annotations
 
 import datetime
+import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -21,8 +24,9 @@ from fisherviz._version import __version__
 from fisherviz.approximations import FAILURES, Approximation, resolve
 from fisherviz.approximations.registry import Method
 from fisherviz.comparison import planning
-from fisherviz.comparison.costs import Fits, fit
+from fisherviz.comparison.costs import Fits, fit, together
 from fisherviz.comparison.dense import DenseComparison
+from fisherviz.comparison.keeping import ALIKE, Measured, identity, seen
 from fisherviz.comparison.measures import MEASURES, Question, as_estimate
 from fisherviz.comparison.structured import PROBES, StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
@@ -31,29 +35,16 @@ from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_
 from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
 from fisherviz.results.metrics import METRICS, check_metrics, needing
 from fisherviz.support.errors import sentence
+from fisherviz.support.files import check_place
 from fisherviz.support.memory import require
 from fisherviz.support.numbers import three_digits
+from fisherviz.support.pieces import Pieces
 from fisherviz.support.plan import Plan
-from fisherviz.support.processes import plain
 from fisherviz.support.progress import progress_bar, showing
 
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
 """Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
-
-
-@dataclass
-class _Measured:
-    """What was measured of one approximation, by whichever process it was."""
-
-    rows: list[tuple[str, str, str, str, float, float]] = field(default_factory=list)
-    error: Exception | None = None
-    notes: list[str] = field(default_factory=list)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """As other processes can read it."""
-        return {**self.__dict__, "error": None if self.error is None else plain(self.error)}
 
 
 @overload
@@ -66,11 +57,12 @@ def compare(
     gradient: Tensor | Mapping[str, Tensor] | None = None,
     progress: bool = True,
     plan: Literal[False] = False,
+    out: str | os.PathLike[str] | None = None,
 ) -> Comparison: ...
 @overload
 def compare(
     fisher: Fisher, methods: Any = None, *, plan: Literal[True], damping: Any = None, metrics: Any = None,
-    gradient: Any = None, progress: bool = True,
+    gradient: Any = None, progress: bool = True, out: Any = None,
 ) -> Plan: ...  # fmt: skip
 def compare(
     fisher: Fisher,
@@ -81,6 +73,7 @@ def compare(
     gradient: Tensor | Mapping[str, Tensor] | None = None,
     progress: bool = True,
     plan: bool = False,
+    out: str | os.PathLike[str] | None = None,
 ) -> Comparison | Plan:
     """Compare approximations with the exact Fisher.
 
@@ -96,6 +89,10 @@ def compare(
         gradient: flat torch-order vector (P,) or dictionary for directions; None: the data's, where it has targets.
         progress: show a progress bar where it takes longer than a moment, on a terminal or in a notebook; False: never.
         plan: say what it will take instead of doing it: passes, multiply-adds, bytes and time, step by step.
+        out: a folder that the comparison is saved in, as by `Comparison.save`. Each method is kept there once it is
+            measured: the same call after an interruption takes those, and its result is equal bit for bit but for
+            what the clock says. What was kept with other weights, data, options or code is not used (a warning says
+            so), nor what is damaged.
 
     Returns:
         A `Comparison`, whose `notes` say what was left out; or its `Plan`.
@@ -105,9 +102,52 @@ def compare(
             approximation is of another network.
         TypeError: a method is neither a name nor an approximation, or the gradient no tensor.
         MemoryError: a metric that was asked for needs a dense matrix that does not fit.
+        RuntimeError: another process is at work on the comparison in `out`.
+        OSError: nothing can be written there.
         Exception: what ended the first method, if all of them failed; otherwise those that fail are named in the notes.
     """
     require_fisher(fisher, "fv.compare")
+    asked: dict[str, Any] = {"damping": damping, "metrics": metrics, "gradient": gradient, "progress": progress}
+    if out is None or plan:
+        return compare_in(None, fisher, methods, **asked, plan=plan)
+    folder, chosen = check_place(out, directory=True), resolve(methods)
+    configuration = {
+        "methods": list(chosen), "damping": repr(as_damping(damping)), "gradient": seen(fisher, gradient),
+        "metrics": None if metrics is None else sorted(check_metrics(metrics)),
+    }  # fmt: skip
+    decided = identity(fisher, chosen, configuration)
+    warn = partial(warnings.warn, stacklevel=5)
+    with Pieces(Path(folder), decided, "comparison", fisher.processes, warn, ALIKE) as pieces:
+        found = compare_in(pieces, fisher, chosen, **asked)
+        with fisher.processes.agreeing("the files of a comparison"):
+            if fisher.processes.rank == 0:
+                pieces.commit(found.to_files())
+        return found
+
+
+def compare_in(
+    pieces: Pieces | None,
+    fisher: Fisher,
+    methods: Any = None,
+    *,
+    damping: Any = None,
+    metrics: Any = None,
+    gradient: Any = None,
+    progress: bool = True,
+    plan: bool = False,
+) -> Any:
+    """As `compare`, with methods taken from what is kept, and kept as they are finished.
+
+    Args:
+        pieces: of a comparison, or of what it is a part of; None: nothing is kept.
+        fisher: as for `compare`.
+        methods: likewise.
+        damping: likewise.
+        metrics: likewise.
+        gradient: likewise.
+        progress: likewise.
+        plan: likewise.
+    """
     wanted = check_metrics(metrics)
     chosen = resolve(methods)
     for approximation in chosen.values():
@@ -121,7 +161,7 @@ def compare(
     if plan:
         return planning.plan(fisher, chosen, bool(asked) or not way, probes)
     with showing(progress and fisher.processes.rank == 0):
-        return _compared(fisher, chosen, way, damping, wanted, asked, metrics is not None, gradient)
+        return _compared(fisher, chosen, way, damping, wanted, asked, metrics is not None, gradient, pieces)
 
 
 def _compared(
@@ -133,6 +173,7 @@ def _compared(
     asked: Sequence[str],
     explicit: bool,
     gradient: Tensor | Mapping[str, Tensor] | None,
+    pieces: Pieces | None,
 ) -> Comparison:
     """The comparison; matrices are not written out if it is said why, unless `asked` names metrics that need them."""
     notes: list[str] = []
@@ -148,14 +189,18 @@ def _compared(
             require(size, fisher.network.device, what, "probe fewer layers=, or leave these metrics out")
     kind = StructuredComparison if why_not_dense and not asked else DenseComparison
     measured = kind(Question(fisher, rule, strength, slope, wanted, explicit, why_not_dense))
-    fits = fit(fisher, chosen, wanted)
-    errors, remarks = fits.errors, fits.notes
-    measured.prepare({label: fitted for label, fitted in chosen.items() if label not in errors})
+    outcomes = {} if pieces is None else _taken(pieces, chosen, kind.__name__)
+    left = {label: approximation for label, approximation in chosen.items() if label not in outcomes}
+    fits = fit(fisher, left, wanted)
+    errors = fits.errors
+    measured.prepare({label: fitted for label, fitted in left.items() if label not in errors})
     bar = progress_bar(len(chosen), "comparing", "method")
+    bar.update(len(outcomes))
 
-    def measure(label: str) -> _Measured:
+    def measure(label: str) -> Measured:
         bar.set_postfix_str(label, refresh=False)  # a refresh would not wait for the moment
-        notes, arrays, found = len(measured.notes), set(measured.arrays), _Measured()
+        notes, arrays = len(measured.notes), set(measured.arrays)
+        found = Measured(remarks=fits.remarks.get(label, []), seconds=fits.seconds.get(label, []), way=kind.__name__)
         fitted = chosen[label]
         try:
             if label not in errors:
@@ -164,12 +209,18 @@ def _compared(
             found.error = error
         found.notes = measured.notes[notes:]
         found.arrays = {name: array for name, array in measured.arrays.items() if name not in arrays}
+        if pieces is not None and found.rows:
+            pieces.keep(piece_of(label), found.to_state())
         bar.update()
         return found
 
-    remarks, arrays = [*remarks, *measured.notes], dict(measured.arrays)
+    of_all, arrays = list(measured.notes), dict(measured.arrays)
     with bar:
-        outcomes = dict(zip(chosen, fisher.deal(list(chosen), measure, "the measures of approximations"), strict=True))
+        mine = fisher.deal(list(left), measure, "the measures of approximations")
+    outcomes |= dict(zip(left, mine, strict=True))
+    outcomes = {label: outcomes[label] for label in chosen}
+    remarks = [*together({label: found.remarks for label, found in outcomes.items()}), *fits.notes, *of_all]
+    fits.seconds = {label: found.seconds for label, found in outcomes.items() if found.seconds}
     rows = [row for found in outcomes.values() for row in found.rows]
     errors |= {label: found.error for label, found in outcomes.items() if found.error is not None}
     for found in outcomes.values():
@@ -191,6 +242,27 @@ def _compared(
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     meta = _meta(fisher, rule, strength, fits, notes)
     return Comparison(frame, meta, arrays)
+
+
+def piece_of(label: str) -> str:
+    """What the piece of a method is called among those of a comparison."""
+    return f"method {label}"
+
+
+def _taken(pieces: Pieces, chosen: Iterable[str], way: str) -> dict[str, Measured]:
+    """The methods that an interrupted process has measured in the same way."""
+    taken, others = {}, []
+    for label in chosen:
+        found = pieces.found(piece_of(label), Measured.of_state)
+        if found is not None and found.way != way:
+            others.append(label)
+        elif found is not None:
+            taken[label] = found
+    if others:
+        why = "memory allows another way of comparing matrices now"
+        pieces.say(f"{', '.join(others)}: what is finished is not used and measured anew, since {why}.")
+    pieces.tell(len(taken), len(list(chosen)), "method")
+    return taken
 
 
 def strength_of(fisher: Fisher, damping: float | Damping | None) -> tuple[Damping, float]:

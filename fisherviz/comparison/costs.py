@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -33,15 +33,17 @@ class Fits:
 
     Attributes:
         errors: what ended some of them.
-        notes: what is to be said about the others.
+        notes: what is to be said about the numbers.
         unit: one forward+backward pass of the loss.
         seconds: of each method that was fitted here, one number per fit.
+        remarks: what is to be said about each of them.
     """
 
     errors: dict[str, Exception]
     notes: list[str]
     unit: Effort
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def timed(self) -> int:
@@ -77,7 +79,8 @@ def fit(fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str]) -
     took = max(fisher.processes.exchange(time.perf_counter() - start))
     errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
     made = {label: approximation for label, approximation in unfitted.items() if label not in errors}
-    fits = Fits(errors, _remarks(fisher, made), unit, {label: [own.seconds] for label, own in made.items()})
+    remarks = {label: own.remarks(fisher) for label, own in made.items()}
+    fits = Fits(errors, [], unit, {label: [own.seconds] for label, own in made.items()}, remarks)
     if made and "seconds" in wanted:
         _repeat(fisher, {label: as_given[label] for label in made}, fits, took)
     for label, own in made.items():
@@ -107,10 +110,14 @@ def _repeat(fisher: Fisher, given: Mapping[str, Approximation], fits: Fits, took
             fits.seconds[label] = found[1:] or found
 
 
-def _remarks(fisher: Fisher, made: Mapping[str, Approximation]) -> list[str]:
-    """What is to be said about methods that were fitted, those together of whom the same is."""
+def together(remarks: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is to be said about methods, those together of whom the same is.
+
+    Args:
+        remarks: sentences by the method's label.
+    """
     said: dict[str, list[str]] = {}
-    for label, own in made.items():
-        for remark in own.remarks(fisher):
-            said.setdefault(remark, []).append(label)
-    return [f"{', '.join(labels)}: {remark}" for remark, labels in said.items()]
+    for label, sentences in remarks.items():
+        for sentence in sentences:
+            said.setdefault(sentence, []).append(label)
+    return [f"{', '.join(labels)}: {sentence}" for sentence, labels in said.items()]

@@ -25,10 +25,10 @@ from fisherviz.operators.damping import Damping, as_damping
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.gradients import Moves, gradient_matrix, rows_explain, split_matrix, split_rows
 from fisherviz.optim.passes import Pass, Source
-from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows
+from fisherviz.optim.preconditioner import INVERT_FROM, Preconditioner, Rows, owners_of
 from fisherviz.optim.watcher import Watcher
 from fisherviz.support import timing
-from fisherviz.support.processes import grouped, summed
+from fisherviz.support.processes import Processes, grouped, summed
 
 Group = dict[str, Any]
 
@@ -159,12 +159,13 @@ class Preconditioned(Directions):
 
     Args:
         read: what a group's damping means.
+        owned: whether each layer's inverse is one process's, where several train together.
     """
 
     reads_rows = True
 
-    def __init__(self, read: Callable[[Any], Damping | None] = as_damping) -> None:
-        self.read = read
+    def __init__(self, read: Callable[[Any], Damping | None] = as_damping, owned: bool = False) -> None:
+        self.read, self.owned = read, owned
         self._made: tuple[tuple[Any, ...], Preconditioner] | None = None
         self._over: frozenset[str] | None = None
 
@@ -208,7 +209,8 @@ class Preconditioned(Directions):
         matrix = step.moments.build(over)
         if step.reduction == "sum" and step.moments.approximation.follows_scale:
             matrix = _over_examples(matrix, step.moments)
-        return Preconditioner(matrix, rules, step.T >= INVERT_FROM)
+        owners = owners_of(matrix.space.layers, Processes.training().count) if self.owned and grouped() else None
+        return Preconditioner(matrix, rules, step.T >= INVERT_FROM, owners)
 
     def _free(self, step: Step) -> list[str]:
         skipped = [x for x in step.moments.space.layers if not step.moments.saw(x)]

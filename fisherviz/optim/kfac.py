@@ -40,6 +40,7 @@ class KFACKeywords(TypedDict, total=False):
     omega1: float | None
     omega2: float | None
     gamma_by: str
+    ownership: str
     output: Callable[[Any], Tensor] | None
 
 
@@ -84,6 +85,8 @@ class KFAC(NaturalGradient):
         heuristic_damping: True: factored Tikhonov, γ = √λ (equation 7); False, block-diagonal only: λ added to the
             products' eigenvalues (equation 6), γ² for the complete optimizer's proposals.
         setting: "expand" or "reduce", of the factors under weight sharing.
+        ownership: of layers' inverses among several processes, as for `NaturalGradient`; "one" takes the block-diagonal
+            inverse.
         output: picks the output tensor from what the model returns.
 
     Raises:
@@ -154,7 +157,8 @@ class KFAC(NaturalGradient):
         rule = super()._compose(options, defaults)[1]
         if isinstance(rule, QuadraticModel):
             rule.factored = self.heuristic_damping
-        return Preconditioned(factored if self.heuristic_damping else as_damping), rule
+        read = factored if self.heuristic_damping else as_damping
+        return Preconditioned(read, owned=options.ownership == "one"), rule
 
 
 def factored(damping: float | Damping) -> Damping | None:

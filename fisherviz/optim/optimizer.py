@@ -22,7 +22,15 @@ from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Directions, Preconditioned, Step
 from fisherviz.optim.exact import ExactFisher
-from fisherviz.optim.options import DIRECTION, GIVEN, MODEL, NaturalGradientOptions, filled, split_options
+from fisherviz.optim.options import (
+    DIRECTION,
+    GIVEN,
+    MODEL,
+    NaturalGradientOptions,
+    check_ownership,
+    filled,
+    split_options,
+)
 from fisherviz.optim.passes import Wanted
 from fisherviz.optim.rescaled import QuadraticModel
 from fisherviz.optim.rules import ModelRule, Momentum, StepRule, TrustRegion, descend
@@ -70,6 +78,10 @@ class NaturalGradient(Watching):
             otherwise 1/N, but for a categorical likelihood whose outputs have positions, or some of them left out, what
             the loss's own gradient tells. A loss multiplied by s by hand, its gradients divided again before the step,
             has c = s/N; a GradScaler, whose s changes, is refused.
+        ownership: of layers' inverses among the processes that train together: "all" factorise every layer and send
+            nothing for it, or each layer is "one"'s, who alone inverts it and sends the others its direction: a share
+            of the memory and the work for P numbers per step (KAISA's COMM-OPT and MEM-OPT, Pauloski et al. 2021,
+            section 3.2; there the inverses are sent in the first). Steps are equal up to rounding.
         **options: of the approximation, such as setting="reduce".
 
     Raises:
@@ -114,6 +126,8 @@ class NaturalGradient(Watching):
         model = unwrap(model)
         self.likelihood = resolve(likelihood)
         rare, self.approximation = split_options(type(self), method, options)
+        if rare.ownership != "all":
+            check_ownership(self.approximation)
         if kind is None:
             kind = "exact" if isinstance(self.approximation, ExactFisher) else "mc"
         self.kind = choices.one_of("kind", kind, KINDS)
@@ -168,7 +182,7 @@ class NaturalGradient(Watching):
     def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
         """What turns gradients into directions, and what gives these their length."""
         if not options.rescale:
-            return Preconditioned(), Momentum()
+            return Preconditioned(owned=options.ownership == "one"), Momentum()
         for name, value, needed in (("kind", self.kind, KINDS[:2]), ("reduction", self.reduction, ("mean",))):
             if value not in needed:
                 raise ValueError(
@@ -177,7 +191,7 @@ class NaturalGradient(Watching):
                 )
         rule = QuadraticModel(options, momentum=defaults["momentum"] > 0)
         defaults["momentum"] = 0.0  # it is part of the rule; a plain group may have its own
-        return Preconditioned(), rule
+        return Preconditioned(owned=options.ownership == "one"), rule
 
     @property
     def rescale(self) -> bool:

@@ -51,6 +51,7 @@ class NaturalGradientOptions:
     omega1: float | None = None
     omega2: float | None = None
     gamma_by: str = "model"
+    ownership: str = "all"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -66,10 +67,30 @@ class NaturalGradientOptions:
             if name.startswith("tau") or getattr(self, name) is not None:
                 choices.share(name, getattr(self, name))
         choices.one_of("gamma_by", self.gamma_by, ("model", "objective"))
+        choices.one_of("ownership", self.ownership, ("all", "one"))
         choices.one_of("reduction", self.reduction, ("mean", "sum"))
         check_loss_scale(self.loss_scale)
         if self.adapt and not self.rescale:
             raise ValueError("λ and γ are adapted by the re-scaled quadratic model; pass rescale=True or adapt=False.")
+
+
+def check_ownership(method: Approximation) -> None:
+    """Refuse owners of layers where a method has no inverses of single layers.
+
+    Args:
+        method: the approximation.
+
+    Raises:
+        ValueError: it couples layers, or keeps their bases among its statistics.
+    """
+    kind = type(method)
+    coupled = kind.pairs is not Approximation.pairs or kind.assemble is not Approximation.assemble
+    if coupled or kind.refine is not Approximation.refine:
+        why = "couples layers" if coupled else "keeps the layers' bases among its statistics, which all processes have"
+        raise ValueError(
+            f"ownership='one' is for methods that invert each layer's matrix alone, and {method.name} {why}; "
+            "leave ownership='all'."
+        )
 
 
 def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

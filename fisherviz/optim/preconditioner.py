@@ -7,7 +7,7 @@ or the next damping. The low-rank product is the trick at the end of the K-FAC p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, Operator
 from fisherviz.operators.damping import Damping, damp
 from fisherviz.operators.factorise import located
+from fisherviz.support.processes import ALONE, Processes
 
 INVERT_FROM = 10
 """Steps between factorisations from which explicit inverses of Kronecker factors pay for themselves."""
@@ -32,27 +33,35 @@ class Preconditioner:
         matrix: the undamped matrix.
         damping: the rule of each layer, by name.
         invert: whether Kronecker factors are inverted rather than solved with.
+        owners: the rank of the process whose each layer is, by name; None: every process has all of them.
 
     Raises:
-        ValueError: layers that the matrix couples have different dampings.
+        ValueError: layers that the matrix couples have different dampings, or are to have owners.
     """
 
-    def __init__(self, matrix: LayeredMatrix, damping: Mapping[str, Damping | None], invert: bool) -> None:
-        self.layers = matrix.space.layers
+    def __init__(
+        self,
+        matrix: LayeredMatrix,
+        damping: Mapping[str, Damping | None],
+        invert: bool,
+        owners: Mapping[str, int] | None = None,
+    ) -> None:
+        self.layers, self.owners = matrix.space.layers, owners
+        self.processes = ALONE if owners is None else Processes.training()
         self._covered = {id(layer) for layer in self.layers}
         self.joint: Operator | None = None
         self._operators: dict[str, tuple[Operator, bool]] = {}
         if isinstance(matrix.whole, DirectSum):
-            for layer, operator in zip(self.layers, matrix.operators, strict=True):
-                damped = damp(operator, damping[layer.name])
-                if damping[layer.name] is not None:
-                    damped.trust()
-                inverted = invert and _kronecker(damped)
-                if inverted:
-                    with located(f"layer {layer.name!r}"):
-                        damped = damped.inverse()
-                self._operators[layer.name] = damped, inverted
+            with self.processes.agreeing("the inverses of layers"):
+                for layer, operator in zip(self.layers, matrix.operators, strict=True):
+                    if owners is None or owners[layer.name] == self.processes.rank:
+                        self._operators[layer.name] = _damped(layer, operator, damping[layer.name], invert)
             return
+        if owners is not None:
+            raise ValueError(
+                f"{matrix!r} couples layers, whose inverse is one; leave ownership='all', or take a method whose "
+                "layers stand alone."
+            )
         rules = {damping[layer.name] for layer in self.layers}
         if len(rules) > 1:
             raise ValueError(
@@ -65,6 +74,11 @@ class Preconditioner:
     def has(self, layer: Layer) -> bool:
         """Whether the matrix covers a layer."""
         return id(layer) in self._covered
+
+    @property
+    def bytes(self) -> int:
+        """Of what is kept of layers here: inverses, or the factors to solve with."""
+        return sum(operator.bytes for operator, _ in self._operators.values())
 
     @property
     def has_rows(self) -> bool:
@@ -98,15 +112,63 @@ class Preconditioner:
         """
         if self.joint is None:
             out = {}
-            for name, v in gradients.items():
-                operator, inverted = self._operators[name]
-                with located(f"layer {name!r}"):
-                    out[name] = operator @ v if inverted else operator.solve(v)
-            return out
+            with self.processes.agreeing("directions of layers"):
+                for name, v in gradients.items():
+                    if name in self._operators:
+                        operator, inverted = self._operators[name]
+                        with located(f"layer {name!r}"):
+                            out[name] = operator @ v if inverted else operator.solve(v)
+            return out if self.owners is None else self._sent(gradients, out, self.owners)
         like = next(iter(gradients.values()))
         pieces = [gradients.get(layer.name, like.new_zeros(layer.size)) for layer in self.layers]
         solved = self.joint.solve(torch.cat(pieces)).split([layer.size for layer in self.layers])
         return {layer.name: piece for layer, piece in zip(self.layers, solved, strict=True) if layer.name in gradients}
+
+    def _sent(
+        self, gradients: Mapping[str, Tensor], mine: Mapping[str, Tensor], owners: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """The directions of all layers in all processes, those of each owner at once."""
+        out: dict[str, Tensor] = {}
+        for rank in range(self.processes.count):
+            if not (names := [name for name in gradients if owners[name] == rank]):
+                continue
+            sizes = [gradients[name].numel() for name in names]
+            here = rank == self.processes.rank
+            like = gradients[names[0]]
+            flat = torch.cat([mine[name].reshape(-1) for name in names]) if here else like.new_empty(sum(sizes))
+            parts = self.processes.broadcast(flat, rank).split(sizes)
+            out |= {name: part.view_as(gradients[name]) for name, part in zip(names, parts, strict=True)}
+        return out
+
+
+def owners_of(layers: Sequence[Layer], count: int) -> dict[str, int]:
+    """Which of so many processes each layer is, so that all have about as much to invert.
+
+    The most costly layers go first, each to the process that has least to do so far.
+
+    Args:
+        layers: the preconditioned layers.
+        count: of the processes.
+    """
+    load, owners = [0] * count, dict[str, int]()
+    costs = {layer.name: sum(n**3 for n in layer.matrix_shape) if layer.structured else layer.size for layer in layers}
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        rank = load.index(min(load))
+        owners[name] = rank
+        load[rank] += costs[name]
+    return owners
+
+
+def _damped(layer: Layer, operator: Operator, rule: Damping | None, invert: bool) -> tuple[Operator, bool]:
+    """A layer's damped operator, or its inverse and that it is one."""
+    damped = damp(operator, rule)
+    if rule is not None:
+        damped.trust()
+    inverted = invert and _kronecker(damped)
+    if inverted:
+        with located(f"layer {layer.name!r}"):
+            damped = damped.inverse()
+    return damped, inverted
 
 
 def _kronecker(operator: Operator) -> bool:

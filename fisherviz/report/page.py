@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def write_report(
     *,
     title: str = TITLE,
     progress: Callable[[str], None] | None = None,
+    remove: Iterable[str] = (),
 ) -> Path:
     """Write the page, the data behind it, report.json and the pictures into one folder.
 
@@ -63,6 +64,7 @@ def write_report(
         source: a comparison, or several; the first lies in the directory itself, for `load_comparison`.
         title: of the page.
         progress: called with a word for each picture drawn.
+        remove: names of files in the folder that the report takes the place of.
 
     Returns:
         The directory. After an interruption all the old files are there, or all the new ones.
@@ -85,7 +87,7 @@ def write_report(
     }
     contents[FACTS] = sealed_json(facts, indent=1) + "\n"
     with files.replacing(directory):
-        return files.commit(directory, contents, remove=_earlier_files(Path(directory)))
+        return files.commit(directory, contents, remove={*_earlier_files(Path(directory)), *remove})
 
 
 def _sections(source: Comparison | Sequence[Section]) -> list[Section]:

@@ -200,6 +200,18 @@ class Processes:
             distributed.all_reduce(mine)
         return mine
 
+    def broadcast(self, tensor: Tensor, rank: int) -> Tensor:
+        """A process's tensor in all of them, in place.
+
+        Args:
+            tensor: of that process; of the others one of the same shape and type, which is filled.
+            rank: whose it is.
+        """
+        if self.count > 1 and tensor.numel():
+            with _connected():
+                distributed.broadcast(tensor, src=rank)
+        return tensor
+
     def gather(self, mine: T, device: torch.device) -> list[T]:
         """What each process gives, by rank, in all of them; its tensors go as they are, without being pickled.
 
@@ -217,8 +229,8 @@ class Processes:
             parts = own if rank == self.rank else [torch.empty(s, dtype=d, device=device) for s, d in kinds]
             for part in parts:
                 if part.numel():
-                    with _connected():  # as bytes, which every backend takes
-                        distributed.broadcast(part.contiguous().view(-1).view(torch.uint8), src=rank)
+                    # as bytes, which every backend takes
+                    self.broadcast(part.contiguous().view(-1).view(torch.uint8), rank)
             found.append(mine if rank == self.rank else _Unpacked(io.BytesIO(skeleton), parts).load())
         return found
 

@@ -26,10 +26,11 @@ from fisherviz.results.run import CHECKPOINT, MONITOR, SUMMARY, Run, load_run
 from fisherviz.support import files
 from fisherviz.support.errors import OptionError, option, sentence
 from fisherviz.support.progress import watched
+from fisherviz.support.versions import other_versions, said, versions
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config
-from fisherviz.training.continuing import differing, other_versions, said, versions
+from fisherviz.training.continuing import differing
 from fisherviz.training.data import Batches, Position, load_dataset, split
 from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, explain, finite
 from fisherviz.training.evaluation import Average, evaluate, score

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from fisherviz.commands.job import Job
 from fisherviz.commands.report import run
 from fisherviz.results.comparison import load_comparison
+from fisherviz.support.pieces import PLACE
 
 MODULE = """
 import os, signal
@@ -22,6 +24,14 @@ def batches():
     draws = torch.Generator().manual_seed(1)
     inputs, targets = torch.randn(11, 6, generator=draws).double(), torch.randint(3, (11,), generator=draws)
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=4)
+
+if os.environ.get("FATE") == "killed later" and os.environ["RANK"] == "1":
+    from fisherviz.support.pieces import Pieces
+    once = Pieces.keep
+    def keep(self, name, state):
+        once(self, name, state)
+        os.kill(os.getpid(), signal.SIGKILL)
+    Pieces.keep = keep
 
 def failing():
     model = build()
@@ -44,7 +54,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def torchrun(model, count=2):
+def torchrun(model, count=2, out="several"):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     options = [
         "--model",
@@ -54,7 +64,7 @@ def torchrun(model, count=2):
         "--kind",
         "mc",
         "--out",
-        "several",
+        out,
     ]
     return subprocess.run(
         [*command, "-m", "fisherviz", "report", *options], capture_output=True, text=True, timeout=240, check=False
@@ -88,3 +98,22 @@ def test_a_process_that_ends_ends_all_and_nothing_is_written(here, monkeypatch, 
     if fate == "failed":  # where one is killed, torchrun may end the other before it has said so
         assert "fisherviz: process 1 of 2: a layer of mine is gone." in done.stderr
     assert not (here / "several").exists()
+
+
+@pytest.mark.soak
+def test_processes_that_were_killed_go_on_to_the_same_report(here, monkeypatch):
+    assert torchrun("build", out="whole").returncode == 0
+    monkeypatch.setenv("FATE", "killed later")
+    assert torchrun("build").returncode != 0
+    assert list((here / "several" / PLACE).glob("method-*.pt"))
+    monkeypatch.delenv("FATE")
+    done = torchrun("build")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" methods taken from the interrupted report.") == 1
+    assert not (here / "several" / PLACE).exists()
+    for part in ("", "layers"):
+        whole, found = (load_comparison(here / folder / part) for folder in ("whole", "several"))
+        keep = whole.frame["metric"] != "seconds"
+        assert whole.frame[keep].equals(found.frame[keep])
+        assert whole.notes == found.notes
+        assert all(np.array_equal(array, found.arrays[name]) for name, array in whole.arrays.items())

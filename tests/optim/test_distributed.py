@@ -1,12 +1,19 @@
 """Two processes with DistributedDataParallel take the steps of one process on the whole batch."""
 
+import re
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fisherviz as fv
 from fisherviz import optim
+from fisherviz.operators import Kronecker
+from fisherviz.optim.preconditioner import owners_of
+from fisherviz.support.processes import Processes
 from tests import together
 from tests.oracles.steps import assert_same, data, matrices, net
 
@@ -22,6 +29,10 @@ def plain_last_layer(m):
 MAKE = {
     "foof": lambda m: optim.FOOF(m, "categorical", damping=0.1),
     "kfac": lambda m: optim.KFAC(m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact", T=2),
+    "kfac, owned": lambda m: optim.KFAC(
+        m, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact", T=2, ownership="one"
+    ),
+    "foof, owned": lambda m: optim.NaturalGradient(m, "categorical", "foof", T=10, ownership="one", weight_decay=1e-2),
     "tengrad": lambda m: optim.TENGraD(m, "categorical", kind="empirical"),
     "cw-ngd": lambda m: optim.CWNGD(m, "categorical", kind="exact"),
     "ekfac": lambda m: optim.EKFAC(m, "categorical", kind="exact", T=2),
@@ -34,6 +45,7 @@ MAKE = {
     "hessian-free": lambda m: optim.HessianFree(m, "categorical", weight_decay=1e-2),
     "hessian-free, preconditioned": lambda m: optim.HessianFree(m, "categorical", preconditioner="kfac", kind="exact"),
     "adaptive": lambda m: optim.KFAC(m, "categorical", kind="exact", **WHOLE),
+    "adaptive, owned": lambda m: optim.KFAC(m, "categorical", kind="exact", ownership="one", **WHOLE),
     "adaptive tridiagonal": lambda m: optim.KFAC(m, "categorical", kind="exact", inverse="block-tridiagonal", **WHOLE),
     "adaptive, last layer plain": lambda m: optim.KFAC(
         m, "categorical", kind="exact", params=plain_last_layer(m), **WHOLE
@@ -134,6 +146,99 @@ def error_of_a_batch_with_nan(name, rank):
         return str(error)
 
 
+SIZES = (9, 30, 20, 30, 5)
+"""Widths of a network whose layers cost differently much."""
+
+
+def owned(ownership, rank, count, fails=-1):
+    """Weights after steps of processes with unevenly many examples, bytes kept and sent, or the error that ended it."""
+    torch.manual_seed(0)
+    pairs = [(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(SIZES)]
+    inner = nn.Sequential(*[module for pair in pairs for module in pair][:-1]).double()
+    opt = optim.KFAC(
+        inner, "categorical", rescale=False, adapt=False, lr=0.1, damping=0.1, kind="exact", T=10, ownership=ownership
+    )
+    model = DistributedDataParallel(inner) if count > 1 else inner
+    cuts = [0, *(N * (k + 1) // 7 for k in range(count - 1)), N]
+    part, sent, kept = slice(cuts[rank], cuts[rank + 1]), 0, 0
+    broadcast, draws = Processes.broadcast, torch.Generator().manual_seed(1)
+
+    def counted(self, tensor, source):
+        nonlocal sent
+        sent += tensor.numel() * tensor.element_size() * (source == self.rank)
+        return broadcast(self, tensor, source)
+
+    def broken(self):
+        raise RuntimeError("this layer has no inverse.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Processes, "broadcast", counted)
+        if rank == fails:
+            patch.setattr(Kronecker, "inverse", broken)
+        for _ in range(STEPS):
+            x, y = torch.randn(N, SIZES[0], generator=draws).double(), torch.randint(SIZES[-1], (N,), generator=draws)
+            opt.zero_grad()
+            (F.cross_entropy(model(x[part]), y[part], reduction="sum") * count / N).backward()
+            try:
+                opt.step()
+            except RuntimeError as error:
+                return str(error)
+            kept = opt.directions._made[1].bytes
+    return matrices(inner), kept, sent
+
+
+STEPS = 4
+
+
+def owners(count):
+    rank = torch.distributed.get_rank()
+    return owned("all", rank, count), owned("one", rank, count), owned("one", rank, count, fails=count - 1)
+
+
+@pytest.mark.slow
+def test_a_layers_inverse_is_one_processs_and_the_steps_are_those_of_all(ranks):
+    check_owners([found["owners"] for found in ranks])
+
+
+@pytest.mark.soak
+def test_three_processes_own_layers_too(tmp_path):
+    check_owners(together.run(owners, 3, tmp_path / "group", 3))
+
+
+def check_owners(found):
+    count = len(found)
+    alone, whole, nothing = owned("one", 0, 1)
+    assert nothing == 0
+    item = 8
+    assert whole == item * sum((a + 1) ** 2 + b**2 for a, b in pairwise(SIZES))
+    parameters = item * sum((a + 1) * b for a, b in pairwise(SIZES))
+    for all_of_it, mine, told in found:
+        assert_same(mine[0], alone, 1e-9)
+        assert_same(all_of_it[0], alone, 1e-9)
+        assert all_of_it[1:] == (whole, 0)
+        assert all(torch.equal(a, b) for a, b in zip(mine[0], found[0][1][0], strict=True))
+        assert 0 < mine[1] < whole
+        assert re.fullmatch(rf"process {count - 1} of {count}: layer '\d': this layer has no inverse\.", told)
+    assert sum(mine[1] for _, mine, _ in found) == whole
+    assert sum(mine[2] for _, mine, _ in found) == STEPS * parameters
+
+
+def test_owners_have_about_as_much_to_invert():
+    layers = fv.Probe(nn.Sequential(*(nn.Linear(n, n) for n in (40, 20, 39, 30))), "gaussian").network.layers
+    owner = owners_of(layers, 2)
+    assert owner["0"] != owner["2"]
+    assert owner == owners_of(layers, 2)
+    assert set(owners_of(layers, 9).values()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("method", ["ekfac", "kfac-tridiagonal", "exact"])
+def test_owners_are_refused_where_no_layer_is_inverted_alone(method):
+    with pytest.raises(ValueError, match="ownership='one' is for methods that invert each layer's matrix alone"):
+        optim.NaturalGradient(net(), "categorical", method, ownership="one")
+    with pytest.raises(ValueError, match=r"ownership must be one of|ownership must be 'all' or 'one'"):
+        optim.NaturalGradient(net(), "categorical", "kfac", ownership="two")
+
+
 def everything():
     """What one of two processes finds."""
     rank, found = torch.distributed.get_rank(), {}
@@ -150,6 +255,7 @@ def everything():
         model = DistributedDataParallel(inner)
         found["half", name] = train_where_one_half_counts(name, inner, model, half(rank), 2)
     found["nan"] = {name: error_of_a_batch_with_nan(name, rank) for name in ("foof", "adaptive, sampled")}
+    found["owners"] = owners(2)
     return found
 
 

@@ -163,6 +163,7 @@ def test_a_batch_with_nan_is_named_and_does_not_poison_the_next(name, likelihood
 WRONG = {"lr", "momentum", "weight_decay", "decay", "T", "samples", "kind", "loss_scale", "output", "params"} | {
     "inverse", "rescale", "adapt", "heuristic_damping", "T1", "T2", "tau1", "tau2", "omega1", "omega2", "gamma_by",
     "tolerance", "memory", "carry", "iterations", "structure", "pair_decay", "powell", "ramp", "reduction",
+    "ownership",
 }  # fmt: skip
 
 

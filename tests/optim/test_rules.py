@@ -368,7 +368,8 @@ def test_rows_are_solved_with_where_the_operators_act_on_rows(method, used, monk
 
 RARE = {
     optim.KFAC: {"decay": 0.9, "samples": 2, "T1": 2, "T2": 40, "tau1": 0.5, "tau2": 0.5, "omega1": 0.9, "omega2": 0.9,
-                 "gamma_by": "objective", "heuristic_damping": True, "setting": "reduce", "output": None},
+                 "gamma_by": "objective", "heuristic_damping": True, "setting": "reduce", "output": None,
+                 "ownership": "one"},
     optim.EKFAC: {"samples": 2, "setting": "reduce"},
     optim.HessianFree: {"tolerance": 1e-3, "carry": 0.5},
     optim.KBFGS: {"pair_decay": 0.5, "powell": 0.1, "memory": 3},

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from fisherviz.support import versions
 from fisherviz.training import continuing, load_run, sweep, train
 from fisherviz.training.run import Session
 
@@ -110,7 +111,7 @@ def test_another_network_under_the_same_name_is_named_with_the_weight(tmp_path, 
 
 def test_another_version_is_named_and_noted(run, monkeypatch):
     lines = []
-    monkeypatch.setattr(continuing, "__version__", "99.0")
+    monkeypatch.setattr(versions, "__version__", "99.0")
     found = train(SMALL, out=run, epochs=2, say=lines.append)
     assert any("may differ from an uninterrupted run's: fisherviz" in line and "and 99.0 now" in line for line in lines)
     assert found.summary["moves"][0]["fisherviz"][1] == "99.0"

@@ -20,7 +20,8 @@ from fisherviz.papers.trials.work import Run, kept, place
 from fisherviz.support.files import write_whole
 from fisherviz.support.progress import progress_bar
 from fisherviz.support.sealing import read_sealed, seal
-from fisherviz.training.continuing import differing, other_versions, versions
+from fisherviz.support.versions import other_versions, versions
+from fisherviz.training.continuing import differing
 from fisherviz.training.data import Batches, Position
 from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, finite
 from fisherviz.training.evaluation import Average, evaluate, score
