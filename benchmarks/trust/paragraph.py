@@ -12,6 +12,7 @@ from benchmarks.markdown import provenance
 HERE = Path(__file__).parent
 NAMES: tuple[str, ...] = (
     "catalogue",
+    "programs",
     "passes",
     "numerics",
     "durability",

@@ -289,10 +289,11 @@ def behind(source: Node | None, until: Container[Node] = ()) -> Iterator[Node]:
             continue
         seen.add(node)
         yield node
-        if node not in until and not _empty(node):  # nothing is behind what has no entries
+        if node not in until and not empty(node):  # nothing is behind what has no entries
             pending += [following for following, _ in node.next_functions]
 
 
-def _empty(node: Node) -> bool:
+def empty(node: Node) -> bool:
+    """Whether nothing stands at a place in the graph: no row was sent there."""
     shapes = _shapes(node)
     return bool(shapes) and not any(shape.numel() for shape in shapes)

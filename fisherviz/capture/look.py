@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from fisherviz.capture.agreement import TOLERANCE, close, noise
 from fisherviz.capture.attribution import attributed
 from fisherviz.capture.backward import HIDDEN, backpropagate
-from fisherviz.capture.calls import Call, Layout, behind, feeders, placed
+from fisherviz.capture.calls import Call, Layout, behind, empty, feeders, placed
 from fisherviz.capture.captures import AnyCapture, GenericCapture, StructuredCapture
 from fisherviz.capture.hooks import capture_calls
 from fisherviz.capture.network import Network
@@ -382,7 +382,8 @@ def _behind(z: Tensor) -> tuple[Counter[nn.Parameter], bool]:
     """How often an output's graph uses each parameter, and whether reentrant checkpoints hide others."""
     nodes = list(behind(z.grad_fn))
     hidden = any(node.name().startswith("CheckpointFunction") for node in nodes)
-    used = (getattr(following, "variable", None) for node in nodes for following, _ in node.next_functions)
+    there = [node for node in nodes if not empty(node)]
+    used = (getattr(following, "variable", None) for node in there for following, _ in node.next_functions)
     return Counter(p for p in used if p is not None), hidden
 
 

@@ -8,13 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fisherviz.capture.agreement import noise
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.calls import Call
 from fisherviz.capture.captures import AnyCapture, Batch
 from fisherviz.capture.hooks import absent, capture_calls
 from fisherviz.capture.look import LOOKS, PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
-from fisherviz.capture.per_example import confirmed_captures, generic_captures
+from fisherviz.capture.per_example import confirmed_captures, densified, generic_captures
 from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.structure import PathChanged
 from fisherviz.capture.witness import Witness
@@ -192,8 +193,8 @@ def _check_paths(network: Network, z: Tensor, calls: Mapping[str, Sequence[Call]
     for layer in network.layers:
         if layer.structured and layer.name not in calls:
             own = list(layer.parameters.values())
-            found = torch.autograd.grad(z, own, torch.ones_like(z), retain_graph=True, allow_unused=True)
-            if any(g is not None for g in found):
+            found = torch.autograd.grad(z, own, noise(z, 0), retain_graph=True, allow_unused=True)
+            if any(g is not None and bool(densified(g).any()) for g in found):
                 whys[layer.name] = layer.unseen
     if whys:
         raise PathChanged(network.structure.without(whys))
