@@ -178,7 +178,7 @@ def words(found: dict[str, Any]) -> list[str]:
     return [
         f"Networks that join one to four of {found['ways']} ways to use layers, drawn at random: in loops, on rows "
         "that the examples choose, on examples sorted by their contents, as experts that get no row, by side doors, "
-        "under checkpoints and vmap, with positions first, last, merged with the batch. Batches have one to seven examples. "
-        "The truth is that of autograd in float64, one example at a time.",
+        "under checkpoints and vmap, with positions first, last, merged with the batch. Batches have one to seven "
+        "examples. The truth is that of autograd in float64, one example at a time.",
         table(["asked", "networks", "right", "refused", "wrong"], body),
     ]
