@@ -331,7 +331,7 @@ def test_nested_layers_have_dotted_names_and_keep_no_hooks():
 
 
 class OwnDraws(nn.Module):
-    """Draws from a generator of its own, keeps what it drew, and moves its weight to other memory, all without effect."""
+    """Draws from its own generator, keeps what it drew, and moves its weight to other memory, all without effect."""
 
     def __init__(self, generator, draw):
         super().__init__()
