@@ -65,10 +65,10 @@ def test_moments_of_picked_entries(make):
     """Two units and two inputs of each layer; of one without a matrix, entries of a matrix of one row."""
     made = [make(0), make(1)]
     picks, entries = [], []
-    for capture in made:
-        J = written_out(capture)
-        width = J.shape[1] if isinstance(capture, GenericCapture) else capture.width
-        units = torch.tensor([0]) if isinstance(capture, GenericCapture) else torch.tensor([0, J.shape[1] // width - 1])
+    for one in made:
+        J = written_out(one)
+        width = J.shape[1] if isinstance(one, GenericCapture) else one.width
+        units = torch.tensor([0]) if isinstance(one, GenericCapture) else torch.tensor([0, J.shape[1] // width - 1])
         picks.append(picked.Pick(units, torch.tensor([1, width - 1]), width))
         entries.append(J.unflatten(1, (-1, width))[:, units][..., picks[-1].inputs].flatten(1))
     J = torch.cat(entries, 1)
