@@ -18,6 +18,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def tallied(outcomes: Mapping[str, str], changes: Mapping[str, tuple[str, str]],
 def run(folder: Path, chosen: Mapping[str, Sequence[str]], tests: Sequence[str], deaf: bool = True) -> dict[str, Any]:
     """What `mutants_running` finds in a project where `made` has made the mutants."""
     asked, found = folder / "asked.json", folder / "found.json"
-    wanted = [name for names in chosen.values() for name in names]
+    # room by room in turn: a run that is ended early has tried some of every room
+    wanted = [name for turn in zip_longest(*chosen.values()) for name in turn if name is not None]
     asked.write_text(json.dumps({"rooms": [*ROOMS, "probe"], "mutants": wanted, "tests": TESTS, "deaf": deaf}))
     environment = _environment() | {
         "PYTHONPATH": str(folder / "mutants"), "MUTANT_UNDER_TEST": "none.none", "MUTANTS_ASKED": str(asked),
