@@ -361,3 +361,20 @@ def test_a_models_own_generators_attributes_and_memory_stand_as_they_stood(make,
     assert not hasattr(net, "drawn")
     assert draw(net.generator) == draw(make())
     torch.testing.assert_close(found, torch.block_diag(x.T @ x / 4, x.T @ x / 4))
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        torch.empty(3, device="meta"),
+        torch.eye(3).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.qint8),
+    ],
+    ids=["meta", "sparse", "quantized"],
+)
+def test_buffers_without_plain_values_change_nothing(buffer):
+    net, x = nets.mlp(3, 4, 2), nets.vectors(4, 3)
+    expected = fv.Probe(net, "gaussian").fisher(x).to_dense()
+    net.register_buffer("odd", buffer)
+    assert torch.equal(fv.Probe(net, "gaussian").fisher(x).to_dense(), expected)
+    assert net.odd is buffer

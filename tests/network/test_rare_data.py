@@ -164,9 +164,10 @@ def test_a_loss_that_is_no_multiple_of_the_nll_has_no_scale(options):
         fv.Categorical().loss_scale(z, g, None)
 
 
-def test_a_gradient_along_the_other_axis_is_told():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_gradient_along_the_other_axis_is_told(dtype):
     y = labels(4, 3, 5)
-    z, g = gradient_of(lambda z: nn.functional.cross_entropy(z, y), 4, 3, 5)
+    z, g = (t.to(dtype) for t in gradient_of(lambda z: nn.functional.cross_entropy(z, y), 4, 3, 5))
     with pytest.raises(ValueError, match=r"the loss's gradient says that the classes .* are on axis 1, not -1"):
         fv.Categorical().reached(z, g)
     assert fv.Categorical(class_axis=1).reached(z, g) is None

@@ -138,7 +138,7 @@ def test_shape_and_dense(operator, dense):
     assert operator.shape == tuple(dense.shape)
     assert operator.dtype == torch.float64
     assert operator.device == torch.device("cpu")
-    assert operator.bytes == sum(t.numel() * 8 for t in operator.tensors)
+    assert operator.bytes == sum(t.numel() * 8 for t in {id(t): t for t in operator.tensors}.values())
     assert f"{dense.shape[0]} x {dense.shape[1]}" in repr(operator)
     torch.testing.assert_close(operator.to_dense(), dense)
 
@@ -328,6 +328,36 @@ def test_singular_operators_name_the_damping_that_does(name, dtype):
     assert str(error.value.size) in str(error.value)
     damped = operator.damped(error.value.damping)
     assert torch.isfinite(damped.solve(v)).all()
+
+
+NAMES = {
+    "identity": "the multiple of the identity", "diagonal": "the diagonal matrix", "dense": "the dense matrix",
+    "kronecker": "the Kronecker product", "over units": "the Kronecker product", "eigen": "the Kronecker-eigen matrix",
+    "diagonal kronecker, A": "the Kronecker product", "zero": "the zero matrix",
+    "direct": "block 1: the zero matrix",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "words"), NAMES.items())
+def test_errors_name_the_matrix_and_its_size(name, words):
+    operator = singular_cases(torch.float64)[name]
+    size = 2 if name == "direct" else operator.shape[0]
+    with pytest.raises(SingularMatrixError, match=rf"^{words} \({size} x {size}\) is not positive definite"):
+        operator.inverse()
+
+
+@pytest.mark.parametrize("name", ["kronecker rectangular", "dense rectangular", "direct rectangular"])
+def test_a_rectangular_operator_says_what_needs_a_square_one(name):
+    operator = BLOCKS[name][0]
+    v = torch.ones(operator.shape[0], dtype=torch.float64)
+    for action, call in (
+        ("solve", lambda: operator.solve(v)),
+        ("trace", lambda: operator.norm("trace")),
+        ("damping", lambda: operator.damped(0.1)),
+        ("a root of the inverse", lambda: operator.inverse_root(v)),
+    ):
+        with pytest.raises(ValueError, match=f"^{action} needs a square operator, this {type(operator).__name__} is"):
+            call()
 
 
 @pytest.mark.parametrize("n", [3, 20, 100])
