@@ -1,5 +1,7 @@
 """What forward and backward passes show of layers, and what is made of it where they show something rare."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,8 @@ from torch.nn import functional as F
 
 import fisherviz as fv
 from fisherviz.capture.hooks import absent
-from fisherviz.capture.look import glance, late
+from fisherviz.capture.look import TOGETHER, glance, late
+from fisherviz.capture.take import _piece
 from fisherviz.capture.witness import Witness, differs
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
@@ -16,6 +19,26 @@ from tests.oracles.zoo_modules import OnlySideDoor, SideDoor, Tied, Unsqueezed
 
 def network(net, likelihood="gaussian"):
     return fv.Probe(net, likelihood).network
+
+
+# ---- pieces of a pass ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vectors", [1, 7, 100])
+@pytest.mark.parametrize("fixed", [0, 10, 500])
+def test_a_piece_of_a_pass_is_as_large_as_fits(vectors, fixed):
+    """Of all vectors where those of one example fit; then one example more would not."""
+    for limit in (1, 60, 1000, 10_000):
+        structure = SimpleNamespace(example_output=torch.zeros(1, 3), example_bytes=(fixed, 8))
+        seen = SimpleNamespace(structure=structure, capture_bytes=limit)
+        examples, most = _piece(seen, SimpleNamespace(count=lambda z: vectors))
+        if fixed + 8 * vectors <= limit:
+            assert most == vectors
+            assert examples * (fixed + 8 * vectors) <= limit < (examples + 1) * (fixed + 8 * vectors)
+        elif most > 1:
+            assert examples * (fixed + 8 * most) <= limit < examples * (fixed + 8 * (most + 1))
+        else:
+            assert examples == 1 or examples * (fixed + 8 * TOGETHER) <= limit
 
 
 # ---- the backward passes ---------------------------------------------------------------------------------------------
@@ -264,6 +287,7 @@ def test_products_of_outputs_that_are_not_finite_are_refused():
     v = torch.ones(fisher.shape[0], dtype=torch.float64)
     expected = torch.as_tensor(exact.fisher(net, x, laws.Gaussian())) @ v
     assert_matches(fisher @ v, expected)
+    assert fisher.network.structure.forward_mode
     with torch.no_grad():
         net[2].bias[0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite values in the output"):

@@ -124,3 +124,30 @@ def test_cumulants_that_overflow_are_told_with_their_layers():
         net[2].weight.mul_(1e160)
     with pytest.raises(NonFiniteMatrixError, match=r"^layer '0': the cumulants"):
         fv.cumulants(fv.Probe(net, "gaussian").fisher(x), progress=False)
+
+
+class OfAllKinds(torch.nn.Module):
+    """A convolution, a normalisation, an embedding and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv1d(1, 2, 2), torch.nn.LayerNorm(2)
+        self.table, self.last = torch.nn.Embedding(3, 2), torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        read = self.table((x[:, 0] > 0).long())
+        return self.last(torch.tanh(self.norm(self.conv(x.unsqueeze(1)).mean(2)) + read))
+
+
+@pytest.mark.parametrize("entries", [2**26, 1], ids=["all examples", "one by one"])
+def test_the_block_of_any_two_kinds_of_layers_is_part_of_the_matrix(entries, monkeypatch):
+    monkeypatch.setattr("fisherviz.exact.blocks.GRADIENT_ENTRIES", entries)
+    net, x = nets.randomised(OfAllKinds()), nets.vectors(6, 4)
+    truth = torch.as_tensor(exact.fisher(net, x, laws.Gaussian()))
+    probe = fv.Probe(net, "gaussian")
+    ends = torch.tensor([0, 6, 10, 16, 22])
+    assert_matches(probe.fisher(x).to_dense(), truth)
+    for i in range(4):
+        for j in range(4):
+            part = truth[ends[i] : ends[i + 1], ends[j] : ends[j + 1]]
+            assert_matches(probe.fisher(x).block(i, j), part)

@@ -65,3 +65,20 @@ def test_a_finite_vector_is_handed_on_and_another_one_is_told():
     v[25, 1] = math.inf
     with pytest.raises(NonFiniteMatrixError, match=f"layer '{SPACE.names[-1]}': it"):
         require_finite_vector(v, SPACE, "it")
+
+
+@pytest.mark.parametrize(
+    ("entries", "call", "said"),
+    [
+        (16 * 10, lambda: MATRIX.block(0, 1), r"block '0', '2' \(16 x 10\)"),
+        (16 * 16, lambda: MATRIX.block(0), r"block '0', '0' \(16 x 16\)"),
+        (26 * 26, MATRIX.to_dense, "the dense 26 x 26 matrix"),
+        (26 * 7, lambda: MATRIX @ torch.ones(26, 7, dtype=torch.float64), "a product with 7 vectors"),
+    ],
+)
+def test_what_does_not_fit_three_times_is_refused_before_it_is_begun(entries, call, said, monkeypatch):
+    monkeypatch.setattr(fv.config, "_memory_budget", 3 * 8 * entries)
+    call()
+    monkeypatch.setattr(fv.config, "_memory_budget", 3 * 8 * entries - 1)
+    with pytest.raises(MemoryError, match=f"^{said} takes"):
+        call()

@@ -33,6 +33,18 @@ def test_a_scalar_is_no_batch():
         list(Batches([torch.tensor(1.0)]))
 
 
+def test_an_input_that_is_as_long_as_one_batch_alone_is_no_examples():
+    mask = torch.ones(4, 4)
+    for sizes in ((4, 6), (6, 4), (3, 5, 4)):
+        data = [((nets.vectors(n, 3), mask), None) for n in sizes]
+        with pytest.raises(ValueError, match=r"input 1 of a batch, \(4, 4\), belongs to no single example"):
+            list(Batches(data))
+    assert len(list(Batches([((nets.vectors(n, 3), mask), None) for n in (3, 5)]))) == 2
+    with pytest.raises(ValueError, match="belongs to no single example"):
+        list(Batches([((nets.vectors(4, 3), mask), None) for _ in range(2)]))
+    assert len(list(Batches([((nets.vectors(4, 3), mask.clone()), None) for _ in range(2)]))) == 2
+
+
 class Shrinking:
     """One batch fewer each time."""
 
@@ -182,6 +194,17 @@ def test_labels_are_not_drawn_from_outputs_that_are_not_finite(value, shape):
     vectors = FreshVectors(fv.Gaussian(), "mc", 1, torch.Generator(), lambda: 7)
     with pytest.raises(ValueError, match="at step 7, the model's output is NaN or infinite for 1 of 4 examples"):
         vectors(z)
+
+
+@pytest.mark.parametrize("other", [3, 4])
+def test_sampled_labels_are_those_of_the_given_generator(other):
+    net, x = nets.mlp(3, 4, 2), nets.vectors(6, 3)
+    found = []
+    for seed in (3, other):
+        torch.rand(1)  # the global generator moves on
+        generator = torch.Generator().manual_seed(seed)
+        found.append(fv.Probe(net, "categorical").fisher(x, kind="mc", generator=generator).to_dense())
+    assert torch.equal(*found) == (other == 3)
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
