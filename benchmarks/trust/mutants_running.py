@@ -16,7 +16,7 @@ import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,6 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     found: dict[str, Any] = {"tests": {}, "outcomes": {}, "deaf": []}
     seen = [one for _, items in by_file(session.items) for one in forked(watched, items)[1] or []]
     found["tests"] = {name: {"passed": ok, "seconds": s, "functions": len(of)} for name, ok, s, of in seen}
-    if asked["deaf"]:
-        for _, items in by_file(session.items):
-            found["deaf"] += forked(deaf, items)[1] or []
-    path.write_text(json.dumps(found), encoding="utf-8")
     named = {item.nodeid: item for item in session.items}
     right = {name: (seconds, of) for name, ok, seconds, of in seen if ok}
     nearest = chosen(right, asked["tests"])
@@ -65,6 +61,9 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
             "status": verdict, "by": by, "tests": len(tests), "seconds": round(time.monotonic() - start, 1),
         }  # fmt: skip
         path.write_text(json.dumps(found), encoding="utf-8")
+    if asked["deaf"]:
+        for _, items in by_file(session.items):
+            found["deaf"] += forked(deaf, items)[1] or []
     path.write_text(json.dumps(found), encoding="utf-8")
     return True
 
@@ -101,7 +100,8 @@ def deaf(items: Sequence[pytest.Item]) -> list[str]:
 def chosen(tests: Mapping[str, tuple[float, Sequence[str]]], most: int) -> dict[str, list[str]]:
     """For each function the tests that reach it: quick ones of its room first, and those that reach the fewest others.
 
-    Of one test with many parameters at most three are taken before the others have had their turn.
+    Of one test with many parameters at most three are taken before the others have had their turn, and files of tests
+    take turns: tests of one file often reach a function in the same way.
     """
     reaching = defaultdict(list)
     for name, (_, functions) in tests.items():
@@ -118,8 +118,16 @@ def chosen(tests: Mapping[str, tuple[float, Sequence[str]]], most: int) -> dict[
         for name in names:
             turns[name.split("[")[0]] += 1
             (early if turns[name.split("[")[0]] <= 3 else late).append(name)
-        found[function] = (early + late)[:most]
+        found[function] = (in_turn(early) + late)[:most]
     return found
+
+
+def in_turn(names: Sequence[str]) -> list[str]:
+    """One test of each file, then a second of each, and so on, in their order."""
+    files: dict[str, list[str]] = {}
+    for name in names:
+        files.setdefault(name.split("::")[0], []).append(name)
+    return [name for turn in zip_longest(*files.values()) for name in turn if name is not None]
 
 
 def first_failure(items: Sequence[pytest.Item], mutant: str) -> str:

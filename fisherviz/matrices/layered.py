@@ -149,7 +149,7 @@ class LayeredMatrix:
         j = i if col is None else self.space.position(col)
         names, sizes = self.space.names, self.space.sizes
         self._plan(sizes[i] * sizes[j], f"block {names[i]!r}, {names[j]!r} ({sizes[i]:,} x {sizes[j]:,})")
-        return self.space.reorder_block(self.operator(i, j).to_dense(), i, j, "torch")
+        return self.space.torch_block(self.operator(i, j).to_dense(), i, j)
 
     def to_dense(self, order: Order = "torch") -> Tensor:
         """The whole matrix (P, P) in "torch", "unit" or "input" order.

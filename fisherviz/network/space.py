@@ -185,8 +185,6 @@ class ParameterSpace:
 
     def permutation(self, order: Order) -> Tensor:
         """Index p that turns a flat torch-order vector into the given order: vector_in_order = torch_vector[p]."""
-        if order == "torch":
-            return torch.arange(self.size)
         return torch.cat(self.split(torch.arange(self.size)))[self._from_unit(order)]
 
     def _from_unit(self, order: Order) -> Tensor:
@@ -199,7 +197,7 @@ class ParameterSpace:
 
     def reorder_dense(self, matrix: Tensor, order: Order) -> Tensor:
         """A dense torch-order matrix in another order."""
-        return matrix if order == "torch" else _taken(matrix, self.permutation(order))
+        return _taken(matrix, self.permutation(order))
 
     def reorder_unit_dense(self, matrix: Tensor, order: Order) -> Tensor:
         """A dense unit-order matrix in another order."""
@@ -207,17 +205,12 @@ class ParameterSpace:
             return matrix
         return _taken(matrix, self._from_unit(order))
 
-    def reorder_block(self, block: Tensor, row: int, col: int, order: Order) -> Tensor:
-        """A unit-order block between two layers in another order; torch order is that of their parameters alone."""
-        if order == "unit":
-            return block
-        if order == "torch":
-            out = torch.empty_like(block)
-            shapes = self.layers[row].matrix_shape, self.layers[col].matrix_shape
-            self.write_block(out, block.reshape(*shapes[0], *shapes[1]), row, col, whole=False)
-            return out
-        rows, cols = (self.own_permutation(i, order).to(block.device) for i in (row, col))
-        return block[rows][:, cols]
+    def torch_block(self, block: Tensor, row: int, col: int) -> Tensor:
+        """A unit-order block between two layers in torch order, which is that of their parameters alone."""
+        out = torch.empty_like(block)
+        shapes = self.layers[row].matrix_shape, self.layers[col].matrix_shape
+        self.write_block(out, block.reshape(*shapes[0], *shapes[1]), row, col, whole=False)
+        return out
 
     def targets(self, out: Tensor, row: int, col: int, whole: bool) -> list[tuple[Tensor, slice, slice]]:
         """Views (rows, columns, rows', columns') of a torch-order matrix and the columns of W̄ and W̄' that they take.

@@ -98,8 +98,8 @@ class Operator(ABC):
 
     @property
     def bytes(self) -> int:
-        """Memory that the defining tensors hold."""
-        return sum(t.numel() * t.element_size() for t in self.tensors)
+        """Memory that the defining tensors hold, those that parts share once."""
+        return sum(t.numel() * t.element_size() for t in {id(t): t for t in self.tensors}.values())
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Multiply a vector (cols,) or a matrix (cols, k).

@@ -55,8 +55,7 @@ class BlockMatrix(Symmetric):
             )
         self.sizes = [self.blocks[i, i].shape[0] for i in range(count)]
         self.shape = sum(self.sizes), sum(self.sizes)
-        # those that blocks share once
-        self.tensors = tuple({id(t): t for op in self.blocks.values() for t in op.tensors}.values())
+        self.tensors = tuple(t for op in self.blocks.values() for t in op.tensors)
 
     def block(self, row: int, col: int) -> Operator:
         """Return the block between two segments.

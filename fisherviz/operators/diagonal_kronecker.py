@@ -81,11 +81,11 @@ class DiagonalKronecker(Symmetric):
         """Of G, once it is known that A is positive too."""
         try:
             L = (trusted_cholesky if self._trusted else cholesky)(self.G, "the G factor")
-            smallest, why = float(self.A.min()), "the A factor, a diagonal, has the entry"
-        except SingularMatrixError as error:
+            if (smallest := float(self.A.min())) > 0:
+                return L
+            why = "the A factor, a diagonal, has the entry"
+        except SingularMatrixError as error:  # its eigenvalue may be positive, and rounding
             smallest, why = error.smallest, f"{error.what} has the eigenvalue"
-        if smallest > 0:
-            return L
         S = self.eigen.S
         damping = sufficient_damping(float(S.min()), float(S.abs().max()), self.dtype)
         raise SingularMatrixError(

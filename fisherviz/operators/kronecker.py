@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,37 +63,45 @@ class Kronecker(Operator):
 
     Args:
         A: (d_a, d_a') input factor.
-        G: (d_g, d_g') output factor.
+        G: (d_g, d_g') output factor; a number d_g: the identity, written down only if somebody asks for it (FOOF).
     """
 
     factored = True
 
-    def __init__(self, A: Tensor, G: Tensor) -> None:
+    _G: Tensor | None
+
+    def __init__(self, A: Tensor, G: Tensor | int) -> None:
         """Keep the two factors."""
-        if A.ndim != 2 or G.ndim != 2:
-            raise ValueError(f"Kronecker takes two matrices, not shapes {tuple(A.shape)} and {tuple(G.shape)}.")
-        if A.dtype != G.dtype or A.device != G.device:
-            raise TypeError(f"A is {A.dtype} on {A.device} and G {G.dtype} on {G.device}; bring them together first.")
+        if isinstance(G, int):
+            self._G, self._outputs = None, (G, G)
+        else:
+            if A.ndim != 2 or G.ndim != 2:
+                raise ValueError(f"Kronecker takes two matrices, not shapes {tuple(A.shape)} and {tuple(G.shape)}.")
+            if A.dtype != G.dtype or A.device != G.device:
+                raise TypeError(
+                    f"A is {A.dtype} on {A.device} and G {G.dtype} on {G.device}; bring them together first."
+                )
+            self._G, self._outputs = G, (G.shape[0], G.shape[1])
         self.A = A
-        self._G: Tensor | None = G
-        self._outputs = (G.shape[0], G.shape[1])
-        self.shape, self.tensors = (len(G) * len(A), G.shape[1] * A.shape[1]), (A, G)
+        self.shape = self._outputs[0] * len(A), self._outputs[1] * A.shape[1]
+        self.tensors = (A,) if self._G is None else (A, self._G)
 
     @classmethod
     def over_units(cls, A: Tensor, units: int) -> Kronecker:
-        """A ⊗ I with an identity that is written down only if somebody asks for G (FOOF).
+        """A ⊗ I with an identity that is not written down: solves and Tikhonov damping touch A alone (FOOF).
 
         Args:
             A: (d_a, d_a') input factor.
             units: d_g, the number of output units that share it.
 
         Returns:
-            The product; solves and Tikhonov damping touch A alone.
+            The product.
         """
-        made = cls(A, A.new_empty(0, 0))
-        made._G, made._outputs = None, (units, units)
-        made.shape, made.tensors = (units * len(A), units * A.shape[1]), (A,)
-        return made
+        return cls(A, units)
+
+    def arguments(self) -> dict[str, Any]:
+        """What its constructor takes again."""
+        return {"A": self.A, "G": self._outputs[0] if self._G is None else self._G}
 
     @property
     def first_alone(self) -> bool:

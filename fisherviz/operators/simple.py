@@ -129,7 +129,7 @@ class Identity(Symmetric):
         factor = float(self.factor)
         if order == "trace":
             return factor * self.size
-        return abs(factor) * (self.size**0.5 if order == "fro" else 1.0)
+        return abs(factor) * (self.size**0.5 if order == "fro" else min(self.size, 1))
 
     def inverse(self) -> Identity:
         """Return the reciprocal multiple."""

@@ -1,6 +1,7 @@
 """The cumulant error bound against a loop over all pairs of weights and all partitions."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -130,3 +131,10 @@ def test_summed_fishers_are_scaled_or_refused():
     else:
         assert total.error == pytest.approx(6 * mean.error, rel=1e-9)
         assert total.bound == pytest.approx(6 * mean.bound, rel=1e-9)
+
+
+def test_a_pair_without_a_bound_has_no_ratio():
+    frame = pd.DataFrame([("a", "a", 0.5, 2.0), ("a", "b", 0.0, 0.0)], columns=["row", "col", "error", "bound"])
+    shown = fv.CumulantBound(0.5, 2.0, frame, "exact")._repr_html_()
+    assert ">0.250<" in shown
+    assert ">–<" in shown

@@ -229,3 +229,28 @@ def test_a_shuffling_loader_is_noticed_once_the_generators_moved_on():
     torch.rand(1)
     with pytest.raises(RuntimeError, match="other examples than the first one"):
         fisher.fresh().diagonal()
+
+
+LAYOUTS = {
+    "sparse": lambda t: t.to_sparse(),
+    "rows": lambda t: t.to_sparse_csr(),
+    "columns": lambda t: t.to_sparse_csc(),
+    "blocks of rows": lambda t: t.to_sparse_bsr((2, 2)),
+    "blocks of columns": lambda t: t.to_sparse_bsc((2, 2)),
+    "quantized": lambda t: torch.quantize_per_tensor(t, 0.5, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_buffers_of_any_layout_are_marked_by_what_they_hold(change):
+    plain = torch.zeros(4, 4)
+    plain[0, 1], plain[3, 2] = 1.0, 2.0
+    moved, other = plain.flip(0), plain * 2
+    marks = [fingerprint_of([change(t)]) for t in (plain, plain.clone(), moved, other)]
+    assert marks[0] == marks[1]
+    assert len(set(marks)) == 3
+
+
+def test_a_tensor_without_values_is_marked_by_its_shape():
+    marks = [fingerprint_of([torch.empty(*shape, device="meta")]) for shape in ((2, 3), (2, 3), (3, 2))]
+    assert marks[0] == marks[1] != marks[2]

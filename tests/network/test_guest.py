@@ -328,3 +328,53 @@ def test_nested_layers_have_dotted_names_and_keep_no_hooks():
     fisher.to_dense()
     assert [layer.name for layer in fisher.layers] == ["0.0", "0.2"]
     assert not any(module._forward_hooks for module in wrapper.modules())
+
+
+class OwnDraws(nn.Module):
+    """Draws from its own generator, keeps what it drew, and moves its weight to other memory, all without effect."""
+
+    def __init__(self, generator, draw):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 3, dtype=torch.float64))
+        self.generator, self.draw = generator, draw
+
+    def forward(self, x):
+        self.drawn = self.draw(self.generator)
+        self.weight.data = self.weight.data.clone()
+        return x @ self.weight.T
+
+
+GENERATORS = {
+    "torch": (lambda: torch.Generator().manual_seed(5), lambda g: float(torch.rand((), generator=g))),
+    "numpy": (lambda: np.random.default_rng(5), lambda g: g.random()),
+    "numpy's older": (lambda: np.random.RandomState(5), lambda g: g.rand()),
+    "python": (lambda: random.Random(5), lambda g: g.random()),
+}
+
+
+@pytest.mark.parametrize(("make", "draw"), GENERATORS.values(), ids=GENERATORS.keys())
+def test_a_models_own_generators_attributes_and_memory_stand_as_they_stood(make, draw):
+    net, x = OwnDraws(make(), draw), nets.vectors(4, 3)
+    place = net.weight.data_ptr()
+    found = fv.Probe(net, "gaussian").fisher(x).to_dense()
+    assert net.weight.data_ptr() == place
+    assert not hasattr(net, "drawn")
+    assert draw(net.generator) == draw(make())
+    torch.testing.assert_close(found, torch.block_diag(x.T @ x / 4, x.T @ x / 4))
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        torch.empty(3, device="meta"),
+        torch.eye(3).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.qint8),
+    ],
+    ids=["meta", "sparse", "quantized"],
+)
+def test_buffers_without_plain_values_change_nothing(buffer):
+    net, x = nets.mlp(3, 4, 2), nets.vectors(4, 3)
+    expected = fv.Probe(net, "gaussian").fisher(x).to_dense()
+    net.register_buffer("odd", buffer)
+    assert torch.equal(fv.Probe(net, "gaussian").fisher(x).to_dense(), expected)
+    assert net.odd is buffer

@@ -144,3 +144,16 @@ def test_bad_dampings_are_refused(kind, value, error):
 def test_dampings_are_immutable():
     with pytest.raises(AttributeError):
         Tikhonov(0.1).value = 0.2
+
+
+@pytest.mark.parametrize(
+    ("damping", "said"),
+    [
+        (Tikhonov(0.25), "λ = 0.25"),
+        (FactoredTikhonov(0.5), "λ = 0.25, factored"),
+        (FactoredTikhonov(0.5, "traces"), "λ = 0.25, factored, π traces"),
+        (FactoredTikhonov(0.5, 1), "λ = 0.25, factored, π = 1"),
+    ],
+)
+def test_a_damping_says_its_strength_and_how_it_is_shared(damping, said):
+    assert str(damping) == said

@@ -141,7 +141,9 @@ def test_cg_says_why_it_stops():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("values", [torch.linspace(0.01, 3, 300), [1e4, 1e3, 5.0] + [1.0] * 200, [2.0, 3.0, 7.0]])
+@pytest.mark.parametrize(
+    "values", [torch.linspace(0.01, 3, 300), [1e4, 1e3, 5.0] + [1.0] * 200, [2.0, 3.0, 7.0], [2.5]]
+)
 def test_log_quadratures(values, dtype):
     M = symmetric(values)
     lam, Q = torch.linalg.eigh(M)

@@ -24,6 +24,7 @@ from fisherviz.operators import (
     inner,
 )
 from fisherviz.operators.damping import FactoredTikhonov, Tikhonov, damp
+from fisherviz.operators.kronecker_sum import KroneckerDifferenceInverse
 
 DA, DG = 4, 3
 P = DA * DG
@@ -63,10 +64,20 @@ def square_cases(dtype=torch.float64):
         "dense": (Dense(M), M),
         "units": (UnitBlocks(B), torch.block_diag(*B)),
         "kronecker": (Kronecker(A, G), kron(G, A)),
+        "over units": (Kronecker.over_units(A, DG), kron(torch.eye(DG, dtype=dtype), A)),
         "diagonal kronecker": (DiagonalKronecker(d[:DA], G), kron(G, torch.diag(d[:DA]))),
         "sum": (KroneckerSum([(A, G), (A2, G2)]), kron(G, A) + kron(G2, A2)),
+        "sum of three": (KroneckerSum([(A, G), (A2, G2), (A, G2)]), kron(G, A) + kron(G2, A2) + kron(G2, A)),
         "one-term": (KroneckerSum([(A, G)]), kron(G, A)),
+        "difference, inverted": (
+            KroneckerDifferenceInverse.from_difference(A, G, 0.3 * A, 0.5 * G),
+            torch.linalg.inv(0.85 * kron(G, A)),
+        ),
         "eigen": (KroneckerEigen(QA, QG, S), Q @ torch.diag(S.reshape(-1)) @ Q.T),
+        "eigen of a diagonal": (
+            KroneckerEigen(None, QG, S),
+            kron(QG, torch.eye(DA, dtype=dtype)) @ torch.diag(S.reshape(-1)) @ kron(QG, torch.eye(DA, dtype=dtype)).T,
+        ),
         "direct": (
             DirectSum([Dense(first), Kronecker(second, second)]),
             torch.block_diag(first, kron(second, second)),
@@ -105,6 +116,7 @@ def block_cases():
         "kronecker square": (Kronecker(N, O), kron(O, N)),
         "kronecker of rectangular factors, square": (Kronecker(W, V), kron(V, W)),
         "sum rectangular": (KroneckerSum([(A, G), (A2, G2)]), kron(G, A) + kron(G2, A2)),
+        "sum of rectangular factors, square": (KroneckerSum([(W, V), (2 * W, V.flip(0))]), kron(V + 2 * V.flip(0), W)),
         "zero rectangular": (Zero(12, 10, torch.float64), torch.zeros(12, 10, dtype=torch.float64)),
         "zero": (Zero(P, P, torch.float64), torch.zeros(P, P, dtype=torch.float64)),
         "direct rectangular": (
@@ -126,7 +138,7 @@ def test_shape_and_dense(operator, dense):
     assert operator.shape == tuple(dense.shape)
     assert operator.dtype == torch.float64
     assert operator.device == torch.device("cpu")
-    assert operator.bytes == sum(t.numel() * 8 for t in operator.tensors)
+    assert operator.bytes == sum(t.numel() * 8 for t in {id(t): t for t in operator.tensors}.values())
     assert f"{dense.shape[0]} x {dense.shape[1]}" in repr(operator)
     torch.testing.assert_close(operator.to_dense(), dense)
 
@@ -205,6 +217,46 @@ def test_inner_product_of_every_pair(x, y):
         assert inner(left, right) == pytest.approx(float((dense_left * dense_right).sum()), rel=1e-10, abs=1e-10)
 
 
+def split_cases(d_a, d_g, seed):
+    """Square operators of one size, by factors of these sizes, and their dense matrices."""
+    a, A, G = 0.1 + normal(d_a, seed=seed).abs(), spd(d_a, seed + 1), spd(d_g, seed + 2)
+    QA, QG, S = orthogonal(d_a, seed + 3), orthogonal(d_g, seed + 4), normal(d_g, d_a, seed=seed + 5)
+    B, Q, half = normal(d_g, d_a, d_a, seed=seed + 6), kron(QG, QA), kron(QG, torch.eye(d_a, dtype=torch.float64))
+    return {
+        "kronecker": (Kronecker(A, G), kron(G, A)),
+        "diagonal kronecker": (DiagonalKronecker(a, G), kron(G, torch.diag(a))),
+        "units": (UnitBlocks(B), torch.block_diag(*B)),
+        "eigen": (KroneckerEigen(QA, QG, S), Q @ torch.diag(S.reshape(-1)) @ Q.T),
+        "eigen of a diagonal": (KroneckerEigen(None, QG, S), half @ torch.diag(S.reshape(-1)) @ half.T),
+    }
+
+
+@pytest.mark.parametrize("split", [(4, 3), (3, 4), (2, 6), (12, 1), (1, 12)])
+def test_an_inner_product_does_not_hang_on_how_both_are_split_into_factors(split):
+    left, right = split_cases(4, 3, 100), split_cases(*split, 200)
+    for (x, dense_x), (y, dense_y) in itertools.product(left.values(), right.values()):
+        for first, second in ((x, y), (y, x)):
+            assert inner(first, second) == pytest.approx(float((dense_x * dense_y).sum()), rel=1e-10, abs=1e-10)
+
+
+EMPTY = {
+    "dense": Dense(torch.zeros(0, 0)),
+    "diagonal": Diagonal(torch.zeros(0)),
+    "identity": Identity(0),
+    "units": UnitBlocks(torch.zeros(0, 3, 3)),
+    "eigen": KroneckerEigen(torch.eye(3), torch.zeros(0, 0), torch.zeros(0, 3)),
+}
+
+
+@pytest.mark.parametrize("operator", EMPTY.values(), ids=EMPTY.keys())
+def test_a_matrix_without_rows_has_no_norm_and_nothing_to_solve(operator):
+    assert operator.shape == (0, 0)
+    assert [operator.norm(order) for order in ("fro", "spectral", "trace")] == [0, 0, 0]
+    assert operator.solve(torch.zeros(0, 2)).shape == (0, 2)
+    assert operator.damped(0.1).inverse().to_dense().shape == (0, 0)
+    assert operator.damped(0.1).log_determinant() == 0.0
+
+
 def test_inner_product_of_two_eigenbases():
     """Same structure, different factors: the overlap of the bases must enter the right way round."""
     operators = []
@@ -253,6 +305,10 @@ def singular_cases(dtype):
         "units": UnitBlocks(torch.stack([spd(DA, 63, dtype), low])),
         "kronecker": Kronecker(low, full),
         "kronecker, G": Kronecker(full, low),
+        "over units": Kronecker.over_units(low, DG),
+        "diagonal kronecker, A": DiagonalKronecker(torch.tensor([1.0, 0.0, 2.0], dtype=dtype), full),
+        "indefinite diagonal kronecker, A": DiagonalKronecker(torch.tensor([1.0, -0.5, 2.0], dtype=dtype), full),
+        "diagonal kronecker, G": DiagonalKronecker(torch.ones(DA, dtype=dtype), low),
         "sum": KroneckerSum([(low, full), (low, 2 * full)]),
         "eigen": KroneckerEigen(torch.eye(DA, dtype=dtype), torch.eye(DG, dtype=dtype), S),
         "zero": Zero(P, P, dtype),
@@ -272,6 +328,37 @@ def test_singular_operators_name_the_damping_that_does(name, dtype):
     assert str(error.value.size) in str(error.value)
     damped = operator.damped(error.value.damping)
     assert torch.isfinite(damped.solve(v)).all()
+
+
+NAMES = {
+    "identity": "the multiple of the identity", "diagonal": "the diagonal matrix", "dense": "the dense matrix",
+    "kronecker": "the Kronecker product", "over units": "the Kronecker product", "eigen": "the Kronecker-eigen matrix",
+    "diagonal kronecker, A": "the Kronecker product", "zero": "the zero matrix",
+    "direct": "block 1: the zero matrix",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "words"), NAMES.items())
+def test_errors_name_the_matrix_and_its_size(name, words):
+    operator = singular_cases(torch.float64)[name]
+    size = 2 if name == "direct" else operator.shape[0]
+    with pytest.raises(SingularMatrixError, match=rf"^{words} \({size} x {size}\) is not positive definite"):
+        operator.inverse()
+
+
+@pytest.mark.parametrize("name", ["kronecker rectangular", "dense rectangular", "direct rectangular"])
+def test_a_rectangular_operator_says_what_needs_a_square_one(name):
+    operator = BLOCKS[name][0]
+    v = torch.ones(operator.shape[0], dtype=torch.float64)
+    for action, call in (
+        ("solve", lambda: operator.solve(v)),
+        ("trace", lambda: operator.norm("trace")),
+        *([] if name == "direct rectangular" else [("diagonal", operator.diagonal)]),
+        ("damping", lambda: operator.damped(0.1)),
+        ("a root of the inverse", lambda: operator.inverse_root(v)),
+    ):
+        with pytest.raises(ValueError, match=f"^{action} needs a square operator, this {type(operator).__name__} is"):
+            call()
 
 
 @pytest.mark.parametrize("n", [3, 20, 100])
@@ -353,6 +440,32 @@ def test_large_pairs_without_a_rule_are_refused_by_name():
         (lambda: Kronecker(torch.ones(2), torch.ones(2, 2)), ValueError, "two matrices"),
         (lambda: Kronecker(torch.ones(2, 2), torch.ones(2, 2).double()), TypeError, "bring them together"),
         (lambda: KroneckerEigen(torch.eye(2), torch.eye(3), torch.ones(2, 3)), ValueError, "QA"),
+        (lambda: DiagonalKronecker(torch.ones(2, 2), torch.eye(3)), ValueError, "a diagonal and a square matrix"),
+        (lambda: DiagonalKronecker(torch.ones(2), torch.ones(3, 2)), ValueError, "a diagonal and a square matrix"),
+        (
+            lambda: KroneckerDifferenceInverse(torch.eye(2), torch.zeros(3), torch.eye(3), torch.zeros(3)),
+            ValueError,
+            r"not \(2, 2\), \(3,\), \(3, 3\), \(3,\)",
+        ),
+        (lambda: BlockTridiagonal([spd(2)], [spd(2)], [None], []), ValueError, "1 A, 1 G, 1 A_next and 0 G_next"),
+        (
+            lambda: BlockTridiagonal([spd(2), spd(3)], [spd(2), spd(1)], [normal(3, 2)], [normal(2, 1)]),
+            ValueError,
+            r"A_next\[0\] must have its neighbours' shape \(2, 3\), not \(3, 2\)",
+        ),
+        (
+            lambda: BlockTridiagonal([spd(2), spd(3)], [spd(2), spd(1)], [normal(2, 3)], [None]),
+            ValueError,
+            "must have its neighbours' shape",
+        ),
+        (lambda: lone_chain().block(0, 1), ValueError, "layer position must be 0 to 0, not 1"),
+        (lambda: lone_chain().block(-1, 0), ValueError, "layer position must be 0 to 0, not -1"),
+        (lambda: lone_chain().scale(-1.0), ValueError, "positive numbers only, not -1"),
+        (lambda: lone_chain().scale(0.0), ValueError, "positive numbers only, not 0"),
+        (lambda: lone_chain().damped(0.25), NotImplementedError, r"use FactoredTikhonov\(0.5\)"),
+        (lambda: FactoredTikhonov(0.1).factors(normal(2, 3), spd(2)), ValueError, r"A has shape \(2, 3\)"),
+        (lambda: FactoredTikhonov(0.1).factors(spd(2), normal(2, 3)), ValueError, r"G has shape \(2, 3\)"),
+        (lambda: BLOCKS["sum of rectangular factors, square"][0].damped(0.1), ValueError, r"square factors.*\(2, 4\)"),
         (lambda: KroneckerSum([]), ValueError, "at least one"),
         (
             lambda: KroneckerSum([(torch.eye(2), torch.eye(2)), (torch.eye(3), torch.eye(2))]),
@@ -367,6 +480,17 @@ def test_large_pairs_without_a_rule_are_refused_by_name():
 def test_bad_input_gets_one_sentence(action, kind, message):
     with pytest.raises(kind, match=message):
         action()
+
+
+def lone_chain():
+    return BlockTridiagonal([spd(2)], [spd(3)], [], [])
+
+
+def test_a_chain_of_one_layer_is_that_layer():
+    dense = kron(spd(3), spd(2))
+    assert lone_chain().damped(0.0).to_dense().equal(lone_chain().to_dense())
+    torch.testing.assert_close(lone_chain().to_dense(), dense)
+    torch.testing.assert_close(lone_chain().solve(normal(6)), torch.linalg.solve(dense, normal(6)))
 
 
 def chain():

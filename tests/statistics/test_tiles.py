@@ -6,28 +6,10 @@ Tiles are made so small that every loop over them runs several times, the last o
 import pytest
 import torch
 
-from fisherviz.capture.captures import Capture
-from fisherviz.statistics import gradients, products
+from fisherviz.capture.captures import Capture, GenericCapture
+from fisherviz.statistics import gradients, picked, products
+from tests.captures import capture, normal, tied, tokens, written_out
 from tests.oracles.checks import assert_matches
-
-N = 1100
-"""More than two of the least tiles of examples (512), and no multiple of them."""
-
-
-def capture(examples=N, vectors=2, positions=1, groups=1, da=4, dg=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (positions,) if groups == 1 else (positions, groups)
-    a = torch.randn(examples, *shape, da, generator=generator, dtype=torch.float64)
-    return Capture(a, torch.randn(vectors, examples, *shape, dg, generator=generator, dtype=torch.float64))
-
-
-def written_out(made):
-    """Per-example gradients (K N, P) in unit order, by the outer products that define them."""
-    a, g = made.a, made.g
-    if a.dim() == 4:
-        return torch.einsum("ntci,kntco->kncoi", a, g).flatten(2).flatten(0, 1)
-    return torch.einsum("nti,knto->knoi", a, g).flatten(2).flatten(0, 1)
-
 
 MADE = {
     "one position": lambda seed=0: capture(seed=seed),
@@ -36,14 +18,18 @@ MADE = {
     "many positions": lambda seed=0: capture(examples=12, positions=9, da=2, dg=2, seed=seed),
     "wide layers with few positions": lambda seed=0: capture(examples=12, positions=2, da=30, dg=30, seed=seed),
     "groups": lambda seed=0: capture(examples=30, positions=3, groups=2, seed=seed),
+    "tokens": tokens,
+    "a table that is a weight too": lambda seed=0: tied(False, seed),
+    "a weight that is a table too": lambda seed=0: tied(True, seed),
+    "gradients": lambda seed=0: GenericCapture(normal(3, 30, 11, seed=seed)),
 }
 every_capture = pytest.mark.parametrize("make", MADE.values(), ids=MADE.keys())
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    for module in (products, gradients):
-        for name in ("GRADIENT_ENTRIES", "ROW_ENTRIES", "OUTER_ENTRIES", "TILE_ENTRIES"):
+    for module in (products, gradients, picked):
+        for name in ("GRADIENT_ENTRIES", "ROW_ENTRIES", "OUTER_ENTRIES", "TILE_ENTRIES", "PIECE_ENTRIES"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, 2**9)
 
@@ -61,12 +47,32 @@ def test_blocks_between_two_layers(make):
     assert_matches(products.block(row, col), written_out(row).T @ written_out(col), 1e-12)
 
 
-def test_a_half_block_holds_pairs_of_outputs_and_inputs_once():
+@pytest.mark.parametrize("expanded", [2**22, 1], ids=["whole", "row by row"])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_half_block_holds_pairs_of_outputs_and_inputs_once(expanded, scale, monkeypatch):
+    monkeypatch.setattr(products, "WHOLE_ENTRIES", expanded)
     made = capture()
     J = written_out(made)
-    whole = torch.empty(3, 4, 3, 4, dtype=torch.float64)
-    products.write_half(products.half_block(made), [(whole, slice(None), slice(None))], 3, 4, 0.5)
-    assert_matches(whole.view(12, 12), 0.5 * J.T @ J, 1e-12)
+    whole, part = torch.empty(3, 4, 3, 4, dtype=torch.float64), torch.empty(3, 2, 3, 3, dtype=torch.float64)
+    every, some, others = slice(None), slice(1, 3), slice(0, 3)
+    products.write_half(products.half_block(made), [(whole, every, every), (part, some, others)], 3, 4, scale)
+    assert_matches(whole.view(12, 12), scale * J.T @ J, 1e-12)
+    assert_matches(part, (scale * J.T @ J).view(3, 4, 3, 4)[:, some][..., others], 1e-12)
+
+
+@every_capture
+def test_moments_of_picked_entries(make):
+    """Two units and two inputs of each layer; of one without a matrix, entries of a matrix of one row."""
+    made = [make(0), make(1)]
+    picks, entries = [], []
+    for one in made:
+        J = written_out(one)
+        width = J.shape[1] if isinstance(one, GenericCapture) else one.width
+        units = torch.tensor([0]) if isinstance(one, GenericCapture) else torch.tensor([0, J.shape[1] // width - 1])
+        picks.append(picked.Pick(units, torch.tensor([1, width - 1]), width))
+        entries.append(J.unflatten(1, (-1, width))[:, units][..., picks[-1].inputs].flatten(1))
+    J = torch.cat(entries, 1)
+    assert_matches(picked.picked_moments(made, picks), J.T @ J, 1e-12)
 
 
 @pytest.mark.parametrize("into", [False, True], ids=["new", "added"])

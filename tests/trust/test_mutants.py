@@ -46,6 +46,13 @@ def test_a_survivor_is_explained_by_its_place_and_its_very_change(becomes, expla
     assert (found["tried"], found["killed"], found["explained"], len(found["open"])) == (3, 2, explained, 1 - explained)
 
 
+def test_what_later_tests_kill_is_told_apart_from_what_was_killed_at_first():
+    changes = {NAME: mutants_sampled.change(SHOWN)}
+    found = mutants_sampled.tallied({NAME: "survived", "another": "killed"}, changes, set(), since={NAME})
+    assert (found["tried"], found["killed"], found["since"], found["explained"], found["open"]) == (2, 1, 1, 0, [])
+    assert mutants.share(found) == 0.5
+
+
 def test_samples_are_the_same_each_time_and_none_is_taken_twice():
     names = {"operators": [f"m{i}" for i in range(50)], "exact": ["a", "b"]}
     found = mutants_sampled.sampled(names, {"operators": 10, "exact": 5})
@@ -57,7 +64,7 @@ def test_samples_are_the_same_each_time_and_none_is_taken_twice():
 
 
 def test_what_no_test_notices_and_what_is_taken_too_rarely_is_broken():
-    room = {"mutants": 100, "tried": 10, "killed": 8, "explained": 1, "open": [("a.py f", "x", "y")]}
+    room = {"mutants": 100, "tried": 10, "killed": 8, "since": 0, "explained": 1, "open": [("a.py f", "x", "y")]}
     few = {"branches": [94, 100], "lines": [100, 100]}
     found = {
         "planted": {"a is b": False, "c is d": True}, "mutants": {"exact": room}, "branches": {"exact": few},
@@ -72,7 +79,7 @@ def test_what_no_test_notices_and_what_is_taken_too_rarely_is_broken():
 
 
 def test_a_measurement_in_which_everything_is_noticed_is_not_broken():
-    room = {"mutants": 100, "tried": 10, "killed": 10, "explained": 0, "open": []}
+    room = {"mutants": 100, "tried": 10, "killed": 10, "since": 0, "explained": 0, "open": []}
     all_taken = {"branches": [99, 100], "lines": [100, 100]}
     found = {"planted": {"a is b": True}, "mutants": {"exact": room}, "branches": {"exact": all_taken}}
     assert mutants.broken(found) == []
