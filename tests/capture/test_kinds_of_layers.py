@@ -418,6 +418,7 @@ def both_ways(norm, act):
     return *made, torch.randn(5, 2, 3, 2, dtype=torch.float64)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm[0].__name__)
 @pytest.mark.parametrize("act", ACTS)
 def test_normalisation_and_an_activation_in_one_module(norm, act, monkeypatch):

@@ -51,6 +51,7 @@ def truths(F, fisher, damping, methods):
 # ---- every kind of layer ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", KINDS)
@@ -128,8 +129,15 @@ def setting(dtype=torch.float64, widths=(9, 12, 8, 4), N=20):
     return F, fv.Probe(net.to(dtype), "categorical").fisher(x.to(dtype)), damping
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.soak)], ids=str)
-@pytest.mark.parametrize("method", ["diagonal", "layer", "kfac", "kfac-full", "identity"])
+LONG = [(method, dtype) for dtype in (torch.float64, torch.float32)
+        for method in ("diagonal", "layer", "kfac", "kfac-full", "identity")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [pytest.param(*case, marks=[] if case == ("kfac", torch.float64) else pytest.mark.soak) for case in LONG],
+    ids=str,
+)
 def test_standard_errors_are_calibrated(method, dtype):
     F, fisher, damping = setting(dtype)
     damped = DampedFisher(fisher, damping)
