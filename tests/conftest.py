@@ -8,6 +8,7 @@ import torch
 
 from tests.covering import mark_what_is_left
 
+gc.disable()  # until all is collected: imports and thousands of cases are no garbage
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -27,3 +28,4 @@ def pytest_collection_finish():
     """What was imported and collected stays for the whole run; the collector need not look through it each time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
