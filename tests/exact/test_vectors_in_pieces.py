@@ -56,6 +56,7 @@ def cut(way, monkeypatch):
     return seen
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NETS)
 def test_exact_quantities(name, way, monkeypatch):
