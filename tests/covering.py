@@ -17,23 +17,28 @@ import pytest
 def covering(rows: Sequence[tuple[int, ...]], strength: int = 1) -> list[int]:
     """Positions of rows that hold every combination of `strength` columns' values that occurs in `rows`, in order.
 
-    Greedy: the row with most combinations that are still missing comes next, of several the one whose combinations
-    have been taken least often, of these the first.
+    Greedy: the row with most combinations that are still missing comes next. Of several it is the one in which most
+    larger combinations, of one column more, come for the first time, then the one whose combinations have been taken
+    least often, then the first.
     """
-    holds = [{(columns, tuple(row[c] for c in columns)) for columns in _columns(row, strength)} for row in rows]
-    missing, taken, chosen = set().union(*holds), Counter(), []
+    holds, wider = ([_combinations(row, size) for row in rows] for size in (strength, strength + 1))
+    missing, met, taken, chosen = set().union(*holds), set(), Counter(), []
     left = list(range(len(rows)))
     while missing:
-        best = max(left, key=lambda at: (len(holds[at] & missing), -sum(taken[one] for one in holds[at])))
+        best = max(
+            left, key=lambda at: (len(holds[at] & missing), len(wider[at] - met), -sum(taken[one] for one in holds[at]))
+        )
         missing -= holds[best]
+        met |= wider[best]
         taken.update(holds[best])
         chosen.append(best)
         left = [at for at in left if holds[at] & missing]
     return sorted(chosen)
 
 
-def _columns(row: tuple[int, ...], strength: int) -> combinations:
-    return combinations(range(len(row)), min(strength, len(row)))
+def _combinations(row: tuple[int, ...], size: int) -> set:
+    """The columns and values of all choices of `size` columns."""
+    return {(columns, tuple(row[c] for c in columns)) for columns in combinations(range(len(row)), min(size, len(row)))}
 
 
 def mark_what_is_left(items: Sequence[pytest.Item]) -> None:

@@ -40,9 +40,10 @@ def test_pairs_take_far_fewer_cases_than_the_product():
 
 
 def test_values_of_the_shorter_parameters_take_turns():
-    whole = list(product(range(12), range(4)))
-    taken = [whole[at][1] for at in covering(whole)]
-    assert all(taken.count(value) == 3 for value in range(4))
+    whole = list(product(range(12), range(4), range(3)))
+    chosen = [whole[at] for at in covering(whole)]
+    assert {row[1:] for row in chosen} == set(product(range(4), range(3)))
+    assert all([row[1] for row in chosen].count(value) == 3 for value in range(4))
 
 
 TESTED = """

@@ -179,17 +179,18 @@ def test_products_of_examples_are_symmetric_bit_for_bit(head_first, dtype):
     assert torch.equal(found, found.T)
 
 
+@pytest.mark.covering
 @every
-def test_in_batches_of_other_lengths_vector_by_vector_and_in_single_precision(name, monkeypatch):
+@pytest.mark.parametrize("bytes_", [1, 10**9], ids=["vector by vector", "at once"])
+def test_in_batches_of_other_lengths_vector_by_vector_and_in_single_precision(name, bytes_, monkeypatch):
     net, x = made(name)
     short = x if x.dim() == 2 and name in PAIRS else x[..., :1] if "convolutions" in name else x[:, :1]
     F = (exact.fisher(net, x, laws.Gaussian()) + exact.fisher(net, short, laws.Gaussian())) / 2
     v = torch.randn(len(F), dtype=torch.float64)
-    for bytes_ in (1, 10**9):
-        monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", bytes_)
-        fisher = fv.Probe(net, "gaussian").fisher([x, short])
-        assert_matches(fisher.solve(v, 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), v), 1e-9)
-        assert_matches(fisher.to_dense(), F)
+    monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", bytes_)
+    fisher = fv.Probe(net, "gaussian").fisher([x, short])
+    assert_matches(fisher.solve(v, 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), v), 1e-9)
+    assert_matches(fisher.to_dense(), F)
     single = net.float()
     data = [x.float(), short.float()] if name in PAIRS else [x, short]
     found = fv.Probe(single, "gaussian").fisher(data)
