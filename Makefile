@@ -58,7 +58,6 @@ notebooks: $(STAMP)
 
 # Offline; every warning is an error, and so is a public name that the reference lacks.
 docs: $(STAMP)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m sphinx -q -E -W --keep-going -j 2 -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 

@@ -20,6 +20,7 @@ def data():
     return torch.randn(7, 3).double(), torch.randint(3, (7,))
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("method", list(fv.approximations))
 def test_half_precision_models_are_approximated_in_float32(net, data, dtype, method):

@@ -84,6 +84,7 @@ def test_what_does_not_approximate_the_scale_is_the_same_for_a_summed_fisher(met
 SHARED = ["diagonal", "layer", "cw-ngd", "kfac", "ekfac", "foof", "nearest-kronecker"]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("method", SHARED)
 @pytest.mark.parametrize("build", SHARING.values(), ids=SHARING.keys())
 def test_of_shared_weights(method, build):

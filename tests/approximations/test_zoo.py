@@ -101,6 +101,7 @@ def gradient_of(net, names):
     return torch.cat([part.reshape(-1) for part in parts])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ITS_OWN_TRAINING_MODE])
 @pytest.mark.parametrize(
     "method", ["diagonal", "kfac", "ekfac", "layer", "foof", "cw-ngd", "kfac-tridiagonal", "exact"]

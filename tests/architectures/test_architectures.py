@@ -85,6 +85,7 @@ def test_the_gradient_is_that_of_the_loss(name):
     assert_matches(fisher_of(name).gradient(), torch.cat([g.reshape(-1) for g in gradients]))
 
 
+@pytest.mark.covering
 @architectures
 @pytest.mark.parametrize("kind", ["mc", "empirical"])
 def test_labels_drawn_and_given(name, kind):
@@ -106,6 +107,7 @@ def test_single_precision(name):
     assert_matches(fisher.fresh() @ v, F @ v.double(), FLOAT32)
 
 
+@pytest.mark.covering
 @architectures
 @pytest.mark.parametrize("method", list(fv.approximations))
 def test_methods_by_definition_and_as_matrices(name, method):
@@ -135,7 +137,10 @@ def test_methods_by_definition_and_as_matrices(name, method):
     assert approximation.norm("spectral") == pytest.approx(largest, rel=1e-5)
 
 
-@architectures
+# two networks, which have layers of every path; the others in the long run
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("ResNet", "GPT") else pytest.mark.soak) for name in CASES]
+)
 def test_comparisons_leave_no_method_out(name, monkeypatch):
     F, fisher = exact(name), fisher_of(name)
     dense = fv.compare(fisher, progress=False)
@@ -188,11 +193,8 @@ def steps(case, net, optimizer):
     assert min(losses[1:]) < losses[0], losses
 
 
-# two networks with every preset; the others in the long run
-MOST = [pytest.param(name, marks=[] if name in ("ResNet", "GPT") else pytest.mark.soak) for name in CASES]
-
-
-@pytest.mark.parametrize("name", MOST)
+@pytest.mark.covering
+@architectures
 @pytest.mark.parametrize("preset", PRESETS)
 def test_optimizers_lower_the_loss(name, preset):
     net = copy.deepcopy(made(name)[0]).train()

@@ -158,6 +158,7 @@ def twins(**options):
 TWINS = [{"padding": True}, {"batch_first": True, "causal": True, "need_weights": False}]
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:.*chain")
 @pytest.mark.parametrize("method", list(fv.approximations))
 @pytest.mark.parametrize("options", TWINS, ids=str)
@@ -170,6 +171,7 @@ def test_methods_are_those_of_the_twin(options, method):
     assert_matches(found.solve(v, 0.1), twin.solve(v, 0.1), 1e-8)
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:.*lambda", "ignore:.*damping")
 @pytest.mark.parametrize("optimizer", ["KFAC", "EKFAC", "FOOF", "CWNGD", "TENGraD", "HessianFree"])
 @pytest.mark.parametrize("options", TWINS, ids=str)

@@ -204,6 +204,7 @@ def test_methods_are_those_of_a_linear_layer_on_one_hot_inputs(tokens, method):
     assert_matches(found, twin, 1e-8)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("optimizer", ["KFAC", "EKFAC", "FOOF", "CWNGD", "TENGraD", "HessianFree", "Diagonal", "layer"])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_optimizers_step_as_on_one_hot_inputs(tokens, optimizer):

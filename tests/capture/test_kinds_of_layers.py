@@ -46,28 +46,28 @@ def test_views_that_never_form_the_matrix(build, data):
     assert_matches(fisher.solve(u, 0.3), np.linalg.solve(F + 0.3 * np.eye(len(F)), v))
 
 
-def first_requests(F, u, v):
-    """Each request and what it must give, for vectors u, v of numpy."""
-    a, b = torch.from_numpy(u), torch.from_numpy(v)
-    return {
-        "product": (lambda f: f @ a, F @ u),
-        "product with a matrix": (lambda f: f @ torch.stack([a, b], 1), F @ np.stack([u, v], 1)),
-        "quadratic": (lambda f: f.quadratic(a), u @ F @ u),
-        "bilinear": (lambda f: f.quadratic(a, b), u @ F @ v),
-        "solve": (lambda f: f.solve(a, 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), u)),
-        "fro": (lambda f: f.norm("fro"), np.linalg.norm(F)),
-        "spectral": (lambda f: f.norm("spectral"), np.linalg.norm(F, 2)),
-        "leading eigenvalue": (lambda f: f.spectrum(1), np.linalg.eigvalsh(F)[-1:]),
-    }
+# each request of a Fisher f with vectors a, b and what it must give
+FIRST_REQUESTS = {
+    "product": (lambda f, a, b: f @ a, lambda F, a, b: F @ a),
+    "product with a matrix": (lambda f, a, b: f @ torch.stack([a, b], 1), lambda F, a, b: F @ np.stack([a, b], 1)),
+    "quadratic": (lambda f, a, b: f.quadratic(a), lambda F, a, b: a @ F @ a),
+    "bilinear": (lambda f, a, b: f.quadratic(a, b), lambda F, a, b: a @ F @ b),
+    "solve": (lambda f, a, b: f.solve(a, 0.1), lambda F, a, b: np.linalg.solve(F + 0.1 * np.eye(len(F)), a)),
+    "fro": (lambda f, a, b: f.norm("fro"), lambda F, a, b: np.linalg.norm(F)),
+    "spectral": (lambda f, a, b: f.norm("spectral"), lambda F, a, b: np.linalg.norm(F, 2)),
+    "leading eigenvalue": (lambda f, a, b: f.spectrum(1), lambda F, a, b: np.linalg.eigvalsh(F)[-1:]),
+}
 
 
+@pytest.mark.covering
 @every_layer
-def test_every_request_may_be_the_first(build, data):
+@pytest.mark.parametrize(("request_", "expected"), FIRST_REQUESTS.values(), ids=FIRST_REQUESTS.keys())
+def test_every_request_may_be_the_first(build, data, request_, expected):
     """What a pass leaves behind must not decide how the next request is answered."""
     net, x = nets.randomised(build()), data()
     F = exact.fisher(net, x, laws.Categorical())
-    for request, expected in first_requests(F, *nets.vectors(2, len(F)).numpy()).values():
-        assert_matches(request(fv.Probe(net, "categorical").fisher(x)), expected, 1e-7)
+    vectors = nets.vectors(2, len(F))
+    assert_matches(request_(fv.Probe(net, "categorical").fisher(x), *vectors), expected(F, *vectors.numpy()), 1e-7)
 
 
 @every_layer
@@ -418,6 +418,7 @@ def both_ways(norm, act):
     return *made, torch.randn(5, 2, 3, 2, dtype=torch.float64)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm[0].__name__)
 @pytest.mark.parametrize("act", ACTS)
 def test_normalisation_and_an_activation_in_one_module(norm, act, monkeypatch):

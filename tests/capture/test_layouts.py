@@ -117,6 +117,7 @@ def test_labels_batches_and_single_precision(way, monkeypatch):
     assert_matches(found.to_dense(), F, FLOAT32)
 
 
+@pytest.mark.covering
 @ways
 @pytest.mark.parametrize("n", [2, T, 32])
 def test_as_many_examples_as_positions(way, n):
@@ -147,6 +148,7 @@ def twins(way, dropout=0.0):
     return net, other, x
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("way", TWINS)
 @pytest.mark.parametrize("method", list(fv.approximations))
 def test_methods_are_those_with_the_examples_first(way, method):
@@ -158,6 +160,7 @@ def test_methods_are_those_with_the_examples_first(way, method):
 OPTIMIZERS = ["KFAC", "EKFAC", "FOOF", "CWNGD", "TENGraD", "HessianFree", "layer"]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("way", TWINS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_optimizers_step_as_with_the_examples_first(way, optimizer):

@@ -83,6 +83,7 @@ def test_exact_quantities_without_a_loop_or_vmap(name, monkeypatch):
     assert_matches(fisher.solve(v, 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), v.numpy()), 1e-9)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("method", FACTORED)
 @pytest.mark.parametrize("name", KINDS)
 def test_methods_of_factors_take_the_exact_block_of_each_feature(name, method):
@@ -142,6 +143,7 @@ def test_in_float32(name):
     assert_matches(found, F, 1e-5)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("optimizer", ["kfac", "layer", "cw-ngd", "foof"])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_training_step_divides_by_the_block_of_each_feature(name, optimizer):

@@ -83,6 +83,7 @@ def test_exact_quantities(added, monkeypatch):
     assert {layer.path for layer in fisher.layers} == {"structured"}
 
 
+@pytest.mark.covering
 @added
 @pytest.mark.parametrize("kind", ["mc", "empirical"])
 def test_labels_single_precision_and_other_batches(added, kind, monkeypatch):

@@ -75,6 +75,7 @@ def test_exact_quantities(shape):
     assert_matches(fisher.diagonal(), np.diag(F))
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:.*chain")
 @pytest.mark.parametrize("method", list(fv.approximations))
 @pytest.mark.parametrize("shape", [(3,), (5, 3)], ids=["vectors", "tokens"])

@@ -179,17 +179,18 @@ def test_products_of_examples_are_symmetric_bit_for_bit(head_first, dtype):
     assert torch.equal(found, found.T)
 
 
+@pytest.mark.covering
 @every
-def test_in_batches_of_other_lengths_vector_by_vector_and_in_single_precision(name, monkeypatch):
+@pytest.mark.parametrize("bytes_", [1, 10**9], ids=["vector by vector", "at once"])
+def test_in_batches_of_other_lengths_vector_by_vector_and_in_single_precision(name, bytes_, monkeypatch):
     net, x = made(name)
     short = x if x.dim() == 2 and name in PAIRS else x[..., :1] if "convolutions" in name else x[:, :1]
     F = (exact.fisher(net, x, laws.Gaussian()) + exact.fisher(net, short, laws.Gaussian())) / 2
     v = torch.randn(len(F), dtype=torch.float64)
-    for bytes_ in (1, 10**9):
-        monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", bytes_)
-        fisher = fv.Probe(net, "gaussian").fisher([x, short])
-        assert_matches(fisher.solve(v, 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), v), 1e-9)
-        assert_matches(fisher.to_dense(), F)
+    monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", bytes_)
+    fisher = fv.Probe(net, "gaussian").fisher([x, short])
+    assert_matches(fisher.solve(v, 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), v), 1e-9)
+    assert_matches(fisher.to_dense(), F)
     single = net.float()
     data = [x.float(), short.float()] if name in PAIRS else [x, short]
     found = fv.Probe(single, "gaussian").fisher(data)
@@ -257,6 +258,7 @@ SUMS = ["kfac", "kfac-full", "kfac-tridiagonal", "ekfac", "foof"]
 HEAD_FIRST = {name for name in LANGUAGE if "head first" in name}
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("name", "method"),
     [(name, method) for name in LANGUAGE for method in ["nearest-kronecker", *(SUMS if name in HEAD_FIRST else [])]],
@@ -349,6 +351,7 @@ def diagonal_in(Q, M):
     return Q @ np.diag(np.diag(Q.T @ M @ Q)) @ Q.T
 
 
+@pytest.mark.covering
 @table_first
 @pytest.mark.parametrize("method", ["kfac", "kfac-full", "kfac-tridiagonal"])
 def test_kfac_is_the_sum_over_both_uses_in_an_eigenbasis_that_they_share(name, method):
@@ -367,6 +370,7 @@ def test_ekfac_is_the_best_diagonal_in_an_eigenbasis_of_both_uses(name):
     assert_matches(found, diagonal_in(np.kron(np.eye(V), common_basis(*factors(read, used, n))), F))
 
 
+@pytest.mark.covering
 @language
 @pytest.mark.parametrize(("formed", "entries"), [(2**27, 2**26), (0, 2**26), (0, 1)])
 def test_unit_blocks_are_exact(name, formed, entries, monkeypatch):
@@ -405,6 +409,7 @@ def test_comparisons_without_matrices_are_those_with_them(name, monkeypatch):
     assert_matches(both["value_x"], both["value_y"], 1e-6)
 
 
+@pytest.mark.covering
 @table_first
 @pytest.mark.parametrize("method", ["kfac", "foof", "ekfac", "cw-ngd"])
 def test_methods_in_single_precision(name, method):
@@ -426,6 +431,7 @@ def twins(bias):
     return tied, one, torch.randn(5, D, dtype=torch.float64)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("method", list(fv.approximations))
 def test_tied_linears_are_one_module_that_is_called_more_often(method, bias):
@@ -434,6 +440,7 @@ def test_tied_linears_are_one_module_that_is_called_more_often(method, bias):
     assert_matches(found.to_dense(), expected.to_dense())
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("optimizer", ["KFAC", "EKFAC", "FOOF", "CWNGD", "TENGraD", "HessianFree", "layer"])
 def test_optimizers_take_tied_linears_for_one_module(optimizer, bias):
@@ -492,6 +499,7 @@ def test_uses_of_a_tied_weight_are_positions_of_its_factors(setting):
 # ---- optimizers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @every
 @pytest.mark.parametrize("method", ["kfac", "ekfac", "foof", "cw-ngd", "layer", "diagonal"])
 def test_a_step_is_the_damped_inverse_times_the_gradient(name, method):

@@ -176,6 +176,7 @@ CASES = [
 ]
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:.*chain", "ignore:.*grouped")
 @pytest.mark.parametrize(("kind", "options"), CASES)
 @pytest.mark.parametrize("method", list(fv.approximations))
@@ -189,6 +190,7 @@ def test_methods_are_those_of_the_convolution(kind, options, method):
     assert_matches(found.solve(v, damping)[index], twin.solve(v[index], damping), 1e-8)
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:.*lambda", "ignore:.*damping")
 @pytest.mark.parametrize("optimizer", ["KFAC", "EKFAC", "FOOF", "CWNGD", "TENGraD", "HessianFree"])
 @pytest.mark.parametrize(("kind", "options"), CASES)

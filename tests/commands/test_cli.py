@@ -152,7 +152,7 @@ def registering(here, monkeypatch):
 
 def test_a_method_that_the_models_module_registers_is_reported_on(registering):
     assert "mine" not in approximations
-    result = call("report", *MINE, "--methods", "mine,kfac", "--layers", "4", "--quiet")
+    result = call("report", *MINE, "--methods", "mine,kfac", "--layers", "4", "--quiet", "--compare-only")
     assert result.exit_code == 0, result.output
     errors = load_comparison("report").whole("relative_frobenius")
     assert errors.keys() == {"mine", "kfac"}
@@ -179,7 +179,7 @@ def test_a_layer_that_a_method_refuses_does_not_end_the_report(registering):
 
 @pytest.mark.parametrize("kind", ["mc", "empirical"])
 def test_the_kinds(here, kind):
-    result = call("report", *MINE, "--methods", "kfac", "--layers", "4", "--kind", kind, "--quiet")
+    result = call("report", *MINE, "--methods", "kfac", "--layers", "4", "--kind", kind, "--quiet", "--compare-only")
     assert result.exit_code == 0, result.output
     assert load_comparison("report").meta["kind"] == kind
 
@@ -187,7 +187,7 @@ def test_the_kinds(here, kind):
 def test_the_seed_decides_the_sampled_labels(here):
     frames = []
     for seed, out in ((1, "a"), (1, "b"), (2, "c")):
-        options = ["--methods", "kfac", "--layers", "4", "--kind", "mc", "--out", out, "--quiet"]
+        options = ["--methods", "kfac", "--layers", "4", "--kind", "mc", "--out", out, "--quiet", "--compare-only"]
         assert call("report", *MINE, *options, "--seed", seed).exit_code == 0
         frames.append(load_comparison(out).whole("relative_frobenius")["kfac"])
     assert frames[0] == frames[1] != frames[2]

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from fisherviz.approximations import approximations
 from fisherviz.commands.job import Job
 from fisherviz.commands.report import run
 from fisherviz.results.comparison import load_comparison
@@ -54,29 +55,25 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def torchrun(model, count=2, out="several"):
+def torchrun(model, *more, count=2, out="several"):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    options = [
-        "--model",
-        f"launched_nets:{model}",
-        "--data",
-        "launched_nets:batches",
-        "--kind",
-        "mc",
-        "--out",
-        out,
-    ]
+    options = ["--model", f"launched_nets:{model}", "--data", "launched_nets:batches", "--kind", "mc", "--out", out]
     return subprocess.run(
-        [*command, "-m", "fisherviz", "report", *options], capture_output=True, text=True, timeout=240, check=False
-    )
+        [*command, "-m", "fisherviz", "report", *options, *more],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_page_of_one(here):
-    done = torchrun("build")
+@pytest.mark.parametrize(
+    "methods", [["kfac", "ekfac", "kfac-tridiagonal"], pytest.param(list(approximations), marks=pytest.mark.soak)]
+)
+def test_two_processes_write_the_page_of_one(here, methods):
+    done = torchrun("build", "--methods", ",".join(methods))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Wrote several/index.html") == done.stdout.count("Probe of Sequential") == 1
-    run(Job(model="launched_nets:build", data="launched_nets:batches", kind="mc", out="one", quiet=True))
+    options = {"model": "launched_nets:build", "data": "launched_nets:batches", "kind": "mc", "methods": methods}
+    run(Job(**options, out="one", quiet=True))
     for part in ("", "layers"):
         one, several = (load_comparison(here / folder / part) for folder in ("one", "several"))
         keys = ["method", "row", "col", "metric"]
@@ -89,8 +86,8 @@ def test_two_processes_write_the_page_of_one(here):
         assert one.notes == several.notes
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fate", ["failed", pytest.param("killed", marks=pytest.mark.soak)])
+@pytest.mark.soak  # of processes without torchrun: tests/exact/test_processes.py
+@pytest.mark.parametrize("fate", ["failed", "killed"])
 def test_a_process_that_ends_ends_all_and_nothing_is_written(here, monkeypatch, fate):
     monkeypatch.setenv("FATE", fate)
     done = torchrun("failing")

@@ -32,9 +32,9 @@ def data():
 
 
 KINDS = ("exact", "mc", "empirical")
-# each network with one kind; with the others in the long run
+# the network with convolutions and a dense layer; the others, and other kinds, in the long run
 CASES = [
-    pytest.param(seed, kind, marks=[] if KINDS[seed] == kind else pytest.mark.soak)
+    pytest.param(seed, kind, marks=[] if (seed, kind) == (2, "empirical") else pytest.mark.soak)
     for seed in range(3) for kind in KINDS
 ]  # fmt: skip
 

@@ -33,6 +33,7 @@ def fisher(of, targets=True, kind="exact"):
     return fv.Probe(net, "categorical").fisher(x, torch.randint(3, (len(x),)) if targets else None, kind=kind)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize(
     ("kind", "targets"), [("exact", True), ("exact", False), ("mc", True), ("mc", False), ("empirical", True)]
 )

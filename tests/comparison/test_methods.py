@@ -203,6 +203,7 @@ def failing(where, error):
     return Author
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("where", ["statistics", "operator_for", "to_dense", "shifted", "solve"])
 @pytest.mark.parametrize(

@@ -223,6 +223,7 @@ SHARING = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.filterwarnings("ignore:.*grouped")
 @pytest.mark.parametrize("build", SHARING.values(), ids=SHARING.keys())
 @pytest.mark.parametrize("why_not", ["which are too many", ""], ids=["never formed", "dense"])

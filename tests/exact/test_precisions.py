@@ -37,6 +37,7 @@ def close(actual, expected, tolerance, dtype=torch.float32):
     assert float((actual.double() - expected).norm()) <= tolerance * float(expected.norm())
 
 
+@pytest.mark.covering(2)
 @halves
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("given", ["half", "float32", "float64"])

@@ -45,6 +45,7 @@ QUANTITIES = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("variance", [1e-25, 1e-15, 1e15, 1e25])
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_what_scales_with_the_fisher_does_in_float32(quantity, variance):

@@ -56,6 +56,7 @@ def cut(way, monkeypatch):
     return seen
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NETS)
 def test_exact_quantities(name, way, monkeypatch):
@@ -99,6 +100,7 @@ def test_products_need_no_captures_of_all_vectors(name, monkeypatch):
     assert_matches(fisher.solve(v, 0.1), torch.linalg.solve(damped, v), 1e-8)  # dense: captures do not fit
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("method", list(fv.approximations))
 @pytest.mark.parametrize("name", NETS)

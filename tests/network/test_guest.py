@@ -164,6 +164,7 @@ def batches(N=6):
     return [x[: N // 2], x[N // 2 :]]
 
 
+@pytest.mark.covering
 @every_call
 @pytest.mark.parametrize("kind", ["exact", "mc"])
 def test_nothing_changes_after_a_call(call, kind):
@@ -183,6 +184,7 @@ def test_global_random_state_is_not_consumed_even_by_a_model_that_draws(name):
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4, 5])
 @every_call
 def test_nothing_changes_after_an_exception_in_the_model(call, fails_at):

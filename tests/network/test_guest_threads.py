@@ -11,7 +11,7 @@ from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
 
 
-@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("held", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_probes_of_one_model_in_several_threads(held):
     net = nets.randomised(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2)))
     x = nets.vectors(8, 3)

@@ -37,6 +37,7 @@ def setting(likelihood, samples, batches=((0, 40),)):
 LIKELIHOODS = ["categorical", "bernoulli", "gaussian"]
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("bytes_", [1, 2000])
@@ -47,6 +48,7 @@ def test_labels_do_not_depend_on_the_pieces_of_a_batch(monkeypatch, likelihood, 
     assert_matches(fisher().to_dense(), whole, 1e-12)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("at", [1, 2, 5, 6, 9])
 def test_an_interrupted_first_pass_leaves_no_trace_in_the_labels(monkeypatch, likelihood, at):

@@ -214,6 +214,7 @@ NARROW = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("kind", ["exact", "mc", "empirical"])
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", NARROW)

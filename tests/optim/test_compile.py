@@ -37,8 +37,12 @@ def forget_graphs():
     torch._dynamo.reset()
 
 
+# the least and the most that an optimizer does; the others in the long run
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize(
+    "name",
+    ["foof", "adaptive kfac", *(pytest.param(name, marks=pytest.mark.soak) for name in ("cw-ngd", "plain kfac"))],
+)
 def test_steps_of_a_compiled_model_are_those_of_the_model(name):
     weights = []
     backend = CompileCounterWithBackend("aot_eager")

@@ -243,6 +243,7 @@ def test_step_raises_without_statistics():
         opt.step()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("T", [1, 3, 11])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_state_dict_resumes_bit_for_bit(preset, T):

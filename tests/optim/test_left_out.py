@@ -122,6 +122,7 @@ def network(name="linear"):
 # ---- every optimizer ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:.*chain")
 @presets
 @pytest.mark.parametrize("name", NETS)
@@ -136,6 +137,7 @@ def test_padding_changes_no_step(preset, name):
     assert_matches(found, bare, 1e-7)
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:.*chain")
 @presets
 @pytest.mark.parametrize("shape", [(), (4,)], ids=["labels", "tokens"])
@@ -195,6 +197,7 @@ def step_of(make, model, x, y, loss):
     return g, flat(model) - before
 
 
+@pytest.mark.covering(2)
 @losses
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

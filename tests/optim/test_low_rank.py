@@ -110,6 +110,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", MAKERS)
 def test_what_changed_a_gradient_unseen_is_not_lost(name, change, monkeypatch):

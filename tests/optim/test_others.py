@@ -298,7 +298,13 @@ CONVERGE = {
 }
 
 
-@pytest.mark.parametrize("name", CONVERGE)
+# the others in the long run: tests/optim/test_defaults.py trains their classes with their defaults
+QUICK = {"foof", "kfac-factored", "kfac-eigenvalues", "kfac-tridiagonal", "exact"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.soak) for name in CONVERGE]
+)
 def test_every_preset_learns_the_real_digits(name):
     digits = load_digits()
     x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)

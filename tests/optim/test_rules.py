@@ -185,6 +185,7 @@ PROPOSALS = {"diagonal": by_diagonal, "ekfac": by_eigenbasis, "kfac": by_factors
 WHOLE, UNEVEN = (slice(None),), (slice(0, 2), slice(2, 9))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("parts", [WHOLE, UNEVEN], ids=["one pass", "two uneven passes"])
 @pytest.mark.parametrize("method", PROPOSALS)
 @pytest.mark.parametrize("lr", [1.0, 0.5])

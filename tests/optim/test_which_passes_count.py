@@ -131,6 +131,7 @@ def train(make, spoil=None, steps=3):
     return matrices(model)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("how", SPOILS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_pass_whose_gradient_is_dropped_never_happened(preset, how):
@@ -179,6 +180,7 @@ def test_a_layer_whose_own_gradient_is_dropped_forgets_alone(preset):
     assert_same(found[2:], last[2:], 1e-13)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("preset", PLAIN)
 def test_a_discriminator_does_not_notice_the_generator_s_steps(preset, frozen):
@@ -331,6 +333,7 @@ def by_brute_force(preset, x, y):
     return steps
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("preset", SCORES)
@@ -342,6 +345,7 @@ def test_scores_of_several_backwards_add_up_as_gradients_do(preset, way):
     assert_same(moved(start, matrices(model)), by_brute_force(preset, x, y), 1e-11)
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("preset", PLAIN)
@@ -425,6 +429,7 @@ def joined(model, own, make):
     return make(model, params=groups)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("head", [name for name in PLAIN if "sub-sampled" not in name])
 @pytest.mark.parametrize("body", ["kfac", "foof", "tengrad", "kfac-empirical"])
 def test_two_optimizers_on_one_model_step_as_if_alone(head, body):

@@ -1,5 +1,7 @@
 """Benzing 2021: its rules, its settings, and K-FAC with equation 3's damping."""
 
+import functools
+
 import pytest
 import torch
 
@@ -28,7 +30,12 @@ from fisherviz.papers.trials.problems import Effort, Method, Problem, Trained
 
 PLAIN = Method("any", "sgd")
 EFFORT = Effort(steps=10, look=10, seeds=2, trials=0, trial_steps=0)
-PAPERS = {name: mini_batches(name, SCALES["paper"])[0] for name in ("fashion-mnist", "mnist")}
+
+
+@functools.cache
+def papers(name):
+    """The paper's problem on a data set, whose files are read for it."""
+    return mini_batches(name, SCALES["paper"])[0]
 
 
 def ended(*losses):
@@ -43,7 +50,7 @@ def diverged():
 def on(dataset="mnist", **losses):
     """Final losses by method; a number stands for two seeds that end alike."""
     found = {name: ended(*((loss, loss) if isinstance(loss, float) else loss)) for name, loss in losses.items()}
-    return Comparison(PAPERS[dataset], found)
+    return Comparison(papers(dataset), found)
 
 
 # Rules
@@ -65,7 +72,7 @@ def test_other_versions_of_the_natural_gradient_give_another_reading_of_the_same
 
 
 def test_what_diverged_is_infinitely_far_behind():
-    one = Comparison(PAPERS["mnist"], {NATURAL: diverged(), SAME: diverged(), KFAC: ended(0.1, 0.1)})
+    one = Comparison(papers("mnist"), {NATURAL: diverged(), SAME: diverged(), KFAC: ended(0.1, 0.1)})
     assert training.ten_times([one]).holds
     assert one.ratio(KFAC, NATURAL) == 0
     assert one.ratio(SAME, NATURAL) == 1

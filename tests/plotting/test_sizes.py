@@ -99,6 +99,7 @@ def texts(figure):
 CASES = [*itertools.product(PICTURES, LAYERS, WIDTHS)]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("name", "layers", "width"), CASES)
 def test_nothing_is_cut_covered_or_too_small_and_axes_keep_most_of_the_width(name, layers, width):
     figure = drawn(name, layers, width)
@@ -134,6 +135,7 @@ def test_markers_are_as_large_as_each_other(width):
     assert max(sizes.values()) <= 2 * min(sizes.values()), sizes
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("metric", ["relative_frobenius", "direction_cosine"])
 @pytest.mark.parametrize("seed", range(3))

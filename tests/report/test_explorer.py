@@ -350,7 +350,13 @@ def chosen_of(compared, fisher):
 
 
 @pytest.mark.filterwarnings("ignore:.*single features are scaled")
-@pytest.mark.parametrize("build", [lambda: fisher_of(network(9, 8, 7, 3)), lambda: convolution()], ids=["mlp", "conv"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda: fisher_of(network(9, 8, 7, 3)), marks=pytest.mark.soak, id="mlp"),
+        pytest.param(lambda: convolution(), id="conv"),
+    ],
+)
 def test_above_the_dense_limit_a_sample_has_every_entry(browser, build, tmp_path, monkeypatch):
     fisher = build()
     compared = far_above_the_dense_limit(monkeypatch, fisher, METHODS, 60)

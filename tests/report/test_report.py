@@ -515,17 +515,23 @@ def test_the_folder_holds_page_data_and_pictures(comparison, tmp_path):
     assert (tmp_path / "pictures" / "spectra.svg").read_text().startswith("<?xml")
 
 
+def few_pictures(methods, seed=0):
+    """A comparison of two layers by one metric: its report has matrices and spectra, and one chart of each kind."""
+    whole = make_comparison(layers=("a", "b"), methods=methods, seed=seed)
+    return Comparison(whole.frame.query("metric == 'relative_frobenius'"), whole.meta, whole.arrays)
+
+
 def test_a_second_report_replaces_the_first_and_spares_what_is_not_its_own(tmp_path):
-    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac", "foof")))
+    write_report(tmp_path, few_pictures(("kfac", "foof")))
     (tmp_path / "mine.txt").write_text("mine")
-    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    write_report(tmp_path, few_pictures(("kfac",)))
     assert not (tmp_path / "pictures" / "matrix-foof.png").exists()
     assert (tmp_path / "pictures" / "matrix-kfac.png").exists()
     assert (tmp_path / "mine.txt").exists()
 
 
 def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
-    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    write_report(tmp_path, few_pictures(("kfac",)))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     calls = iter(range(100))
 
@@ -536,13 +542,13 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "_fill", fill)
     with pytest.raises(OSError, match="disk full"):
-        write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("foof",), seed=1))
+        write_report(tmp_path, few_pictures(("foof",), seed=1))
     assert {path: path.read_bytes() for path in before} == before
     assert load_comparison(tmp_path).methods == ("kfac",)
 
 
 def test_methods_with_strange_names_make_ordinary_files(tmp_path):
-    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("../a/b c",)))
+    write_report(tmp_path, few_pictures(("../a/b c",)))
     assert (tmp_path / "pictures" / "matrix-.._a_b_c.png").exists()
 
 
@@ -586,7 +592,7 @@ def test_labels_that_differ_have_pictures_of_their_own(tmp_path):
 def test_a_report_deletes_nothing_but_its_own_files(tmp_path):
     """Whatever report.json lists, and whatever its folders have become."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    write_report(out, make_comparison(layers=("a", "b"), methods=("kfac", "foof")))
+    write_report(out, few_pictures(("kfac", "foof")))
     (out / "mine.txt").write_text("mine")
     (out / "pictures" / "matrix-foof.png").write_bytes(b"edited by the user")
     (out / "pictures").rename(elsewhere)
@@ -596,17 +602,17 @@ def test_a_report_deletes_nothing_but_its_own_files(tmp_path):
     (out / "pictures").symlink_to(elsewhere)
     before = {path: path.read_bytes() for path in (*elsewhere.iterdir(), out / "mine.txt", out / "index.html")}
     with pytest.raises(ValueError, match="pictures is a link that leaves"):
-        write_report(out, make_comparison(layers=("a", "b"), methods=("kfac",)))
+        write_report(out, few_pictures(("kfac",)))
     assert {path: path.read_bytes() for path in before} == before
     (out / "pictures").unlink()
-    write_report(out, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    write_report(out, few_pictures(("kfac",)))
     kept = {path: content for path, content in before.items() if path.name != "index.html"}
     assert {path: path.read_bytes() for path in kept} == kept
 
 
 def test_a_file_that_a_report_wrote_and_somebody_changed_stays(tmp_path):
-    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac", "foof")))
+    write_report(tmp_path, few_pictures(("kfac", "foof")))
     (tmp_path / "pictures" / "matrix-foof.png").write_bytes(b"edited")
-    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=("kfac",)))
+    write_report(tmp_path, few_pictures(("kfac",)))
     assert (tmp_path / "pictures" / "matrix-foof.png").read_bytes() == b"edited"
     assert not (tmp_path / "pictures" / "inverse-foof.png").exists()

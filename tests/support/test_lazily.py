@@ -1,6 +1,7 @@
 """Names that are imported when they are first asked for: the same as ever, but for the time that nobody waits."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,15 +40,27 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         _ = fv.Prob
 
 
-@pytest.mark.parametrize("first", ["fisherviz.approximations.kronecker", "fisherviz.approximations", "fisherviz.probe"])
-def test_the_registry_keeps_its_name_whichever_module_is_imported_first(first):
-    code = f"import {first}, fisherviz as fv; print(type(fv.approximations).__name__, 'kfac' in fv.approximations)"
-    assert run(code) == f"{Registry.__name__} True"
+FIRST = ["fisherviz.approximations.kronecker", "fisherviz.approximations", "fisherviz.probe"]
+REGISTRY = "; print(type(fv.approximations).__name__, 'kfac' in fv.approximations)"
+IMPORTED = {
+    **{f"import {first}, fisherviz as fv{REGISTRY}": f"{Registry.__name__} True" for first in FIRST},
+    "import fisherviz.training.sweep; from fisherviz.training import sweep; print(callable(sweep))": "True",
+}
 
 
-def test_a_function_called_like_its_module_stays_the_function():
-    code = "import fisherviz.training.sweep; from fisherviz.training import sweep; print(callable(sweep))"
-    assert run(code) == "True"
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="orders of imports are tried after a fork")
+def test_names_are_the_same_whichever_module_is_imported_first():
+    """One process that has imported torch, and nothing of the package, tries each order in a child."""
+    code = f"""
+import os, sys, torch
+for imported in {list(IMPORTED)}:
+    if (child := os.fork()) == 0:
+        exec(imported)
+        sys.stdout.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    assert dict(zip(IMPORTED, run(code).splitlines(), strict=True)) == IMPORTED
 
 
 def test_importing_the_package_imports_no_torch():

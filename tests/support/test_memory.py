@@ -111,7 +111,9 @@ except MemoryError as error:
 """
 
 
-@pytest.mark.parametrize(("what", "has"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
+@pytest.mark.parametrize(
+    ("what", "has"), [("RLIMIT_AS", "VmSize"), pytest.param("RLIMIT_DATA", "VmData", marks=pytest.mark.soak)]
+)
 def test_a_limit_on_the_process_is_kept(what, has):
     """A dense 6,000 × 6,000 takes 412 MiB while it is made, in a process that may take 300 MiB more than it has."""
     done = subprocess.run(

@@ -165,7 +165,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+@pytest.mark.parametrize("sampler", ["grid", pytest.param("random", marks=pytest.mark.soak), "tpe"])
 def test_an_interrupted_sweep_goes_on_and_ends_as_one_that_was_not(tmp_path, sampler):
     over = {"lr": [0.01, 0.1, 0.3, 1.0]} if sampler == "grid" else {"lr": "1e-3..1e0"}
     options = {"sampler": sampler, "trials": 4}
