@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fisherviz as fv
+from fisherviz.capture import look
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import FLOAT32, assert_matches
 from tests.training_runs import assert_resumes, half_squares, trained
@@ -196,7 +197,7 @@ def test_an_optimizer_resumes(tmp_path):
     net, _, x = twins("positions first")
 
     def build(model):
-        return fv.optim.NaturalGradient(model, "gaussian", "layer", lr=0.1, damping=0.1, T=3)
+        return fv.optim.NaturalGradient(model, "gaussian", "layer", lr=0.01, damping=0.1, T=3)
 
     assert_resumes(build, net.train(), lambda model: model(x).square().mean(), tmp_path)
 
@@ -312,11 +313,41 @@ def test_an_optimizer_says_where_it_loses_the_examples():
     torch.manual_seed(0)
     net, x = nets.randomised(Chosen(CHOICES["index"])).train(), torch.randn(4, T, D, dtype=torch.float64)
     net.choose = lambda flat, there: flat if len(there) == len(flat) else flat[there]
-    optimizer = fv.optim.NaturalGradient(net, "gaussian", "kfac", lr=0.1, damping=0.1)
-    net(x).square().sum(1).mean().backward()
-    optimizer.step()
+    optimizer = fv.optim.NaturalGradient(net, "gaussian", "kfac", lr=0.01, damping=0.1)
+    for _ in range(look.LOOKS):  # later passes are no longer looked at for evidence
+        optimizer.zero_grad()
+        net(x).square().sum(1).mean().backward()
+        optimizer.step()
     x[:, 0, 0] = 10.0
     with pytest.raises(
         RuntimeError, match=r"layer 'expert.0' has changed since the first pass: .* approximation='none'"
     ):
+        net(x).square().sum(1).mean().backward()
+
+
+def test_an_optimizer_looks_for_evidence_in_its_first_passes():
+    """One example tells nothing of how a batch is laid out; in the same step it is too late to begin anew."""
+    net = nets.randomised(Inside(dense(), lambda h: h.flip(0), lambda h, n: h.flip(0))).train()
+    x = torch.randn(5, T, D, dtype=torch.float64)
+    optimizer = fv.optim.NaturalGradient(net, "gaussian", "exact", lr=0.1, damping=0.1, kind="exact", decay=0.0)
+    net(x[:1]).square().sum(1).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    F = torch.as_tensor(exact.fisher(net.eval(), x, laws.Gaussian()))
+    before = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    net.train()(x).square().sum(1).mean().backward()
+    g = torch.cat([p.grad.reshape(-1) for p in net.parameters()])
+    optimizer.step()
+    moved = torch.cat([p.detach().reshape(-1) for p in net.parameters()]) - before
+    wanted = -0.1 * torch.linalg.solve(F + 0.1 * torch.eye(len(F)).double(), g)
+    assert_matches(moved, wanted, 1e-9)
+
+
+def test_evidence_that_comes_in_the_middle_of_a_step_is_told():
+    net = nets.randomised(Inside(dense(), lambda h: h.flip(0), lambda h, n: h.flip(0))).train()
+    x = torch.randn(5, T, D, dtype=torch.float64)
+    optimizer = fv.optim.NaturalGradient(net, "gaussian", "kfac", lr=0.1, damping=0.1)
+    assert [layer.name for layer in optimizer.layers if not layer.structured] == []
+    net(x[:1]).square().sum(1).mean().backward()
+    with pytest.raises(RuntimeError, match=r"turn out to have no structure .* let the first pass have two examples"):
         net(x).square().sum(1).mean().backward()
