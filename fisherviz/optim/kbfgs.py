@@ -181,7 +181,8 @@ class QuasiNewton(Directions):
         for key, change in (("s", h_new - h), ("y", g_new - g)):
             own[key] = (1 - keep) * change if key not in own else own[key].mul_(keep).add_(change, alpha=1 - keep)
         inverse = _outputs(own)
-        s, y = double_damping(own["s"], own["y"], inverse, self.powell, _root(step, layer))
+        pair = balanced(own["s"], own["y"])  # its scale is no matter, and the products of small ones would vanish
+        s, y = double_damping(*pair, inverse, self.powell, _root(step, layer))
         if isinstance(inverse, LastPairs):
             assert self.memory is not None
             pairs = inverse.with_pair(s, y, g, self.memory)
@@ -374,7 +375,6 @@ def double_damping(s: Tensor, y: Tensor, H: Inverse, powell: float, second: floa
     Returns:
         The damped pair.
     """
-    s, y = balanced(s, y)  # of pairs the scale is no matter, and the products of small ones would vanish
     Hy = H @ y
     sy, yHy = torch.dot(s, y), torch.dot(y, Hy)
     if bool(sy < powell * yHy):
