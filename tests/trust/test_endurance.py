@@ -51,7 +51,7 @@ def test_memory_that_grows_by_a_line_is_found():
 
 
 def test_probe_fisher_and_detach_leave_nothing():
-    """Objects of others come and go in a process that runs tests: they are counted where a process runs cycles alone."""
+    """Objects of others come and go in a process that runs tests; they are counted in a process of the row alone."""
     grown = endurance.row(endurance.probes, 24, 24, 0.0)["grown"]
     assert set(grown) <= {"objects"}
 
