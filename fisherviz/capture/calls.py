@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fisherviz.network.layers import Layer, reads, units
 
@@ -247,6 +247,21 @@ def _shapes(node: Node) -> list[torch.Size]:
     """Of a node's outputs; none where torch does not tell."""
     told: list[Any] = getattr(node, "_input_metadata", [])
     return [torch.Size(one.shape) for one in told]
+
+
+def made(output: Tensor) -> GradientEdge:
+    """Where an output's entries were made, in their order.
+
+    Of a view that is beneath the view: a change of it in place makes a new node of it, and the one that it had is no
+    part of the graph any more. Whether a Linear gives a view hangs on the layout of its input.
+    """
+    edge = get_gradient_edge(output)
+    while output._is_view() and edge.node.name() in VIEWS:
+        node, number = edge.node.next_functions[0]
+        if node is None or node.name() == "torch::autograd::AccumulateGrad":
+            break
+        edge = GradientEdge(node, number)
+    return edge
 
 
 def given(output: Tensor, source: Node | None, module: nn.Module) -> tuple[GradientEdge, torch.Size] | None:

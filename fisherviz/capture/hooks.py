@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.capture.attention import Inside
-from fisherviz.capture.calls import Call, Layout, given
+from fisherviz.capture.calls import Call, Layout, given, made
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
@@ -208,7 +207,7 @@ class Recorder:
             return
         self.types.add(output.dtype)
         module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
-        source, place = x.grad_fn, (get_gradient_edge(output), output.shape)
+        source, place = x.grad_fn, (made(output), output.shape)
         if goes_on(module):
             found = given(output, source, module)
             if found is None:

@@ -351,3 +351,17 @@ def test_evidence_that_comes_in_the_middle_of_a_step_is_told():
     net(x[:1]).square().sum(1).mean().backward()
     with pytest.raises(RuntimeError, match=r"turn out to have no structure .* let the first pass have two examples"):
         net(x).square().sum(1).mean().backward()
+
+
+@pytest.mark.parametrize("sizes", [[3] * 5 + [1], [1] * 16, [15, 1]])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_outputs_that_are_changed_in_place_are_right_whether_or_not_they_are_views(sizes, contiguous):
+    """What a Linear gives is a view where its input is contiguous, as in a last batch of one example."""
+
+    def there(h):
+        return h.contiguous() if contiguous else h.transpose(0, 1).contiguous().transpose(0, 1)
+
+    net = nets.randomised(Inside(nn.Linear(D, D), there, lambda h, n: torch.tanh(h.add_(1.0).mul_(0.5))))
+    x = torch.randn(16, T, D, dtype=torch.float64)
+    fisher = fv.Probe(net, "gaussian").fisher(list(x.split(sizes)))
+    assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Gaussian()))
