@@ -60,8 +60,9 @@ def words(found: dict[str, Any]) -> list[str]:
     said += [
         f"mutmut makes {sum(room['mutants'] for room in counts.values()):,} mutants of the functions of the "
         f"mathematical core (not of decorated ones such as properties, which it leaves out). Of a random sample of "
-        f"{tried}, drawn room by room with the seed {mutants_sampled.SEED}, {killed} were killed by at most "
-        f"{mutants_sampled.TESTS} quick tests each when they were first tried; {since} of the others are killed by "
+        f"{tried}, drawn room by room with the seed {mutants_sampled.SEED}, {killed} were killed by the "
+        f"core's tests, {mutants_sampled.SECONDS} s of them at most for each, when they were first tried; {since} of "
+        f"the others are killed by "
         f"tests written since, and {explained} change nothing that can be seen or only speed or wording, and are "
         "listed with the reason in `benchmarks/trust/survivors.md`.",
         table(

@@ -1,8 +1,8 @@
 """A pytest plugin that tries mutmut's mutants with tests that are collected once, each mutant in a forked child.
 
 mutmut's own runner collects the tests anew for every mutant, which with this project takes longer than the tests do.
-What it reads, `MUTANTS_ASKED`, is a JSON file: `rooms` to import, `mutants` to try, `tests` that each gets at most,
-`deaf` whether tests are run while everything raises. It writes `MUTANTS_FOUND`.
+What it reads, `MUTANTS_ASKED`, is a JSON file: `rooms` to import, `mutants` to try, `seconds` of tests that each gets
+at most, `deaf` whether tests are run while everything raises. It writes `MUTANTS_FOUND`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby, zip_longest
+from itertools import accumulate, groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ import fisherviz
 
 SLOW = 1.0
 """Seconds above which a test is tried after all others."""
-CPU_SECONDS, WALL_SECONDS = 60, 900
-"""What a mutant may take before it counts as running on and on."""
+TIMES, BESIDE, WALL_SECONDS = 4, 10, 1800
+"""A mutant runs on and on that takes so many times its tests' CPU time and so many seconds, or that long in all."""
 
 
 def pytest_configure() -> None:
@@ -51,11 +51,12 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     found["tests"] = {name: {"passed": ok, "seconds": s, "functions": len(of)} for name, ok, s, of in seen}
     named = {item.nodeid: item for item in session.items}
     right = {name: (seconds, of) for name, ok, seconds, of in seen if ok}
-    nearest = chosen(right, asked["tests"])
+    nearest = chosen(right, asked["seconds"])
     for mutant in asked["mutants"]:
         tests = nearest.get(mangled_name_from_mutant_name(mutant), [])
         start = time.monotonic()
-        status, by = forked(first_failure, [named[test] for test in tests], mutant, limited=True)
+        limit = int(TIMES * sum(right[test][0] for test in tests)) + BESIDE
+        status, by = forked(first_failure, [named[test] for test in tests], mutant, limit=limit)
         verdict = "no test" if not tests else "timeout" if status else "killed" if by else "survived"
         found["outcomes"][mutant] = {
             "status": verdict, "by": by, "tests": len(tests), "seconds": round(time.monotonic() - start, 1),
@@ -97,8 +98,10 @@ def deaf(items: Sequence[pytest.Item]) -> list[str]:
     return [item.nodeid for item in items if passes(item, "fail")]
 
 
-def chosen(tests: Mapping[str, tuple[float, Sequence[str]]], most: int) -> dict[str, list[str]]:
+def chosen(tests: Mapping[str, tuple[float, Sequence[str]]], seconds: float) -> dict[str, list[str]]:
     """For each function the tests that reach it: quick ones of its room first, and those that reach the fewest others.
+
+    As many are taken as end within `seconds` of CPU, and the first in any case.
 
     Of one test with many parameters at most three are taken before the others have had their turn, and files of tests
     take turns: tests of one file often reach a function in the same way.
@@ -118,7 +121,9 @@ def chosen(tests: Mapping[str, tuple[float, Sequence[str]]], most: int) -> dict[
         for name in names:
             turns[name.split("[")[0]] += 1
             (early if turns[name.split("[")[0]] <= 3 else late).append(name)
-        found[function] = (in_turn(early) + late)[:most]
+        ordered = in_turn(early) + late
+        within = sum(end <= seconds for end in accumulate(tests[name][0] for name in ordered))
+        found[function] = ordered[: max(1, within)]
     return found
 
 
@@ -135,15 +140,15 @@ def first_failure(items: Sequence[pytest.Item], mutant: str) -> str:
     return next((item.nodeid for item in items if not passes(item, mutant)), "")
 
 
-def forked(work: Callable[..., Any], *arguments: Any, limited: bool = False) -> tuple[int, Any]:
+def forked(work: Callable[..., Any], *arguments: Any, limit: int = 0) -> tuple[int, Any]:
     """A child's exit status and what it gives back, as JSON holds it; the tests run there, never in this process."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.close(read)
-            if limited:
-                resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+            if limit:
+                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
                 signal.alarm(WALL_SECONDS)
             answer = json.dumps(work(*arguments))
             with os.fdopen(write, "w", encoding="utf-8") as pipe:
