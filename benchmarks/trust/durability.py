@@ -280,7 +280,7 @@ def _disk(path: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _system("umount", "--lazy", str(path))  # a sweep has left its database open
+        _system("umount", str(path))
 
 
 def _remount(path: Path, option: str) -> None:

@@ -332,7 +332,7 @@ ROWS: dict[str, tuple[str, Callable[[], Cycle], int]] = {
     **{name: (f"step of {name}", functools.partial(trained, name), 5) for name in OPTIMIZERS},
 }
 """What is repeated in words, what gives it, and after how many cycles it does the same again."""
-REPEATED = ("probes", *OPTIMIZERS)
+REPEATED = ("probes", "requests", *OPTIMIZERS)
 
 
 # ---- how it is judged ------------------------------------------------------------------------------------------------

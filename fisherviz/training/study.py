@@ -16,7 +16,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,11 @@ def quietly() -> Iterator[None]:
         library.logging.set_verbosity(level)
 
 
-def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any], heartbeat: int) -> Any:
-    """The study of a name, made if there is none.
+@contextmanager
+def opened_study(
+    url: str, name: str, maximise: bool, identity: Mapping[str, Any], heartbeat: int, among: AbstractContextManager[Any]
+) -> Iterator[Any]:
+    """The study of a name, made if there is none; its connections are closed afterwards.
 
     Args:
         url: of the storage, sqlite:///... or postgresql://...
@@ -72,10 +75,20 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
         maximise: whether larger values are better.
         identity: what the sweep is; a study of another sweep is refused.
         heartbeat: seconds between signs of life; a trial silent for three of them is taken over.
+        among: entered while it is opened: two that begin at once would both make the tables of one file.
 
     Raises:
         ValueError: the storage cannot be used, or the study is another sweep's.
     """
+    with ExitStack() as ends:
+        with among:
+            study = _open(url, name, maximise, heartbeat, ends)
+            _check_identity(study, name, identity)
+        yield study
+
+
+def _open(url: str, name: str, maximise: bool, heartbeat: int, ends: ExitStack) -> Any:
+    """The study; its storage is closed with `ends`."""
     library = optuna()
     shown = url.rsplit("@", 1)[-1]  # without a password
     retry = library.storages.RetryFailedTrialCallback()
@@ -90,6 +103,8 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
         storage = library.storages.RDBStorage(
             with_driver(url), heartbeat_interval=heartbeat, grace_period=3 * heartbeat, **options
         )
+        ends.callback(storage.engine.dispose)
+        ends.callback(storage.remove_session)
         study = library.create_study(
             storage=storage, study_name=name, direction="maximize" if maximise else "minimize", load_if_exists=True
         )
@@ -97,11 +112,16 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
         told = " ".join(str(error).split())[:300]
         raise OptionError(f"storage: {shown} cannot be used: {told}") from error
     _check(study, shown)
+    return study
+
+
+def _check_identity(study: Any, name: str, identity: Mapping[str, Any]) -> None:
+    """Refuse another sweep's study; a new one becomes that of this sweep."""
     plain = json.loads(json.dumps(identity, sort_keys=True))
     found = study.user_attrs.get(ATTRIBUTE)
     if found is None:
         study.set_user_attr(ATTRIBUTE, plain)
-        return study
+        return
     found["base"] = BEFORE | found["base"]
     if found != plain:
         wrong = next(key for key in plain if found.get(key) != plain[key])
@@ -109,7 +129,6 @@ def open_study(url: str, name: str, maximise: bool, identity: Mapping[str, Any],
             f"storage: the study {name!r} is one with {wrong}={found.get(wrong)!r}, not {plain[wrong]!r}; choose "
             "another study or folder, or give the same options to continue it."
         )
-    return study
 
 
 def _check_file(path: str) -> None:

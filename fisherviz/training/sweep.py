@@ -34,7 +34,7 @@ from fisherviz.training.study import (
     SAMPLERS,
     SEAL,
     default_storage,
-    open_study,
+    opened_study,
     optuna,
     quietly,
     sealed,
@@ -177,9 +177,8 @@ def sweep(
         tell(f"{metric} {value:.4g}  " + "  ".join(f"{k.split('.')[-1]}={v}" for k, v in point.items()))
         return value
 
-    with quietly(), stored(url):
-        with files.held(folder):  # two that begin at once would both make the tables of one file
-            opened = open_study(url, study or folder.name, maximise, identity, heartbeat)
+    named = study or folder.name
+    with quietly(), stored(url), opened_study(url, named, maximise, identity, heartbeat, files.held(folder)) as opened:
         work(opened, space, sampler, trials, first, objective)
         found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise))
     written = found.table.map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)

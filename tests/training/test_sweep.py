@@ -1,8 +1,10 @@
 """Sweeps: what they try, that they go on where they were stopped, and how the best are shown."""
 
 import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib as mpl
 
@@ -247,6 +249,21 @@ def test_another_sweep_in_the_same_study_is_refused(tmp_path):
     sweep(SMALL, {"lr": [0.1]}, out=tmp_path / "sweep")
     with pytest.raises(ValueError, match="the study 'sweep' is one with over="):
         sweep(SMALL, {"lr": [0.2]}, out=tmp_path / "sweep")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/fd")
+def test_a_sweep_that_has_ended_or_was_refused_has_no_file_open(tmp_path):
+    def opened():
+        descriptors = [each for each in Path("/proc/self/fd").iterdir() if os.path.lexists(each)]
+        return [path for path in map(os.readlink, descriptors) if path.startswith(str(tmp_path.resolve()))]
+
+    meanwhile = []
+    sweep(SMALL, {"lr": [0.1]}, out=tmp_path / "sweep", say=lambda line: meanwhile.extend(opened()))
+    assert any("study.db" in path for path in meanwhile)
+    assert opened() == []
+    with pytest.raises(ValueError, match="is one with over="):
+        sweep(SMALL, {"lr": [0.2]}, out=tmp_path / "sweep")
+    assert opened() == []
 
 
 def test_runs_that_stop_are_last_and_say_so(tmp_path):
