@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ class ExampleSpace(Symmetric):
         self.sizes = [capture.size for capture in examples.captures]
         self.shape = (examples.size, examples.size)
         self.tensors = tuple(tensor for capture in examples.captures for tensor in capture.tensors)
+
+    def arguments(self) -> dict[str, Any]:
+        """Without the solver, which is made again from the rest."""
+        return {"examples": self.examples, "shift": self.shift}
 
     @property
     def capture(self) -> AnyCapture:

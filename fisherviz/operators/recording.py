@@ -157,7 +157,7 @@ def _arguments(value: Any) -> dict[str, Any]:
     if missing := [name for name in names if not hasattr(value, name)]:
         raise NotImplementedError(
             f"a {type(value).__name__} cannot be saved: it keeps no attribute {missing[0]!r} of what its constructor "
-            "takes; keep it, or define a method arguments() that returns all of them by name."
+            "takes; keep it, or define a method arguments() that returns by name all that it cannot do without."
         )
     return {name: getattr(value, name) for name in names}
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fisherviz as fv
+from fisherviz.approximations import exact, make, units
 from fisherviz.matrices import stored
 from fisherviz.operators import Kronecker, Operator
 from fisherviz.operators.base import Symmetric
@@ -69,6 +70,25 @@ def test_every_method_on_every_kind_of_layer_comes_back_with_the_same_numbers(na
             equal(value, (made @ weights)[name])
         assert found.layers == made.layers
         assert (found.name, found.kind, found.reduction) == (method, "exact", "mean")
+
+
+@pytest.mark.covering
+@pytest.mark.parametrize("name", CASES)
+def test_what_large_layers_keep_in_place_of_their_blocks_comes_back_too(name, tmp_path, monkeypatch):
+    """Captures of examples, with whatever their layer is: exact blocks and unit blocks that are never formed."""
+    monkeypatch.setattr(units, "FORMED_ENTRIES", 0)
+    monkeypatch.setattr(exact, "MOST_DENSE_PARAMETERS", 0)
+    build, data = CASES[name]
+    torch.manual_seed(0)
+    fisher = fv.Probe(nets.randomised(build()), "gaussian").fisher(data())
+    v = torch.randn(fisher.shape[0], 2).double()
+    for method in (make("layer", dense_parameters=0), make("cw-ngd")):
+        made = method.fit(fisher)
+        for i, matrix in enumerate((made, made.scale(2.0), made.damped(LAMBDA))):
+            found = fv.load_approximation(matrix.save(tmp_path / f"{method.name}-{i}.safetensors"))
+            equal(found.to_dense(), matrix.to_dense())
+            equal(found @ v, matrix @ v)
+            equal(found.solve(v, LAMBDA), matrix.solve(v, LAMBDA))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

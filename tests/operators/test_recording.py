@@ -1,11 +1,16 @@
 """Operators that were written down are themselves again: structure, numbers, precision and trust."""
 
+import importlib
 import json
+from inspect import getsource, isabstract, signature
+from pathlib import Path
+from re import findall
 
 import pytest
 import torch
 
-from fisherviz.operators import BlockMatrix, Dense, Diagonal, DirectSum, Identity, Kronecker, Zero
+import fisherviz
+from fisherviz.operators import BlockMatrix, Dense, Diagonal, DirectSum, Identity, Kronecker, Operator, Zero
 from fisherviz.operators.kronecker_sum import KroneckerDifferenceInverse
 from fisherviz.operators.recording import Reader, Recorder
 from tests.operators.test_operators import ALL, chain, normal, spd
@@ -74,6 +79,23 @@ def test_tensors_are_named_by_segments_and_those_that_are_shared_stand_once():
     assert set(read_again(coupled, ("first", "second"))[1]) == {
         "blocks.first-first.M", "blocks.first-second.M", "blocks.second-second.M"
     }  # fmt: skip
+
+
+def operators(cls=Operator):
+    for each in cls.__subclasses__():
+        yield each
+        yield from operators(each)
+
+
+def test_every_operator_of_the_package_keeps_what_its_constructor_takes():
+    for path in Path(fisherviz.__file__).parent.glob("*/*.py"):
+        importlib.import_module(f"fisherviz.{path.parent.name}.{path.stem}")
+    concrete = [cls for cls in operators() if cls.__module__.startswith("fisherviz.") and not isabstract(cls)]
+    assert len(concrete) > 15
+    for cls in concrete:
+        taken = set(signature(cls).parameters)
+        kept = {name for each in cls.__mro__[:-1] for name in findall(r"self\.(\w+)", getsource(each))}
+        assert hasattr(cls, "arguments") or taken <= kept | set(dir(cls)), (cls, taken - kept)
 
 
 class Lossy(Diagonal):
