@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import fisherviz as fv
 from benchmarks.markdown import table
 from benchmarks.running import in_own_process
+from fisherviz.support.memory import at_once
 from fisherviz.support.numbers import human
 
 TITLE = "Long runs"
@@ -347,6 +348,7 @@ def row(make: Callable[[], Cycle], period: int, cycles: int, seconds: float) -> 
         cycles: after the warm-up.
         seconds: after which it ends all the same.
     """
+    at_once(1, torch.empty(0))  # asks the machine for its memory, once for each process
     cycle, began = make(), time.perf_counter()
     warm = 0
     while warm < 2 * period or (warm < cycles // WARM and time.perf_counter() - began < seconds / 5):
