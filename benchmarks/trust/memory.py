@@ -216,7 +216,7 @@ def works(name: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 def swept(name: str) -> Iterator[dict[str, Any]]:
     """Requests to a network without a budget, and with some that are too small."""
     of = case(name)
-    look = peak_bytes(lambda: fv.Probe(of.model, "categorical").look(of.x))
+    look = under(1, lambda: of.fisher().diagonal()).peak  # what is refused has looked
     for request, work in works(name):
         try:
             free = under(None, work)

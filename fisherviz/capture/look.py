@@ -11,6 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +110,6 @@ class _Evidence:
         self.shares = noise(self.z.new_empty(len(self.z)), 1)
         """Of each example in sums: what is captured as another example's does not pass."""
         self.captures = self._captured(self.calls)
-        self.sums = self._sums()
-        """Autograd's Σ_n s_n ∇(v_nᵀ z_n) by layer, in unit order, s_n being the examples' shares."""
 
     def _captured(self, calls: Mapping[str, Sequence[Call]]) -> dict[str, StructuredCapture]:
         sound = {name: made for name, made in calls.items() if counts_examples(made)}
@@ -149,7 +148,9 @@ class _Evidence:
                 void.add(name)
         return whys, frozenset(void)
 
-    def _sums(self) -> dict[str, Tensor]:
+    @cached_property
+    def sums(self) -> dict[str, Tensor]:
+        """Autograd's Σ_n s_n ∇(v_nᵀ z_n) by layer, in unit order, s_n being the examples' shares."""
         v = self.v * self.shares.view(-1, *[1] * (self.v.dim() - 1))
         return _by_layer(self.network, _gradients(self.network, self.z, v))
 
@@ -159,10 +160,8 @@ class _Evidence:
         for n, v in enumerate(self.v):
             own = alone(self.network, self.inputs, n)
             scale = 1 + float(self.z.detach().abs().max())
-            if (
-                float((own[0] - self.z[n]).detach().abs().max())
-                > TOLERANCE.get(self.network.coarsest(own), 0.1) * scale
-            ):
+            allowed = TOLERANCE.get(self.network.coarsest(own), 0.1) * scale
+            if float((own[0] - self.z[n]).detach().abs().max()) > allowed:
                 raise RuntimeError(
                     f"the model's output for example {n} changes with the other examples of the batch, or at random; "
                     "a Fisher needs independent examples: call model.eval(), or remove what couples them."
@@ -172,13 +171,13 @@ class _Evidence:
 
     def refuted_by(self, truths: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
         """Layers whose captured gradients are not those of the examples alone, with the reason."""
-        layered = [_by_layer(self.network, truth) for truth in truths]
-        partly = {name: NOT_EXAMPLES for name in self.calls if name not in self.captures}
-        return partly | {
-            name: ELSEWHERE
-            for name, capture in self.captures.items()
-            if not all(close(g, truth[name]) for g, truth in zip(capture.gradients[0], layered, strict=True))
-        }
+        whys = {name: NOT_EXAMPLES for name in self.calls if name not in self.captures}
+        for i, layer in enumerate(self.network.layers):
+            if (capture := self.captures.get(layer.name)) is not None:
+                own = (self.network.space.gather(i, truth) for truth in truths)
+                if not all(close(g, truth) for g, truth in zip(capture.gradients[0], own, strict=True)):
+                    whys[layer.name] = ELSEWHERE
+        return whys
 
 
 def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> None:
@@ -340,8 +339,10 @@ def weighted_sum(capture: AnyCapture, shares: Tensor) -> Tensor:
     """Gradients of the first vector summed over examples, each with its share (N,), in unit order."""
     if isinstance(capture, GenericCapture):
         return shares.to(capture.gradients) @ capture.gradients[0]
-    parts = [share * capture.select(n, n + 1).sum() for n, share in enumerate(shares)]
-    return torch.stack(parts).sum(0)
+    total = shares[0] * capture.select(0, 1).sum()
+    for n, share in enumerate(shares[1:], 1):
+        total += share * capture.select(n, n + 1).sum()
+    return total
 
 
 def counts_examples(calls: Sequence[Call]) -> bool:
