@@ -155,7 +155,7 @@ def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str]
         width, height = extent.width, extent.height
         places = _places(width, height, 1.5 * gap)
         corners = points[index] + np.asarray(places) - (0.0, height / 2)
-        boxes = np.hstack([corners, corners + (width, height)])
+        boxes = np.hstack([corners, corners + np.asarray((width, height))])
         costs = _covered(boxes, np.delete(taken, index, axis=0)) + np.where(_inside(boxes, frame), 0.0, 1e9)
         best = int(np.argmin(costs))
         dx, dy = places[best]

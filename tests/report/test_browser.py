@@ -35,7 +35,8 @@ def short(tmp_path_factory):
     return write_page(tmp_path_factory.mktemp("short") / "page.html", comparison)
 
 
-CLICKED = """(table) => [...table.querySelectorAll("thead tr:last-child th")].slice(1).map((head, k) => [1, 2].map(() => {
+CLICKED = """(table) => [...table.querySelectorAll("thead tr:last-child th")].slice(1).map((head, k) =>
+[1, 2].map(() => {
   head.querySelector("button.sort").click();
   const cells = [...table.querySelectorAll(`tbody td:nth-child(${k + 2})`)].map((cell) => cell.dataset.value);
   return [head.ariaSort, cells.map((value) => value === undefined ? null : Number(value)),
