@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.trust.injection import forked
+from fisherviz.approximations import approximations
 from fisherviz.commands import report as reporting
 from fisherviz.commands.job import Job
 from fisherviz.comparison import keeping
@@ -62,9 +63,12 @@ PIECES = [f"method {name}" for name in METHODS] + ["all layers jointly"] + [f"la
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
+    """It registers an approximation when it is imported; afterwards that is gone."""
     path = tmp_path_factory.mktemp("nets") / "resumed_nets.py"
     path.write_text(MODULE)
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(approximations, "_classes", dict(approximations._classes))
+        yield path
 
 
 def job_of(module, out):
