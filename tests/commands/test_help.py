@@ -140,7 +140,7 @@ for typed in {list(TYPED)}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = iter(done.stdout.splitlines())
-    for typed, completed in TYPED.items():
+    for completed in TYPED.values():
         assert list(itertools.takewhile(lambda line: not line.startswith("ended"), lines)) == completed
     assert [line for line in done.stdout.splitlines() if line.startswith("ended")] == [
         f"ended {typed} False" for typed in TYPED
