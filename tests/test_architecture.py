@@ -7,6 +7,7 @@ Read from the source by ast, so that an import inside a function counts too, and
 import ast
 import graphlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,13 +74,18 @@ def modules(package: Path) -> dict[tuple[str, ...], Path]:
     return found
 
 
+@cache
+def parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def imports(package: Path) -> Iterator[Import]:
     """Every import of one file of the package by another."""
     known = modules(package)
     for parts, path in known.items():
         if not parts:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for target in targets(node, package.name, parts, path.stem == "__init__", known):
                     yield Import(str(path.relative_to(package)), node.lineno, parts, target)
@@ -146,7 +152,7 @@ def test_no_file_is_longer_than_its_idea():
 def test_no_constructor_takes_more_than_a_reader_can_hold():
     wide = {}
     for path in modules(PACKAGE).values():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name == "__init__":
                 arguments = [*node.args.posonlyargs, *node.args.args[1:], *node.args.kwonlyargs]
                 if len(arguments) > MOST_ARGUMENTS:

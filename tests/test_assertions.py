@@ -59,24 +59,13 @@ def asserts(node):
 
 def silent(trees):
     """Tests that cannot fail, as (module, name); helpers are followed by their names."""
-    named = {module: functions(tree) for module, tree in trees.items()}
-    heard = {name for own in named.values() for name, node in own.items() if asserts(node)}
-    while True:
-        more = {
-            name
-            for own in named.values()
-            for name, node in own.items()
-            if name not in heard and heard & {*called(node)}
-        }
-        if not more:
-            break
+    named = [(module, name, node) for module, tree in trees.items() for name, node in functions(tree).items()]
+    loud = {(module, name) for module, name, node in named if asserts(node)}
+    quiet = {(module, name): {*called(node)} for module, name, node in named if (module, name) not in loud}
+    heard = {name for _, name in loud}
+    while more := {name for (_, name), calls in quiet.items() if name not in heard and heard & calls}:
         heard |= more
-    return [
-        (module, name)
-        for module, own in named.items()
-        for name, node in own.items()
-        if name.startswith("test_") and not (asserts(node) or heard & {*called(node)})
-    ]
+    return [each for each, calls in quiet.items() if each[1].startswith("test_") and not heard & calls]
 
 
 def test_every_test_asserts_or_expects_something():

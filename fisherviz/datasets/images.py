@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -187,13 +188,20 @@ def fashion(progress: bool) -> Raw:
     return _read_pair(FASHION, FASHION_CLASSES, progress)
 
 
-def digits() -> Raw:
-    """Scikit-learn's 1,797 handwritten digits; the last 360 rows, by other writers, are the test set."""
+@cache
+def _embedded_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Images and labels as they are read from text once, however many runs of a sweep take them."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images = (bunch.images / 16.0).astype(np.float32)[:, None]
-    labels = bunch.target.astype(np.int64)
+    return bunch.images, bunch.target
+
+
+def digits() -> Raw:
+    """Scikit-learn's 1,797 handwritten digits; the last 360 rows, by other writers, are the test set."""
+    pixels, classes = _embedded_digits()
+    images = (pixels / 16.0).astype(np.float32)[:, None]
+    labels = classes.astype(np.int64)
     cut = len(images) - 360
     return Raw(
         images[:cut], labels[:cut], images[cut:], labels[cut:], classes=DIGITS,

@@ -144,7 +144,7 @@ def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str]
     scale, size = figure.dpi / 72, style.points(ax, "small")
     points = ax.transData.transform(np.column_stack([xs, ys]))
     frame, gap = ax.get_window_extent(), 0.62 * style.points(ax) * scale
-    taken = [Bbox.from_bounds(x - gap, y - gap, 2 * gap, 2 * gap) for x, y in points]
+    taken = np.hstack([points - gap, points + gap])  # left, lower, right and upper end of each
     for index in np.argsort(-points[:, 1], kind="stable"):
         label = ax.annotate(
             texts[index], (xs[index], ys[index]), xytext=(0, 0), textcoords="offset points", fontsize=size,
@@ -153,15 +153,14 @@ def _label_points(ax: Axes, xs: np.ndarray, ys: np.ndarray, texts: Sequence[str]
         )  # fmt: skip
         extent = label.get_window_extent()
         width, height = extent.width, extent.height
-        x, y = points[index]
-        others = [box for k, box in enumerate(taken) if k != index]
         places = _places(width, height, 1.5 * gap)
-        boxes = [Bbox.from_bounds(x + dx, y + dy - height / 2, width, height) for dx, dy in places]
-        costs = [_covered(box, others) + (0.0 if _inside(box, frame) else 1e9) for box in boxes]
+        corners = points[index] + np.asarray(places) - (0.0, height / 2)
+        boxes = np.hstack([corners, corners + np.asarray((width, height))])
+        costs = _covered(boxes, np.delete(taken, index, axis=0)) + np.where(_inside(boxes, frame), 0.0, 1e9)
         best = int(np.argmin(costs))
         dx, dy = places[best]
         label.set_position((dx / scale, dy / scale))
-        taken.append(boxes[best])
+        taken = np.vstack([taken, boxes[best]])
         if abs(dy) > 2.0 * height:
             end = (dx / scale if dx > 0 else (dx + width) / scale, dy / scale)
             ax.annotate("", (xs[index], ys[index]), xytext=end, textcoords="offset points", zorder=3,
@@ -177,10 +176,12 @@ def _places(width: float, height: float, gap: float) -> list[tuple[float, float]
     return places
 
 
-def _covered(box: Bbox, others: Sequence[Bbox]) -> float:
-    common = (Bbox.intersection(box, other) for other in others)
-    return sum(part.width * part.height for part in common if part is not None)
+def _covered(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of each box the area that others cover, counted for each of them."""
+    lower = np.maximum(boxes[:, None, :2], others[:, :2])
+    upper = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    return np.maximum(upper - lower, 0.0).prod(2).sum(1)
 
 
-def _inside(box: Bbox, frame: Bbox) -> bool:
-    return box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
+def _inside(boxes: np.ndarray, frame: Bbox) -> np.ndarray:
+    return np.all(boxes[:, :2] >= frame.min, axis=1) & np.all(boxes[:, 2:] <= frame.max, axis=1)

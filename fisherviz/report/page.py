@@ -146,7 +146,7 @@ def _render(
     for number, section in enumerate(sections):
         mine = []
         prefix = f"{section.slug}-" if section.slug else ""
-        for picture in pictures(section.comparison, prefix, all_matrices=not alone):
+        for picture in pictures(section.comparison, prefix, alone=alone):
             mine.append(picture)
             if progress:
                 progress(picture.name)

@@ -79,8 +79,17 @@ function paint(image, scene, view, scale, colors, value, mean) {
       const [fromRow, toRow] = ranges(top, bottom, view.y, view.h, height, row.start, block.factor, block.n);
       const [fromCol, toCol] = ranges(left, right, view.x, view.w, width, col.start, block.factor, block.m);
       const ordered = block.factor === 1, down = scene.order(row.layer), across = scene.order(col.layer);
+      const again = (from, to, k) => k > 0 && from[k] === from[k - 1] && to[k] === to[k - 1]; // the same cells as one pixel before
       for (let y = top; y < bottom; y++) {
+        if (again(fromRow, toRow, y - top)) {
+          pixels.copyWithin(y * width + left, (y - 1) * width + left, (y - 1) * width + right);
+          continue;
+        }
         for (let x = left; x < right; x++) {
+          if (again(fromCol, toCol, x - left)) {
+            pixels[y * width + x] = pixels[y * width + x - 1];
+            continue;
+          }
           let best = 0, sum = 0, count = 0;
           for (let a = fromRow[y - top]; a < toRow[y - top]; a++) {
             const base = (ordered ? down[a] : a) * block.m;

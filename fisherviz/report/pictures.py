@@ -58,7 +58,7 @@ class Picture:
         caption: below it.
         description: what a reader who cannot see it should know.
         svg: the chart as SVG text, or "" for a heatmap.
-        png: the picture as PNG.
+        png: the picture as PNG, or b"" of a chart that is wanted inside a page alone.
     """
 
     name: str
@@ -82,25 +82,25 @@ class Picture:
         return {**found, f"{self.name}.svg": self.svg} if self.svg else found
 
 
-def pictures(comparison: Comparison, prefix: str = "", *, all_matrices: bool = True) -> Iterator[Picture]:
+def pictures(comparison: Comparison, prefix: str = "", *, alone: bool = False) -> Iterator[Picture]:
     """Draw everything that a saved comparison has numbers for.
 
     Args:
         comparison: what to draw.
         prefix: of the files' names.
-        all_matrices: draw every method's matrix and inverse and the layers' charts, which stand beside a page but not
-            in it.
+        alone: draw what stands in a page, and not every method's matrix and inverse, the layers' charts and the charts'
+            PNG, which stand beside it.
 
     Yields:
         Pictures in the order of the page; the first of group "matrix" is the one that a page shows without scripts.
     """
-    beside = (_means, _layers) if all_matrices else ()
-    for drawn in (_fronts, partial(_matrices, only_first=not all_matrices), _root_means, _spectra, *beside):
+    shown = (partial(_fronts, beside=not alone), partial(_matrices, only_first=alone), _root_means)
+    for drawn in (*shown, partial(_spectra, beside=not alone), *(() if alone else (_means, _layers))):
         for picture in drawn(comparison):
             yield replace(picture, name=prefix + picture.name)
 
 
-def _fronts(comparison: Comparison) -> Iterator[Picture]:
+def _fronts(comparison: Comparison, beside: bool) -> Iterator[Picture]:
     cost = "passes" if comparison.whole("passes") else "seconds"
     for metric in DRAWN:
         try:
@@ -115,7 +115,7 @@ def _fronts(comparison: Comparison) -> Iterator[Picture]:
             f"{error} against the cost of building the approximation, both logarithmic. "
             "Ringed and bold: the front. Whatever lies in the shaded area is beaten in both by a ringed one.",
             f"Scatter plot of the {entry.label} against cost, {len(info.methods)} methods. On the front, "
-            f"from cheap to close: {', '.join(front)}.",
+            f"from cheap to close: {', '.join(front)}.", beside,
         )  # fmt: skip
 
 
@@ -228,13 +228,13 @@ def _means(comparison: Comparison) -> Iterator[Picture]:
         )  # fmt: skip
 
 
-def _spectra(comparison: Comparison) -> Iterator[Picture]:
+def _spectra(comparison: Comparison, beside: bool) -> Iterator[Picture]:
     if any(name.startswith("spectrum/") for name in comparison.arrays):
         yield _chart(
             "spectra", "spectra", 9.0, 3.8, partial(plotting.spectrum, comparison),
             "Eigenvalues, largest first. Where a line leaves the thick one, steps are stretched or shrunk. "
             + _not_drawn(comparison),
-            "Line plot of the eigenvalues of the exact Fisher and of each approximation, logarithmic.",
+            "Line plot of the eigenvalues of the exact Fisher and of each approximation, logarithmic.", beside,
         )  # fmt: skip
 
 
@@ -262,15 +262,19 @@ def _layers(comparison: Comparison) -> Iterator[Picture]:
 
 
 def _chart(
-    name: str, group: str, width: float, height: float, draw: Callable[..., Any], caption: str, description: str
-) -> Picture:
+    name: str, group: str, width: float, height: float, draw: Callable[..., Any], caption: str, description: str,
+    beside: bool = True,
+) -> Picture:  # fmt: skip
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     with _look():
         draw(ax=figure.subplots())
         text, png = io.StringIO(), io.BytesIO()
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()  # lays the figure out too
-        _pixels(canvas).save(png, format="PNG")
+        if beside:
+            canvas.draw()  # lays the figure out too
+            _pixels(canvas).save(png, format="PNG")
+        elif (engine := figure.get_layout_engine()) is not None:
+            engine.execute(figure)
         figure.set_layout_engine("none")
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
     return Picture(name, group, caption, description, text.getvalue(), png.getvalue())

@@ -16,6 +16,7 @@ from fisherviz.commands.inputs import Data, load_data
 from fisherviz.commands.job import Job
 from fisherviz.results.comparison import load_comparison
 from fisherviz.support.errors import OptionError, one_sentence
+from tests.pages import undrawn
 
 MODULE = """
 import torch
@@ -107,7 +108,8 @@ def test_a_network_of_ones_own_end_to_end(here):
     assert "2,894.4" not in page  # the paper's sums belong to the paper's network
 
 
-def test_quiet_prints_one_line_and_no_bars(here):
+def test_quiet_prints_one_line_and_no_bars(here, monkeypatch):
+    undrawn(monkeypatch)
     result = call("report", *MINE, "--methods", "foof", "--layers", "2", "--quiet")
     assert result.exit_code == 0, result.output
     assert result.output == "Wrote report/index.html\n"
@@ -162,7 +164,8 @@ def test_a_method_that_the_models_module_registers_is_reported_on(registering):
     assert "did you mean 'mine'?" in result.output
 
 
-def test_a_layer_that_a_method_refuses_does_not_end_the_report(registering):
+def test_a_layer_that_a_method_refuses_does_not_end_the_report(registering, monkeypatch):
+    undrawn(monkeypatch)
     options = ["--model", "mynet:normalised", "--data", "mynet:pair", "--quiet"]
     result = call("report", *options, "--methods", "kfac,picky")
     assert result.exit_code == 0, result.output
@@ -193,7 +196,8 @@ def test_the_seed_decides_the_sampled_labels(here):
     assert frames[0] == frames[1] != frames[2]
 
 
-def test_layers_with_weight_sharing_have_no_cumulants_and_the_page_says_so(here):
+def test_layers_with_weight_sharing_have_no_cumulants_and_the_page_says_so(here, monkeypatch):
+    undrawn(monkeypatch)
     options = ["--model", "mynet:convolution", "--data", "mynet:images", "--methods", "kfac", "--quiet"]
     result = call("report", *options)
     assert result.exit_code == 0, result.output
@@ -315,7 +319,8 @@ def test_data_comes_in_any_of_its_forms(here):
         load_data("mynet:missing", None)
 
 
-def test_a_convolution_of_ones_own_is_reported_on_and_trained_on_the_packages_images(here):
+def test_a_convolution_of_ones_own_is_reported_on_and_trained_on_the_packages_images(here, monkeypatch):
+    undrawn(monkeypatch)
     options = ["--model", "mynet:digits", "--quiet"]
     reported = call("report", *options, "--data", "digits:4", "--examples", 40, "--methods", "kfac", "--layers", "2")
     assert reported.exit_code == 0, reported.output
@@ -404,7 +409,8 @@ def test_a_likelihood_is_guessed_from_the_targets(targets, guess):
     assert data.likelihood_for("gaussian", None) == ("gaussian", "")
 
 
-def test_only_the_comparison_is_written_where_that_is_asked_for(here):
+def test_only_the_comparison_is_written_where_that_is_asked_for(here, monkeypatch):
+    undrawn(monkeypatch)
     options = ["--methods", "kfac,foof", "--metrics", "frobenius_cosine,kl", "--compare-only"]
     done = call("report", *MINE, *options)
     assert done.exit_code == 0, done.output

@@ -147,7 +147,18 @@ def test_sets_that_are_not_there_or_need_no_files(bare, arguments, code, message
     assert message in told.output
 
 
-@pytest.mark.parametrize("name", [name for name in datasets.names() if datasets.where(name)])
+# their formats are those of others, and tests/datasets/test_real.py reads the images
+DEAR = {"cifar10-subset", "fashion-mnist", "weather-apparent"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.soak if name in DEAR else [])
+        for name in datasets.names()
+        if datasets.where(name)
+    ],
+)
 def test_the_real_files_are_as_published(name):
     assert "as they should be" in datasets.check(name)
     source = datasets.source(name)

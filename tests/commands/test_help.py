@@ -1,6 +1,6 @@
 """Help: whole sentences at 80 columns, an example for each command, no waiting for torch; completion of names."""
 
-import os
+import itertools
 import re
 import subprocess
 import sys
@@ -110,40 +110,41 @@ def test_the_names_that_shells_complete_are_those_that_there_are():
         assert names.COMPLETED[field] == Config.model_fields[field].annotation.__args__
 
 
-@pytest.mark.parametrize(
-    ("typed", "completed"),
-    [
-        ("rep", ["report"]),
-        ("report --methods kfac,n", ["kfac,nearest-kronecker"]),
-        ("report --data f", ["fashion-mnist", "faces", "faces-cut"]),
-        ("report --metrics k", ["kl"]),
-        ("report --kind e", ["exact", "empirical"]),
-        ("train --model foof", ["foof-mlp"]),
-        ("train --optimizer kb", ["kbfgs"]),
-        (
-            "papers --only sang",
-            [f"sang.{name}" for name in ("table1", "fig5", "tuned", "fig1", "fig2", "fig3", "complexity")],
-        ),
-        ("data fetch mn", ["mnist"]),
+TYPED = {
+    "rep": ["report"],
+    "report --methods kfac,n": ["kfac,nearest-kronecker"],
+    "report --data f": ["fashion-mnist", "faces", "faces-cut"],
+    "report --metrics k": ["kl"],
+    "report --kind e": ["exact", "empirical"],
+    "train --model foof": ["foof-mlp"],
+    "train --optimizer kb": ["kbfgs"],
+    "papers --only sang": [
+        f"sang.{name}" for name in ("table1", "fig5", "tuned", "fig1", "fig2", "fig3", "complexity")
     ],
-)
-def test_a_shell_completes_names_without_torch(typed, completed):
-    code = (
-        "import sys, atexit\n"
-        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
-        "sys.argv = ['fisherviz']\n"
-        "from fisherviz.cli import app\n"
-        "app(prog_name='fisherviz')"
-    )
-    asked = {
-        "_FISHERVIZ_COMPLETE": "complete_bash", "COMP_WORDS": f"fisherviz {typed}",
-        "COMP_CWORD": str(len(typed.split())),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **asked}
-    )
-    assert done.stdout.split() == completed
-    assert done.stderr.strip() == "False"
+    "data fetch mn": ["mnist"],
+}
+
+
+def test_a_shell_completes_names_without_torch():
+    code = f"""
+import os, sys
+from fisherviz.cli import app
+
+os.environ["_FISHERVIZ_COMPLETE"] = "complete_bash"
+for typed in {list(TYPED)}:
+    os.environ |= {{"COMP_WORDS": f"fisherviz {{typed}}", "COMP_CWORD": str(len(typed.split()))}}
+    try:
+        app(prog_name="fisherviz")
+    except SystemExit:
+        print("ended", typed, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = iter(done.stdout.splitlines())
+    for completed in TYPED.values():
+        assert list(itertools.takewhile(lambda line: not line.startswith("ended"), lines)) == completed
+    assert [line for line in done.stdout.splitlines() if line.startswith("ended")] == [
+        f"ended {typed} False" for typed in TYPED
+    ]
 
 
 @pytest.mark.parametrize(

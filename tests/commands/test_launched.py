@@ -17,6 +17,10 @@ import os, signal
 import torch
 from torch import nn
 
+if os.environ.get("UNDRAWN"):  # drawing takes long; that of a page is the first process's alone
+    from fisherviz.report import page
+    page._render = lambda *rest, **options: ("<!doctype html>", [])
+
 def build():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
@@ -68,7 +72,9 @@ def torchrun(model, *more, count=2, out="several"):
 @pytest.mark.parametrize(
     "methods", [["kfac", "ekfac", "kfac-tridiagonal"], pytest.param(list(approximations), marks=pytest.mark.soak)]
 )
-def test_two_processes_write_the_page_of_one(here, methods):
+def test_two_processes_write_the_page_of_one(here, methods, monkeypatch):
+    if len(methods) == 3:
+        monkeypatch.setenv("UNDRAWN", "1")
     done = torchrun("build", "--methods", ",".join(methods))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Wrote several/index.html") == done.stdout.count("Probe of Sequential") == 1

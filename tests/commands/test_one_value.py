@@ -6,6 +6,7 @@ import torch
 
 from fisherviz.commands.job import Job
 from fisherviz.commands.report import run
+from tests.pages import undrawn
 
 MODULE = """
 import random
@@ -41,6 +42,7 @@ CASES = [
 
 @pytest.mark.parametrize(("seed", "kind"), CASES)
 def test_what_both_sections_show_has_one_value(tmp_path, monkeypatch, seed, kind):
+    undrawn(monkeypatch)
     name = f"net_{seed}_{kind}"
     text = MODULE.format(seed=seed, linear=seed != 2, bias=seed != 1)
     (tmp_path / f"{name}.py").write_text(text)

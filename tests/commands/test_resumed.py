@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from benchmarks.trust.injection import forked
+from fisherviz.approximations import approximations
 from fisherviz.commands import report as reporting
 from fisherviz.commands.job import Job
 from fisherviz.comparison import keeping
 from fisherviz.comparison.dense import DenseComparison
 from fisherviz.comparison.keeping import Measured
-from fisherviz.report import page
 from fisherviz.results.comparison import load_comparison
 from fisherviz.support import versions
 from fisherviz.support.pieces import PLACE, START, Pieces
 from fisherviz.support.sealing import read_sealed, seal, unseal
+from tests.pages import undrawn
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="reports are killed in forks")
 
@@ -62,9 +63,12 @@ PIECES = [f"method {name}" for name in METHODS] + ["all layers jointly"] + [f"la
 
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
+    """It registers an approximation when it is imported; afterwards that is gone."""
     path = tmp_path_factory.mktemp("nets") / "resumed_nets.py"
     path.write_text(MODULE)
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(approximations, "_classes", dict(approximations._classes))
+        yield path
 
 
 def job_of(module, out):
@@ -75,17 +79,8 @@ def job_of(module, out):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """What is drawn is no matter here, and takes longest."""
-    monkeypatch.setattr(page, "_render", nothing)
-
-
-def nothing(*rest, **options):
-    return "<!doctype html>", []
-
-
-@pytest.fixture
-def job(module, tmp_path, undrawn):
+def job(module, tmp_path, monkeypatch):
+    undrawn(monkeypatch)
     return job_of(module, tmp_path / "report")
 
 
@@ -93,7 +88,7 @@ def job(module, tmp_path, undrawn):
 def whole(module, tmp_path_factory):
     """The state of a report that nobody has interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "_render", nothing)
+        undrawn(patch)
         return state_of(reported(job_of(module, tmp_path_factory.mktemp("whole") / "report")))
 
 

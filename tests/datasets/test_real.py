@@ -14,7 +14,7 @@ REAL = Path(os.environ.get("FISHERVIZ_DATA", "/nowhere"))
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="FISHERVIZ_DATA names no directory with the real files")
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("name", ["mnist", pytest.param("fashion-mnist", marks=pytest.mark.soak)])
 def test_real_mnist_and_fashion_mnist(name):
     data = datasets.load(name, size=16)
     assert data.train.inputs.shape == (60_000, 256)

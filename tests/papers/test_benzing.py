@@ -34,8 +34,10 @@ EFFORT = Effort(steps=10, look=10, seeds=2, trials=0, trial_steps=0)
 
 @functools.cache
 def papers(name):
-    """The paper's problem on a data set, whose files are read for it."""
-    return mini_batches(name, SCALES["paper"])[0]
+    """The paper's problem on a data set, of which nothing is read: an effort in epochs would count its examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Problem, "examples", 60_000)
+        return mini_batches(name, SCALES["paper"])[0]
 
 
 def ended(*losses):
@@ -138,7 +140,8 @@ def test_more_data_does_not_improve_if_no_sample_ends_much_lower(loss, holds):
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_searches_begin_on_their_grids_and_the_papers_take_all_of_them(name):
+def test_searches_begin_on_their_grids_and_the_papers_take_all_of_them(name, monkeypatch):
+    monkeypatch.setattr(Problem, "examples", 60_000)
     scale = SCALES[name]
     for setting in (mini_batches("mnist", scale), full_batches("mnist", scale), full_batches("mnist", scale, False)):
         for method in setting[1].values():
@@ -151,7 +154,8 @@ def test_searches_begin_on_their_grids_and_the_papers_take_all_of_them(name):
                 assert setting[2].trials >= sizes
 
 
-def test_the_papers_scale_departs_from_the_paper_in_nothing():
+def test_the_papers_scale_departs_from_the_paper_in_nothing(monkeypatch):
+    monkeypatch.setattr(Problem, "examples", 60_000)
     scale = SCALES["paper"]
     problems = [mini_batches("mnist", scale)[0], *(full_batches("mnist", scale, hidden)[0] for hidden in (True, False))]
     assert [departures(problem) for problem in problems] == [(), (), ()]

@@ -24,9 +24,10 @@ def brute_force_fisher(network):
         z = model(x)
         p = z.detach().softmax(0)
         for label in range(len(z)):
-            loss = nn.functional.cross_entropy(model(x), torch.tensor(label))
+            loss = nn.functional.cross_entropy(z, torch.tensor(label))
             layers = [getattr(model, name) for name in MIDDLE]
-            found = torch.autograd.grad(loss, [t for layer in layers for t in (layer.weight, layer.bias)])
+            parameters = [t for layer in layers for t in (layer.weight, layer.bias)]
+            found = torch.autograd.grad(loss, parameters, retain_graph=True)
             pairs = zip(found[::2], found[1::2], strict=True)
             gradient = torch.cat([torch.cat([w, b[:, None]], 1).T.flatten() for w, b in pairs])
             rows.append(p[label].sqrt() * gradient)

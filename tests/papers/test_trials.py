@@ -177,6 +177,7 @@ def finished(found):
     return curve(found), found["stopped"]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("averaging", [None, 0.9])
 @pytest.mark.parametrize(
     "optimizer", ["sgd", "nesterov", "adam", "kfac", "foof", "ekfac", "kbfgs", "subsampled", BALANCED]

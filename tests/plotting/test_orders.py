@@ -30,11 +30,18 @@ def shown(ax):
     return np.asarray(ax.images[0].get_array())
 
 
-@pytest.mark.parametrize("method", fv.approximations())
-def test_every_methods_default_order_and_scale_are_the_exact_fishers(method):
+@pytest.fixture(scope="module")
+def drawn():
+    """A Fisher and its picture."""
+    torch.manual_seed(0)
     fisher = fisher_of()
+    return fisher, fv.plot.heatmap(fisher, ax=Figure().subplots())
+
+
+@pytest.mark.parametrize("method", fv.approximations())
+def test_every_methods_default_order_and_scale_are_the_exact_fishers(drawn, method):
+    fisher, exact = drawn
     approximation = fv.approximate(fisher, method)
-    exact = fv.plot.heatmap(fisher, ax=Figure().subplots())
     near = fv.plot.heatmap(approximation, like=exact, ax=Figure().subplots())
     by_matrix = fv.plot.heatmap(approximation, like=fisher, ax=Figure().subplots())
     assert exact.get_xlabel() == near.get_xlabel() == "unit order"

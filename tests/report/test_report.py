@@ -29,6 +29,7 @@ from fisherviz.support.checksums import opened_json, sealed_json
 from tests.factory import METHODS, make_comparison
 
 EVIL = "<script>alert('1')</script>"
+DRAWN = ("heatmap", "difference", "inverse")  # the arrays that pictures of matrices are drawn of
 VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
@@ -164,9 +165,15 @@ def test_metrics_of_ones_own_keep_their_numbers_whatever_they_are_called():
     assert shown["bytes"] == [comparison.whole("bytes")[method] for method, _ in found["rows"]]
 
 
+def plain(comparison):
+    """Without what its charts are drawn of."""
+    return Comparison(comparison.frame.query("metric == 'relative_frobenius'"), comparison.meta)
+
+
 def test_a_name_from_right_to_left_turns_no_sentence(tmp_path):
     name = "\u202efoof"
-    text = write_page(tmp_path / "p.html", make_comparison(methods=(name, "kfac"))).read_text()
+    comparison = make_comparison(methods=(name, "kfac"))
+    text = write_page(tmp_path / "p.html", Comparison(comparison.frame, comparison.meta)).read_text()
     sentence = re.search(r'<div class="verdict">(.*?)</div>', text, flags=re.DOTALL)[1]
     sentence = re.sub(r'<span class="whole">(.*?)</span>', r"\1", sentence)
     assert sentence.count(name) == sentence.count(f"<bdi>{name}</bdi>") > 0
@@ -266,7 +273,8 @@ def test_a_heatmap_too_detailed_for_the_page_becomes_coarser(tmp_path):
     for name, array in comparison.arrays.items():
         if array.shape == (600, 600):
             comparison.arrays[name] = rng.random((600, 600)).astype(np.float32)
-    page = Page(write_page(tmp_path / "p.html", comparison).read_text())
+    matrices = {name: array for name, array in comparison.arrays.items() if name.startswith(DRAWN)}
+    page = Page(write_page(tmp_path / "p.html", Comparison(plain(comparison).frame, {}, matrices)).read_text())
     sizes = [len(base64.b64decode(image["src"].split(",")[1])) for image in page.all("img")]
     assert 0.5 * LARGEST < max(sizes) <= LARGEST
 
@@ -302,7 +310,7 @@ def test_the_papers_sums_stand_beside_ours_in_the_papers_setting_only(comparison
     assert "4,134.6" in page.text
     assert "0.716" in page.text
     assert "0.700" in page.text
-    other = make_comparison(methods=("kfac",))
+    other = plain(make_comparison(methods=("kfac",)))
     other.meta["settings"] = {}
     text = Page(write_page(tmp_path / "p.html", other).read_text()).text
     assert "2,189.0" in text
@@ -495,8 +503,9 @@ def test_what_is_the_same_for_a_single_layer_is_compared_once():
 # ---- the folder ------------------------------------------------------------------------------------
 
 
-def test_the_folder_holds_page_data_and_pictures(comparison, tmp_path):
-    other = make_comparison(layers=("x", "y"), methods=("kfac",))
+def test_the_folder_holds_page_data_and_pictures(tmp_path):
+    comparison = make_comparison(layers=("in", "out"), methods=("kfac", "kfac-full", "foof"))
+    other = few_pictures(("kfac",))
     drawn = []
     sections = [Section("Jointly", comparison), Section("Alone", other, slug="layers")]
     write_report(tmp_path, sections, progress=drawn.append)
@@ -505,7 +514,7 @@ def test_the_folder_holds_page_data_and_pictures(comparison, tmp_path):
     assert facts["files"] == found
     assert {"index.html", "comparison.parquet", "comparison.json", "arrays.npz"} <= set(facts["files"])
     assert load_comparison(tmp_path).methods == comparison.methods
-    assert load_comparison(tmp_path / "layers").layers == ("x", "y")
+    assert load_comparison(tmp_path / "layers").layers == ("a",)
     assert [section["title"] for section in facts["sections"]] == ["Jointly", "Alone"]
     assert facts["sections"][0]["summary"]["kfac"]["relative_frobenius"] == 0.62
     assert "closest" in facts["sections"][0]["verdict"]
@@ -516,9 +525,10 @@ def test_the_folder_holds_page_data_and_pictures(comparison, tmp_path):
 
 
 def few_pictures(methods, seed=0):
-    """A comparison of two layers by one metric: its report has matrices and spectra, and one chart of each kind."""
-    whole = make_comparison(layers=("a", "b"), methods=methods, seed=seed)
-    return Comparison(whole.frame.query("metric == 'relative_frobenius'"), whole.meta, whole.arrays)
+    """A comparison of one layer by one metric: its report has pictures of matrices and inverses alone."""
+    whole = make_comparison(layers=("a",), methods=methods, seed=seed)
+    arrays = {name: array for name, array in whole.arrays.items() if name.startswith(DRAWN)}
+    return Comparison(plain(whole).frame, whole.meta, arrays)
 
 
 def test_a_second_report_replaces_the_first_and_spares_what_is_not_its_own(tmp_path):
@@ -583,7 +593,7 @@ def test_a_sheet_draws_what_a_whole_new_drawing_would_show():
 
 def test_labels_that_differ_have_pictures_of_their_own(tmp_path):
     methods = ("a/b", "a b", "a_b", "A_B", "a:b" + "x" * 300)
-    write_report(tmp_path, make_comparison(layers=("a", "b"), methods=methods))
+    write_report(tmp_path, few_pictures(methods))
     names = [path.name for path in (tmp_path / "pictures").glob("matrix-*.png")]
     assert len({name.casefold() for name in names}) == len(methods)
 
@@ -597,7 +607,10 @@ def test_a_report_deletes_nothing_but_its_own_files(tmp_path):
     (out / "pictures" / "matrix-foof.png").write_bytes(b"edited by the user")
     (out / "pictures").rename(elsewhere)
     facts = opened_json((out / "report.json").read_text())
-    facts["sha256"] |= {"mine.txt": "0" * 64, "../elsewhere/spectra.png": facts["sha256"]["pictures/spectra.png"]}
+    facts["sha256"] |= {
+        "mine.txt": "0" * 64,
+        "../elsewhere/matrix-kfac.png": facts["sha256"]["pictures/matrix-kfac.png"],
+    }
     (out / "report.json").write_text(sealed_json(facts))
     (out / "pictures").symlink_to(elsewhere)
     before = {path: path.read_bytes() for path in (*elsewhere.iterdir(), out / "mine.txt", out / "index.html")}

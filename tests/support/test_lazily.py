@@ -50,9 +50,10 @@ IMPORTED = {
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="orders of imports are tried after a fork")
 def test_names_are_the_same_whichever_module_is_imported_first():
-    """One process that has imported torch, and nothing of the package, tries each order in a child."""
+    """One process that has imported what the package takes, and nothing of itself, tries each order in a child."""
     code = f"""
-import os, sys, torch
+import os, sys, torch, pandas, pydantic, safetensors.torch, scipy.sparse.linalg, yaml
+assert "fisherviz" not in sys.modules
 for imported in {list(IMPORTED)}:
     if (child := os.fork()) == 0:
         exec(imported)

@@ -1,14 +1,13 @@
 """What counts as free memory: the machine's, within the limits of container and process, told by files and `ulimit`."""
 
-import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from torch import nn
 
 import fisherviz as fv
+from benchmarks.trust.injection import forked
 from fisherviz.support import limits, memory
 
 GIB = 2**30
@@ -94,33 +93,26 @@ def test_processes_that_torchrun_started_on_a_machine_share_its_memory(tmp_path,
     assert memory.available(CPU) == 2 * GIB
 
 
-LIMITED = """
-import resource, sys, json
-import torch, fisherviz as fv
-from torch import nn
-from fisherviz.support import limits
-fisher = fv.Probe(nn.Linear(2999, 2), "gaussian").fisher(torch.randn(2, 2999))
-fisher.units(0), fisher.norm()  # what is imported and mapped on the way is there
-what = getattr(resource, sys.argv[1])
-has = limits._table(limits.PROC / "self/status")[sys.argv[2]]
-resource.setrlimit(what, (has + 300 * 2**20, resource.getrlimit(what)[1]))
-try:
-    fisher.to_dense()
-except MemoryError as error:
-    print(json.dumps([limits.free(), str(error)]))
-"""
-
-
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a fork is limited")
 @pytest.mark.parametrize(
     ("what", "has"), [("RLIMIT_AS", "VmSize"), pytest.param("RLIMIT_DATA", "VmData", marks=pytest.mark.soak)]
 )
 def test_a_limit_on_the_process_is_kept(what, has):
     """A dense 6,000 × 6,000 takes 412 MiB while it is made, in a process that may take 300 MiB more than it has."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, what, has], capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    free, said = json.loads(done.stdout)
+    import resource
+
+    fisher = fv.Probe(nn.Linear(2999, 2), "gaussian").fisher(torch.randn(2, 2999))
+    fisher.units(0), fisher.norm()  # what is imported and mapped on the way is there
+
+    def limited():
+        taken = limits._table(limits.PROC / "self/status")[has]
+        limit = getattr(resource, what)
+        resource.setrlimit(limit, (taken + 300 * 2**20, resource.getrlimit(limit)[1]))
+        with pytest.raises(MemoryError) as told:
+            fisher.to_dense()
+        return [limits.free(), str(told.value)]
+
+    free, said = forked(limited).found
     assert 100 * 2**20 < free <= 300 * 2**20
     assert "the dense 6,000 x 6,000 Fisher takes 412 MiB, but" in said
     assert "are free on cpu" in said

@@ -50,7 +50,7 @@ def test_numbers_that_tell_names_apart_are_never_cut(numbers, width):
         assert str(number) in re.split(r"[^0-9]+", label)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(st.integers(1, 100), st.integers(14, 40))
 def test_labels_of_a_deep_network_fit(depth, width):
     ends = ("attention.in_projection", "attention.out_projection", "feedforward.first", "feedforward.second")

@@ -1,15 +1,13 @@
 """A run that is stopped at any moment ends as one that was not: bit for bit, wall-clock fields aside."""
 
-import json
 import os
 import random
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
 
+from benchmarks.trust.injection import forked
 from fisherviz.training import load_run, train
 from fisherviz.training.optimizers import OPTIMIZERS
 from fisherviz.training.run import Session
@@ -145,57 +143,27 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         train(fields)
 
 
-KILLER = """
-import json, os, random, signal, sys, time
-from fisherviz.training import train
-from fisherviz.training.run import Session
-step = Session.step
-fields, seed, steps = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-chance, kills, longest = random.Random(seed), 0, 0.4
-def slowly(session):  # the first eight attempts together are shorter than the steps of one run
-    if kills < 8:
-        time.sleep(8.5 * longest / steps)
-    return step(session)
-Session.step = slowly
-while True:
-    child = os.fork()
-    if child == 0:
-        try:
-            train(fields)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr)
-            os._exit(1)
-        os._exit(0)
-    end, status = time.monotonic() + (chance.uniform(0, longest) if kills < 8 else 1e3), None
-    while status is None and time.monotonic() < end:
-        found, code = os.waitpid(child, os.WNOHANG)
-        status = code if found else None
-        time.sleep(0.002)
-    if status is None:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        kills += 1
-    elif status == 0:
-        print(kills)
-        sys.exit(0)
-    else:
-        sys.exit(f"failed after {kills} kills")
-"""
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed after a fork")
 @pytest.mark.parametrize("optimizer", ["adam", pytest.param("kfac", marks=pytest.mark.soak)])
-def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, optimizer):
+def test_a_run_that_is_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, monkeypatch, optimizer):
     options = {"optimizer": optimizer, "optimizer_options": OPTIONS.get(optimizer, {})}
     fields = SMALL | options | {"epochs": 12, "checkpoint_every": 2}
     reference = train(fields, out=tmp_path / "reference")
-    seed, steps = random.randrange(10**6), reference.summary["steps"]
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, json.dumps(fields | {"out": str(tmp_path / "run")}), str(seed), str(steps)],
-        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2], check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
-    assert int(done.stdout) == 8, f"seed {seed}: killed {done.stdout} times"
+    seed, steps, kills, longest = random.randrange(10**6), reference.summary["steps"], 8, 0.4
+    chance, step = random.Random(seed), Session.step
+
+    def work():
+        return str(train(fields, out=tmp_path / "run").path)
+
+    def slowly(session):  # the attempts together are shorter than the steps of one run
+        time.sleep((kills + 0.5) * longest / steps)
+        return step(session)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "step", slowly)
+        ends = [forked(work, kill_after=chance.uniform(0, longest)) for _ in range(kills)]
+    assert [end.how for end in ends] == ["killed"] * kills, f"seed {seed}: {ends}"
+    end = forked(work)
+    assert end.how == "done", f"seed {seed}: {end}"
     assert_same(load_run(tmp_path / "run"), reference)
     assert not list((tmp_path / "run").glob(".checkpoint.pt-*"))

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.trust.injection import forked
 from fisherviz import plotting
 from fisherviz.cli import app
 from fisherviz.results.run import load_run
@@ -189,28 +190,20 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_one_that_was_not(tmp_path, sam
     assert len(lines) == 5  # the point that was interrupted at its end is told again
 
 
-KILLED = """
-import os, signal, sys
-from fisherviz.training import sweep
-
-lines = []
-
-def say(line):
-    lines.append(line)
-    if len(lines) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sweep({fields!r}, {{"lr": "1e-3..1e0"}}, sampler=sys.argv[1], trials=4, study="reference", out=sys.argv[2], say=say)
-"""
-
-
-@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="sweeps are killed in forks")
 @pytest.mark.parametrize("sampler", ["tpe", pytest.param("random", marks=pytest.mark.soak)])
 def test_a_killed_sweep_draws_the_points_of_one_that_was_not(tmp_path, sampler):
     options = {"sampler": sampler, "trials": 4, "study": "reference"}
     reference = sweep(SMALL, {"lr": "1e-3..1e0"}, out=tmp_path / "reference", **options)
-    command = [sys.executable, "-c", KILLED.format(fields=SMALL), sampler, str(tmp_path / "sweep")]
-    assert subprocess.run(command, capture_output=True).returncode == -9
+    lines = []
+
+    def say(line):
+        lines.append(line)
+        if len(lines) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = forked(lambda: str(sweep(SMALL, {"lr": "1e-3..1e0"}, out=tmp_path / "sweep", say=say, **options)))
+    assert killed.how == "killed"
     again = sweep(SMALL, {"lr": "1e-3..1e0"}, out=tmp_path / "sweep", **options)
     drop = ["seconds", "run"]
     pd.testing.assert_frame_equal(again.table.drop(columns=drop), reference.table.drop(columns=drop))

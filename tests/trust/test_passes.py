@@ -18,7 +18,14 @@ CHOSEN = [
 BY_NAME = {name: run for loops in LOOPS.values() for name, run in loops.items()}
 
 
-@pytest.mark.parametrize("turn", range(len(BY_NAME)), ids=list(BY_NAME))
+# two of each kind; the others in the long run
+QUICK = {name for loops in LOOPS.values() for name in list(loops)[:2]}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [pytest.param(turn, id=name, marks=[] if name in QUICK else pytest.mark.soak) for turn, name in enumerate(BY_NAME)],
+)
 def test_a_loop_steps_by_the_passes_that_count_or_says_why_not(turn):
     chosen = CHOSEN[turn % len(CHOSEN)]
     how, worst, said = tried(list(BY_NAME.values())[turn], *presets()[chosen])
@@ -26,7 +33,7 @@ def test_a_loop_steps_by_the_passes_that_count_or_says_why_not(turn):
     assert how in ("warned", "refused") or list(BY_NAME)[turn] not in LOOPS["must be said"]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s < 4 else pytest.mark.soak) for s in range(12)])
 def test_a_loop_drawn_at_random_does_too(seed):
     walk, chosen = Walk(seed), random.Random(seed).choice(sorted(presets()))
     how, worst, said = tried(walk, *presets()[chosen], seed)

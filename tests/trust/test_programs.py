@@ -10,12 +10,12 @@ from fisherviz.capture import look
 SORTING = "examples sorted"
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s < 4 else pytest.mark.soak) for s in range(12)])
 def test_a_network_drawn_at_random_has_the_fisher_of_its_examples_or_is_refused(seed):
     assert set(programs.asked(seed).values()) <= {"right", "refused"}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=[] if s < 4 else pytest.mark.soak) for s in range(8)])
 def test_optimizers_step_by_it(seed):
     assert set(programs.stepped(seed).values()) <= {"right", "refused"}
 
