@@ -102,7 +102,7 @@ from fisherviz.support import limits
 fisher = fv.Probe(nn.Linear(2999, 2), "gaussian").fisher(torch.randn(2, 2999))
 fisher.units(0), fisher.norm()  # what is imported and mapped on the way is there
 what = getattr(resource, sys.argv[1])
-has = limits._table(limits.PROC / "self/status")[sys.argv[2]]
+has = limits._table(limits.PROC / "self/status", sys.argv[2])[sys.argv[2]]
 resource.setrlimit(what, (has + 300 * 2**20, resource.getrlimit(what)[1]))
 try:
     fisher.to_dense()
