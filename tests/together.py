@@ -9,7 +9,8 @@ import torch
 TIMEOUT = 240
 """Seconds after which a process that hangs is given up: a safety net, nothing depends on it."""
 IMPORTED = (
-    "pandas", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "fisherviz.comparison.compare", "fisherviz.optim",
+    "pandas", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "fisherviz.comparison.compare",
+    "fisherviz.optim",
 )  # fmt: skip
 """What functions import on their way, torch itself some of it: once for all, before processes are forked."""
 
