@@ -20,9 +20,10 @@ from fisherviz.matrices import stored
 from fisherviz.operators import Kronecker, Operator
 from fisherviz.operators.base import Symmetric
 from fisherviz.statistics import InputFactor, OutputFactor
+from tests.covering import some
 from tests.oracles import nets
 from tests.oracles.checks import assert_matches
-from tests.oracles.zoo import CASES
+from tests.oracles.zoo import CASES, EACH
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAMBDA = 0.3
@@ -41,7 +42,7 @@ def equal(found, made):
 
 
 @pytest.mark.covering
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, *EACH))
 @pytest.mark.parametrize("methods", [list(fv.approximations)[k::4] for k in range(4)], ids=",".join)
 def test_every_method_on_every_kind_of_layer_comes_back_with_the_same_numbers(name, methods, tmp_path):
     build, data = CASES[name]
@@ -71,6 +72,7 @@ def test_every_method_on_every_kind_of_layer_comes_back_with_the_same_numbers(na
         assert (found.name, found.kind, found.reduction) == (method, "exact", "mean")
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("method", fv.approximations)
 def test_damped_and_scaled_matrices_are_saved_too(method, reduction, tmp_path):
