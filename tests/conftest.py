@@ -15,8 +15,13 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Every test draws its own network and data from the same seed."""
-    torch.manual_seed(0)
+    """Every test draws its own network and data from the same seed.
+
+    `torch.manual_seed` keeps a call with its stack for each kind of device that is not in use, for every test again.
+    """
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marks

@@ -4,12 +4,13 @@ A test over methods × networks × types has hundreds of cases, of which most re
 `@pytest.mark.covering`, it gives `make test` a part of them in which every value of every parameter occurs, and marked
 `@pytest.mark.covering(2)` one in which every two values of two parameters meet wherever they met in the product; the
 other cases are marked `soak`. Which these are hangs on the order of the parameters alone, and no case is ever chosen
-by how it ends.
+by how it ends. Of a single parameter `some` names the values that are run.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,13 @@ def covering(rows: Sequence[tuple[int, ...]], strength: int = 1) -> list[int]:
 def _combinations(row: tuple[int, ...], size: int) -> set:
     """The columns and values of all choices of `size` columns."""
     return {(columns, tuple(row[c] for c in columns)) for columns in combinations(range(len(row)), min(size, len(row)))}
+
+
+def some(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """Values of the parameter of a test, of which the quick suite runs those that are named: one of each kind."""
+    values = list(values)
+    assert set(quick) <= set(values), set(quick) - set(values)
+    return [pytest.param(value, marks=() if value in quick else pytest.mark.soak) for value in values]
 
 
 def mark_what_is_left(items: Sequence[pytest.Item]) -> None:

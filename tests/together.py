@@ -8,12 +8,17 @@ import torch
 
 TIMEOUT = 240
 """Seconds after which a process that hangs is given up: a safety net, nothing depends on it."""
+IMPORTED = (
+    "pandas", "torch._dynamo", "torch.fx.experimental.symbolic_shapes", "fisherviz.comparison.compare",
+    "fisherviz.optim",
+)  # fmt: skip
+"""What functions import on their way, torch itself some of it: once for all, before processes are forked."""
 
 
 def run(function, count, folder, *arguments):
     """The results of `function(*arguments)` in `count` processes by rank, None of one that was killed."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([function.__module__])  # torch is imported once for all
+    server.set_forkserver_preload([function.__module__, *IMPORTED])
     folder.mkdir()
     started = [server.Process(target=_work, args=(function, rank, count, folder, arguments)) for rank in range(count)]
     for process in started:

@@ -7,6 +7,7 @@ of those that do.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def _sharing() -> int:
 
 
 def _available() -> int:
-    found = _table(PROC / "meminfo").get("MemAvailable")
+    found = _table(PROC / "meminfo", "MemAvailable").get("MemAvailable")
     return _installed() // 2 if found is None else found
 
 
@@ -41,19 +42,19 @@ def _installed() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _table(path: Path) -> dict[str, int]:
-    """Lines "name: 12 kB" or "name 12" of a file by name, in bytes; nothing where there is no such file."""
-    found = {}
-    for line in _text(path).splitlines():
-        name, *value = line.replace(":", " ").split()
-        if value and value[0].isdigit():
-            found[name] = int(value[0]) * (1024 if value[1:] == ["kB"] else 1)
-    return found
+def _table(path: str | Path, *names: str) -> dict[str, int]:
+    """Lines "name: 12 kB" or "name 12" of a file by name, in bytes; nothing where there is no such file or line.
+
+    These are read at every request, and most files have fifty lines.
+    """
+    found = re.findall(rf"^({'|'.join(names)})[:\s]\s*(\d+)( kB)?$", _text(path), re.MULTILINE)
+    return {name: int(value) * (1024 if unit else 1) for name, value, unit in found}
 
 
-def _text(path: Path) -> str:
+def _text(path: str | Path) -> str:
     try:
-        return path.read_text()
+        with open(path, encoding="utf-8") as file:
+            return file.read()
     except OSError:
         return ""
 
@@ -73,19 +74,20 @@ def _chain(root: Path, path: str, limits: tuple[str, ...], usage: str) -> Iterat
 
     A container sees its own group as the root, whatever the path says that its host knows it by.
     """
-    group = root / path.lstrip("/")
-    if not group.is_dir():
-        group = root
-    while group.is_relative_to(root):
+    top = str(root)
+    group = os.path.join(top, path.strip("/")).rstrip("/")
+    if not os.path.isdir(group):
+        group = top
+    while len(group) >= len(top):
         for name in limits:
-            text = _text(group / name).strip()
+            text = _text(f"{group}/{name}").strip()
             if text.isdigit() and int(text) < _UNLIMITED:
-                yield int(text), max(0, int(_text(group / usage) or 0) - _reclaimed(group))
-        group = group.parent
+                yield int(text), max(0, int(_text(f"{group}/{usage}") or 0) - _reclaimed(group))
+        group = os.path.dirname(group)
 
 
-def _reclaimed(group: Path) -> int:
-    found = _table(group / "memory.stat")
+def _reclaimed(group: str) -> int:
+    found = _table(f"{group}/memory.stat", *_RECLAIMED)
     # version 1 counts this group alone under the short names, and those in it too under the long ones
     own, total = (sum(found.get(name, 0) for name in names) for names in (_RECLAIMED[:2], _RECLAIMED[2:]))
     return max(own, total)
@@ -97,8 +99,7 @@ def _own() -> Iterator[tuple[int, int]]:
         import resource
     except ImportError:  # Windows
         return
-    has = _table(PROC / "self/status")
     for what, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         most, _ = resource.getrlimit(what)
-        if most != resource.RLIM_INFINITY and name in has:
+        if most != resource.RLIM_INFINITY and (has := _table(PROC / "self/status", name)):
             yield most, has[name]

@@ -24,6 +24,7 @@ WELL_POSED = [(m, law) for m in METHODS for law in laws.ALL if (m, law) != ("ekf
 """A squared loss gives the last layer G = I, whose eigenbasis is anybody's choice."""
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("method", "likelihood"), WELL_POSED)
 def test_of_a_multilayer_perceptron(method, likelihood):
     law, net, x = laws.ALL[likelihood], nets.mlp(2, 3, 3, 2), nets.vectors(12, 2)
@@ -92,6 +93,7 @@ def test_of_shared_weights(method, build):
     assert_matches(unit_dense(method, net, x, "bernoulli"), definition(method, net, x, laws.Bernoulli()), 1e-8)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("method", ["kfac", "kfac-full"])
 @pytest.mark.parametrize("build", SHARING.values(), ids=SHARING.keys())
 def test_reduce_setting_of_shared_weights(method, build):
@@ -294,6 +296,7 @@ def test_ekfac_is_at_least_as_close_as_kfac(build, likelihood):
         assert better <= worse + ROUNDING
 
 
+@pytest.mark.covering
 @every_law
 @pytest.mark.parametrize("build", ORDERED.values(), ids=ORDERED.keys())
 def test_nearest_kronecker_is_the_floor_under_kfac_and_foof(build, likelihood):
@@ -305,6 +308,7 @@ def test_nearest_kronecker_is_the_floor_under_kfac_and_foof(build, likelihood):
             assert better <= worse + ROUNDING
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("build", ORDERED.values(), ids=ORDERED.keys())
 def test_nearest_kronecker_is_the_truncated_svd_of_the_rearranged_block(build, rank):

@@ -75,15 +75,16 @@ def test_equal_leading_singular_values_give_one_of_the_best_semidefinite_pairs(p
         assert float(torch.linalg.eigvalsh(factor.double()).min()) >= -10 * torch.finfo(dtype).eps * factor.norm()
 
 
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.soak)], ids=str)
 @pytest.mark.parametrize("kind", ["linear", "convolution", "grouped"])
-def test_damped_factors_precondition_every_network(kind):
+def test_damped_factors_precondition_every_network(kind, seeds):
     layer = {
         "linear": lambda: nn.Linear(4, 3),
         "convolution": lambda: nn.Conv1d(1, 3, 2),
         "grouped": lambda: nn.Conv1d(2, 4, 2, groups=2),
     }[kind]
     shape = {"linear": (4,), "convolution": (1, 4), "grouped": (2, 3)}[kind]
-    for seed in range(20):
+    for seed in seeds:
         torch.manual_seed(seed)
         model = nn.Sequential(layer(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
         x, y = torch.randn(8, *shape), torch.randint(3, (8,))

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from tests.covering import some
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
-from tests.oracles.zoo import CASES
+from tests.oracles.zoo import CASES, EACH
 
 LAMBDA = 0.5
 ITS_OWN_TRAINING_MODE = {"spectral norm"}
@@ -51,7 +52,7 @@ def check_refusal(error):
     assert len(text) < 400
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, *EACH))
 def test_products_solves_and_norms_of_every_method(name):
     net, x = made(name)
     F = torch.as_tensor(exact.fisher(net, x, laws.Gaussian()))
@@ -101,8 +102,11 @@ def gradient_of(net, names):
     return torch.cat([part.reshape(-1) for part in parts])
 
 
+STEPPING = [name for name in CASES if name not in ITS_OWN_TRAINING_MODE]
+
+
 @pytest.mark.covering
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ITS_OWN_TRAINING_MODE])
+@pytest.mark.parametrize("name", some(STEPPING, *(name for name in EACH if name in STEPPING)))
 @pytest.mark.parametrize(
     "method", ["diagonal", "kfac", "ekfac", "layer", "foof", "cw-ngd", "kfac-tridiagonal", "exact"]
 )

@@ -10,6 +10,7 @@ import torch
 import fisherviz as fv
 from tests.architectures import definitions
 from tests.architectures.networks import CASES, IGNORED, in_double, loss_of, parts, trained
+from tests.covering import some
 from tests.oracles import positions
 from tests.oracles.checks import FLOAT32, assert_matches
 
@@ -137,10 +138,8 @@ def test_methods_by_definition_and_as_matrices(name, method):
     assert approximation.norm("spectral") == pytest.approx(largest, rel=1e-5)
 
 
-# two networks, which have layers of every path; the others in the long run
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("ResNet", "GPT") else pytest.mark.soak) for name in CASES]
-)
+# one network, which has layers of every path; the others in the long run
+@pytest.mark.parametrize("name", some(CASES, "GPT"))
 def test_comparisons_leave_no_method_out(name, monkeypatch):
     F, fisher = exact(name), fisher_of(name)
     dense = fv.compare(fisher, progress=False)

@@ -8,10 +8,15 @@ from torch import nn
 import fisherviz as fv
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
-from tests.oracles.zoo import CASES
+from tests.oracles.zoo import CASES, EACH
 from tests.oracles.zoo_modules import Squeezed, Tied, images
 
 every_layer = pytest.mark.parametrize(("build", "data"), CASES.values(), ids=CASES.keys())
+layer_of_each_kind = pytest.mark.parametrize(
+    ("build", "data"),
+    [pytest.param(*case, marks=() if name in EACH else pytest.mark.soak) for name, case in CASES.items()],
+    ids=CASES.keys(),
+)
 
 
 @every_layer
@@ -21,7 +26,7 @@ def test_exact_fisher(build, data):
     assert_matches(fv.Probe(net, "gaussian").fisher(x).to_dense(), F)
 
 
-@every_layer
+@layer_of_each_kind
 def test_empirical_fisher(build, data):
     net, x = nets.randomised(build()), data()
     y = laws.Categorical().draw(len(x), net(x).shape[1])
@@ -29,7 +34,7 @@ def test_empirical_fisher(build, data):
     assert_matches(fv.Probe(net, "categorical").fisher(x, y, kind="empirical").to_dense(), F)
 
 
-@every_layer
+@layer_of_each_kind
 def test_views_that_never_form_the_matrix(build, data):
     net, x = nets.randomised(build()), data()
     F = exact.fisher(net, x, laws.Categorical())
@@ -436,6 +441,7 @@ def test_normalisation_and_an_activation_in_one_module(norm, act, monkeypatch):
     assert_matches(fv.Probe(net.float(), "gaussian").fisher(x.float()).to_dense(), F, 1e-4)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm[0].__name__)
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("kind", ["mc", "empirical"])

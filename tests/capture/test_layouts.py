@@ -228,6 +228,7 @@ TORCH = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("tokens", [False, True])
 def test_torchs_own_layers(name, tokens):

@@ -216,6 +216,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("shape", [(T, D), (1, T, D)])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("frozen", [True, False])

@@ -12,6 +12,7 @@ import fisherviz as fv
 from fisherviz.approximations import LayerWise
 from fisherviz.capture.captures import TiedCapture
 from fisherviz.statistics.gradients import example_gram
+from tests.covering import some
 from tests.oracles import exact, kronecker, laws, nets, positions
 from tests.oracles.checks import FLOAT32, assert_matches
 from tests.training_runs import assert_resumes
@@ -118,6 +119,11 @@ PAIRS = {
     "normalisation, bias": (lambda: Pair(lambda: nn.LayerNorm(D), ["bias"]), vectors(5, D)),
 }
 NETS = LANGUAGE | PAIRS | {"a bias of the root's": (Bert, words(4, 3))}
+FEW = (
+    "embedding and head", "head first, padding", "one token", "bag", "linears, both", "convolutions",
+    "normalisation, bias", "a bias of the root's",
+)  # fmt: skip
+"""One of each kind."""
 every = pytest.mark.parametrize("name", NETS)
 language = pytest.mark.parametrize("name", LANGUAGE)
 
@@ -180,7 +186,7 @@ def test_products_of_examples_are_symmetric_bit_for_bit(head_first, dtype):
 
 
 @pytest.mark.covering
-@every
+@pytest.mark.parametrize("name", some(NETS, *FEW))
 @pytest.mark.parametrize("bytes_", [1, 10**9], ids=["vector by vector", "at once"])
 def test_in_batches_of_other_lengths_vector_by_vector_and_in_single_precision(name, bytes_, monkeypatch):
     net, x = made(name)
@@ -200,6 +206,7 @@ def test_in_batches_of_other_lengths_vector_by_vector_and_in_single_precision(na
     assert_matches(found.to_dense(), F, FLOAT32)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", ["exact", "mc", "empirical"])
 @pytest.mark.parametrize("head_first", [False, True])
 @pytest.mark.parametrize("axis", [-1, 1])
@@ -238,7 +245,7 @@ def test_units_are_rows_of_the_first_modules_matrix(name):
 # ---- methods ---------------------------------------------------------------------------------------------------------
 
 
-@every
+@pytest.mark.parametrize("name", some(NETS, *FEW))
 def test_layerwise_methods_are_parts_of_the_exact_fisher(name):
     net, x = made(name)
     F = exact.fisher(net, x, laws.Gaussian())

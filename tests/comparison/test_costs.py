@@ -72,7 +72,7 @@ def test_passes_are_the_multiply_adds_of_vectors_statistics_and_factors(kind, ve
 
 
 @pytest.mark.filterwarnings("ignore:.*chain", "ignore:.*single features")
-@pytest.mark.parametrize("of", [mlp, pytest.param(convolutions, marks=pytest.mark.soak), tokens])
+@pytest.mark.parametrize("of", [mlp, *(pytest.param(of, marks=pytest.mark.soak) for of in (convolutions, tokens))])
 def test_passes_are_the_same_again_with_two_threads_by_batches_and_in_other_company(of, monkeypatch):
     steady = [name for name in fv.approximations if name != "nearest-kronecker"]  # whose iterations end by a tolerance
     found, threads = passes(of, steady), torch.get_num_threads()

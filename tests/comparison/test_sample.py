@@ -78,6 +78,7 @@ def test_every_entry_of_a_sample_is_the_matrixs(name):
 SHARED = [method for method in METHODS if method not in ("kfac-full", "kfac-tridiagonal")]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(
     ("name", "method"),
     [("perceptron", method) for method in METHODS]

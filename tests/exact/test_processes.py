@@ -80,8 +80,10 @@ CASES = {
 
 METHODS = {"dense": tuple(fv.approximations), "texts": tuple(fv.approximations)}
 """Methods that are fitted to some cases."""
+LONG = ("dense, sum", "images, empirical")
+"""Cases that others show, but for one word of their options."""
 OF_TWO = ("texts, mc, sum",)
-"""Cases of two processes; three take all."""
+"""Cases of two processes; three take all but the long ones."""
 
 
 def quantities(name, processes):
@@ -132,12 +134,15 @@ def comparison(parameters, processes):
     """A comparison by dense matrices or without, and what of it does not depend on the clock."""
     torch.manual_seed(0)
     wide = parameters == "many"
-    net = nets.mlp(8, 50, 50, 4) if wide else nets.mlp(3, 4, 4)
+    net = nets.mlp(8, 20, 20, 4) if wide else nets.mlp(3, 4, 4)
     x, y = torch.randn(5, 8 if wide else 3).double(), torch.randint(4, (5,))
     # not those that other tests of the process have registered
     own = [name for name, method in fv.approximations.items() if method.__module__.startswith("fisherviz.")]
     methods = ("diagonal", "layer", "kfac", "ekfac") if wide else own
-    found = fv.compare(fv.Probe(net, LAW).fisher(x, y, processes=processes), methods, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        if wide:
+            patch.setattr("fisherviz.comparison.planning.why_not_dense", lambda *given: "which are too many")
+        found = fv.compare(fv.Probe(net, LAW).fisher(x, y, processes=processes), methods, progress=False)
     frame = found.frame[~found.frame["metric"].isin(["seconds", "passes"])].reset_index(drop=True)
     return frame, found.arrays, found.notes
 
@@ -207,10 +212,15 @@ def die():
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def measured(names):
+    """Quantities of some cases in one process of several."""
+    gradients._TILE_ENTRIES = 200  # several tiles to share
+    return {name: quantities(name, True) for name in names}
+
+
 def everything(count):
     """All that is asked in one process of several."""
-    gradients._TILE_ENTRIES = 200  # several tiles to share
-    found = {name: quantities(name, True) for name in (CASES if count == 3 else OF_TWO)}
+    found = measured([name for name in CASES if name not in LONG] if count == 3 else OF_TWO)
     if count == 3:
         found |= {parameters: comparison(parameters, True) for parameters in ("few", "many")}
     found["troubles"] = troubles()
@@ -243,13 +253,26 @@ def assert_same(found, alone, tolerance):
         assert gap <= tolerance * scale, (what, gap, scale)
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    return together.run(measured, 3, tmp_path_factory.mktemp("long") / "group", LONG)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in LONG])
 def test_processes_give_what_one_gives(two, three, name):
     alone = quantities(name, False)
     for ranks in [two, three] if name in OF_TWO else [three]:
         for found in ranks:
             assert_same(found[name], alone, FLOAT32 if name == "float32" else FLOAT64)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", LONG)
+def test_processes_give_what_one_gives_in_sums_and_of_empirical_fishers(long, name):
+    alone = quantities(name, False)
+    for found in long:
+        assert_same(found[name], alone, FLOAT64)
 
 
 @pytest.mark.slow

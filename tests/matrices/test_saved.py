@@ -21,9 +21,10 @@ from fisherviz.matrices import stored
 from fisherviz.operators import Kronecker, Operator
 from fisherviz.operators.base import Symmetric
 from fisherviz.statistics import InputFactor, OutputFactor
+from tests.covering import some
 from tests.oracles import nets
 from tests.oracles.checks import assert_matches
-from tests.oracles.zoo import CASES
+from tests.oracles.zoo import CASES, EACH
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LAMBDA = 0.3
@@ -42,7 +43,7 @@ def equal(found, made):
 
 
 @pytest.mark.covering
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, *EACH))
 @pytest.mark.parametrize("methods", [list(fv.approximations)[k::4] for k in range(4)], ids=",".join)
 def test_every_method_on_every_kind_of_layer_comes_back_with_the_same_numbers(name, methods, tmp_path):
     build, data = CASES[name]
@@ -72,8 +73,7 @@ def test_every_method_on_every_kind_of_layer_comes_back_with_the_same_numbers(na
         assert (found.name, found.kind, found.reduction) == (method, "exact", "mean")
 
 
-@pytest.mark.covering
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, *EACH))
 def test_what_large_layers_keep_in_place_of_their_blocks_comes_back_too(name, tmp_path, monkeypatch):
     """Captures of examples, with whatever their layer is: exact blocks and unit blocks that are never formed."""
     monkeypatch.setattr(units, "FORMED_ENTRIES", 0)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from tests.covering import some
 from tests.oracles import nets
 from tests.oracles.checks import assert_matches
 
@@ -87,6 +88,7 @@ def test_the_exact_kind(lengths):
     assert_matches(fisher.block(0, 1), F[:9, 9:])
 
 
+@pytest.mark.covering
 @lengths
 @pytest.mark.parametrize("bytes_", [1, 10**9])
 def test_the_empirical_kind_its_gradient_and_natural_gradient(monkeypatch, lengths, bytes_):
@@ -101,6 +103,7 @@ def test_the_empirical_kind_its_gradient_and_natural_gradient(monkeypatch, lengt
     assert_matches(fisher.natural_gradient(0.1), torch.linalg.solve(F + 0.1 * torch.eye(len(F)).double(), g))
 
 
+@pytest.mark.covering
 @lengths
 @pytest.mark.parametrize("bytes_", [1, 10**9])
 def test_sampled_labels_are_kept_for_each_batch(monkeypatch, lengths, bytes_):
@@ -261,7 +264,7 @@ def test_a_comparison_measures_against_the_dense_matrices():
         assert found.loc[method, "relative_frobenius"] == pytest.approx(float((F - matrix).norm() / F.norm()), rel=1e-6)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("order", some(itertools.permutations(range(3)), (1, 2, 0), (2, 1, 0)))
 def test_the_order_of_the_batches_does_not_matter(order):
     torch.manual_seed(0)
     net, batches = token_net(), series((3, 1, 2))

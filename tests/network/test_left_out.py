@@ -82,7 +82,7 @@ def check(fisher, F):
         assert fisher.fresh().norm(order) == pytest.approx(float(expected), rel=1e-7)
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering
 @kinds
 @networks
 @pytest.mark.parametrize("axis", [-1, 1])
@@ -201,6 +201,7 @@ def ragged_and_padded(name, lengths=(5, 2, 4, 1)):
     return net, ragged, (x, y)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", ["linear", "normalised", "attention", "reader"])
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 def test_padding_that_is_left_out_changes_nothing(name, kind):

@@ -207,6 +207,7 @@ def test_inverse_and_solve(operator, dense, damping):
     assert operator.inverse().log_determinant() == pytest.approx(-expected, rel=1e-10, abs=1e-10)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize(("x", "y"), list(itertools.product(ALL, ALL)))
 def test_inner_product_of_every_pair(x, y):
     (left, dense_left), (right, dense_right) = ALL[x], ALL[y]

@@ -123,6 +123,7 @@ def singular_moment(kind, size, seed, dtype):
     return gram(x) / len(x)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("kind", ["few rows", "dependent", "repeated", "softmax"])
 @pytest.mark.parametrize("size", [2, 3, 5, 10, 30, 100, 200])
@@ -214,7 +215,7 @@ NARROW = {
 }
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering
 @pytest.mark.parametrize("kind", ["exact", "mc", "empirical"])
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", NARROW)

@@ -13,6 +13,7 @@ from benchmarks.defaults import OPTIMIZERS, PROBLEMS, train
 from fisherviz import optim
 from fisherviz.training.data import Batches
 from fisherviz.training.optimizers import make_optimizer
+from tests.covering import some
 from tests.oracles.steps import closure_of, data, net
 
 PRESETS = {
@@ -32,7 +33,11 @@ def adam():
     return train(PROBLEMS["digits"], OPTIMIZERS["Adam"][0], 0)["loss"]
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("Adam", "SGD")])
+# the others in the long run: tests/optim/test_scale.py steps by all of them
+QUICK = ("KFAC", "EKFAC", "FOOF", "CWNGD", "TENGraD", "Subsampled", "KBFGS")
+
+
+@pytest.mark.parametrize("name", some((name for name in OPTIMIZERS if name not in ("Adam", "SGD")), *QUICK))
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_default_learns_the_digits_faster_than_adam(name, adam):
     assert train(PROBLEMS["digits"], OPTIMIZERS[name][0], 0)["loss"] < 0.75 * adam
@@ -60,6 +65,7 @@ def one_step(make, dtype, **options):
     return move, torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_step_is_shortened_to_the_bound_and_no_step_within_it(name, dtype):
@@ -192,7 +198,9 @@ def test_a_learning_rate_of_one_s_own_brings_no_bounds_into_natural_gradient():
         optim.NaturalGradient(net(), "categorical", "kfac", lr=0.2)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if OPTIMIZERS[name][1]])
+@pytest.mark.parametrize(
+    "name", some((name for name in OPTIMIZERS if OPTIMIZERS[name][1]), "KFAC", "FOOF", "TENGraD", "HessianFree")
+)
 @pytest.mark.filterwarnings("ignore:λ = 150")
 def test_states_saved_before_the_bounds_go_on_bit_for_bit(name):
     """They have no region; lr, damping and momentum are in their groups."""

@@ -49,6 +49,7 @@ def penalty(model):
     sum(p.square().sum() for p in model.parameters()).backward()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("other", [evaluation_mode, alone, failing, penalty])
 @pytest.mark.parametrize("name", MAKE)
 def test_a_gradient_that_is_in_no_fisher_is_named(name, other):

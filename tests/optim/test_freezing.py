@@ -35,6 +35,7 @@ def optimizer(model, method, **options):
     return fv.optim.NaturalGradient(model, "gaussian", method, lr=0.1, damping=0.1, kind="exact", **options)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("method", ["exact", "kfac-tridiagonal", "kfac-full", "foof", "kfac", "ekfac"])
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_zeros_left_in_a_frozen_layer_are_no_gradient(method, frozen):
@@ -75,6 +76,7 @@ def test_a_layer_that_thaws_after_the_passes_is_no_part_of_the_step(frozen):
     assert torch.allclose(flat(model.parameters()) - before, wanted, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("method", ["kfac-tridiagonal", "kfac-full", "exact"])
 @pytest.mark.parametrize("first", [1, 2])
 @pytest.mark.parametrize("T", [1, 3])

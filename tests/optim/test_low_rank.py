@@ -50,6 +50,7 @@ def train(make, touched, **options):
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("name", MAKERS)
 def test_steps_with_and_without_matrices_written_down_agree(name, momentum, monkeypatch):

@@ -12,6 +12,7 @@ from torch import nn
 import fisherviz as fv
 from fisherviz import optim
 from fisherviz.optim.kbfgs import LastPairs
+from tests.covering import some
 from tests.oracles.steps import (
     assert_same,
     closure_of,
@@ -54,6 +55,7 @@ def test_kbfgs_refuses_one_layer_with_two_dampings():
         kbfgs_in_groups(0.25, 0.5)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("structure", ["full", "layer"])
 @pytest.mark.parametrize("source", ["previous", "same", "independent"])
 @pytest.mark.parametrize("T", [1, 3])
@@ -299,12 +301,10 @@ CONVERGE = {
 
 
 # the others in the long run: tests/optim/test_defaults.py trains their classes with their defaults
-QUICK = {"foof", "kfac-factored", "kfac-eigenvalues", "kfac-tridiagonal", "exact"}
+QUICK = ("kfac-eigenvalues", "kfac-tridiagonal", "exact")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.soak) for name in CONVERGE]
-)
+@pytest.mark.parametrize("name", some(CONVERGE, *QUICK))
 def test_every_preset_learns_the_real_digits(name):
     digits = load_digits()
     x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)

@@ -135,6 +135,7 @@ def test_nothing_is_said_of_one_pass_or_of_sampled_labels(name):
         opt.step()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
 @pytest.mark.parametrize("name", ALL)
 def test_a_batch_with_nan_is_named_and_does_not_poison_the_next(name, likelihood):

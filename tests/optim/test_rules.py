@@ -185,7 +185,7 @@ PROPOSALS = {"diagonal": by_diagonal, "ekfac": by_eigenbasis, "kfac": by_factors
 WHOLE, UNEVEN = (slice(None),), (slice(0, 2), slice(2, 9))
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering
 @pytest.mark.parametrize("parts", [WHOLE, UNEVEN], ids=["one pass", "two uneven passes"])
 @pytest.mark.parametrize("method", PROPOSALS)
 @pytest.mark.parametrize("lr", [1.0, 0.5])
@@ -397,6 +397,7 @@ def test_natural_gradient_names_near_misses_of_its_own_and_of_its_methods_option
             optim.NaturalGradient(net(), "categorical", "kfac", **make, **{wrong: 1})
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("pi", ["traces", "spectral-norm", 3.0])
 @pytest.mark.parametrize("rescale", [False, True])
 def test_the_first_step_of_kfac_is_along_the_solve_with_the_pi_that_was_given(pi, rescale):

@@ -45,6 +45,7 @@ def trained(preset, scale, steps=3):
     return torch.cat([p.detach().reshape(-1) for p in net.parameters()]).double() / scale
 
 
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("power", [-110, -60, 30])

@@ -50,7 +50,7 @@ def steps(method, sequence, decay, damping, accumulate=False):
         yield F, g, flat(net.parameters()) - before
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
 @pytest.mark.parametrize("damping", [2.0, 0.1, 1e-3])
@@ -64,7 +64,7 @@ def test_exact_averages_the_fishers_of_the_steps(sequence, damping, decay):
         assert torch.allclose(moved[ran], wanted[ran], rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.covering(2)
+@pytest.mark.covering
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
 @pytest.mark.parametrize("method", ["kfac-full", "kfac-tridiagonal"])

@@ -52,6 +52,7 @@ class Averages:
         return self.now
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("N", [3, 12, 40])
 @pytest.mark.parametrize("T", [1, 3, 12])
 def test_foof_solves_with_the_averaged_inputs(N, T):
@@ -96,6 +97,7 @@ def test_cwngd_with_a_summed_loss_takes_loss_scale():
     assert_same(moved(before, matrices(model)), [len(x) * d for d in moved(before, matrices(other))])
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("heuristic", [True, False])
 @pytest.mark.parametrize(("T", "N"), [(1, 2), (1, 12), (3, 12), (10, 2), (10, 12)])
 def test_plain_kfac_with_both_dampings(heuristic, T, N):

@@ -66,6 +66,7 @@ def scaled_steps(make, enabled, clip=False):
     return matrices(model)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("name", EMPIRICAL)
 def test_a_scaler_is_refused_where_scores_are_read_from_its_backward(name, clip):
@@ -100,6 +101,7 @@ def test_a_refused_scaler_leaves_the_optimizer_usable():
         assert torch.equal(p, q)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("name", SAMPLED)
 def test_a_scaler_changes_nothing_where_labels_are_sampled(name, clip):

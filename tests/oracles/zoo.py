@@ -191,3 +191,14 @@ GENERIC = {
 
 
 CASES = LINEAR | CONVOLUTION | GENERIC
+EACH = (
+    "linear", "linear without bias", "linear on tokens", "module called twice", "mixture of experts",
+    "as many tokens as examples, token axis first", "conv1d same, even kernel", "conv2d stride, padding, dilation",
+    "conv2d without bias", "conv2d in two groups", "conv2d depthwise", "conv3d everything",
+    "conv1d reflect, padding same", "conv2d circular, padding 1", "layer norm", "batch norm 2d in evaluation",
+    "group norm", "prelu", "embedding with padding", "attention", "transposed convolution",
+    "bare parameters of the root", "tied parameters", "embedding tied to the output",
+    "weight normalised by a parametrisation", "layer that is never called", "layer whose result is discarded", "lstm",
+    "transformer layer", "spectral norm", "pruned", "bilinear root",
+)  # fmt: skip
+"""One of each kind, for what the quick suite asks of fewer than all."""

@@ -105,7 +105,7 @@ def test_a_limit_on_the_process_is_kept(what, has):
     fisher.units(0), fisher.norm()  # what is imported and mapped on the way is there
 
     def limited():
-        taken = limits._table(limits.PROC / "self/status")[has]
+        taken = limits._table(limits.PROC / "self/status", has)[has]
         limit = getattr(resource, what)
         resource.setrlimit(limit, (taken + 300 * 2**20, resource.getrlimit(limit)[1]))
         with pytest.raises(MemoryError) as told:
