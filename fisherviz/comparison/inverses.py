@@ -147,7 +147,7 @@ class Probes:
         Raises:
             MemoryError: the vectors do not fit.
         """
-        size = 4 * self._size * self.count * torch.empty((), dtype=self._precision).element_size()
+        size = 4 * self._size * self.count * torch.empty((), dtype=self._precision, device="cpu").element_size()
         device = self.damped.fisher.network.device
         require(size, device, f"{self.count} probes of {self._size:,} parameters", "leave out their metrics")
         for attribute in (attribute for name in names for attribute in _OF_F[name]):
@@ -157,7 +157,7 @@ class Probes:
         yield from vectors.split(max(1, at_once(GRADIENT_ENTRIES, vectors) // (4 * self._size)), 1)
 
     def _normal(self, rows: int, generator: torch.Generator) -> Tensor:
-        drawn = torch.randn(rows, self.count, generator=generator, dtype=torch.float32)
+        drawn = torch.randn(rows, self.count, generator=generator, dtype=torch.float32, device="cpu")
         return drawn.to(device=self.damped.fisher.network.device, dtype=self._precision)
 
     @cached_property

@@ -248,7 +248,7 @@ def similarity(fisher: Fisher, kfac: Approximation, damping: Damping, label: str
     strength = damping.strength
     factored = damping if isinstance(damping, FactoredTikhonov) else FactoredTikhonov(strength**0.5)
     gradients = fisher.space.split(fisher.gradient())
-    sums = {name: torch.zeros(3, dtype=torch.float64) for name in SIMILARITIES}
+    sums = {name: torch.zeros(3, dtype=torch.float64, device="cpu") for name in SIMILARITIES}
     rows: list[Row] = []
     for i, (layer, v) in enumerate(zip(fisher.space.layers, gradients, strict=True)):
         operator = kfac.operator(i, i)

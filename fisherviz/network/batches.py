@@ -268,7 +268,7 @@ def _as_targets(targets: Any) -> Tensor:
             if hasattr(targets, "__array__"):
                 array = np.asarray(targets)
                 targets = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
-            targets = torch.as_tensor(targets)
+            targets = torch.as_tensor(targets, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"targets must be a tensor, or numbers that make one, got {type(targets).__name__} ({error}); "

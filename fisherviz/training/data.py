@@ -155,7 +155,7 @@ class Reordered:
 def permutation(count: int, *words: int) -> Tensor:
     """A permutation that the words decide."""
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
-    return torch.randperm(count, generator=torch.Generator().manual_seed(int(state) >> 1))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(int(state) >> 1), device="cpu")
 
 
 @option("dataset")
