@@ -161,7 +161,7 @@ class Monitor:
         return output("plot of a monitor")(self, metric, **options)
 
     def _looked(self, data: Any, step: int) -> list[Row]:
-        generator = torch.Generator(device=self.probe.device).manual_seed((self.seed << 20) + step)
+        generator = torch.Generator(device=self.probe.device).manual_seed(((self.seed << 20) + step) % 2**63)
         fisher = self.probe.fisher(data, kind=self.kind, generator=generator)
         rule, strength = strength_of(fisher, self._rule())
         rows: list[Row] = []
