@@ -13,9 +13,9 @@ from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.batches import Inputs
-from fisherviz.network.discover import find_layers
+from fisherviz.network.discover import check_types, find_layers
 from fisherviz.network.guest import as_guest
-from fisherviz.network.layers import HEADS, WORDS, Layer, LayerInfos
+from fisherviz.network.layers import HEADS, WORDS, LayerInfos
 from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.network.space import ParameterSpace
 from fisherviz.support.tables import html_table, text_table
@@ -54,7 +54,7 @@ class Probe:
             raise TypeError(f"output= is a function that picks the output tensor, got {type(output).__name__}.")
         with as_guest(model):  # a parametrisation may move its buffers when its weight is read
             found, self.left_out = find_layers(model, layers)
-        _check_types(found)
+        check_types(found)
         self.network = Network(model, law, found, output)
 
     # ---- what was attached -----------------------------------------------------------------------------------------
@@ -202,10 +202,3 @@ class Probe:
             self, data, targets, kind=kind, samples=samples, reduction=reduction, generator=generator,
             processes=processes,
         )  # fmt: skip
-
-
-def _check_types(layers: Sequence[Layer]) -> None:
-    kinds = {p.dtype: name for layer in layers for name, p in layer.parameters.items()}
-    if len(kinds) > 1:
-        examples = ", ".join(f"{name!r} is {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())
-        raise ValueError(f"the probed parameters have several types ({examples}); convert the model to one with .to().")

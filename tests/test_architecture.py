@@ -207,3 +207,25 @@ def test_imports_that_are_allowed(tmp_path, file, source):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(source if name == file else "")
     assert violations(package) == []
+
+
+MADE = {
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "normal", "ones", "rand",
+    "randint", "randn", "randperm", "tensor", "zeros",
+}  # fmt: skip
+"""What makes a new tensor, where torch's default device says unless it is told."""
+
+
+def test_every_new_tensor_says_where_it_is():
+    """Under `torch.set_default_device` one that does not is beside the model, or its generator on another device."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        if "papers" in path.parts:  # runs of their own, which no setting of a user's reaches
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in MADE:
+                continue
+            if isinstance(node.func.value, ast.Name) and node.func.value.id == "torch":
+                told = {keyword.arg for keyword in node.keywords}
+                found += [] if told & {"device", None} else [f"{path.relative_to(PACKAGE)}:{node.lineno}"]
+    assert not found

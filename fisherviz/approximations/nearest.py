@@ -146,7 +146,9 @@ def _leading(
     rank = min(rank, most)
     dtype, device = capture.g.dtype, capture.g.device
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(width, dg, dg, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+    start = torch.randn(width, dg, dg, generator=generator, dtype=torch.float64, device="cpu").to(
+        device=device, dtype=dtype
+    )
     if parity == 1:
         start[0] = torch.eye(dg, dtype=dtype, device=device)  # KFAC's own direction: A = R vec(I)
     if width == 0:

@@ -12,7 +12,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
 def noise(like: Tensor, seed: int) -> Tensor:
     """Normal random numbers like a tensor, always the same and without the global random state."""
     private = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=private, dtype=torch.float64).to(like)
+    return torch.randn(like.shape, generator=private, dtype=torch.float64, device="cpu").to(like)
 
 
 def close(found: Tensor, expected: Tensor) -> bool:

@@ -251,14 +251,14 @@ def telling_examples(inputs: Inputs) -> Tensor:
     often one of the rest.
     """
     n = count_examples(inputs)
-    among = torch.linspace(0, n - 1, min(n, SEARCHED)).round().long()
-    variety = torch.zeros(len(among), dtype=torch.float64)
+    among = torch.linspace(0, n - 1, min(n, SEARCHED), device="cpu").round().long()
+    variety = torch.zeros(len(among), dtype=torch.float64, device="cpu")
     for leaf in pytree.tree_leaves(take_rows(inputs, among)):
         if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == len(among) and leaf.numel():
             rows = leaf.detach().reshape(len(among), -1).cpu()
             variety += torch.nan_to_num((rows[:, 1:] != rows[:, :-1]).sum(1) + (rows != 0).sum(1) / (1 + rows.shape[1]))
     order = among[torch.argsort(variety, descending=True, stable=True)]
-    spread = order[torch.linspace(0, len(among) - 1, min(len(among), TOGETHER)).round().long()]
+    spread = order[torch.linspace(0, len(among) - 1, min(len(among), TOGETHER), device="cpu").round().long()]
     ends = order[[0, -1]] if n > 1 else order
     return torch.cat([ends, spread[~torch.isin(spread, ends)]])
 
@@ -284,9 +284,9 @@ def alone(network: Network, batch: Inputs, n: int) -> Tensor:
     """Output (1, ...) of one example on its own; of twice the example for models that cannot take a batch of one."""
     with _cut(network, batch):
         try:
-            return network.forward(take_rows(batch, torch.tensor([n])))
+            return network.forward(take_rows(batch, torch.tensor([n], device="cpu")))
         except (RuntimeError, ValueError, TypeError, IndexError):
-            return network.forward(take_rows(batch, torch.tensor([n, n])))[:1]
+            return network.forward(take_rows(batch, torch.tensor([n, n], device="cpu")))[:1]
 
 
 @contextlib.contextmanager
@@ -306,7 +306,9 @@ def _cut(network: Network, batch: Inputs) -> Iterator[None]:
 def _check_generic(network: Network, few: _Evidence, many: _Evidence, truths: Sequence[Mapping[str, Tensor]]) -> None:
     """Batching rules of `vmap` have been found wrong (PReLU, one vector): believe them only where they are right."""
     layers = network.structure.generic
-    rows = torch.arange(ALONE) % len(truths)  # a single example is taken twice: later batches may have more
+    rows = torch.arange(ALONE, device="cpu") % len(
+        truths
+    )  # a single example is taken twice: later batches may have more
     inputs, v = take_rows(few.inputs, rows), few.v[rows.to(few.v.device)]
     for count in (1, 2) if layers else ():
         captures = generic_captures(network, layers, inputs, v.expand(count, *v.shape), one_at_a_time=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fisherviz import datasets
-from fisherviz.network.batches import Batches, count_examples
+from fisherviz.network.batches import Batches, count_examples, is_split_batch
 from fisherviz.support.choices import did_you_mean
 from fisherviz.support.errors import OptionError, option, sentence
 from fisherviz.support.importing import imported
@@ -74,6 +74,8 @@ class Data:
             raise OptionError(f"{about}: {sentence(error)}") from error
         if asked is not None or self.likelihood is not None:
             return asked or self.likelihood or "", "" if asked else "the data set's own"
+        if targets is not None and targets.dtype == torch.bool:
+            return "bernoulli", "a guess: the targets are true or false"
         if targets is None or not targets.is_floating_point():
             return "categorical", "a guess: the targets are " + ("not given" if targets is None else "whole numbers")
         if bool(((targets == 0) | (targets == 1)).all()):
@@ -149,6 +151,8 @@ def _taken(given: Any, examples: int | None) -> Any:
     """The first examples of whatever a loader returns, in the same form."""
     if isinstance(given, torch.utils.data.Dataset):
         given = torch.utils.data.DataLoader(given, batch_size=256)
+    if isinstance(given, list) and is_split_batch(given):
+        given = tuple(given)
     if isinstance(given, Tensor | tuple | Mapping):
         return _first(given, examples)
     if not isinstance(given, Iterable):

@@ -6,6 +6,7 @@ trained to 5 % error, its middle four layers jointly, then all layers one by one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -165,8 +166,10 @@ def _checked(job: Job) -> torch.device:
         check_metrics(job.metrics)
     if job.model is None:
         _check_methods(job)
-    if job.damping is not None and not job.damping > 0:
+    if job.damping is not None and not 0 < job.damping < math.inf:
         raise OptionError(f"--damping: {job.damping} does not damp; choose a positive number.")
+    if not 0 <= job.seed < 2**63:
+        raise OptionError(f"--seed: {job.seed} is no seed; choose a whole number from 0 to 2^63 - 1.")
     with option("--out"):
         check_place(job.out, directory=True)
         if job.compare_only and (job.out / "index.html").exists():

@@ -84,8 +84,23 @@ def load_weights(model: nn.Module, path: Path) -> str:
                 for name in wrong[:SHOWN]
             ]
             raise ValueError(f"{path} does not fit the network of --model: {'; '.join(shapes)}{_more(wrong)}.")
+        if other := [name for name in own if _numbers(own[name]) != _numbers(chosen.state[name])]:
+            raise ValueError(
+                f"{path} does not fit the network of --model: {_first(other)} holds "
+                f"{_numbers(chosen.state[other[0]])} numbers ({chosen.state[other[0]].dtype}), the network's is "
+                f"{own[other[0]].dtype}; save the weights as the network computes with them, not quantised."
+            )
         model.load_state_dict(chosen.state)
         return chosen.words
+
+
+def _first(names: list[str]) -> str:
+    return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _numbers(t: Tensor) -> str:
+    """What kind of numbers a tensor holds; torch copies one into the other, and loses what makes the difference."""
+    return "complex" if t.is_complex() else "real" if t.is_floating_point() else "whole"
 
 
 def _read(path: Path) -> Any:

@@ -147,7 +147,7 @@ class Probes:
         Raises:
             MemoryError: the vectors do not fit.
         """
-        size = 4 * self._size * self.count * torch.empty((), dtype=self._precision).element_size()
+        size = 4 * self._size * self.count * torch.empty((), dtype=self._precision, device="cpu").element_size()
         device = self.damped.fisher.network.device
         require(size, device, f"{self.count} probes of {self._size:,} parameters", "leave out their metrics")
         for attribute in (attribute for name in names for attribute in _OF_F[name]):
@@ -157,7 +157,7 @@ class Probes:
         yield from vectors.split(max(1, at_once(GRADIENT_ENTRIES, vectors) // (4 * self._size)), 1)
 
     def _normal(self, rows: int, generator: torch.Generator) -> Tensor:
-        drawn = torch.randn(rows, self.count, generator=generator, dtype=torch.float32)
+        drawn = torch.randn(rows, self.count, generator=generator, dtype=torch.float32, device="cpu")
         return drawn.to(device=self.damped.fisher.network.device, dtype=self._precision)
 
     @cached_property
@@ -195,7 +195,7 @@ class Probes:
                 for z, image in zip(self._split(self.signs), self._split(self.images), strict=True)
             ]
         )
-        exact = self.images.double().square().sum(0)
+        exact = torch.cat([image.double().square().sum(0) for image in self._split(self.images)])
         ratio = float(squares.sum() / exact.sum())
         error = _mean(squares - ratio * exact).error / float(exact.mean())
         return Estimate(ratio**0.5, error / (2 * ratio**0.5) if ratio > 0 else 0.0)

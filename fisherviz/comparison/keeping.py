@@ -169,7 +169,7 @@ def _outputs(fisher: Fisher) -> Tensor:
     inputs, _ = next(iter(fisher.data))
     witness = Witness()
     witness.see(fisher.network, inputs, 0)
-    return next((rows.cpu() for _, rows in witness.alone.values()), torch.empty(0))
+    return next((rows.cpu() for _, rows in witness.alone.values()), torch.empty(0, device="cpu"))
 
 
 def alike_outputs(one: Tensor, other: Tensor) -> bool:

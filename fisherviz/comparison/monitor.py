@@ -161,7 +161,7 @@ class Monitor:
         return output("plot of a monitor")(self, metric, **options)
 
     def _looked(self, data: Any, step: int) -> list[Row]:
-        generator = torch.Generator(device=self.probe.device).manual_seed((self.seed << 20) + step)
+        generator = torch.Generator(device=self.probe.device).manual_seed(((self.seed << 20) + step) % 2**63)
         fisher = self.probe.fisher(data, kind=self.kind, generator=generator)
         rule, strength = strength_of(fisher, self._rule())
         rows: list[Row] = []
@@ -248,7 +248,7 @@ def similarity(fisher: Fisher, kfac: Approximation, damping: Damping, label: str
     strength = damping.strength
     factored = damping if isinstance(damping, FactoredTikhonov) else FactoredTikhonov(strength**0.5)
     gradients = fisher.space.split(fisher.gradient())
-    sums = {name: torch.zeros(3, dtype=torch.float64) for name in SIMILARITIES}
+    sums = {name: torch.zeros(3, dtype=torch.float64, device="cpu") for name in SIMILARITIES}
     rows: list[Row] = []
     for i, (layer, v) in enumerate(zip(fisher.space.layers, gradients, strict=True)):
         operator = kfac.operator(i, i)

@@ -50,7 +50,7 @@ class Sample:
     def why_not(self) -> str:
         """Why it does not fit in memory; "" where it does."""
         space, device = self.fisher.space, self.fisher.network.device
-        item = torch.empty((), dtype=self.fisher.network.precision).element_size()
+        item = torch.empty((), dtype=self.fisher.network.precision, device="cpu").element_size()
         largest, columns = max(space.sizes), max(pick.size for pick in self.picks)
         needed = _DOUBLE * (_COPIES * self.size**2 + 3 * PIECE_ENTRIES)
         needed += item * COLUMNS * max(largest, min(COLUMN_ENTRIES, largest * columns))
@@ -125,4 +125,6 @@ def _grid(shape: tuple[int, int], biased: bool, share: int, source: random.Rando
     rows = min(units, max(1, share // cols))
     last = [inputs - 1] if biased and cols > 1 else []
     of = sorted(source.sample(range(inputs - len(last)), cols - len(last))) + last
-    return Pick(torch.tensor(sorted(source.sample(range(units), rows))), torch.tensor(of), inputs)
+    return Pick(
+        torch.tensor(sorted(source.sample(range(units), rows)), device="cpu"), torch.tensor(of, device="cpu"), inputs
+    )

@@ -371,11 +371,11 @@ def _entry(name: str) -> _Entry:
 def _standardised(parts: list[np.ndarray], wanted: bool, by: str) -> tuple[list[np.ndarray], Standard]:
     """Standardise on the first part: each "column" on its own, all of the "set" alike, or only the mean by "pixel"."""
     if not wanted:
-        return parts, Standard(torch.zeros(()), torch.ones(()))
+        return parts, Standard(torch.zeros((), device="cpu"), torch.ones((), device="cpu"))
     mean = parts[0].mean(axis=None if by == "set" else 0, dtype=np.float64)
     scale = parts[0].std(axis=None if by == "set" else 0, dtype=np.float64)
     if by == "pixel":
         mean, scale = mean.ravel(), np.sqrt(np.mean(scale**2))
     scale = np.where(scale > 0, scale, 1.0)
     done = [(part - mean.reshape(part.shape[1:] if by == "pixel" else mean.shape)) / scale for part in parts]
-    return done, Standard(*(torch.as_tensor(value, dtype=torch.float32) for value in (mean, scale)))
+    return done, Standard(*(torch.as_tensor(value, dtype=torch.float32, device="cpu") for value in (mean, scale)))

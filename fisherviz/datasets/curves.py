@@ -30,12 +30,12 @@ def draw(points: Tensor) -> Tensor:
     Returns:
         (n, 28, 28) ink in [0, 1], rows along y.
     """
-    t = (torch.arange(STEPS, dtype=points.dtype) + 0.5) / STEPS
+    t = (torch.arange(STEPS, dtype=points.dtype, device="cpu") + 0.5) / STEPS
     basis = torch.stack([(1 - t) * (1 - 2 * t), 4 * t * (1 - t), t * (2 * t - 1)], dim=1)
     slope = torch.stack([4 * t - 3, 4 - 8 * t, 4 * t - 1], dim=1)
     path = SIDE * basis @ points
     length = torch.linalg.vector_norm(SIDE * slope @ points, dim=2, keepdim=True) / STEPS
-    pixels = torch.arange(SIDE, dtype=points.dtype) + 0.5
+    pixels = torch.arange(SIDE, dtype=points.dtype, device="cpu") + 0.5
     # the bound keeps far pixels out of the slow denormal numbers, and below every ink that is kept
     near = torch.exp((-((pixels - path[..., None]) ** 2) / (2 * PEN**2)).clamp_(min=-40))  # (n, steps, 2, side)
     across, down = near.unbind(dim=2)
@@ -47,7 +47,7 @@ def draw(points: Tensor) -> Tensor:
 def curves(seed: int) -> Raw:
     """Generate the data set: points uniform in the middle of the frame, ink in 256 levels."""
     generator = torch.Generator().manual_seed(seed)
-    points = torch.rand(TRAIN + TEST, 3, 2, generator=generator) * (HIGH - LOW) + LOW
+    points = torch.rand(TRAIN + TEST, 3, 2, generator=generator, device="cpu") * (HIGH - LOW) + LOW
     images = torch.cat([draw(chunk) for chunk in points.split(1000)])
     pixels = ((images * 255).round() / 255).numpy()[:, None]
     note = f"Generated from seed {seed}, following the description of the original set, which is not at hand."

@@ -230,8 +230,8 @@ def sparse_init(model: M, *, nonzero: int = 15, scale: float = 1.0, generator: G
     def fill(weight: Tensor, generator: Generator) -> None:
         rows = weight.view(weight.shape[0], -1)
         count = min(nonzero, rows.shape[1])
-        chosen = torch.rand(rows.shape, generator=generator).topk(count, dim=1).indices
-        values = torch.randn(rows.shape[0], count, generator=generator) * scale
+        chosen = torch.rand(rows.shape, generator=generator, device="cpu").topk(count, dim=1).indices
+        values = torch.randn(rows.shape[0], count, generator=generator, device="cpu") * scale
         rows.zero_().scatter_(1, chosen.to(rows.device), values.to(rows))
 
     return _fill(model, fill, generator)

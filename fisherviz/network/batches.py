@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -93,7 +94,7 @@ class Batches:
                 f"the data is a Dataset ({type(data).__name__}) of single examples; "
                 "wrap it: DataLoader(dataset, batch_size=256)."
             )
-        if isinstance(data, list) and _is_split_batch(data):
+        if isinstance(data, list) and is_split_batch(data):
             data = tuple(data)
         whole = isinstance(data, Tensor | tuple | Mapping)
         self._entry = targets if isinstance(targets, str) else None
@@ -194,8 +195,12 @@ def _is_pair(batch: Any) -> bool:
     return isinstance(batch, tuple | list) and len(batch) == 2
 
 
-def _is_split_batch(data: list[Any]) -> bool:
-    """Whether a list is one batch [inputs, targets], as a DataLoader gives it, and not a list of two batches."""
+def is_split_batch(data: list[Any]) -> bool:
+    """Whether a list is one batch [inputs, targets], as a DataLoader gives it, and not a list of two batches.
+
+    Raises:
+        TypeError: it may be either.
+    """
     if len(data) != 2 or not all(isinstance(x, Tensor) and x.dim() for x in data) or len(data[0]) != len(data[1]):
         return False
     first, second = data
@@ -252,10 +257,18 @@ def _without(inputs: Inputs, targets: Any, entry: str) -> tuple[Inputs, Any]:
 
 
 def _as_targets(targets: Any) -> Tensor:
-    """Targets given as a tensor or as numbers that make one."""
+    """Targets given as a tensor or as numbers that make one: of numpy and pandas in any byte order, by position."""
     if not isinstance(targets, Tensor):
+        if isinstance(targets, np.ma.MaskedArray) and np.ma.is_masked(targets):
+            raise ValueError(
+                f"{int(np.ma.count_masked(targets))} targets are masked, and what is under a mask is no target; give "
+                "those labels the likelihood's ignore_index, or leave their examples out."
+            )
         try:
-            targets = torch.as_tensor(targets)
+            if hasattr(targets, "__array__"):
+                array = np.asarray(targets)
+                targets = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+            targets = torch.as_tensor(targets, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"targets must be a tensor, or numbers that make one, got {type(targets).__name__} ({error}); "
@@ -310,14 +323,19 @@ def count_examples(inputs: Inputs) -> int:
             "to_dense(), torch.nested.to_padded_tensor or torch.view_as_real."
         )
     if not leaves:
-        raise TypeError(
-            f"a batch's inputs must be tensors, got {type(inputs).__name__}; convert them with torch.as_tensor."
-        )
+        raise TypeError(f"a batch's inputs must be tensors, got {_kinds(inputs)}; convert them with torch.as_tensor.")
     if leaves[0].dim() == 0:
         raise ValueError("a batch's inputs need a first dimension that counts examples, got a scalar.")
     if len(leaves[0]) == 0:
         raise ValueError("a batch is empty; pass at least one example in each batch.")
     return len(leaves[0])
+
+
+def _kinds(inputs: Any) -> str:
+    """What inputs without a tensor are, and what they hold."""
+    held = sorted({type(leaf).__name__ for leaf in pytree.tree_leaves(inputs)})
+    own = type(inputs).__name__
+    return own if held in ([], [own]) else f"{own} of {' and '.join(held[:3])}"
 
 
 def select(inputs: Inputs, start: int, stop: int) -> Inputs:

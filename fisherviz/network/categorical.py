@@ -146,8 +146,8 @@ class Categorical(Likelihood):
         )
 
     def counted(self, y: Tensor) -> Tensor | None:
-        """Where labels are not ignore_index."""
-        there = y != self.ignore_index
+        """Where labels are not ignore_index: as numbers, since torch compares small types modulo 256."""
+        there = (y if y.is_floating_point() else y.long()) != self.ignore_index
         return None if bool(there.all()) else there
 
     def only(self, values: Tensor, weight: Tensor | None) -> Tensor:
@@ -200,7 +200,9 @@ class Categorical(Likelihood):
             )
         expected = tuple(self._label_shape(z))
         if tuple(y.shape) != expected:
-            raise ValueError(f"categorical targets must have shape {expected}, got {tuple(y.shape)}.")
+            raise ValueError(
+                f"categorical targets must have shape {expected}, got {tuple(y.shape)}{_way_out(z, y, expected)}."
+            )
         y = y.to(device=z.device, dtype=torch.long)
         there = self.counted(y)
         labels = y if there is None else y[there]
@@ -219,6 +221,13 @@ class Categorical(Likelihood):
         given = [f"class_axis={self.class_axis}"] if self.class_axis != -1 else []
         given += [f"ignore_index={self.ignore_index}"] if self.ignore_index != -100 else []
         return f"Categorical({', '.join(given)})"
+
+
+def _way_out(z: Tensor, y: Tensor, expected: tuple[int, ...]) -> str:
+    """What to do with targets of another shape: one-hot rows, or dimensions of one too many."""
+    if y.shape == z.shape and bool(((y == 0) | (y == 1)).all()):
+        return "; of one-hot rows pass the classes, targets.argmax(...) over the class axis"
+    return "; drop the dimensions of size 1" if y.numel() == math.prod(expected) else ""
 
 
 def _probabilities(z: Tensor, y: Tensor, axis: int) -> bool:

@@ -82,6 +82,26 @@ def find_layers(
     return layers, left_out
 
 
+def check_types(layers: Sequence[Layer], what: str = "probed", least: torch.dtype | None = None) -> None:
+    """Refuse parameters of several types.
+
+    Args:
+        layers: whose parameters.
+        what: they are called.
+        least: a type that smaller ones count as, where these may be mixed.
+
+    Raises:
+        ValueError: they have several types; the message names a parameter of each.
+    """
+    kinds: dict[torch.dtype, tuple[str, torch.dtype]] = {}
+    for layer in layers:
+        for name, p in layer.parameters.items():
+            kinds[p.dtype if least is None else torch.promote_types(p.dtype, least)] = name, p.dtype
+    if len(kinds) > 1:
+        examples = ", ".join(f"{name!r} is {str(dtype).removeprefix('torch.')}" for name, dtype in kinds.values())
+        raise ValueError(f"the {what} parameters have several types ({examples}); convert the model to one with .to().")
+
+
 def _choose(modules: dict[str, nn.Module], wanted: Sequence[str | nn.Module] | str | nn.Module) -> set[nn.Module]:
     """The modules named, each with all modules inside it."""
     if not isinstance(wanted, str | nn.Module | Iterable):

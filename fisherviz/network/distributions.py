@@ -168,6 +168,15 @@ class Gaussian(Likelihood):
         """Variance of each output."""
         return self._variance
 
+    def check_output(self, z: Tensor) -> None:
+        """Refuse variances whose inverse root is no number of the outputs' type."""
+        super().check_output(z)
+        if self.variance(z) ** -0.5 > torch.finfo(torch.promote_types(z.dtype, torch.float32)).max:
+            raise ValueError(
+                f"a variance of {self.variance(z):.1e} is too small for outputs of {z.dtype}; take model.double(), or "
+                "bring targets and variance to another scale."
+            )
+
     def check_axis(self, z: Tensor, y: Tensor | None) -> None:
         """Refuse class indices."""
         _refuse_classes(self.name, z, y)
@@ -206,10 +215,7 @@ class Gaussian(Likelihood):
 
     def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
         """Targets of the shape of z."""
-        y = _same_shape(self.name, z, y)
-        if not bool(torch.isfinite(y.sum())):
-            raise ValueError("gaussian targets contain NaN or infinity; clean the data first.")
-        return y
+        return _same_shape(self.name, z, y)
 
     def describe(self) -> str:
         """Name of the distribution with its variance."""
@@ -218,8 +224,14 @@ class Gaussian(Likelihood):
 
 def _same_shape(name: str, z: Tensor, y: Tensor) -> Tensor:
     if _unpadded(y) != _unpadded(z) or len(y) != len(z):
-        raise ValueError(f"{name} targets must have the outputs' shape {tuple(z.shape)}, got {tuple(y.shape)}.")
-    return y.reshape(z.shape).to(device=z.device, dtype=z.dtype)
+        raise ValueError(
+            f"{name} targets must have the outputs' shape {tuple(z.shape)}, got {tuple(y.shape)}; give a number for "
+            "each output, or pass 'categorical' with targets.long() if they are class indices."
+        )
+    y = y.reshape(z.shape).to(device=z.device, dtype=z.dtype)
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError(f"{name} targets contain NaN or infinity; clean the data first.")
+    return y
 
 
 def _unpadded(t: Tensor) -> list[int]:

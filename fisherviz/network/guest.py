@@ -240,7 +240,7 @@ def fingerprint_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
 def _plain(t: Tensor) -> list[Tensor]:
     """What a tensor of any layout holds, as dense tensors; one on the meta device holds nothing."""
     if t.is_meta:
-        return [torch.tensor(t.shape)]
+        return [torch.tensor(t.shape, device="cpu")]
     if t.is_quantized:
         return [t.int_repr()]
     if t.layout == torch.sparse_coo:
@@ -280,7 +280,7 @@ def _sums(raw: Tensor) -> list[int]:
 
 @cache
 def _factors(device: torch.device) -> Tensor:
-    drawn = torch.randint(-(2**62), 2**62, (_ROW,), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(-(2**62), 2**62, (_ROW,), generator=torch.Generator().manual_seed(0), device="cpu")
     return (drawn * 2 + 1).to(device)
 
 

@@ -163,7 +163,7 @@ class ParameterSpace:
     def own_permutation(self, i: int, order: Order) -> Tensor:
         """Index p of one layer with vector_in_order = unit_vector[p]; torch order is that of its parameters alone."""
         layer = self.layers[i]
-        unit = torch.arange(layer.size)
+        unit = torch.arange(layer.size, device="cpu")
         if one_of("order", order, ORDERS) == "unit":
             return unit
         matrix = unit.view(layer.matrix_shape)
@@ -177,7 +177,7 @@ class ParameterSpace:
         first, last = mine[0], mine[-1]
         if last.flat.stop - first.start == self.sizes[i]:
             return slice(first.start, last.flat.stop)
-        return torch.cat([torch.arange(place.flat.start, place.flat.stop) for place in mine])
+        return torch.cat([torch.arange(place.flat.start, place.flat.stop, device="cpu") for place in mine])
 
     def part(self, matrix: Tensor, row: int, col: int) -> Tensor:
         """The block between two layers of a dense torch-order matrix (P, P), in torch order."""
@@ -185,7 +185,7 @@ class ParameterSpace:
 
     def permutation(self, order: Order) -> Tensor:
         """Index p that turns a flat torch-order vector into the given order: vector_in_order = torch_vector[p]."""
-        return torch.cat(self.split(torch.arange(self.size)))[self._from_unit(order)]
+        return torch.cat(self.split(torch.arange(self.size, device="cpu")))[self._from_unit(order)]
 
     def _from_unit(self, order: Order) -> Tensor:
         """Index p that turns a unit-order vector into the given order."""

@@ -138,8 +138,8 @@ class _Labels:
     """Labels of one batch, those of `known` examples drawn."""
 
     def __init__(self, examples: int) -> None:
-        self.examples, self.known = examples, torch.zeros(examples, dtype=torch.bool)
-        self.labels = torch.empty(0)
+        self.examples, self.known = examples, torch.zeros(examples, dtype=torch.bool, device="cpu")
+        self.labels = torch.empty(0, device="cpu")
 
 
 class EmpiricalVectors(Vectors):

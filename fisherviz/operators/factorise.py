@@ -238,7 +238,9 @@ def _smallest_eigenvalue(factor: Tensor) -> Tensor:
 
     Pivots alone do not do: a rank-deficient matrix often factorises with all of them far above rounding.
     """
-    start = torch.randn(factor.shape[-1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.randn(
+        factor.shape[-1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     x = (start / start.norm()).to(factor).expand(*factor.shape[:-1], 1)
     growth = x.new_ones(())
     for _ in range(3):

@@ -95,7 +95,7 @@ def _segments(y: Operator, sizes: list[int]) -> list[Operator] | None:
     if isinstance(y, UnitBlocks) and all(size % y.B.shape[1] == 0 for size in sizes):
         return [UnitBlocks(B) for B in y.B.split([size // y.B.shape[1] for size in sizes])]
     if isinstance(y, Dense):
-        ends = torch.tensor(sizes).cumsum(0).tolist()
+        ends = torch.tensor(sizes, device="cpu").cumsum(0).tolist()
         return [Dense(y.M[end - size : end, end - size : end]) for end, size in zip(ends, sizes, strict=True)]
     return None
 

@@ -130,7 +130,7 @@ def leading_eigenvector(matvec: Product, start: Tensor, tol: float, maxiter: int
     q = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
     unit = 0.0
     basis: list[Tensor] = []
-    projected = torch.zeros(0, 0, dtype=torch.float64)
+    projected = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
     for _ in range(maxiter):
         basis.append(q)
         Q = torch.stack(basis, 1)
@@ -339,7 +339,7 @@ def _finite(product: Tensor) -> Tensor:
 
 def _normal(size: int, columns: int, like: Tensor, generator: torch.Generator) -> Tensor:
     # Drawn on the CPU in float64, so that every device and precision starts from the same vectors.
-    return torch.randn(size, columns, generator=generator, dtype=torch.float64).to(like)
+    return torch.randn(size, columns, generator=generator, dtype=torch.float64, device="cpu").to(like)
 
 
 def _orthonormal(W: Tensor, basis: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

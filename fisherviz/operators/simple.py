@@ -96,8 +96,10 @@ class Identity(Symmetric):
         """Keep the multiple as a 0-d tensor."""
         if isinstance(scale, Tensor) and scale.ndim:
             raise ValueError("Identity takes one number as its scale; use Diagonal for one per entry.")
-        if dtype is None and not isinstance(scale, Tensor):
-            dtype = torch.get_default_dtype()
+        if not isinstance(scale, Tensor):
+            dtype = torch.get_default_dtype() if dtype is None else dtype
+        elif device is None:
+            device = scale.device  # not torch's default device
         self.size = size
         self.factor = torch.as_tensor(scale, dtype=dtype, device=device)
         self.shape, self.tensors = (size, size), (self.factor,)

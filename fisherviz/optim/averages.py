@@ -389,5 +389,5 @@ def _load(named: Named, saved: Mapping[str, Any], device: torch.device) -> None:
             statistic.total = statistic.total.to(device)
 
 
-_SEEN = GenericCapture(torch.empty(0, 0, 0))
+_SEEN = GenericCapture(torch.empty(0, 0, 0, device="cpu"))
 """Stands in a window for captures that need not be kept."""

@@ -207,4 +207,4 @@ def rows_explain(layer: Layer, a: Tensor, g: Tensor, exact: float = 32.0) -> boo
 def _signs(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Random signs, the same for every call."""
     generator = torch.Generator().manual_seed(n)
-    return (torch.randint(2, (n,), generator=generator) * 2 - 1).to(device=device, dtype=dtype)
+    return (torch.randint(2, (n,), generator=generator, device="cpu") * 2 - 1).to(device=device, dtype=dtype)

@@ -34,7 +34,7 @@ from fisherviz.optim.options import (
 from fisherviz.optim.passes import Wanted
 from fisherviz.optim.rescaled import QuadraticModel
 from fisherviz.optim.rules import ModelRule, Momentum, StepRule, TrustRegion, descend
-from fisherviz.optim.selection import unwrap
+from fisherviz.optim.selection import precision_of, unwrap
 from fisherviz.optim.watching import Watching
 from fisherviz.support import choices
 from fisherviz.support.tables import counted, html_table
@@ -265,10 +265,12 @@ class NaturalGradient(Watching):
             with torch.enable_grad():
                 loss = closure()
         with torch.autocast(self.generator.device.type, enabled=False):
+            self._check_type(kept=bool(self.decay or self.T > 1 or self._needs_closure))
             self._check_passes()
             if any(p.grad is not None for group in self.param_groups for p in group["params"]):
                 self.k += 1
                 self._advance(loss, closure)
+        self._precision = precision_of(self.layers)
         self._forget(stepped=True)
         return loss
 
@@ -356,6 +358,8 @@ class NaturalGradient(Watching):
         names = {p: name for layer in self.layers for name, p in layer.parameters.items()}
         return {
             "method": self.approximation.name,
+            "precision": precision_of(self.layers),
+            "groups": settings.group_names(self.model, self.param_groups),
             "shapes": {name: list(p.shape) for p, name in names.items()},
             "k": self.k,
             "generator": self.generator.get_state(),
@@ -365,7 +369,7 @@ class NaturalGradient(Watching):
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.k = state["k"]
+        self.k, self._precision = state["k"], ""
         self.generator.set_state(state["generator"].cpu())
         self._passes, self.moments = [], None
         if state["moments"] is not None:

@@ -162,7 +162,10 @@ class QuadraticModel(ModelRule[Preconditioned]):
     ) -> tuple[Tensor, Tensor]:
         """The model's Q and b over the coefficients of one or two directions."""
         n, shift = len(directions), self.lam + self.eta
-        quadratic, linear = torch.zeros(n, n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        quadratic, linear = (
+            torch.zeros(n, n, dtype=torch.float64, device="cpu"),
+            torch.zeros(n, dtype=torch.float64, device="cpu"),
+        )
         for i in range(n):
             linear[i] = dot(gradient, directions[i])
             for j in range(i, n):

@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.network.discover import find_layers
+from fisherviz.network.discover import check_types, find_layers
 from fisherviz.network.guest import check_modes
 from fisherviz.network.layers import Layer, make_layer
 
@@ -53,7 +54,7 @@ def choose_layers(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list
         The layers in torch order; empty where every group is plain.
 
     Raises:
-        ValueError: a preconditioned parameter is not the model's.
+        ValueError: a preconditioned parameter is not the model's, or they are of float64 and smaller types.
     """
     chosen = {id(p): p for group in groups if group["approximation"] != "none" for p in group["params"]}
     own = {id(p) for p in model.parameters()}
@@ -71,7 +72,15 @@ def choose_layers(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list
             if len(mine) < len(layer.parameters):
                 layer = make_layer(layer.name, layer.module, mine, layer.ties)
             layers.append(layer)
+    # matrices of half-precision layers are float32, like those of float32
+    check_types(layers, "preconditioned", torch.float32)
     return layers
+
+
+def precision_of(layers: Sequence[Layer]) -> str:
+    """The type that the layers' matrices are in; "" without layers."""
+    types = {torch.promote_types(p.dtype, torch.float32) for layer in layers for p in layer.parameters.values()}
+    return ", ".join(sorted(str(one).removeprefix("torch.") for one in types))
 
 
 def refuse_thawed(groups: Iterable[Mapping[str, Any]], known: set[nn.Parameter]) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherviz.operators.damping import FactoredTikhonov, Tikhonov, as_damping
 from fisherviz.support import choices
@@ -52,6 +52,11 @@ SILENT = (
 KEPT = (
     "the gradients of the layers {} hold those of the last step, of whose passes the Fisher no longer is; call "
     "zero_grad() after each step."
+)
+
+CONVERTED = (
+    "the model's parameters are {} now, and the optimizer's averages are of {}; convert the model before the optimizer "
+    "is created, or create a new one."
 )
 
 SCALED = (
@@ -147,6 +152,30 @@ def _whole(damping: Any) -> Any:
     return FactoredTikhonov(**damping) if "gamma" in damping else Tikhonov(**damping)
 
 
+LATER = ("region", "precision", "groups")
+"""What states that were saved before lack."""
+
+
+def group_names(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Names of each group's parameters in their order; "" of those that are not the model's."""
+    names = {p: name for name, p in model.named_parameters()}
+    return [[names.get(p, "") for p in group["params"]] for group in groups]
+
+
+def _unlike(key: str, saved: Any, own: Any) -> str:
+    """How the types or the groups of a state differ from the optimizer's."""
+    if key == "precision":
+        return f"the state is one of {saved} parameters, and here they are {own}; load it into a model of that type."
+    place = next((k for k, (there, here) in enumerate(zip(saved, own, strict=False)) if there != here), None)
+    if place is None:
+        return f"the state has {len(saved)} parameter groups, and here are {len(own)}; give params= as it was then."
+    there, here = (", ".join(map(repr, part[place][:4])) or "nothing" for part in (saved, own))
+    return (
+        f"group {place} of the state begins with {there}, and here with {here}; give params= in the order of then, by "
+        "which torch tells the momentum and the settings of each parameter."
+    )
+
+
 def check_state(state: Any, own: Mapping[str, Any]) -> None:
     """Refuse a state that another optimizer, network or method gave.
 
@@ -165,9 +194,12 @@ def check_state(state: Any, own: Mapping[str, Any]) -> None:
     for key in ("method", "structure"):
         if key in saved and key in own and saved[key] != own[key]:
             raise ValueError(f"the state is one of {key} {saved[key]!r}, this optimizer's is {own[key]!r}.")
+    for key, default in (("precision", ""), ("groups", [])):  # states saved before have none
+        if saved.get(key, default) not in (default, own[key]):
+            raise ValueError(_unlike(key, saved[key], own[key]))
     if "moments" in saved and ("adaptive" in saved) != ("adaptive" in own):
         raise ValueError("the state is that of an optimizer with another rescale=; create this one as it was then.")
-    if lacking := [key for key in own if key not in saved and key != "region"]:  # states saved before have none
+    if lacking := [key for key in own if key not in saved and key not in LATER]:
         raise ValueError(f"the state under 'fisherviz' lacks {lacking[0]!r}; load one of the same optimizer's class.")
     for name in {**own["shapes"], **saved["shapes"]}:
         here, there = own["shapes"].get(name), saved["shapes"].get(name)

@@ -20,7 +20,7 @@ from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.passes import Pass, Wanted
 from fisherviz.optim.preconditioner import INVERT_FROM
-from fisherviz.optim.selection import choose_layers, refuse_thawed, say_once, settle
+from fisherviz.optim.selection import choose_layers, precision_of, refuse_thawed, say_once, settle
 from fisherviz.optim.watcher import Watcher
 from fisherviz.support import timing
 from fisherviz.support.processes import grouped, summed
@@ -45,6 +45,8 @@ class Watching(torch.optim.Optimizer):
         self.moments: Moments | None = None
         self._passes: list[Pass] = []
         self._watcher: Watcher | None = None
+        self._precision = ""
+        """That of the matrices at the last step, since when averages are in it."""
         self._looks = 0
         """Passes that were looked at for evidence."""
         self._captures = True
@@ -168,6 +170,13 @@ class Watching(torch.optim.Optimizer):
             self._watcher.gradients.forget(stepped)
         if self.moments is not None:
             self.moments.forget()
+
+    def _check_type(self, kept: bool) -> None:
+        """Refuse a model that was converted since the last step, where something is kept from step to step."""
+        now = precision_of(self.layers)
+        if kept and self._precision not in ("", now):
+            self._forget()
+            raise RuntimeError(settings.CONVERTED.format(now, self._precision))
 
     def _check_passes(self) -> None:
         if self._watcher is not None:

@@ -98,9 +98,10 @@ def cells_of_operator(
     """Reduce a Fisher or an approximation block by block, through `block(row, col)`.
 
     Args:
-        operator: has `space` (whose layers have an `info()`) and `block(row, col)` in torch order.
+        operator: has `space` (which knows each layer's `info()` and orders), `block(row, col)` in torch order and
+            `to_dense`.
         layers: names of the layers to show; all of them if None.
-        order: "torch", "unit" or "input".
+        order: "torch", "unit" or "input", each layer by layer.
         signed: keep signs.
         limit: most cells per side.
 
@@ -110,20 +111,25 @@ def cells_of_operator(
     Raises:
         ValueError: an unknown layer or order.
     """
-    infos = [layer.info() for layer in operator.space.layers]
+    space = operator.space
+    infos = [layer.info() for layer in space.layers]
+    places = list(range(len(infos)))
     if layers is not None:
-        known = {info.name: info for info in infos}
-        infos = [known[one_of("layers", name, known)] for name in _names(layers)]
+        known = {info.name: place for place, info in enumerate(infos)}
+        places = [known[one_of("layers", name, known)] for name in _names(layers)]
+        infos = [infos[place] for place in places]
     one_of("order", order, ORDERS)
     sizes = [info.num_parameters for info in infos]
     edges = np.concatenate([[0], np.cumsum(sizes)])
     side = int(edges[-1])
     factor = -(-side // limit)
-    if len(infos) == len(operator.space.layers) and side <= DENSE:
-        values = reduce_matrix(to_array(operator.to_dense(order)), factor, signed)
+    if places == list(range(len(space.layers))) and side <= DENSE:
+        own = [np.asarray(space.own_permutation(place, order)) for place in places]
+        index = np.concatenate([part + start for part, start in zip(own, edges, strict=False)])
+        values = reduce_matrix(to_array(operator.to_dense("unit"))[np.ix_(index, index)], factor, signed)
     else:
         values = np.zeros((-(-side // factor), -(-side // factor)), np.float32)
-        orders = [layer_order(info, order) for info in infos]
+        orders = [_from_torch(space, place, order) for place in places]
         for i, row in enumerate(infos):
             for j, col in enumerate(infos):
                 block = to_array(operator.block(row.name, col.name))[np.ix_(orders[i], orders[j])]
@@ -143,22 +149,10 @@ def _paste(values: np.ndarray, block: np.ndarray, top: int, left: int, factor: i
     seen[...] = np.where(np.abs(part) > np.abs(seen), part, seen)
 
 
-def layer_order(info: Any, order: str) -> np.ndarray:
-    """Positions in torch order (weight row by row, then bias) of a layer's entries in another order.
-
-    Args:
-        info: the layer's LayerInfo.
-        order: "torch", "unit" (output unit by output unit, bias last) or "input" (input by input).
-
-    Returns:
-        (num_parameters,) integers.
-    """
-    size, units = info.num_parameters, info.out_features
-    if order == "torch" or info.path != "structured" or size != units * (info.in_features + int(info.bias)):
-        return np.arange(size)
-    weight = np.arange(units * info.in_features).reshape(units, info.in_features)
-    matrix = np.hstack([weight, np.arange(units * info.in_features, size).reshape(units, -1)])
-    return (matrix if order == "unit" else matrix.T).reshape(-1)
+def _from_torch(space: Any, place: int, order: str) -> np.ndarray:
+    """Positions of a layer's entries in another order among its own in torch order, as they lie in memory."""
+    unit = np.argsort(np.asarray(space.own_permutation(place, "torch")))
+    return unit[np.asarray(space.own_permutation(place, order))]
 
 
 def unit_boundaries(infos: Sequence[Any], edges: np.ndarray, order: str) -> np.ndarray:

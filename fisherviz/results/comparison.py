@@ -29,6 +29,7 @@ from fisherviz.support.tables import counted, html_table, text_table
 
 COLUMNS = ("method", "row", "col", "metric", "value", "stderr")
 WHOLE = "all"
+_LAYER = " (layer)"
 EXACT = "exact"
 """Label of what belongs to the exact Fisher itself, in the column of methods and among the arrays."""
 FORMAT = 2
@@ -54,8 +55,11 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
 
 
 def row_label(layer: str) -> str:
-    """What a layer is called in the table: its name, unless that means the whole matrix."""
-    return f"{layer} (layer)" if layer == WHOLE else layer
+    """What a layer is called in the table: its name, unless the whole matrix or another layer is called so."""
+    own = layer
+    while own.endswith(_LAYER):
+        own = own.removesuffix(_LAYER)
+    return f"{layer}{_LAYER}" if own == WHOLE else layer
 
 
 class Comparison:

@@ -34,6 +34,6 @@ def full_precision(model: nn.Module) -> AbstractContextManager[Any]:
     Args:
         model: on whose device.
     """
-    device = next(model.parameters(), torch.empty(0)).device.type
+    device = next(model.parameters(), torch.empty(0, device="cpu")).device.type
     known = torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if known and torch.is_autocast_enabled(device) else nullcontext()

@@ -155,7 +155,7 @@ class Reordered:
 def permutation(count: int, *words: int) -> Tensor:
     """A permutation that the words decide."""
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
-    return torch.randperm(count, generator=torch.Generator().manual_seed(int(state) >> 1))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(int(state) >> 1), device="cpu")
 
 
 @option("dataset")
@@ -178,10 +178,21 @@ def load_dataset(config: Config) -> datasets.Dataset:
         found = given() if callable(given) and not isinstance(given, datasets.Dataset) else given
         if not isinstance(found, datasets.Dataset):
             raise ValueError(f"{config.dataset} gave {type(found).__name__}; give a fisherviz Dataset.")
-        found = found.subset(train=config.limit)
+        if found.task not in datasets.TASKS:
+            raise ValueError(f"{config.dataset} gave a task {found.task!r}; it is one of {', '.join(datasets.TASKS)}.")
+        _refuse_loaders(config)
+        with option("limit"):
+            found = found.subset(train=config.limit)
     else:
         raise ValueError(unknown("data set", config.dataset, datasets.names()))
     return found.to(device=config.device, dtype=getattr(torch, config.dtype))
+
+
+def _refuse_loaders(config: Config) -> None:
+    """Refuse what a loader of the user's decides itself: it would be left unread."""
+    for name in ("size", "task", "standardise"):
+        if getattr(config, name) is not None:
+            raise OptionError(f"{name}: {config.dataset} makes its examples itself; leave it out, or do it there.")
 
 
 def split(config: Config, dataset: datasets.Dataset) -> tuple[Pair, Pair]:
@@ -192,6 +203,8 @@ def split(config: Config, dataset: datasets.Dataset) -> tuple[Pair, Pair]:
     """
     inputs, targets = dataset.train
     if not config.holdout:
+        if not len(dataset.test.inputs):
+            raise OptionError("holdout: the data set has no test part to validate on; give a share of the training's.")
         return (inputs, targets), (dataset.test.inputs, dataset.test.targets)
     held = round(config.holdout * len(inputs))
     if not 0 < held < len(inputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -9,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.likelihoods import Bernoulli, Categorical, Likelihood
 from fisherviz.support.modes import keeping_modes
 from fisherviz.training.data import Pair
 
@@ -20,7 +21,7 @@ PIECE = 1024
 
 @torch.no_grad()
 def evaluate(model: nn.Module, likelihood: Likelihood, pair: Pair, limit: int | None = None) -> dict[str, float]:
-    """Mean nll of the examples, with accuracy for labels and the squared error of an example otherwise.
+    """Mean nll of the examples, with the accuracy of a categorical likelihood and the squared error of others.
 
     Args:
         model: left in the mode that it had.
@@ -29,27 +30,31 @@ def evaluate(model: nn.Module, likelihood: Likelihood, pair: Pair, limit: int | 
         limit: how many of the first examples to take; None: all.
 
     Returns:
-        "loss", and "accuracy" or "squared_error" (summed over outputs, mean over examples).
+        "loss", and "accuracy" (of the labels that count) or "squared_error" (summed over outputs, mean over examples);
+        both NaN where the loss is.
     """
     inputs, targets = pair[0][:limit], pair[1][:limit]
     loss = total = 0.0
-    judged = score(targets)
+    judged, labels = score(likelihood), 0
     with keeping_modes(model):
         model.eval()
         for x, y in zip(inputs.split(PIECE), targets.split(PIECE), strict=True):
             z = model(x)
             loss += float(likelihood.nll(z, y).sum(dtype=torch.float64))
-            if judged == "accuracy":
-                total += float((z.argmax(-1) == y).sum())
+            y = likelihood.check_targets(z, y)  # of the outputs' shape and type, or a label for each position
+            if isinstance(likelihood, Categorical):
+                total += float((z.argmax(likelihood.class_axis) == y).sum())
+                labels += int((y >= 0).sum())
             else:
-                predicted = torch.sigmoid(z) if likelihood.name == "bernoulli" else z
+                predicted = torch.sigmoid(z) if isinstance(likelihood, Bernoulli) else z
                 total += float((predicted - y).square().sum(dtype=torch.float64))
-    return {"loss": loss / len(inputs), judged: total / len(inputs)}
+    told = total / (max(1, labels) if judged == "accuracy" else len(inputs))
+    return {"loss": loss / len(inputs), judged: math.nan if math.isnan(loss) else told}
 
 
-def score(targets: Tensor) -> str:
-    """What examples with such targets are judged by, beside their loss."""
-    return "squared_error" if targets.is_floating_point() else "accuracy"
+def score(likelihood: Likelihood) -> str:
+    """What examples are judged by, beside their loss."""
+    return "accuracy" if isinstance(likelihood, Categorical) else "squared_error"
 
 
 class Average:

@@ -121,7 +121,7 @@ class Session:
     def metrics(self) -> tuple[str, ...]:
         """Names of what is measured at the end of an epoch."""
         prefixes = ("",) if self.average is None else ("", "average_")
-        keys = ("loss", score(self.train_part[1]))
+        keys = ("loss", score(self.likelihood))
         names = [f"{prefix}{part}_{key}" for prefix in prefixes for part in ("train", "validation") for key in keys]
         return (*names, "running_loss")
 
@@ -248,7 +248,7 @@ class Session:
             raise explain(self.model, self.optimizer, few, loss, self.steps, self.position.epoch)
         line = {key: value for key, value in line.items() if math.isfinite(value)}
         self._log("epoch", line, {"total": self.seconds["total"], "evaluation": time.perf_counter() - began})
-        judged = f"validation_{score(self.validation[1])}"
+        judged = f"validation_{score(self.likelihood)}"
         say(
             f"epoch {self._epochs:g}  step {self.steps}  train loss {line['train_loss']:.4g}  "
             f"validation loss {line.get('validation_loss', math.inf):.4g}  {judged.replace('_', ' ')} "

@@ -173,3 +173,26 @@ def test_files_that_are_no_weights_are_named(tmp_path):
     ):
         with pytest.raises(OptionError, match=message):
             load_weights(network(), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64])
+def test_weights_of_another_kind_of_numbers_are_refused(tmp_path, dtype):
+    """Whole numbers of a quantised file were taken for the weights; of complex ones the real parts were."""
+    net, path = network(), tmp_path / "net.pt"
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    real = trained().state_dict()
+    torch.save({name: t.to(dtype) if t.is_floating_point() else t for name, t in real.items()}, path)
+    said = "complex" if dtype.is_complex else "whole"
+    with pytest.raises(OptionError, match=f"'0.weight' and 7 more holds {said} numbers .* not quantised"):
+        load_weights(net, path)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_converted(tmp_path, dtype):
+    net, path = network(), tmp_path / "net.pt"
+    real = trained().state_dict()
+    torch.save({name: t.to(dtype) if t.is_floating_point() else t for name, t in real.items()}, path)
+    load_weights(net, path)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, real[name], rtol=1e-2, atol=1e-2)

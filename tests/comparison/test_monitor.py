@@ -10,7 +10,9 @@ from torch import nn
 import fisherviz as fv
 from fisherviz.comparison.monitor import SIMILARITIES
 from fisherviz.comparison.strengths import damping_of, strengths
+from fisherviz.results.comparison import row_label
 from fisherviz.training import train
+from tests.oracles import nets
 
 SMALL = {
     "limit": 120, "epochs": 2, "batch_size": 40, "quiet": True, "model_options": {"hidden": [6]}, "tensorboard": False,
@@ -254,3 +256,18 @@ def test_an_unknown_method_is_refused_before_the_run_starts(tmp_path):
     with pytest.raises(ValueError, match=r"monitor_methods: .*kfca"):
         train(SMALL, monitor=True, monitor_methods=["kfca"], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_layers_have_labels_of_their_own():
+    names = ["", "all", "all (layer)", "all (layer) (layer)", "all(layer)", "rest (layer)"]
+    labels = [row_label(name) for name in names]
+    assert len({*labels, "all"}) == len(names) + 1
+
+
+@pytest.mark.parametrize("seed", [-(2**70), -1, 2**43, 2**70])
+def test_a_seed_may_be_any_whole_number(seed):
+    net, x = nets.mlp(2, 3, 2), nets.vectors(4, 2)
+    one, other = (
+        fv.Monitor(fv.Probe(net, "categorical"), ["kfac"], every=1, kind="mc", seed=seed, data=x) for _ in range(2)
+    )
+    assert one.step().equals(other.step())

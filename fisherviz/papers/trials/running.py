@@ -174,7 +174,7 @@ class _Training:
                     raise NonFiniteLoss(f"the loss is {first[0]} at step {step}")
                 if first[0] > EXPLODED * max(self.curve[0]["train_loss"], 1.0):
                     raise NonFiniteLoss(f"the loss has risen to {first[0]:.1e} at step {step}")
-                if score(y) == "accuracy":
+                if score(self.likelihood) == "accuracy":
                     self.right += int((z.detach().argmax(-1) == y).sum())
                     self.seen += len(y)
             loss.backward()

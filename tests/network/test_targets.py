@@ -1,0 +1,110 @@
+"""Targets as users have them: labels of any integer type, arrays of any library and byte order, values missing."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import fisherviz as fv
+from fisherviz.network.batches import Batches, split_batch
+from tests.oracles import nets
+from tests.oracles.checks import assert_matches
+
+CLASSES = 200
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("ignore_index", [-100, -1, 0, 156, 200, 255, 300])
+def test_labels_mean_the_same_in_every_integer_type(dtype, ignore_index):
+    """torch compares a uint8 with -100 modulo 256: class 156 was left out."""
+    likelihood, info = fv.Categorical(ignore_index=ignore_index), torch.iinfo(dtype)
+    known = [label for label in (*range(CLASSES), ignore_index) if info.min <= label <= info.max]
+    labels = torch.tensor(known)
+    narrow, z = labels.to(dtype), torch.zeros(len(known), CLASSES)
+    there = likelihood.counted(labels)
+    found = likelihood.counted(narrow)
+    assert (found is None) == (there is None)
+    assert there is None or torch.equal(found, there)
+    assert torch.equal(likelihood.check_targets(z, narrow), likelihood.check_targets(z, labels))
+
+
+def test_small_labels_give_the_fisher_of_the_same_labels():
+    net, x, labels = nets.mlp(2, 3, CLASSES), nets.vectors(5, 2), torch.tensor([0, 156, 199, 156, 7])
+    one, other = (fv.Probe(net, "categorical").fisher((x, y), kind="empirical") for y in (labels, labels.byte()))
+    assert one.examples == other.examples == 5
+    assert_matches(other @ torch.ones(len(other.diagonal())).double(), one @ torch.ones(len(one.diagonal())).double())
+
+
+FORMS = {
+    "list": lambda v: v.tolist(),
+    "numpy": lambda v: v,
+    "other byte order": lambda v: v.astype(v.dtype.newbyteorder("S")),
+    "negative stride": lambda v: v[::-1].copy()[::-1],
+    "read only": lambda v: np.frombuffer(v.tobytes(), v.dtype),
+    "masked nowhere": lambda v: np.ma.array(v, mask=np.zeros(len(v), bool)),
+    "series": lambda v: pd.Series(v),
+    "series of a shuffled table": lambda v: pd.Series(v, index=np.random.default_rng(0).permutation(len(v))),
+    "series of rows of a table": lambda v: pd.Series(v, index=np.arange(len(v)) * 3 + 1),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "float64", "bool"])
+def test_targets_of_any_library_are_taken_by_position(form, dtype):
+    values = np.array([3, 0, 2, 1, 1, 0, 4]).astype(dtype)
+    _, targets = split_batch((torch.zeros(7, 2), FORMS[form](values)))
+    assert torch.equal(targets, torch.from_numpy(values).to(targets.dtype))
+    assert targets.is_floating_point() == values.dtype.name.startswith("float")
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [["a", "b"], np.array(["a", "b"]), np.array([1, None]), np.array(["2020-01-01", "NaT"], "datetime64[s]"),
+     pd.Series(["a", "b"]), pd.Categorical(["x", "y"])],
+    ids=lambda given: type(given).__name__,
+)  # fmt: skip
+def test_what_is_no_number_is_refused_as_a_target(targets):
+    with pytest.raises(TypeError, match=r"targets must be a tensor, or numbers .* class indices \(N,\) or values"):
+        split_batch((torch.zeros(2, 2), targets))
+
+
+def test_masked_targets_are_no_labels():
+    with pytest.raises(ValueError, match="1 targets are masked"):
+        list(Batches((torch.zeros(3, 2), np.ma.array([0, 1, 2], mask=[0, 1, 0]))))
+
+
+@pytest.mark.parametrize("missing", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("ask", ["empirical", "gradient"])
+def test_missing_targets_are_named(likelihood, missing, ask):
+    net, x, y = nets.mlp(2, 3, 2), nets.vectors(4, 2), torch.rand(4, 2).double()
+    y[2, 1] = missing
+    fisher = fv.Probe(net, likelihood).fisher((x, y), kind="empirical" if ask == "empirical" else "exact")
+    with pytest.raises(ValueError, match=r"targets (contain NaN or infinity|out of range)"):
+        fisher.to_dense() if ask == "empirical" else fisher.gradient()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "shape", "way"),
+    [("categorical", (4, 3), "argmax"), ("categorical", (4, 1), "drop the dimensions of size 1"),
+     ("gaussian", (4,), "a number for each output"), ("bernoulli", (4,), "a number for each output")],
+)  # fmt: skip
+def test_targets_of_another_shape_are_told_what_to_become(likelihood, shape, way):
+    y = torch.zeros(shape)
+    y = y.long() if likelihood == "categorical" else y
+    with pytest.raises(ValueError, match=way):
+        fv.Probe(nets.mlp(2, 3, 3), likelihood).fisher((nets.vectors(4, 2), y), kind="empirical").to_dense()
+
+
+@pytest.mark.parametrize(("variance", "dtype"), [(1e-80, torch.float32), (5e-324, torch.float16)])
+def test_a_variance_beyond_the_type_is_refused(variance, dtype):
+    with pytest.raises(ValueError, match=r"too small for outputs of torch\.float"):
+        fv.Probe(nn.Linear(2, 2).to(dtype), fv.Gaussian(variance)).fisher(torch.ones(3, 2, dtype=dtype)).to_dense()
+
+
+def test_inputs_that_are_no_tensors_are_told_by_what_they_hold():
+    with pytest.raises(TypeError, match="must be tensors, got tuple of ndarray; convert"):
+        fv.Probe(nets.mlp(2, 3, 2), "gaussian").fisher([((np.zeros((3, 2)),), None)]).to_dense()
