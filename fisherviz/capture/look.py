@@ -306,9 +306,8 @@ def _cut(network: Network, batch: Inputs) -> Iterator[None]:
 def _check_generic(network: Network, few: _Evidence, many: _Evidence, truths: Sequence[Mapping[str, Tensor]]) -> None:
     """Batching rules of `vmap` have been found wrong (PReLU, one vector): believe them only where they are right."""
     layers = network.structure.generic
-    rows = torch.arange(ALONE, device="cpu") % len(
-        truths
-    )  # a single example is taken twice: later batches may have more
+    # a single example is taken twice: later batches may have more
+    rows = torch.arange(ALONE, device="cpu") % len(truths)
     inputs, v = take_rows(few.inputs, rows), few.v[rows.to(few.v.device)]
     for count in (1, 2) if layers else ():
         captures = generic_captures(network, layers, inputs, v.expand(count, *v.shape), one_at_a_time=False)
