@@ -160,6 +160,9 @@ def compare_in(
     asked = sorted(wanted & needing("matrix")) if metrics is not None and way else []
     if plan:
         return planning.plan(fisher, chosen, bool(asked) or not way, probes)
+    if way and not asked:  # matrices are written out where they fit, or are refused for themselves
+        with fisher.processes.agreeing("the memory of a comparison"):
+            planning.require_room(fisher, chosen, probes)
     with showing(progress and fisher.processes.rank == 0):
         return _compared(fisher, chosen, way, damping, wanted, asked, metrics is not None, gradient, pieces)
 

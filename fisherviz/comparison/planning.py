@@ -23,7 +23,7 @@ from fisherviz.statistics import (
     UnitBlocks,
 )
 from fisherviz.statistics.costs import CHOLESKY, EIGEN, LayerCosts, block_cost, symmetric_cost
-from fisherviz.support.memory import available
+from fisherviz.support.memory import available, require
 from fisherviz.support.numbers import human, show_number
 from fisherviz.support.plan import Plan, Step
 
@@ -40,6 +40,8 @@ _LANCZOS = 40
 """Products that a spectral norm usually takes."""
 _COUPLED = 100
 """Products that a solve of a matrix coupled across layers usually takes."""
+_SURE = 1.25
+"""Steps that are counted to take so many times what is there do not fit: counts are that accurate."""
 _PROBE_COPIES = 12
 """Arrays of all probes that are held at once."""
 
@@ -71,6 +73,25 @@ def why_not_dense(fisher: Fisher, chosen: Mapping[str, Approximation], probes: i
 def dense_bytes(fisher: Fisher) -> int:
     """Held by a comparison that writes its matrices out."""
     return DENSE_COPIES * DOUBLE * fisher.shape[0] ** 2
+
+
+def require_room(fisher: Fisher, chosen: Mapping[str, Approximation], probes: int) -> None:
+    """Refuse a comparison without matrices of which some step does not fit.
+
+    Args:
+        fisher: the exact Fisher.
+        chosen: the approximations by label.
+        probes: random vectors of inverses and divergences, at most.
+
+    Raises:
+        MemoryError: with the step, the figures and the way out.
+    """
+    largest = max(_steps(fisher, chosen, False, probes)[1], key=lambda step: step.bytes)
+    what, way_out = (
+        f"the comparison, at its step {largest.what!r},",
+        "probe fewer layers=, or leave out methods or metrics",
+    )
+    require(int(largest.bytes), fisher.network.device, what, way_out)
 
 
 def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probes: int) -> Plan:

@@ -73,8 +73,14 @@ class LayeredMatrix:
         """The matrix with damping added: a number or `Tikhonov` adds λI, `FactoredTikhonov` damps Kronecker factors.
 
         Blocks without Kronecker factors take λ = γ² under `FactoredTikhonov`; those between layers stay as they are.
+
+        Raises:
+            MemoryError: the damped matrix and its factors do not fit.
         """
         rule = as_damping(damping)
+        if rule is not None:
+            what, instead = f"{self.title}, damped and factorised,", "probe fewer layers=, or take a smaller method"
+            require(2 * self.bytes, self._like.device, what, instead)
         said = self.title if rule is None else f"damped {self.title}, {rule}"
         return LayeredMatrix(self.space, damp(self.whole, rule), said)
 

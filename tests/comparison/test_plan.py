@@ -81,3 +81,15 @@ def test_a_method_that_refuses_a_layer_does_not_end_it():
     assert steps["other"] == "refuses, is left out"
     assert "other: metrics" not in steps.index
     assert "kfac: metrics" in steps.index
+
+
+def test_a_comparison_that_cannot_fit_is_refused_before_anything_is_made(monkeypatch):
+    net = nn.Sequential(nn.Linear(60, 30), nn.Tanh(), nn.Linear(30, 20))
+    fisher = fv.Probe(net, "categorical").fisher(torch.randn(50, 60), kind="mc")
+    monkeypatch.setattr(fv.config, "_memory_budget", 2**27)  # too little for matrices that are written out
+    said = fv.compare(fisher, ["layer"], plan=True)
+    monkeypatch.setattr(fv.config, "_memory_budget", int(said.bytes / 2))
+    with pytest.raises(MemoryError, match=r"the comparison, at its step '.*', takes .* leave out methods or metrics"):
+        fv.compare(fisher, ["layer"], damping=0.1, progress=False)
+    monkeypatch.setattr(fv.config, "_memory_budget", int(said.bytes))
+    assert len(fv.compare(fisher, ["layer"], damping=0.1, progress=False).frame)
