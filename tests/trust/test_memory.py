@@ -12,7 +12,7 @@ def test_a_budget_that_is_not_kept_is_found():
     found = memory.under(MIB, lambda: torch.ones(4 * MIB))
     assert 16 * MIB <= found.peak < 17 * MIB
     assert not found.refused
-    row = {"network": "deep", "request": "r", "budget": MIB, "look": 0, "held": found.peak, "refused": ""}
+    row = {"network": "deep", "request": "r", "budget": MIB, "least": 0, "held": found.peak, "refused": ""}
     assert not memory.kept(row)
     assert memory.kept(row | {"held": 2 * MIB})
     said = memory.broken({"sweep": [row], "plans": [], "large": {}})
