@@ -214,9 +214,10 @@ def under(budget: float | None, work: Callable[[], Any]) -> Outcome:
 
 
 def works(name: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """All that is asked of a network: each starts with a Fisher that has seen nothing."""
+    """All that is asked of a network: each starts with a Fisher that has seen nothing; model and data are there."""
+    there = case(name)
     for request, of in REQUESTS.items():
-        yield request, lambda of=of: of(case(name).fisher())
+        yield request, lambda of=of: of(there.fisher())
 
 
 def swept(name: str) -> Iterator[dict[str, Any]]:
