@@ -68,3 +68,10 @@ def test_what_is_no_method_is_refused_in_a_sentence(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
     assert fv.approximations() == names
+
+
+def test_the_registry_shows_a_line_for_each_method_and_what_it_is():
+    head, *lines = [line for line in repr(fv.approximations).splitlines() if line.strip("- ")]
+    assert head.split() == ["method", "what", "it", "is"]
+    assert [line.split()[0] for line in lines] == list(fv.approximations)
+    assert "Block-diagonal Kronecker factors" in next(line for line in lines if line.startswith("kfac "))

@@ -374,3 +374,62 @@ def test_batched_derivatives_that_are_wrong_are_not_believed():
     assert_matches(fv.Probe(net, "categorical").fisher(x).to_dense(), brute_force(net, x, "categorical"))
     copied = copy.deepcopy(net)
     assert_matches(fv.Probe(copied, "categorical").fisher(x).diagonal(), brute_force(net, x, "categorical").diagonal())
+
+
+class Sorts(nn.Module):
+    """Its layers see the examples of a batch in the order of their first entries."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.second(torch.tanh(self.first(x[order])))[order.argsort()]
+
+
+def test_layers_that_sort_are_seen_in_a_batch_that_is_sorted():
+    """Each batch that is looked at stands in order; only later ones do not."""
+    torch.manual_seed(0)
+    net = Sorts().double()
+    data = [x[x[:, 0].argsort(descending=i >= 6)] for i, x in enumerate(torch.randn(8, 2, 3).double())]
+    truth = brute_force(net, torch.cat(data))
+    everything_agrees(lambda: fv.Probe(net, "gaussian").fisher(data), truth)
+
+
+class Doubles(torch.autograd.Function):
+    """x where it is small, 2 x elsewhere; its rule for vmap forgets the latter."""
+
+    @staticmethod
+    def forward(x):
+        return torch.where(x.abs() > 4, 2 * x, x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return torch.where(x.abs() > 4, 2 * g, g)
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x.clone(), in_dims[0]
+
+
+def test_a_rule_for_vmap_that_is_wrong_for_some_examples_is_not_believed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.head = nn.Parameter(torch.randn(3)), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.scale * Doubles.apply(x * self.scale) / 5))
+
+    torch.manual_seed(0)
+    net, x = Net().double(), torch.randn(9, 3).double()
+    with torch.no_grad():
+        net.scale.fill_(1.0)
+    x[6] *= 20  # not among the two whose gradients are compared one by one
+    everything_agrees(lambda: fv.Probe(net, "gaussian").fisher(x), brute_force(net, x))

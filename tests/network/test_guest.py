@@ -380,3 +380,25 @@ def test_buffers_without_plain_values_change_nothing(buffer):
     net.register_buffer("odd", buffer)
     assert torch.equal(fv.Probe(net, "gaussian").fisher(x).to_dense(), expected)
     assert net.odd is buffer
+
+
+class Stepping(nn.Module):
+    """Its output grows with the number of its forwards, which it counts in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("forwards", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        self.forwards += 1
+        return x * self.forwards
+
+
+@pytest.mark.parametrize("name", ["to_dense", "product", "quadratic", "fro"])
+def test_every_forward_of_a_visit_sees_the_buffers_as_the_first_found_them(name):
+    plain = nets.randomised(nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)))
+    stepping = nn.Sequential(plain[0], plain[1], Stepping(), plain[2])
+    data = [nets.vectors(4, 3), nets.vectors(3, 3), nets.vectors(5, 3)]
+    found, expected = (CALLS[name](fv.Probe(net, "gaussian").fisher(data)) for net in (stepping, plain))
+    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-9, atol=1e-12)
+    assert float(stepping[2].forwards) == 0

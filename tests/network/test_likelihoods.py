@@ -365,3 +365,11 @@ def test_complex_outputs_are_refused(likelihood):
     f = fv.Probe(Wave(False), likelihood).fisher(torch.ones(4, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match="the model's output is complex"):
         f.to_dense()
+
+
+def test_a_gradient_of_zero_at_a_softmax_that_is_one_hot_counts_and_another_does_not():
+    z = torch.tensor([[[1e4, 0.0], [0.0, 0.0], [0.0, 0.0]]], dtype=torch.float64)
+    gradient = torch.tensor([[[0.0, 0.0], [0.5, -0.5], [0.0, 0.0]]], dtype=torch.float64)
+    likelihood = fv.Categorical(class_axis=-1)
+    assert likelihood.reached(z, gradient).tolist() == [[True, True, False]]
+    assert likelihood.reached(z[:, :2], gradient[:, :2]) is None

@@ -13,7 +13,7 @@ from torch import nn
 import fisherviz as fv
 from fisherviz.capture.captures import Capture
 from fisherviz.operators import BlockTridiagonal, Dense, Kronecker, KroneckerEigen, SingularMatrixError, UnitBlocks
-from fisherviz.operators.factorise import DampedCholesky, eigh
+from fisherviz.operators.factorise import DampedCholesky, eigh, trusted_cholesky
 from fisherviz.operators.finite import NonFiniteMatrixError
 from fisherviz.statistics.products import block, gram, weighted_moments
 
@@ -270,3 +270,11 @@ def test_a_matrix_that_is_not_finite_is_told_as_such(factorise, place):
     M[place] = M.T[place] = math.nan
     with pytest.raises(NonFiniteMatrixError, match="the matrix holds NaN or infinite entries"):
         factorise(M, what="the matrix")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_damped_moment_that_breaks_down_all_the_same_is_no_factor(dtype):
+    matrices = torch.stack([torch.eye(3, dtype=dtype), torch.diag(torch.tensor([1.0, -1.0, 1.0], dtype=dtype))])
+    with pytest.raises(SingularMatrixError, match="the moment"):
+        trusted_cholesky(matrices, "the moment")
+    assert torch.equal(trusted_cholesky(matrices[0], "the moment"), torch.eye(3, dtype=dtype))
