@@ -138,3 +138,11 @@ def test_a_pair_without_a_bound_has_no_ratio():
     shown = fv.CumulantBound(0.5, 2.0, frame, "exact")._repr_html_()
     assert ">0.250<" in shown
     assert ">–<" in shown
+
+
+def test_a_layer_without_one_input_vector_per_example_is_refused_with_its_reason():
+    net = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten(), nn.LayerNorm(9), nn.Linear(9, 2))
+    fisher = fv.Probe(net, "categorical").fisher(torch.randn(5, 2, 4))
+    for layer, why in (("0", "it shares weights over positions or has groups"), ("2", "it scales single features")):
+        with pytest.raises(NotImplementedError, match=f"layer '{layer}' has none: {why}"):
+            fv.cumulants(fisher, layer, progress=False)

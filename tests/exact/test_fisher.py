@@ -174,3 +174,9 @@ def test_sum_over_positions_of_categorical_outputs(T):
         blocks = torch.block_diag(*[laws.Categorical().output_fisher(row) for row in z]).numpy()
         total = total + J[n].T @ blocks @ J[n]
     assert_matches(fv.Probe(net, "categorical").fisher(x).to_dense(), total / 2)
+
+
+def test_a_drawn_fisher_says_how_many_labels_were_drawn():
+    probe = fv.Probe(nn.Linear(3, 2), "categorical")
+    assert "mc, 3 samples" in repr(probe.fisher(torch.randn(4, 3), kind="mc", samples=3))
+    assert "mc" not in repr(probe.fisher(torch.randn(4, 3)))

@@ -373,3 +373,11 @@ def test_a_gradient_of_zero_at_a_softmax_that_is_one_hot_counts_and_another_does
     likelihood = fv.Categorical(class_axis=-1)
     assert likelihood.reached(z, gradient).tolist() == [[True, True, False]]
     assert likelihood.reached(z[:, :2], gradient[:, :2]) is None
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_factors_of_plain_outputs_do_not_hang_on_where_positions_would_stand(axis):
+    z = torch.randn(4, 3, dtype=torch.float64)
+    p = torch.softmax(z, 1)
+    factor = fv.Categorical(class_axis=axis).factor(z)
+    assert_matches(factor @ factor.mT, torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1))
