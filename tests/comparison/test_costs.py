@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fisherviz as fv
+from fisherviz.approximations import exact
 from fisherviz.comparison import costs
 from fisherviz.comparison.measures import Estimate
 from fisherviz.report.tables import facts
@@ -69,6 +70,12 @@ def test_passes_are_the_multiply_adds_of_vectors_statistics_and_factors(kind, ve
     factors = 4.5 * sum((a + 1) ** 3 + b**3 for a, b in CHAIN)
     turned = N * sum((a + 1) ** 2 + vectors * b**2 + (a + 1) * b for a, b in CHAIN)
     assert found["ekfac"] == pytest.approx((2 * captures + inputs + outputs + factors + turned) / UNIT)
+
+
+def test_a_fit_from_captures_alone_costs_the_pass_that_makes_them(monkeypatch):
+    monkeypatch.setattr(exact, "MOST_DENSE_PARAMETERS", 0)
+    found = passes(mlp, {"kept": fv.approximations["layer"](dense_parameters=0)})
+    assert found["kept"] == pytest.approx((FORWARD + K * TO_INPUTS) / UNIT)
 
 
 @pytest.mark.filterwarnings("ignore:.*chain", "ignore:.*single features")
