@@ -240,3 +240,9 @@ def test_a_step_in_the_order_of_named_parameters(reordered):
     optimizer.step()
     moved = torch.cat([(before[name] - p.detach()).reshape(-1) for name, p in parameters.items()])
     assert_matches(moved, torch.linalg.solve(dense + 0.3 * torch.eye(len(F)).double(), v), 1e-8)
+
+
+def test_layers_are_of_the_kind_that_their_module_is():
+    modules = nn.Conv1d(2, 3, 2), nn.BatchNorm1d(3), nn.Bilinear(2, 2, 3), nn.Embedding(4, 2), nn.Linear(3, 2)
+    kinds = ["conv1d", "batchnorm1d", "bilinear", "embedding", "linear"]
+    assert [layer.kind for layer in fv.Probe(nn.Sequential(*modules), "categorical").layers] == kinds

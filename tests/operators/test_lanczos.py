@@ -193,3 +193,8 @@ def test_a_leading_eigenvector_also_after_starting_again(kept, monkeypatch):
 def test_the_leading_eigenvector_of_zero_is_the_start():
     start = torch.tensor([3.0, 4.0], dtype=torch.float64)
     assert torch.allclose(leading_eigenvector(torch.zeros_like, start, 1e-10), start / 5)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2)])
+def test_conjugate_gradients_of_nothing_are_nothing(shape):
+    assert cg(lambda v: v, torch.zeros(shape, dtype=torch.float64)).shape == shape
