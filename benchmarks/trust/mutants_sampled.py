@@ -100,8 +100,10 @@ def place(name: str) -> str:
 
 def explained(text: str) -> set[tuple[str, str, str]]:
     """The survivors that a table of Markdown explains: where, what was there, and what the mutant has instead."""
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
-    return {(row[0].strip("` "), row[1].strip("` "), row[2].strip("` ")) for row in rows[1:] if len(row) == 4}
+    row = re.compile(r"\| `(.*?)` \| `(.*?)` \| `(.*?)` \| .+ \|")
+    return {
+        (found[1], found[2].strip(), found[3].strip()) for line in text.splitlines() if (found := row.fullmatch(line))
+    }
 
 
 def tallied(

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from fisherviz.statistics import InputFactor, OutputFactor
 from fisherviz.statistics.products import second_moment
+from tests import captures
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -26,3 +28,10 @@ def test_second_moment_is_the_sum_of_outer_products_however_rows_lie_in_memory(x
     assert found.dtype == dtype
     assert torch.equal(found, found.mT)
     assert (found - expected).norm() <= 10 * torch.finfo(dtype).eps * expected.norm()
+
+
+@pytest.mark.parametrize("use", ["read", "used"])
+def test_a_factor_of_one_use_takes_the_whole_of_a_capture_that_has_one_use_alone(use):
+    plain = captures.capture()
+    for factor in (InputFactor, OutputFactor):
+        assert torch.equal(factor("0", use=use).contribution(plain), factor("0").contribution(plain))
