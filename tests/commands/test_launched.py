@@ -11,6 +11,7 @@ from fisherviz.commands.job import Job
 from fisherviz.commands.report import run
 from fisherviz.results.comparison import load_comparison
 from fisherviz.support.pieces import PLACE
+from tests.pages import undrawn
 
 MODULE = """
 import os, signal
@@ -74,6 +75,7 @@ def torchrun(model, *more, count=2, out="several"):
 )
 def test_two_processes_write_the_page_of_one(here, methods, monkeypatch):
     if len(methods) == 3:
+        undrawn(monkeypatch)  # here it ends with the test; the module does the same in the processes
         monkeypatch.setenv("UNDRAWN", "1")
     done = torchrun("build", "--methods", ",".join(methods))
     assert done.returncode == 0, done.stderr
