@@ -40,8 +40,6 @@ _LANCZOS = 40
 """Products that a spectral norm usually takes."""
 _COUPLED = 100
 """Products that a solve of a matrix coupled across layers usually takes."""
-_SURE = 1.25
-"""Steps that are counted to take so many times what is there do not fit: counts are that accurate."""
 _PROBE_COPIES = 12
 """Arrays of all probes that are held at once."""
 
@@ -87,10 +85,8 @@ def require_room(fisher: Fisher, chosen: Mapping[str, Approximation], probes: in
         MemoryError: with the step, the figures and the way out.
     """
     largest = max(_steps(fisher, chosen, False, probes)[1], key=lambda step: step.bytes)
-    what, way_out = (
-        f"the comparison, at its step {largest.what!r},",
-        "probe fewer layers=, or leave out methods or metrics",
-    )
+    what = f"the comparison, at its step {largest.what!r},"
+    way_out = "probe fewer layers=, or leave out methods or metrics"
     require(int(largest.bytes), fisher.network.device, what, way_out)
 
 

@@ -162,10 +162,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
     ) -> tuple[Tensor, Tensor]:
         """The model's Q and b over the coefficients of one or two directions."""
         n, shift = len(directions), self.lam + self.eta
-        quadratic, linear = (
-            torch.zeros(n, n, dtype=torch.float64, device="cpu"),
-            torch.zeros(n, dtype=torch.float64, device="cpu"),
-        )
+        quadratic, linear = (torch.zeros(*shape, dtype=torch.float64, device="cpu") for shape in ((n, n), (n,)))
         for i in range(n):
             linear[i] = dot(gradient, directions[i])
             for j in range(i, n):
