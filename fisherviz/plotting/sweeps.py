@@ -49,17 +49,26 @@ def sweep_info(found: Any) -> Points:
     if held.empty:
         raise ValueError("no point of the sweep has a value: every run stopped, or none has finished.")
     varied = [name for name in table.columns if name not in _ASIDE]
-    numeric = [name for name in varied if _are_numbers(table[name]) and table[name].nunique() > 1]
-    x_name = max(numeric, key=lambda name: table[name].nunique()) if numeric else varied[0]
-    rest = [name for name in varied if name != x_name and table[name].nunique() > 1]
-    groups = held.groupby(rest, sort=True, dropna=False) if rest else [((), held)]
+    values = {name: table[name].nunique(dropna=False) for name in varied}  # None is a value
+    numeric = [name for name in varied if _are_numbers(table[name]) and values[name] > 1]
+    x_name = max(numeric, key=values.__getitem__) if numeric else varied[0]
+    rest = [name for name in varied if name != x_name and values[name] > 1]
+    parts = [part for _, part in held.groupby(rest, sort=True, dropna=False)] if rest else [held]
     lines = {}
-    for key, part in groups:
-        values = key if isinstance(key, tuple) else (key,)
-        part = part.sort_values(x_name)
-        label = ", ".join(f"{_short(n)} {style.shown(v)}" for n, v in zip(rest, values, strict=True))
+    for label, part in zip(_labels(rest, parts), parts, strict=True):
+        part = part.sort_values(x_name) if numeric else part.sort_values(x_name, key=lambda column: column.map(str))
         lines[label] = (part[x_name].tolist(), *(part[name].to_numpy(float) for name in ("value", "low", "high")))
     return Points(x_name, lines, bool(numeric), len(table) - len(held))
+
+
+def _labels(names: list[str], parts: list[pd.DataFrame]) -> list[str]:
+    """A label for each line; numbers have all their digits where fewer would not tell lines apart."""
+    rows = [[part[name].iloc[0] for name in names] for part in parts]
+    for shown in (style.shown, str):
+        labels = [", ".join(f"{_short(n)} {shown(v)}" for n, v in zip(names, row, strict=True)) for row in rows]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
 
 
 def _are_numbers(values: pd.Series) -> bool:

@@ -31,7 +31,8 @@ class Choices:
     @property
     def labels(self) -> tuple[Any, ...]:
         """The values as Optuna stores them."""
-        return tuple(v if v is None or isinstance(v, bool | int | float | str) else json.dumps(v) for v in self.values)
+        plain = (type(None), bool, int, float, str)
+        return tuple(v if isinstance(v, plain) else json.dumps(v, sort_keys=True) for v in self.values)
 
     def suggest(self, trial: Any, name: str) -> Any:
         """The value of a trial."""
@@ -119,9 +120,10 @@ def _dimension(name: str, given: Any) -> Choices | Range:
             raise OptionError(f"over: {name} needs numbers with low < high, above 0 for log; got {low!r} and {high!r}.")
         return Range(low, high, log, isinstance(low, int) and isinstance(high, int))
     values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    if not values or len({json.dumps(v, sort_keys=True) for v in values}) < len(values):
+    made = Choices(tuple(values))
+    if not values or len(set(made.labels)) < len(values):  # 1, 1.0 and true are one value for Optuna, and for Python
         raise OptionError(f"over: {name} needs values that differ, got {values!r}.")
-    return Choices(tuple(values))
+    return made
 
 
 def grid(space: Space) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,15 @@ class Sweep:
         path: its folder.
         metric: what they are judged by.
         maximise: whether larger is better.
-        table: one row per finished point: value, low and high over the seeds, what was varied, seconds, run.
+        table: one row per finished point: value, low and high over the seeds, what was varied (lists as JSON), seconds, run.
+        space: what is varied.
     """
 
     path: Path
     metric: str
     maximise: bool
     table: pd.DataFrame
+    space: Space = field(default_factory=dict)
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -70,8 +72,9 @@ class Sweep:
 
     @property
     def best(self) -> dict[str, Any]:
-        """What was varied, at the best point."""
-        return self.table.iloc[0][list(self.varied)].to_dict() if len(self.table) else {}
+        """What was varied, at the best point: the values themselves, as a configuration takes them."""
+        labels = self.table.iloc[0][list(self.varied)].to_dict() if len(self.table) else {}
+        return {name: self.space[name].value(v) if name in self.space else v for name, v in labels.items()}
 
     def __repr__(self) -> str:
         if not len(self.table):
@@ -138,6 +141,8 @@ def sweep(
             count("it", value)
     if seeds > 1 and "seed" in space:
         raise OptionError("over: seed is varied and seeds asks for several too; leave one of them out.")
+    first = make_config(fields).seed
+    make_config(fields, {"seed": first + seeds - 1})
     _try(fields, space, probes(space, sampler == "grid"), metric)
     folder = Path(out)
     maximise = metric.endswith("accuracy")
@@ -152,25 +157,25 @@ def sweep(
     with files.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     url = storage or default_storage(folder)
-    first = make_config(fields).seed
     tell = say or (lambda line: None)
 
     def objective(trial: Any, point: dict[str, Any]) -> float:
         config = configure(fields, space, point, out=None, quiet=True)
         place = folder / "runs" / _digest(config)
-        values, seconds, stopped = [], 0.0, ""
+        values, seconds, stopped = [], 0.0, []
         for seed in range(first, first + seeds):
             one = config.model_copy(update={"seed": seed} if "seed" not in space else {})
             path = place / f"seed-{one.seed}"
             try:
                 run = train(one.model_copy(update={"out": path}))
+                values.append(float(run.summary["final"].get(metric, _worst(maximise))))
             except NonFiniteLoss as error:  # the point's failure; any other is the sweep's
-                run, stopped = load_run(path), str(error)
-            final = run.summary["final"]
-            values.append(_worst(maximise) if stopped else float(final.get(metric, _worst(maximise))))
+                run = load_run(path)
+                values.append(_worst(maximise))
+                stopped.append(str(error))
             seconds += run.summary["seconds"]["total"]
         value = float(np.mean(values))
-        said = dict(zip(SAID, (min(values), max(values), seconds, stopped, str(place)), strict=True))
+        said = dict(zip(SAID, (min(values), max(values), seconds, " ".join(stopped[:1]), str(place)), strict=True))
         said = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in said.items()}
         for key, attribute in (said | {SEAL: sealed(value, point, said)}).items():
             trial.set_user_attr(key, attribute)
@@ -180,7 +185,7 @@ def sweep(
     named = study or folder.name
     with quietly(), stored(url), opened_study(url, named, maximise, identity, heartbeat, files.held(folder)) as opened:
         work(opened, space, sampler, trials, first, objective)
-        found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise))
+        found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise), space)
     written = found.table.map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)
     files.write_whole(folder / TABLE, written.rename(columns=no_formula).to_csv(index=False))
     return found
@@ -217,5 +222,10 @@ def _table(study: Any, names: list[str], maximise: bool) -> pd.DataFrame:
         for t in done
     ]  # fmt: skip
     columns = ["value", "low", "high", *names, "seconds", "stopped", "run"]
-    table = pd.DataFrame(rows, columns=columns).drop_duplicates(names)
+    table = pd.DataFrame(rows, columns=columns)
+    for name in names:  # pandas writes NaN for None among numbers and texts
+        own: list[Any] = [row[name] for row in rows]
+        if None in own:
+            table[name] = pd.Series(own, dtype=object)
+    table = table.drop_duplicates(names)
     return table.sort_values("value", ascending=not maximise, kind="stable").reset_index(drop=True)

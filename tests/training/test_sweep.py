@@ -1,6 +1,8 @@
 """Sweeps: what they try, that they go on where they were stopped, and how the best are shown."""
 
 import importlib.util
+import json
+import math
 import os
 import signal
 import sys
@@ -66,6 +68,9 @@ def test_values_are_lists_or_ranges(given, made):
         ({}, "name what is varied"),
         ({"lr": [0.1, 0.1]}, "values that differ"),
         ({"lr": []}, "values that differ"),
+        ({"lr": [1, 1.0]}, "values that differ"),
+        ({"T": [1, True]}, "values that differ"),
+        ({"model_options.hidden": [[4], "[4]"]}, "values that differ"),
         ({"lr": "1.0..0.1"}, "low < high"),
         ({"lr": {"low": 0, "high": 1, "log": True}}, "above 0 for log"),
         ({"lr": {"low": 0}}, "needs low and high"),
@@ -93,12 +98,13 @@ def test_what_cannot_be_varied_is_refused_before_anything_runs(tmp_path, over, t
         ({"sampler": "sobol"}, "sampler: it must be one of grid, random, tpe"),
         ({"trials": 0}, "trials: it must be a positive whole number"),
         ({"over": {"seed": [0, 1]}, "seeds": 2}, "seed is varied and seeds asks for several too"),
+        ({"base": SMALL | {"seed": 2**63 - 1}, "seeds": 2}, "seed: "),
     ],
 )
 def test_a_wrong_option_of_a_sweep_is_refused_before_anything_runs(tmp_path, options, told):
-    given = {"over": {"lr": [0.1]}} | options
+    given = {"base": SMALL, "over": {"lr": [0.1]}} | options
     with pytest.raises(OptionError, match=told):
-        sweep(SMALL, out=tmp_path / "sweep", **given)
+        sweep(out=tmp_path / "sweep", **given)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -270,6 +276,49 @@ def test_runs_that_stop_are_last_and_say_so(tmp_path):
     assert plotting.sweep_info(found).stopped == 1
 
 
+class LosesSeedOne(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr)
+
+    def step(self, closure):
+        loss = super().step(closure)
+        if torch.initial_seed() == 1:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(math.nan)
+        return loss
+
+
+@pytest.mark.parametrize("metric", ["train_loss", "train_accuracy"])
+def test_a_seed_that_stops_says_nothing_of_the_others(tmp_path, metric):
+    fields = SMALL | {"optimizer": f"{__name__}:LosesSeedOne"}
+    row = sweep(fields, {"lr": [0.1]}, seeds=3, metric=metric, out=tmp_path / "sweep").table.iloc[0]
+    ended = [train(fields, seed=s, optimizer_options={"lr": 0.1}, out=tmp_path / f"{s}", quiet=True) for s in (0, 2)]
+    values = [run.summary["final"][metric] for run in ended]
+    if metric == "train_loss":
+        assert (row["value"], row["low"], row["high"]) == (math.inf, min(values), math.inf)
+    else:
+        assert (row["value"], row["low"], row["high"]) == (-math.inf, -math.inf, max(values))
+    assert "is not finite" in row["stopped"]
+
+
+def test_what_was_varied_keeps_its_values(tmp_path):
+    over = {"evaluate_limit": [10, None], "model_options.hidden": [[4], [8, 8]], "defaults": ["training"]}
+    found = sweep(SMALL, over, out=tmp_path / "sweep")
+    points = {(limit, json.dumps(hidden)) for limit in (10, None) for hidden in ([4], [8, 8])}
+    table = found.table[["evaluate_limit", "model_options.hidden"]]
+    assert set(table.itertuples(index=False, name=None)) == points
+    assert {type(limit) for limit in table["evaluate_limit"]} == {int, type(None)}
+    best = make_config(SMALL, configure(SMALL, {}, {}).plain(), {
+        "evaluate_limit": found.best["evaluate_limit"], "model_options": {"hidden": found.best["model_options.hidden"]},
+    })  # fmt: skip
+    alone = train(best, out=tmp_path / "alone", quiet=True)
+    assert alone.summary["final"]["train_loss"] == found.table["value"].iloc[0]
+    lines = plotting.sweep_info(found).lines
+    assert {(label, *sorted(map(str, x))) for label, (x, *_) in lines.items()} == {
+        ("hidden [4]", "10", "None"), ("hidden [8, 8]", "10", "None"),
+    }  # fmt: skip
+
+
 class Broken(torch.optim.SGD):
     def __init__(self, params, lr=0.1):
         super().__init__(params, lr=lr)
@@ -304,6 +353,22 @@ def test_a_picture_has_a_line_per_value_of_the_second_thing():
     assert lines == {"damping 1": ([0.1, 1.0, 10.0], [1.0, 3.0, 4.0]), "damping 2": ([0.1], [2.0])}
     assert ax.get_xlabel() == "lr"
     assert ax.get_xscale() == "log"
+
+
+@pytest.mark.parametrize("values", [(1.0, 1.000000001), (None, 10), (None, "a"), (True, False), (None, 0.1, "auto")])
+def test_a_picture_has_every_point_whatever_the_values(values):
+    rows = [(lr, value) for lr in (0.1, 1.0) for value in values]
+    table = pd.DataFrame(
+        {"value": np.arange(1.0, len(rows) + 1), "optimizer_options.lr": [lr for lr, _ in rows],
+         "x": pd.Series([value for _, value in rows], dtype=object), "seconds": 1.0, "stopped": "", "run": "x"}
+    )  # fmt: skip
+    table["low"] = table["high"] = table["value"]
+    for shown in (table, table.drop(columns="optimizer_options.lr").iloc[: len(values)]):
+        info = plotting.sweep_info(Sweep(None, "train_loss", False, shown))
+        drawn = np.concatenate([y for _, y, _, _ in info.lines.values()])
+        assert sorted(drawn) == shown["value"].tolist()
+        assert all(len(set(x)) == len(x) for x, *_ in info.lines.values())
+        plotting.sweep(Sweep(None, "train_loss", False, shown))
 
 
 def test_the_command_writes_table_and_picture(tmp_path):
