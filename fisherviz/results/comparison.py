@@ -164,7 +164,7 @@ class Comparison:
         columns = {name: values for name, values in columns.items() if values.keys() & set(self.methods)}
         order = [name for name in metrics.METRICS if name in columns]
         order += [name for name in columns if name not in metrics.METRICS]
-        table = Summary(index=pd.Index(self.methods, name="method"))
+        table = pd.DataFrame(index=pd.Index(self.methods, name="method"))
         for name in order:
             values = [columns[name].get(method) for method in self.methods]
             complete = all(value is not None for value in values)
@@ -175,7 +175,7 @@ class Comparison:
         if "relative_frobenius" in table:
             table = table.sort_values("relative_frobenius", kind="stable", na_position="last")
         table.attrs["notes"] = list(self.notes)
-        return table
+        return Summary.of(table)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write comparison.parquet, comparison.json and arrays.npz into a directory, all three or none.

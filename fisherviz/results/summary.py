@@ -1,6 +1,7 @@
 """A comparison's summary: a DataFrame whose numbers all show, in whatever width there is, as people read them.
 
-Selections of it show alike; what is no longer a table of methods and metrics shows as any DataFrame.
+Selections of it show alike; what holds other numbers than those of the comparison (ranks, ratios, rounded ones) has
+none of their units, and shows as any DataFrame.
 """
 
 from __future__ import annotations
@@ -20,14 +21,28 @@ ERROR = "_stderr"
 class Summary(pd.DataFrame):
     """One row per method, one column per metric; values to three digits with their unit, errors behind ±."""
 
+    _metadata = ["measured"]  # noqa: RUF012 - pandas' way to hand an attribute on to selections
+    measured: pd.DataFrame
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> Summary:
+        """A comparison's numbers: indexed by method, a column per metric and per standard error."""
+        made = cls(table)
+        made.measured = pd.DataFrame(table)
+        return made
+
     @property
     def _constructor(self) -> type[Summary]:
         return Summary
 
     @property
     def _is_summary(self) -> bool:
-        numeric = all(isinstance(name, str) and pd.api.types.is_numeric_dtype(self[name]) for name in self.columns)
-        return self.index.name == "method" and self.columns.is_unique and numeric
+        measured = getattr(self, "measured", None)
+        if measured is None or self.index.name != "method" or not self.columns.is_unique:
+            return False
+        if not (self.index.isin(measured.index).all() and self.columns.isin(measured.columns).all()):
+            return False
+        return pd.DataFrame(self).equals(measured.loc[self.index, self.columns])
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """The metrics' names, and a row of texts per method, its name first."""

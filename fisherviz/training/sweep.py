@@ -55,7 +55,7 @@ class Sweep:
         path: its folder.
         metric: what they are judged by.
         maximise: whether larger is better.
-        table: one row per finished point: value, low and high over the seeds, what was varied (lists as JSON), seconds, run.
+        table: one row per finished point: value, low and high of its seeds, what was varied, seconds, run.
         space: what is varied.
     """
 

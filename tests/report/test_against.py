@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.strategies import floats
 from typer.testing import CliRunner
 
 import fisherviz as fv
@@ -13,6 +15,7 @@ from fisherviz.commands.again import command_of
 from fisherviz.commands.job import Job
 from fisherviz.report import Section, write_report
 from fisherviz.report.against import change
+from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison
 from tests.factory import make_comparison
 from tests.pages import undrawn
@@ -38,6 +41,25 @@ def test_a_change_is_judged_by_the_distance_from_the_best_value():
     assert change("model_decrease", 0.9, 1.3).verdict == "worse"  # 1 is the best
     assert change("off_unit_share", 0.5, 0.6).verdict == "changed"  # a property is neither good nor bad
     assert change("bytes", 2048.0, 1024.0).verdict == "better"
+
+
+@given(floats(0.0, 2.0), floats(0.0, 2.0))
+def test_a_cosine_is_judged_by_its_distance_from_one(before, after):
+    far, near = abs(1 - before), abs(1 - after)
+    verdict = change("frobenius_cosine", before, after).verdict
+    if metrics.show("frobenius_cosine", before) == metrics.show("frobenius_cosine", after):
+        assert verdict == "same"
+    elif abs(far - near) >= 0.0051 * far:
+        assert verdict == ("better" if near < far else "worse")
+    elif abs(far - near) <= 0.0049 * far:
+        assert verdict == ("same" if abs(after - before) < 0.005 * before else "changed")
+
+
+def test_near_one_a_small_change_is_a_large_one():
+    assert change("direction_cosine", 0.990, 0.994).verdict == "better"
+    assert change("direction_cosine", 0.994, 0.990).verdict == "worse"
+    assert change("direction_cosine", 0.9996, 0.9999).verdict == "same"  # both read 1.00
+    assert change("model_decrease", 0.9, 1.1).verdict == "changed"  # as far from 1
 
 
 def test_a_change_within_two_standard_errors_is_none():

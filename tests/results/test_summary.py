@@ -1,5 +1,6 @@
 """What objects print and show: every number in 80 columns, one line of text, HTML in which names stay text."""
 
+import pickle
 import re
 from html.parser import HTMLParser
 
@@ -52,6 +53,42 @@ def test_a_summary_stays_a_data_frame():
     for other in (summary.T, summary.reset_index(), summary.describe(), summary.astype(str), summary.iloc[:0]):
         assert repr(other)
     assert repr(summary.T) == repr(pd.DataFrame(summary).T)
+
+
+@pytest.mark.parametrize(
+    "derived",
+    [
+        lambda s: s / s.loc["kfac"], lambda s: s.rank(), lambda s: s.isna(), lambda s: s > 0.5, lambda s: s.round(1),
+        lambda s: s * 2, lambda s: s - s.min(), lambda s: s.diff(), lambda s: s.astype("float32"),
+        lambda s: s.fillna(0.0), lambda s: s.rename(columns={"kl": "bytes", "bytes": "kl"}),
+    ],
+)  # fmt: skip
+def test_other_numbers_than_those_of_the_comparison_have_none_of_their_units(derived):
+    table = derived(make_comparison().summary())
+    assert repr(table) == repr(pd.DataFrame(table))
+    assert table._repr_html_() == pd.DataFrame(table)._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "selected",
+    [
+        lambda s: s.loc[["kfac", "foof"]], lambda s: s[["bytes", "kl"]], lambda s: s.sort_values("bytes"),
+        lambda s: s.head(2), lambda s: s[s["bytes"] > 0], lambda s: s.copy(), lambda s: s.drop(columns="kl"),
+        lambda s: s.iloc[::-1], lambda s: s.dropna(axis=1), lambda s: s.filter(like="b"),
+        lambda s: pickle.loads(pickle.dumps(s)),
+    ],
+)  # fmt: skip
+def test_a_selection_shows_the_numbers_with_their_units(selected):
+    whole = make_comparison().summary()
+    names, rows = whole.cells()
+    expected = {(row[0], name): cell for row in rows for name, cell in zip(names, row[1:], strict=True)}
+    table = selected(whole)
+    names, rows = table.cells()
+    assert table._is_summary
+    for row in rows:
+        for name, cell in zip(names, row[1:], strict=True):
+            assert cell == expected[row[0], name]
+            assert cell in repr(table)
 
 
 class Cells(HTMLParser):
