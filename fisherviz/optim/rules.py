@@ -156,7 +156,7 @@ class ModelRule(StepRule[D]):
         """η of the quadratic model, the weight decay."""
         self.last: dict[str, float] = {}
         """What the last step did."""
-        self._given: list[tuple[Any, Any]] | None = None
+        self._given: list[tuple[Any, Any, Any]] | None = None
 
     def begin(self, groups: Sequence[Group], defaults: Mapping[str, Any], T: int) -> None:
         """Take λ₀ and η from the optimizer's own damping and weight_decay, which all preconditioned groups share.
@@ -178,19 +178,30 @@ class ModelRule(StepRule[D]):
                 )
         self._given = self._read(groups)
 
-    def _read(self, groups: Sequence[Group]) -> list[tuple[Any, Any]]:
-        return [(group["damping"], group["weight_decay"]) for group in joined(groups)]
+    def _read(self, groups: Sequence[Group]) -> list[tuple[Any, Any, Any]]:
+        return [(group["damping"], group["weight_decay"], group["momentum"]) for group in joined(groups)]
 
     def say_ignored(self, groups: Sequence[Group]) -> None:
-        """Warn once where a group's damping or weight_decay is no longer what the quadratic model uses."""
+        """Warn once where a group's damping, momentum or weight_decay is no longer what the quadratic model uses.
+
+        Raises:
+            ValueError: the groups have different learning rates by now, of which a step takes one.
+        """
         given = self._read(groups)
         if self._given is not None and given != self._given:
             say_once(
-                "a group's damping or weight_decay has changed, which the optimizer with its quadratic model "
-                f"reads only when it is created; λ = {self.lam:g} and η = {self.eta:g} stay: assign opt.lam, or create "
-                "a new optimizer for another weight_decay."
+                "a group's damping, momentum or weight_decay has changed (schedulers that cycle momentum do so), which "
+                "the optimizer with its quadratic model reads only when it is created; "
+                f"λ = {self.lam:g} and η = {self.eta:g} stay: assign opt.lam, or create a new optimizer for another "
+                "momentum or weight_decay."
             )
         self._given = given
+        rates = [float(group["lr"]) for group in joined(groups)]
+        if other := [rate for rate in rates if rate != rates[0]]:
+            raise ValueError(
+                f"groups have lr={rates[0]:g} and lr={other[0]:g}, and the quadratic model joins the preconditioned "
+                "groups with one; give a scheduler one rate for them, or a group approximation='none'."
+            )
 
     def objective(self, loss: Any, parameters: Iterable[nn.Parameter]) -> float:
         """H = loss + η/2 ‖θ‖²; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""

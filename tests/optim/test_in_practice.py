@@ -180,7 +180,7 @@ def test_steps_through_a_checkpoint_that_is_not_reentrant_are_those_without(make
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("key", ["damping", "weight_decay"])
+@pytest.mark.parametrize("key", ["damping", "weight_decay", "momentum"])
 def test_adaptive_kfac_says_once_that_a_changed_group_changes_nothing(key):
     model, (x, y) = net(), data()
     opt = optim.KFAC.paper(model, "categorical")

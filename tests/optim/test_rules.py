@@ -303,6 +303,20 @@ def test_a_joined_group_with_a_value_of_its_own_is_refused(make, option):
         make(model, "categorical", params=groups)
 
 
+@pytest.mark.parametrize("make", [optim.KFAC, optim.HessianFree])
+def test_a_schedule_of_each_group_is_refused_where_one_step_joins_them(make):
+    model, (x, y) = net(), data()
+    groups = [{"params": list(model[0].parameters())}, {"params": list(model[2:].parameters())}]
+    opt = make(model, "categorical", params=groups)
+    plan = torch.optim.lr_scheduler.LambdaLR(opt, [lambda k: 1.0, lambda k: 0.5**k])
+    opt.step(closure_of(opt, model, x, y))
+    plan.step()
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    with pytest.raises(ValueError, match=r"groups have lr=1 and lr=0\.5, and the quadratic model joins"):
+        opt.step(closure_of(opt, model, x, y))
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in model.parameters()]))
+
+
 def test_hessian_free_says_that_a_changed_damping_changes_nothing():
     model, (x, y) = net(), data()
     opt = optim.HessianFree.paper(model, "categorical", iterations=2)
