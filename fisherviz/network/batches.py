@@ -274,6 +274,13 @@ def _as_targets(targets: Any) -> Tensor:
                 f"targets must be a tensor, or numbers that make one, got {type(targets).__name__} ({error}); "
                 "give class indices (N,) or values (N, D)."
             ) from error
+    if targets.layout != torch.strided or targets.is_nested or targets.is_complex() or targets.is_quantized:
+        raise TypeError(
+            "targets must be dense and real tensors, got a sparse, nested, quantised or complex one; convert it with "
+            "to_dense(), torch.nested.to_padded_tensor, dequantize() or torch.view_as_real."
+        )
+    if targets.is_meta:
+        raise TypeError("targets are on the meta device, where tensors have no values; give those of the data.")
     if targets.dim() == 0:
         raise ValueError("targets need a first dimension that counts examples, got a single number.")
     return targets

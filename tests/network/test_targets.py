@@ -71,6 +71,23 @@ def test_what_is_no_number_is_refused_as_a_target(targets):
         split_batch((torch.zeros(2, 2), targets))
 
 
+UNREAL = {
+    "complex": lambda y: y + 1j * y, "complex array": lambda y: (y + 1j).numpy(), "sparse": lambda y: y.to_sparse(),
+    "nested": lambda y: torch.nested.nested_tensor(list(y)), "meta": lambda y: y.to("meta"),
+    "quantised": lambda y: torch.quantize_per_tensor(y.float(), 0.1, 0, torch.qint8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("form", UNREAL)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning", "ignore::DeprecationWarning")
+def test_targets_are_dense_real_numbers(form, likelihood):
+    """Of complex targets the real parts were taken."""
+    net, x, y = nets.mlp(2, 3, 2), nets.vectors(5, 2), torch.rand(5, 2).double()
+    with pytest.raises(TypeError, match=r"targets must be dense and real tensors|targets are on the meta device"):
+        fv.Probe(net, likelihood).fisher((x, UNREAL[form](y)), kind="empirical").to_dense()
+
+
 def test_masked_targets_are_no_labels():
     with pytest.raises(ValueError, match="1 targets are masked"):
         list(Batches((torch.zeros(3, 2), np.ma.array([0, 1, 2], mask=[0, 1, 0]))))
