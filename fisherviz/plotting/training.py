@@ -227,21 +227,24 @@ def _labels(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _curve(label: str, runs: Sequence[Run], metric: str, over: str) -> Curve | None:
+    """The seeds joined at the steps that all of them have: one that is still running ends where it is."""
     column = "seconds_total" if over == "seconds" else over
     found = []
     for run in runs:
         for kind in ("epoch", "step"):
             frame = run.frame(kind)
             if metric in frame:
-                part = frame[[column, metric]].dropna()
-                found.append((part[column].to_numpy(float), part[metric].to_numpy(float)))
+                part = frame[[column, metric]].set_axis(frame["step"]).dropna()
+                found.append(part[~part.index.duplicated(keep="last")])
                 break
     if not found:
         return None
-    length = min(len(x) for x, _ in found)  # a seed that is still running ends where it is
-    x = np.mean([x[:length] for x, _ in found], axis=0)
-    values = np.stack([y[:length] for _, y in found])
-    return Curve(label, x, values.mean(0), values.min(0), values.max(0), len(found))
+    common = found[0].index
+    for part in found[1:]:
+        common = common[common.isin(part.index)]
+    x = np.mean([part.loc[common, column].to_numpy(float) for part in found], axis=0)
+    values = np.stack([part.loc[common, metric].to_numpy(float) for part in found])
+    return Curve(label, x, values.mean(0), values.min(0), values.max(0), len(found)) if len(common) else None
 
 
 def _looks(labels: Sequence[str]) -> dict[str, style.MethodStyle]:

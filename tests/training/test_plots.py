@@ -7,6 +7,8 @@ mpl.use("Agg")
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fisherviz import plotting
 from fisherviz.results.run import Run
@@ -50,6 +52,36 @@ def test_accuracies_are_linear():
 def test_a_seed_that_is_still_running_shortens_its_line():
     (curve,) = plotting.training_info([run(seed=0), run(seed=1, losses=(2.0, 1.0))])
     assert len(curve.x) == 2
+
+
+PLACES = st.lists(st.integers(0, 12), min_size=1, unique=True).map(sorted)
+
+
+@given(st.lists(PLACES, min_size=1, max_size=4), st.sampled_from(["epoch", "step", "examples", "seconds"]), st.data())
+def test_seeds_are_joined_where_all_of_them_were_evaluated(places, over, data):
+    """A seed that was stopped midway and continued has an evaluation there that the others have not."""
+    runs, seen = [], []
+    for seed, steps in enumerate(places):
+        values = {step: data.draw(st.one_of(st.none(), st.floats(0.1, 10))) for step in steps}
+        lines = [
+            {"kind": "epoch", "step": step, "epoch": step / 4, "examples": 10 * step, "seconds": {"total": seed + step},
+             **({} if value is None else {"validation_loss": value})}
+            for step, value in values.items()
+        ]  # fmt: skip
+        runs.append(Run(f"runs/{seed}", {"optimizer": "sgd", "seed": seed}, tuple(lines), {}))
+        seen.append({step: value for step, value in values.items() if value is not None})
+    seen = [one for one in seen if one]
+    shared = sorted(set.intersection(*map(set, seen))) if seen else []
+    if not shared:
+        with pytest.raises(ValueError, match="no run has 'validation_loss' yet"):
+            plotting.training_info(runs, "validation_loss", over)
+        return
+    (curve,) = plotting.training_info(runs, "validation_loss", over)
+    values = np.array([[one[step] for step in shared] for one in seen])
+    np.testing.assert_allclose(curve.middle, values.mean(0))
+    np.testing.assert_allclose([curve.low, curve.high], [values.min(0), values.max(0)])
+    if over != "seconds":
+        np.testing.assert_allclose(curve.x, np.array(shared) * {"epoch": 0.25, "step": 1, "examples": 10}[over])
 
 
 def test_what_is_not_there_is_named():
