@@ -326,7 +326,7 @@ def linear_around_zero(axis: Axis, least: float) -> None:
 
 
 def _decade(value: float) -> str:
-    if 1e-4 < value < 1e5 or value <= 0:
+    if 1e-4 < value < 1e5 or value <= 0 or math.isinf(value):
         return f"{value:g}"
     return f"10{superscript(round(math.log10(value)))}"
 

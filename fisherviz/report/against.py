@@ -140,29 +140,31 @@ def change(name: str, before: float | None, after: float | None, noise: float = 
         return Change(first, second, None, "", 0.0)
     if before == after:
         return Change(first, second, 0.0, "same", 0.0)
-    share = (after - before) / abs(before) if before and math.isfinite(before) and math.isfinite(after) else None
+    share = (after - before) / abs(before) if before else math.inf
     entry = metrics.metric(name)
     far = entry.away(after) - entry.away(before)
     level = abs(far) < SAME * abs(entry.away(before))
-    same = first == second or (level and share is not None and abs(share) < SAME) or abs(after - before) <= 2 * noise
+    same = first == second or (level and abs(share) < SAME) or abs(after - before) <= 2 * noise
     verdict = "same" if same else "changed" if level or entry.best == "none" else "better" if far < 0 else "worse"
-    return Change(first, second, share, verdict, _bar(before, after), _share(before, after))
+    said = share if math.isfinite(share) else None
+    return Change(first, second, said, verdict, _bar(before, after), _share(before, after))
 
 
 def _share(before: float, after: float) -> str:
     """A change in words: a factor where it is large, else a part of the first."""
-    if not before or not math.isfinite(before) or not math.isfinite(after):
+    factor = after / before if before else math.inf
+    if not math.isfinite(before) or not math.isfinite(factor):
         return ""
-    if before * after < 0:
+    if after and (before < 0) != (after < 0):
         return "sign changed"
-    factor = after / before
     return f"× {factor:,.0f}" if factor > 10.995 else f"{100 * (after - before) / abs(before):+.1f} %".replace("-", "−")
 
 
 def _bar(before: float, after: float) -> float:
-    if before * after <= 0:
+    if not before or not after or (before < 0) != (after < 0):
         return math.copysign(50.0, after - before)
-    turns = math.log(after / before, SPAN) * math.copysign(1.0, after) if math.isfinite(after / before) else math.inf
+    turns = (math.log(abs(after)) - math.log(abs(before))) / math.log(SPAN)  # their quotient may overflow
+    turns *= math.copysign(1.0, after)
     return 50.0 * max(-1.0, min(1.0, turns))
 
 

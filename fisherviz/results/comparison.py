@@ -193,6 +193,8 @@ class Comparison:
 
     def to_files(self) -> dict[str, bytes]:
         """The three files' names and contents, for callers that commit them together with other files."""
+        if cut := next((name for name in self.arrays if "\0" in name), None):
+            raise ValueError(f"the name {cut!r} holds a NUL, at which an archive cuts it off; rename the method.")
         table, arrays = io.BytesIO(), io.BytesIO()
         self.frame.to_parquet(table, index=False)
         try:

@@ -209,10 +209,12 @@ def show(name: str, value: float, error: float = 0.0) -> str:
         return human(value)
     if name == "seconds":
         unit, value, error = ("s", value, error) if value >= 0.1 else ("ms", 1000 * value, 1000 * error)
+        if value >= 999.5:
+            return f"{show_number(value)}{f' ± {show_number(error, 2)}' if error else ''} {unit}"
         return f"{value:.3g}{f' ± {error:.2g}' if error else ''} {unit}"
     if not error:
         return show_number(value)
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
+    if value == 0 or 1e-3 <= abs(value) < 1e5 or not 1e-300 < abs(value) < math.inf:
         return f"{show_number(value)} ± {show_number(error, 2)}"
     exponent = math.floor(math.log10(abs(value)))
     value, error = value / 10.0**exponent, error / 10.0**exponent

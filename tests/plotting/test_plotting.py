@@ -2,6 +2,7 @@
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 import fisherviz as fv
 from fisherviz import plotting as plot
 from fisherviz.plotting.reduce import cells_of_matrix, cells_of_operator, reduce_matrix
+from fisherviz.results.comparison import Comparison
 from tests.factory import METHODS, make_comparison
 
 matplotlib.use("Agg")
@@ -360,3 +362,13 @@ def test_a_method_looks_the_same_in_every_picture():
     color = {line.get_label(): line.get_color() for line in many.lines}
     assert few.lines[1].get_color() == color["kfac"]
     assert len(set(color.values())) == len(color)
+
+
+@pytest.mark.parametrize("values", [(1e-5, 1e300), (1e300, 1e307)])
+def test_axes_reach_to_the_ends_of_the_floats(values):
+    """A logarithmic axis has ticks beyond the largest number."""
+    rows = [(m, c, c, "kl", v) for m, v in zip(("kfac", "foof"), values, strict=True) for c in ("all", "0")]
+    frame = pd.DataFrame(rows, columns=["method", "row", "col", "metric", "value"])
+    ax = plot.comparison(Comparison(frame, {"layers": [{"name": "0"}]}), "kl")
+    ax.figure.canvas.draw()
+    assert sorted(float(c.get_offsets()[k, 0]) for c in ax.collections[1:2] for k in (0, 1)) == sorted(values)

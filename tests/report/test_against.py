@@ -1,12 +1,13 @@
 """Two reports on one page: numbers matched by name, changes marked by what they mean, the unmatched named."""
 
 import json
+import math
 import re
 
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis.strategies import floats
+from hypothesis.strategies import floats, sampled_from
 from typer.testing import CliRunner
 
 import fisherviz as fv
@@ -53,6 +54,20 @@ def test_a_cosine_is_judged_by_its_distance_from_one(before, after):
         assert verdict == ("better" if near < far else "worse")
     elif abs(far - near) <= 0.0049 * far:
         assert verdict == ("same" if abs(after - before) < 0.005 * before else "changed")
+
+
+@given(floats(allow_nan=False), floats(allow_nan=False), sampled_from(["kl", "direction_cosine", "off_unit_share"]))
+def test_a_change_is_told_whatever_the_numbers(before, after, name):
+    """Infinite numbers, and those whose quotient is beyond floats, ended in raw errors."""
+    told, back = change(name, before, after), change(name, after, before)
+    assert -50 <= told.bar <= 50
+    assert told.value is None or math.isfinite(told.value)
+    assert told.bar == pytest.approx(-back.bar)
+    if before == after:
+        assert (told.verdict, told.bar) == ("same", 0)
+    elif before and after and (before < 0) == (after < 0):
+        assert told.bar >= 0 if after > before else told.bar <= 0
+    assert {told.verdict, back.verdict} <= {"better", "worse", "same", "changed"}
 
 
 def test_near_one_a_small_change_is_a_large_one():

@@ -9,6 +9,8 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison, load_comparison
@@ -264,6 +266,32 @@ def test_ctrl_c_while_arrays_are_packed_stays_ctrl_c(comparison, tmp_path, monke
 def test_saving_takes_the_same_bytes_twice(comparison):
     assert comparison.to_files()["comparison.json"] == comparison.to_files()["comparison.json"]
     assert pd.read_parquet(io.BytesIO(comparison.to_files()["comparison.parquet"])).equals(comparison.frame)
+
+
+NUMBERS = st.floats(allow_nan=False)
+
+
+@given(NUMBERS, st.floats(0, allow_nan=False), st.sampled_from(["kl", "relative_frobenius", "direction_cosine"]))
+def test_what_is_shown_is_the_number_to_three_digits(value, error, name):
+    """Infinite values with a standard error, and those below 1e-307, ended in raw errors."""
+    shown = metrics.show(name, value, error)
+    mantissa, _, rest = shown.removeprefix("(").partition(" ± ")
+    mantissa, times, power = mantissa.partition("·10")
+    power = rest.partition(")·10")[2] if shown.startswith("(") else power
+    digits = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
+    exponent = int(power.translate(digits) or 0)
+    plain = mantissa.translate(digits).replace(",", "").replace("∞", "inf")
+    assert float(f"{plain}e{exponent}" if "inf" not in plain else plain) == pytest.approx(
+        value, rel=0.006 if not times and abs(value) >= 1e-300 else 0.06, abs=0
+    )
+    assert bool(rest) == (error != 0)
+
+
+def test_a_name_that_an_archive_would_cut_off_is_refused(tmp_path):
+    frame = pd.DataFrame([("a\0b", "all", "all", "kl", 1.0)], columns=["method", "row", "col", "metric", "value"])
+    with pytest.raises(ValueError, match="holds a NUL, at which an archive cuts it off"):
+        Comparison(frame, {}, {"heatmap/a\0b": np.ones((1, 1))}).save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize(
