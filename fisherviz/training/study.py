@@ -116,18 +116,26 @@ def _open(url: str, name: str, maximise: bool, heartbeat: int, ends: ExitStack) 
 
 
 def _check_identity(study: Any, name: str, identity: Mapping[str, Any]) -> None:
-    """Refuse another sweep's study; a new one becomes that of this sweep."""
+    """Refuse another sweep's study, and warn of other data; a new one becomes that of this sweep."""
     plain = json.loads(json.dumps(identity, sort_keys=True))
     found = study.user_attrs.get(ATTRIBUTE)
     if found is None:
         study.set_user_attr(ATTRIBUTE, plain)
         return
+    data = plain.pop("data")
+    known = found.pop("data", data)  # studies that were begun before have none
     found["base"] = BEFORE | found["base"]
     if found != plain:
         wrong = next(key for key in plain if found.get(key) != plain[key])
         raise OptionError(
             f"storage: the study {name!r} is one with {wrong}={found.get(wrong)!r}, not {plain[wrong]!r}; choose "
             "another study or folder, or give the same options to continue it."
+        )
+    if known != data:  # no refusal: processors differ in the last digits of data that are standardised or scaled
+        warnings.warn(
+            f"the study {name!r} was begun with other data ({', '.join(known)}, now {', '.join(data)}), and "
+            "points finished then are ranked beside those of now; choose another folder if the examples differ.",
+            stacklevel=5,
         )
 
 

@@ -143,14 +143,14 @@ def sweep(
         raise OptionError("over: seed is varied and seeds asks for several too; leave one of them out.")
     first = make_config(fields).seed
     make_config(fields, {"seed": first + seeds - 1})
-    _try(fields, space, probes(space, sampler == "grid"), metric)
+    data = _try(fields, space, probes(space, sampler == "grid"), metric)
     folder = Path(out)
     maximise = metric.endswith("accuracy")
     identity = {
         "base": {k: v for k, v in make_config(fields).identity().items() if k not in space},
         "over": {name: dimension.plain() for name, dimension in space.items()},
         "epochs": make_config(fields).epochs, "max_steps": make_config(fields).max_steps,
-        "sampler": sampler, "metric": metric, "seeds": seeds,
+        "sampler": sampler, "metric": metric, "seeds": seeds, "data": data,
     }  # fmt: skip
     with option("out"):
         files.check_place(folder, directory=True)
@@ -191,9 +191,13 @@ def sweep(
     return found
 
 
-def _try(fields: Mapping[str, Any], space: Space, points: list[dict[str, Any]], metric: str) -> None:
-    """Build what a run at each point needs, so that whatever is refused is refused before the first run."""
-    dataset = None
+def _try(fields: Mapping[str, Any], space: Space, points: list[dict[str, Any]], metric: str) -> list[str]:
+    """Build what a run at each point needs, so that whatever is refused is refused before the first run.
+
+    Returns:
+        The fingerprints of the data sets, in the order of their first point.
+    """
+    dataset, seen = None, {}
     for point in points:
         config = configure(fields, space, point, out=None, quiet=True)
         usable(config.device)
@@ -201,7 +205,9 @@ def _try(fields: Mapping[str, Any], space: Space, points: list[dict[str, Any]], 
             session = Session(config, dataset)
         with option("metric"):
             one_of("it", metric, session.metrics)
+        seen[session.dataset.fingerprint] = True
         dataset = None if space.keys() & DATA else session.dataset
+    return list(seen)
 
 
 def _worst(maximise: bool) -> float:

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from benchmarks.trust.injection import forked
 from fisherviz import plotting
 from fisherviz.cli import app
+from fisherviz.datasets import load
 from fisherviz.results.run import load_run
 from fisherviz.support.errors import OptionError
 from fisherviz.training import sweep, train
@@ -248,6 +250,38 @@ def test_another_sweep_in_the_same_study_is_refused(tmp_path):
     sweep(SMALL, {"lr": [0.1]}, out=tmp_path / "sweep")
     with pytest.raises(ValueError, match="the study 'sweep' is one with over="):
         sweep(SMALL, {"lr": [0.2]}, out=tmp_path / "sweep")
+
+
+def made_data():
+    """A loader of one's own, whose examples change with the file that it reads."""
+    whole = load("digits", limit=60)
+    return whole if FACTOR == 1.0 else replace(whole, train=whole.train._replace(inputs=FACTOR * whole.train.inputs))
+
+
+FACTOR = 1.0
+
+
+def test_a_sweep_says_that_it_goes_on_with_other_data(tmp_path, monkeypatch):
+    """Points that were finished before were ranked beside those of the new data."""
+    fields = {key: value for key, value in SMALL.items() if key != "limit"} | {"dataset": f"{__name__}:made_data"}
+    sweep(fields, {"lr": [0.1]}, out=tmp_path / "sweep")
+    assert len(sweep(fields, {"lr": [0.1]}, out=tmp_path / "sweep").table) == 1
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    with pytest.warns(UserWarning, match="the study 'sweep' was begun with other data") as told:
+        sweep(fields, {"lr": [0.1]}, out=tmp_path / "sweep")
+    assert [each.filename for each in told] == [__file__]
+
+
+def test_a_study_that_was_begun_without_a_fingerprint_goes_on(tmp_path):
+    import optuna
+
+    from fisherviz.training.study import ATTRIBUTE, default_storage
+
+    first = sweep(SMALL, {"lr": [0.1]}, out=tmp_path / "sweep")
+    study = optuna.load_study(study_name="sweep", storage=default_storage(tmp_path / "sweep"))
+    study.set_user_attr(ATTRIBUTE, {k: v for k, v in study.user_attrs[ATTRIBUTE].items() if k != "data"})
+    again = sweep(SMALL, {"lr": [0.1]}, out=tmp_path / "sweep")
+    pd.testing.assert_frame_equal(first.table, again.table)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc/self/fd")
