@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fisherviz import datasets
-from fisherviz.network.batches import Batches, count_examples, is_split_batch
+from fisherviz.network.batches import Batches, count_examples, is_split_batch, split_batch
 from fisherviz.support.choices import did_you_mean
 from fisherviz.support.errors import OptionError, option, sentence
 from fisherviz.support.importing import imported
@@ -175,7 +175,9 @@ def _first(batch: Any, count: int | None) -> Any:
     if isinstance(batch, Mapping):
         batch = dict(batch)  # also Hugging Face's BatchEncoding, a mapping that is no dict
     elif isinstance(batch, tuple | list):
-        batch = type(batch)(dict(part) if isinstance(part, Mapping) else part for part in batch)
+        batch = tuple(dict(part) if isinstance(part, Mapping) else part for part in batch)  # also of named fields
+        if len(batch) == 2 and not isinstance(batch[1], Tensor | Mapping):  # numpy, pandas, lists
+            batch = split_batch(batch)
     total = count_examples(batch)
 
     def cut(leaf: Any) -> Any:
