@@ -120,6 +120,8 @@ def _dimension(name: str, given: Any) -> Choices | Range:
             raise OptionError(f"over: {name} needs numbers with low < high, above 0 for log; got {low!r} and {high!r}.")
         return Range(low, high, log, isinstance(low, int) and isinstance(high, int))
     values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if any(value != value for value in values):
+        raise OptionError(f"over: {name} needs values, got {values!r}, of which NaN is none.")
     made = Choices(tuple(values))
     if not values or len(set(made.labels)) < len(values):  # 1, 1.0 and true are one value for Optuna, and for Python
         raise OptionError(f"over: {name} needs values that differ, got {values!r}.")

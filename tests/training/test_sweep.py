@@ -71,6 +71,7 @@ def test_values_are_lists_or_ranges(given, made):
         ({"lr": [0.1, 0.1]}, "values that differ"),
         ({"lr": []}, "values that differ"),
         ({"lr": [1, 1.0]}, "values that differ"),
+        ({"lr": [0.1, math.nan]}, "NaN is none"),
         ({"T": [1, True]}, "values that differ"),
         ({"model_options.hidden": [[4], "[4]"]}, "values that differ"),
         ({"lr": "1.0..0.1"}, "low < high"),
