@@ -20,8 +20,6 @@ EXAMPLE = (
     "--trials 20 --epochs 5 --out sweeps/foof"
 )
 
-RUNS = "runs.csv"
-
 
 @with_flags(Config, COMPLETED | {"model": MODELS})
 def sweep(
@@ -62,13 +60,14 @@ def sweep(
         fields, assignments("--over", over or []), preset=preset, sampler=sampler, trials=trials, metric=metric,
         seeds=seeds, out=out, storage=storage, study=study, heartbeat=heartbeat, say=None if quiet else tell,
     )  # fmt: skip
-    files.write_whole(out / "sweep.png", sweep_picture(found))
+    table, picture = found.files
+    files.write_whole(picture, sweep_picture(found))
     if not quiet:
-        _show(found, out)
-    tell(f"Wrote {out / RUNS} and {out / 'sweep.png'}")
+        _show(found)
+    tell(f"Wrote {table} and {picture}")
 
 
-def _show(found: Sweep, out: Path) -> None:
+def _show(found: Sweep) -> None:
     """The best ten in the terminal."""
     best = [row for _, row in found.table.head(10).iterrows()]
     values = ["stopped" if row["stopped"] else f"{row['value']:.4g}" for row in best]
@@ -79,4 +78,4 @@ def _show(found: Sweep, out: Path) -> None:
         *(Column(name.split(".")[-1], [str(row[name]) for row in best], importance=3) for name in found.varied),
         Column("seconds", [f"{row['seconds']:.2f}" for row in best], importance=2),
     ]
-    print_table(columns, f"best of {len(found.table)} by {found.metric}", f"{out / RUNS} has them")
+    print_table(columns, f"best of {len(found.table)} by {found.metric}", f"{found.files[0]} has them")

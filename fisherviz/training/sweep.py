@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,6 @@ from fisherviz.training.study import (
     work,
 )
 
-TABLE = "runs.csv"
 DATA = {"dataset", "size", "task", "standardise", "limit", "data_seed", "model", "dtype", "device"}
 """Fields that the data set hangs on."""
 
@@ -57,6 +57,7 @@ class Sweep:
         maximise: whether larger is better.
         table: one row per finished point: value, low and high of its seeds, what was varied, seconds, run.
         space: what is varied.
+        suffix: of its files' names, where it is not the folder's own study.
     """
 
     path: Path
@@ -64,6 +65,12 @@ class Sweep:
     maximise: bool
     table: pd.DataFrame
     space: Space = field(default_factory=dict)
+    suffix: str = ""
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The table, which `sweep` writes, and the picture, which the command does."""
+        return self.path / f"runs{self.suffix}.csv", self.path / f"sweep{self.suffix}.png"
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -118,7 +125,7 @@ def sweep(
         seeds: runs per point, with the seeds base.seed, base.seed + 1, ...
         out: folder of this machine's runs, the table and, by default, the study.
         storage: Optuna storage; None: SQLite in `out`. A postgresql:// URL is shared by any number of machines.
-        study: name of the study; None: the folder's name.
+        study: name of the study; None: the folder's name. Another in the folder's own storage has files of its own.
         heartbeat: seconds between a worker's signs of life.
         say: told each finished point, a line at a time.
 
@@ -185,9 +192,10 @@ def sweep(
     named = study or folder.name
     with quietly(), stored(url), opened_study(url, named, maximise, identity, heartbeat, files.held(folder)) as opened:
         work(opened, space, sampler, trials, first, objective)
-        found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise), space)
+        suffix = "" if storage or named == folder.name else _suffix(named)
+        found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise), space, suffix)
     written = found.table.map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)
-    files.write_whole(folder / TABLE, written.rename(columns=no_formula).to_csv(index=False))
+    files.write_whole(found.files[0], written.rename(columns=no_formula).to_csv(index=False))
     return found
 
 
@@ -208,6 +216,12 @@ def _try(fields: Mapping[str, Any], space: Space, points: list[dict[str, Any]], 
         seen[session.dataset.fingerprint] = True
         dataset = None if space.keys() & DATA else session.dataset
     return list(seen)
+
+
+def _suffix(study: str) -> str:
+    """The end of a study's file names: its own, without what is no part of a file's name."""
+    plain = re.sub(r"[^\w.-]+", "_", study)
+    return f"-{plain}" if plain == study else f"-{plain}-{hashlib.sha256(study.encode()).hexdigest()[:6]}"
 
 
 def _worst(maximise: bool) -> float:

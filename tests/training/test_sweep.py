@@ -253,6 +253,21 @@ def test_another_sweep_in_the_same_study_is_refused(tmp_path):
         sweep(SMALL, {"lr": [0.2]}, out=tmp_path / "sweep")
 
 
+@pytest.mark.parametrize("names", [("loss", "accuracy"), ("a/b", "a b")])
+def test_two_studies_in_one_folder_keep_a_table_each(tmp_path, names):
+    """The second replaced the first's; they share the runs."""
+    out = tmp_path / "sweep"
+    studies = {None: "train_loss", names[0]: "validation_loss", names[1]: "validation_accuracy"}
+    found = {name: sweep(SMALL, {"lr": [0.1, 0.3]}, metric=m, study=name, out=out) for name, m in studies.items()}
+    assert found[None].files == (out / "runs.csv", out / "sweep.png")
+    assert len({one.files for one in found.values()}) == 3
+    for one in found.values():
+        table, picture = one.files
+        assert (table.parent, picture.parent) == (out, out)
+        pd.testing.assert_series_equal(pd.read_csv(table)["value"], one.table["value"])
+    assert len(list((out / "runs").iterdir())) == 2
+
+
 def made_data():
     """A loader of one's own, whose examples change with the file that it reads."""
     whole = load("digits", limit=60)
