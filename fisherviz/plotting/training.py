@@ -155,6 +155,8 @@ def monitor_info(source: Any, metric: str | None = None) -> tuple[str, dict[str,
     lines = {}
     for (method, name), part in rows.groupby(["method", "metric"], sort=False):
         label = metrics.metric(str(name)).short if metric == "similarity" else str(method)
+        if metric == "similarity" and rows["method"].nunique() > 1:
+            label = f"{method}, {label}"
         lines[label] = (part["step"].to_numpy(), part["value"].to_numpy())
     return metric, lines
 

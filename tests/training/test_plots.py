@@ -106,5 +106,12 @@ def test_the_monitor_is_drawn_over_steps():
     labels = [t.get_text() for t in plotting.monitor(seen, "similarity").get_legend().get_texts()]
     assert labels == ["factored damping", "eigenvalue damping"]
     assert plotting.monitor(seen, "lambda").get_legend() is None
+    more = [[f"{method}-reduce", layer, name, value / 2] for method, layer, name, value in rows]
+    both = run(records=[{"kind": "monitor", "step": 0, "rows": [*rows, *more]}])
+    lines = {label: y.tolist() for label, (_, y) in plotting.monitor_info(both, "similarity")[1].items()}
+    assert lines == {
+        "kfac, factored damping": [0.7], "kfac, eigenvalue damping": [0.1],
+        "kfac-reduce, factored damping": [0.35], "kfac-reduce, eigenvalue damping": [0.05],
+    }  # fmt: skip
     with pytest.raises(ValueError, match="no 'loss' of the whole network was recorded; it has foof_cosine"):
         plotting.monitor(seen, "loss")
