@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from fisherviz.results.metrics import METRICS
 
 METHODS = (
-    "identity", "diagonal", "layer", "cw-ngd", "kfac-full", "kfac", "kfac-tridiagonal", "ekfac", "foof",
+    "identity", "diagonal", "layer", "cw-ngd", "kfac-full", "kfac", "kfac-tridiagonal", "kfra", "ekfac", "foof",
     "centred", "nearest-kronecker",
 )  # fmt: skip
 DATASETS = (

@@ -23,7 +23,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.optim.packing import pack, unpack
-from fisherviz.statistics import Statistic, add_up
+from fisherviz.statistics import Statistic, add_up, needs_slopes
 from fisherviz.statistics.costs import require_statistics
 from fisherviz.support.processes import Processes, grouped, summed
 
@@ -110,6 +110,11 @@ class Moments:
     def keeps_captures(self) -> bool:
         """Whether captures are needed until the step."""
         return any(self._wants(layer) or self.refines for layer in self.space.layers)
+
+    @property
+    def needs_slopes(self) -> bool:
+        """Whether passes have to show slopes."""
+        return any(needs_slopes(named.values()) for named in self.fresh)
 
     @property
     def refines(self) -> bool:

@@ -99,6 +99,7 @@ class Watching(torch.optim.Optimizer):
             if new:
                 self.moments.positions |= new
                 self.moments.follow(neighbours(made.calls, {layer.name for layer in self.network.structure.generic}))
+        self.network.slopes = self.moments.needs_slopes
 
     def _look(self, made: Pass) -> None:
         """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass.
