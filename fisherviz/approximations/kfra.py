@@ -45,8 +45,8 @@ class KFRA(KFAC):
         """Layers whose H came from the next one, set by `assemble`."""
 
     def prepare(self, layers: Sequence[Layer], positions: Mapping[str, int]) -> None:
-        """Note the layers that have one position."""
-        self.single = frozenset(layer.name for layer in layers if positions.get(layer.name) == 1)
+        """Note the layers that have one position, as far as it is known."""
+        self.single = frozenset(layer.name for layer in layers if positions.get(layer.name, 1) == 1)
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Linear layers of one position that follow one another; whether by an element-wise function, passes tell."""

@@ -290,3 +290,16 @@ def test_training_resumes_bit_for_bit_between_factorisations():
     for x, y in batches[3:]:
         resumed.step(closure_of(resumed, second, x, y))
     assert torch.equal(flat(second), flat(whole))
+
+
+def test_where_the_recursion_stops_training_takes_k_facs_factor():
+    found = []
+    for method in ("kfra", "kfac"):
+        torch.manual_seed(3)
+        model, x = nets.randomised(Residual(1.0)).train(), nets.vectors(12, 3)
+        with torch.no_grad():
+            model.second.weight.zero_()  # what the second layer would pass on
+        optimizer = fv.optim.NaturalGradient(model, "gaussian", method, lr=0.1, damping=0.1, kind="exact")
+        optimizer.step(closure_of(optimizer, model, x, torch.zeros(12, dtype=torch.long)))
+        found.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    assert_matches(found[0]["first.weight"], found[1]["first.weight"], 1e-12)
