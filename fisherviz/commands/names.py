@@ -22,8 +22,8 @@ MODELS = (
     "faces-autoencoder",
 )  # fmt: skip
 OPTIMIZERS = (
-    "kfac", "foof", "cw-ngd", "ekfac", "tengrad", "natural-gradient", "subsampled", "kbfgs", "hessian-free", "sgd",
-    "nesterov", "adam", "lbfgs",
+    "kfac", "foof", "cw-ngd", "ekfac", "tengrad", "natural-gradient", "subsampled", "kbfgs", "hessian-free", "ksd",
+    "sgd", "nesterov", "adam", "lbfgs",
 )  # fmt: skip
 LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
 KINDS = ("exact", "mc", "empirical")

@@ -173,6 +173,7 @@ def test_the_advice_for_a_singular_factor_can_be_followed_where_lambda_is_adapte
         (optim.SubsampledNaturalGradient.paper, (1e-2, 1e-2, 0.0)),
         (optim.KBFGS.paper, (0.3, 0.3, 0.9)),
         (optim.HessianFree.paper, (1.0, 1.0, 0.0)),
+        (optim.KSD.paper, (1.0, 1.0, 0.0)),
         (optim.KFAC.paper, (1.0, 150.0, 0.0)),  # momentum is the rule's
         (lambda m, l: optim.KFAC.paper(m, l, rescale=False, adapt=False), (1.0, 150.0, 0.0)),
     ],
