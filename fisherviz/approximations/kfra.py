@@ -7,7 +7,6 @@ products of expectations for expectations of products at every step down, where 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,9 +19,6 @@ from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Kronecker, Operator
 from fisherviz.operators.factorise import symmetric
 from fisherviz.statistics import Misfit, NextWeight, Setting, SlopeMoment, Statistic
-
-if TYPE_CHECKING:
-    from fisherviz.exact.fisher import Fisher
 
 
 class KFRA(KFAC):
@@ -39,21 +35,21 @@ class KFRA(KFAC):
 
     def __init__(self, setting: Setting = "expand", per_feature: PerFeature = "units") -> None:
         super().__init__(setting, per_feature)
-        self.single: frozenset[str] = frozenset()
-        """Layers of one position, set by `prepare`."""
+        self.positions: Mapping[str, int] = {}
+        """Positions of the layers in the order of execution, as far as they are known, set by `prepare`."""
         self.reached: frozenset[str] = frozenset()
         """Layers whose H came from the next one, set by `assemble`."""
 
     def prepare(self, layers: Sequence[Layer], positions: Mapping[str, int]) -> None:
-        """Note the layers that have one position, as far as it is known."""
-        self.single = frozenset(layer.name for layer in layers if positions.get(layer.name, 1) == 1)
+        """Note the positions."""
+        self.positions = positions
 
     def pairs(self, layers: Sequence[Layer], adjacent: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
         """Linear layers of one position that follow one another; whether by an element-wise function, passes tell."""
         fit = {
             layer.name: i
             for i, layer in enumerate(layers)
-            if layer.name in self.single and layer.factors and isinstance(layer.module, nn.Linear)
+            if self.positions.get(layer.name, 1) == 1 and layer.factors and isinstance(layer.module, nn.Linear)
         }
         return [(fit[row], fit[col]) for row, col in adjacent if row in fit and col in fit]
 
@@ -82,13 +78,16 @@ class KFRA(KFAC):
         self.reached = frozenset(space.layers[row].name for row in fit)
         return block_diagonal(space, made)
 
-    def remarks(self, fisher: Fisher) -> list[str]:
-        """Where the recursion stops, but for the layer that runs last."""
-        last = next(reversed(list(fisher.structure.positions)), None)
-        named = {layer.name for layer in fisher.space.layers if layer.factors} - self.reached - {last}
-        stops = [repr(layer.name) for layer in fisher.space.layers if layer.name in named]
+    def fallbacks(self, layers: Sequence[Layer]) -> list[str]:
+        """Where the recursion stops too, but for the layer that runs last."""
+        last = next(reversed(list(self.positions)), None)
+        stops = [
+            repr(layer.name)
+            for layer in layers
+            if layer.factors and layer.name not in self.reached and layer.name != last
+        ]
         said = (
             f"the recursion does not reach {', '.join(stops)}, which no Linear layer follows through an element-wise "
             "function alone: kfac's G is taken there."
         )
-        return [*super().remarks(fisher), *([said] if stops else [])]
+        return super().fallbacks(layers) + ([said] if stops else [])

@@ -160,7 +160,8 @@ class Search(ModelRule[Krylov]):
         h = self.objective(step.loss, parameters)
         a, value, evaluations = self._minimum(step, space, gradient, h)
         delta, length = space.at(a) if len(a) else {}, self.lr(step)
-        length *= self.region.within(length**2 * float(a @ space.B @ a))
+        form = float(a @ space.B @ a) + self.lam * float(a @ a)  # δᵀ(F + λ + η)δ
+        length *= self.region.within(length**2 * form)
         after = value if length == 1 or not delta else self.reached(step, delta, length)
         for _ in range(_SEARCH):  # what is shorter than the minimum may be higher than the start
             if after <= h:
@@ -237,15 +238,15 @@ class KSD(ByProducts):
     """Krylov subspace descent: BFGS on the loss over a Krylov subspace (Vinyals & Povey 2012).
 
     The loss of the closure's examples never increases by a step. κ keeps the step near, since a mini-batch's minimum
-    over the subspace may be far from that of all data; `KSD.paper` has no such bound. A step takes K + 1 products with
-    F and one evaluation of the closure, or a few, for each iteration of BFGS.
+    over the subspace is far from that of all data once the mini-batch can be fitted; `KSD.paper` has no such bound and
+    is for large batches. A step takes K + 1 products with F and about one evaluation of the closure for each iteration.
 
     Args:
         model: the model.
         likelihood: as for `fv.Probe`; the criterion is its mean nll.
         params: parameter groups, None for all.
         lr: factor on the step that BFGS finds.
-        damping: λ of the preconditioner; without one it changes nothing.
+        damping: λ of the preconditioner, and of F where κ bounds the step; it is not adapted.
         weight_decay: η, part of the objective and of B = F + ηI.
         preconditioner: name or class of an approximation whose damped inverse is P⁻¹; None: I.
         dimension: K, directions beside the last step.
@@ -253,7 +254,7 @@ class KSD(ByProducts):
         kind: of the preconditioner's statistics; the products are with the exact F.
         decay: of the preconditioner's statistics.
         share: of the mini-batch's examples that products with F are taken over; the closure has all of them.
-        kl_clip: κ, as for `NaturalGradient`.
+        kl_clip: κ; the step δ is shortened to δᵀ(F + (λ + η)I)δ ≤ κ.
         output: picks the output tensor from what the model returns.
     """
 

@@ -292,7 +292,7 @@ def test_training_resumes_bit_for_bit_between_factorisations():
     assert torch.equal(flat(second), flat(whole))
 
 
-def test_where_the_recursion_stops_training_takes_k_facs_factor():
+def test_where_the_recursion_stops_training_takes_k_facs_factor_and_says_so(recwarn):
     found = []
     for method in ("kfra", "kfac"):
         torch.manual_seed(3)
@@ -303,3 +303,6 @@ def test_where_the_recursion_stops_training_takes_k_facs_factor():
         optimizer.step(closure_of(optimizer, model, x, torch.zeros(12, dtype=torch.long)))
         found.append({name: p.detach().clone() for name, p in model.named_parameters()})
     assert_matches(found[0]["first.weight"], found[1]["first.weight"], 1e-12)
+    said = [str(w.message) for w in recwarn]
+    assert len(said) == 1
+    assert said[0].startswith("kfra: the recursion does not reach 'first', which")

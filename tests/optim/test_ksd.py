@@ -207,14 +207,15 @@ def test_objectives_that_are_no_numbers_are_gone_round():
     assert opt.last["decrease"] > 0
 
 
-def test_steps_stay_in_the_region_of_the_exact_fisher():
+def test_steps_stay_in_the_region_of_the_damped_fisher():
     model, (x, y) = net(), data(12)
     J = per_example(moments(model, x, exact_vectors))
-    W, kappa = flat(matrices(model)), 1e-4
-    opt = optim.KSD(model, "categorical", kl_clip=kappa)
+    W, kappa, lam, eta = flat(matrices(model)), 1e-4, 0.3, 0.01
+    opt = optim.KSD(model, "categorical", kl_clip=kappa, damping=lam, weight_decay=eta)
     opt.step(closure_of(opt, model, x, y))
     step = flat(matrices(model)) - W
-    assert float((J @ step).square().sum() / len(x)) == pytest.approx(kappa, rel=1e-6)
+    form = (J @ step).square().sum() / len(x) + (lam + eta) * step.square().sum()
+    assert float(form) == pytest.approx(kappa, rel=1e-6)
 
 
 def test_a_share_of_the_examples_is_enough_for_its_products(monkeypatch):
