@@ -164,6 +164,7 @@ OPTIMIZERS: dict[str, tuple[Make, Make | None]] = {
     "Subsampled, layers": preset(optim.SubsampledNaturalGradient, structure="layer"),
     "KBFGS": preset(optim.KBFGS),
     "HessianFree": preset(optim.HessianFree),
+    "KSD": preset(optim.KSD),
     "NaturalGradient, diagonal": (natural("diagonal"), None),
     "NaturalGradient, foof": (natural("foof"), None),
 }

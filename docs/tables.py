@@ -169,6 +169,7 @@ OPTIMIZERS: dict[str, tuple[type[fv.optim.NaturalGradient], dict[str, object]]] 
     "SubsampledNaturalGradient": (fv.optim.SubsampledNaturalGradient, {}),
     "KBFGS": (fv.optim.KBFGS, {"data": torch.zeros(1, 1)}),
     "HessianFree": (fv.optim.HessianFree, {}),
+    "KSD": (fv.optim.KSD, {}),
     "NaturalGradient": (fv.optim.NaturalGradient, {"method": "kfac"}),
 }
 

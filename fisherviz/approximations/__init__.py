@@ -5,6 +5,7 @@ from fisherviz.approximations.centred import Centred
 from fisherviz.approximations.exact import LayerWise
 from fisherviz.approximations.fitting import FAILURES
 from fisherviz.approximations.kfac_full import KFACFull, KFACTridiagonal
+from fisherviz.approximations.kfra import KFRA
 from fisherviz.approximations.kronecker import EKFAC, FOOF, KFAC
 from fisherviz.approximations.nearest import NearestKronecker
 from fisherviz.approximations.registry import approximate, approximations, make, register, resolve
@@ -19,6 +20,7 @@ _OURS: dict[str, type[Approximation]] = {
     "kfac-full": KFACFull,
     "kfac": KFAC,
     "kfac-tridiagonal": KFACTridiagonal,
+    "kfra": KFRA,
     "ekfac": EKFAC,
     "foof": FOOF,
     "centred": Centred,
@@ -33,6 +35,7 @@ __all__ = [
     "FAILURES",
     "FOOF",
     "KFAC",
+    "KFRA",
     "Approximation",
     "Centred",
     "Diagonal",

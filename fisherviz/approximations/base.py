@@ -232,7 +232,7 @@ class Approximation(LayeredMatrix, ABC):
         layers = fisher.space.layers
         if generic := [layer.name for layer in layers if not layer.structured and not self._handles(layer)]:
             out.append(f"no structure for layers {', '.join(map(repr, generic))}; the exact diagonal is taken there.")
-        out += self.both_ways(layers)
+        out += self.fallbacks(layers)
         if self.takes_factors and (scales := [layer.name for layer in layers if layer.own_inputs]):
             part = "2 x 2 block of each" if self.per_feature == "units" else self.per_feature
             out.append(
@@ -246,8 +246,8 @@ class Approximation(LayeredMatrix, ABC):
             )
         return out
 
-    def both_ways(self, layers: Sequence[Layer]) -> list[str]:
-        """What is taken of weights whose uses are the transposes of one another, if there are any."""
+    def fallbacks(self, layers: Sequence[Layer]) -> list[str]:
+        """What the matrix that was built last takes of weights whose uses are the transposes of one another."""
         out = []
         for handled, what in ((False, "the exact diagonal"), (True, self.of_both_uses)):
             tied = [repr(layer.name) for layer in layers if layer.both_ways and self._handles(layer) is handled]

@@ -118,7 +118,7 @@ class KFACTridiagonal(KFACFull):
 
     def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """F̂ over the chain of layers; layers without structure keep their own operator."""
-        chain = _chain([i for i, op in enumerate(operators) if isinstance(op, Kronecker)], list(couplings))
+        chain = in_chain([i for i, op in enumerate(operators) if isinstance(op, Kronecker)], list(couplings))
         if not chain:
             return block_diagonal(space, operators)
         kroneckers = [op for op in (operators[i] for i in chain) if isinstance(op, Kronecker)]
@@ -137,7 +137,7 @@ class KFACTridiagonal(KFACFull):
         return LayeredMatrix(space, Permuted(parts, [chain, *([i] for i in rest)]))
 
 
-def _chain(positions: list[int], pairs: list[tuple[int, int]]) -> list[int]:
+def in_chain(positions: list[int], pairs: list[tuple[int, int]]) -> list[int]:
     """All positions, ordered so that coupled ones stand side by side."""
     following = dict(pairs)
     starts = [i for i in positions if i not in following.values()]

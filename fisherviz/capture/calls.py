@@ -61,13 +61,20 @@ class Call:
     version: int
     edge: GradientEdge
     shape: torch.Size
-    source: Node | None = None
+    origin: GradientEdge | None = None
     """Where the input stands in the graph; None for data."""
     layout: Layout = Layout.FIRST
     examples: int = 0
     """N; 0 as long as it is not known which rows are whose."""
     joins: tuple[GradientEdge, ...] = ()
     """Where the output of a shared layer becomes each example's, (N, ...); none where there is one example."""
+    slopes: Tensor | None = None
+    """Derivatives (N, d) of an element-wise function between its output and the next layer; see `capture.slopes`."""
+
+    @property
+    def source(self) -> Node | None:
+        """The node at `origin`."""
+        return None if self.origin is None else self.origin.node
 
     @property
     def intact(self) -> bool:

@@ -28,11 +28,14 @@ class Capture:
         a: inputs with the 1 appended, (N, T, da) or (N, T, groups, da).
         g: pseudo-gradients of K backpropagated vectors, (K, N, T, dg) or (K, N, T, groups, dg).
         counted: positions (N, T) that averages are taken over, where some are left out, at which g is zero; None: all.
+        slopes: derivatives (N, dg) of an element-wise function that the output goes to, in the type that they were
+            computed in, where they are wanted and there are such.
     """
 
     a: Tensor
     g: Tensor
     counted: Tensor | None = None
+    slopes: Tensor | None = None
 
     @property
     def examples(self) -> int:
@@ -72,8 +75,9 @@ class Capture:
 
     @property
     def bytes(self) -> int:
-        """Memory held by a and g."""
-        return self.a.numel() * self.a.element_size() + self.g.numel() * self.g.element_size()
+        """Memory held by a, g and slopes."""
+        held = self.tensors if self.slopes is None else (*self.tensors, self.slopes)
+        return sum(t.numel() * t.element_size() for t in held)
 
     @property
     def gradients(self) -> Tensor:
@@ -117,19 +121,20 @@ class Capture:
 
     def select_vectors(self, start: int, stop: int) -> Capture:
         """Vectors start..stop."""
-        return Capture(self.a, self.g[start:stop], self.counted)
+        return replace(self, g=self.g[start:stop])
 
     def to(self, dtype: torch.dtype) -> Capture:
         """In another precision."""
-        return Capture(self.a.to(dtype), self.g.to(dtype), self.counted)
+        return replace(self, a=self.a.to(dtype), g=self.g.to(dtype))
 
     def select(self, start: int, stop: int) -> Capture:
         """Examples start..stop."""
-        return Capture(self.a[start:stop], self.g[:, start:stop], some(self.counted, slice(start, stop)))
+        here = slice(start, stop)
+        return Capture(self.a[here], self.g[:, here], some(self.counted, here), some(self.slopes, here))
 
     def take(self, rows: Tensor) -> Capture:
         """Examples by their positions (R,)."""
-        return Capture(self.a[rows], self.g[:, rows], some(self.counted, rows))
+        return Capture(self.a[rows], self.g[:, rows], some(self.counted, rows), some(self.slopes, rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd.graph import GradientEdge
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
@@ -207,14 +208,15 @@ class Recorder:
             return
         self.types.add(output.dtype)
         module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
-        source, place = x.grad_fn, (made(output), output.shape)
+        origin = None if x.grad_fn is None else GradientEdge(x.grad_fn, x.output_nr)
+        place = (made(output), output.shape)
         if goes_on(module):
-            found = given(output, source, module)
+            found = given(output, x.grad_fn, module)
             if found is None:
                 return
             place = found
         x = x.detach().clone() if layer.name in self.cloned else x.detach()
-        self.calls.append(Call(layer, module, x, x._version, *place, source, layout, examples))
+        self.calls.append(Call(layer, module, x, x._version, *place, origin, layout, examples))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""
@@ -260,7 +262,7 @@ def _used(shown: Sequence[tuple[Call, Tensor]]) -> Capture:
     """Inputs that are multiplied."""
     a, g = beside([call.inputs for call, _ in shown], 1), beside([g for _, g in shown], 2)
     dtype = torch.promote_types(a.dtype, g.dtype)  # under autocast the output has another type than the input
-    return Capture(a.to(dtype), g.to(dtype))
+    return Capture(a.to(dtype), g.to(dtype), slopes=shown[0][0].slopes if len(shown) == 1 else None)
 
 
 def _read(shown: Sequence[tuple[Call, Tensor]]) -> TokenCapture:
@@ -295,7 +297,7 @@ def absent(layer: Layer, vectors: int, n: int, like: Tensor) -> AnyCapture:
         return TiedCapture(read, used, layer.one_hot)
     if layer.one_hot:
         return TokenCapture(unread.long(), unread, unused, da)
-    return Capture(like.new_zeros(n, 1, *groups, da), unused)
+    return Capture(like.new_zeros(n, 1, *groups, da), unused, slopes=like.new_zeros(n, rows))
 
 
 def beside(parts: Sequence[Tensor], axis: int) -> Tensor:

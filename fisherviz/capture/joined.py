@@ -40,7 +40,9 @@ def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
         every = [c.g.new_ones(c.g.shape[1:3], dtype=torch.bool) if c.counted is None else c.counted for c in shown]
         counted = torch.cat([_padded(part, 1, positions) for part in every])
     if structured:
-        return Capture(torch.cat([_padded(c.a, 1, positions) for c in structured]), g, counted)
+        slopes = [c.slopes for c in structured if c.slopes is not None]
+        found = torch.cat(slopes) if len(slopes) == len(structured) else None
+        return Capture(torch.cat([_padded(c.a, 1, positions) for c in structured]), g, counted, found)
     tokens = torch.cat([_padded(c.tokens, 1, positions) for c in read])
     weights = torch.cat([_padded(c.weights, 1, positions) for c in read])
     return TokenCapture(tokens, weights, g, read[0].vocabulary, counted)

@@ -48,6 +48,8 @@ class Network:
         self.recorder = Recorder(model, layers)
         self.capture_bytes = CAPTURE_BYTES
         """A batch is cut so that the captures of one piece stay below this."""
+        self.slopes = False
+        """Whether passes show derivatives of what stands between layers; see `capture.slopes`."""
         self._held = False
 
     @property
@@ -106,6 +108,15 @@ class Network:
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds no hooks."""
         return {**self.__dict__, "_held": False}
+
+    @contextlib.contextmanager
+    def showing(self, slopes: bool) -> Iterator[None]:
+        """Whether passes show slopes, for the length of a call."""
+        before, self.slopes = self.slopes, slopes
+        try:
+            yield
+        finally:
+            self.slopes = before
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from fisherviz.capture.look import LOOKS, PARTLY, counts_examples, elsewhere, lo
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import confirmed_captures, densified, generic_captures
 from fisherviz.capture.reach import indicators, marked
+from fisherviz.capture.slopes import with_slopes
 from fisherviz.capture.structure import PathChanged
 from fisherviz.capture.witness import Witness
 from fisherviz.network.batches import Inputs, count_examples, move, select
@@ -113,6 +114,7 @@ def _piece(network: Network, vectors: VectorSource) -> tuple[int, int]:
     """
     z, (fixed, per_vector) = network.structure.example_output, network.structure.example_bytes
     assert z is not None
+    fixed += per_vector * network.slopes  # no more of them than of gradients
     k, limit = vectors.count(z), at_once(network.capture_bytes, torch.empty(0, dtype=torch.uint8, device=z.device))
     if fixed + per_vector * k <= limit:
         return limit // (fixed + per_vector * k), max(1, k)
@@ -177,6 +179,7 @@ def shown(
         generic: whether layers without structure are wanted.
         keep: whether the graph is needed afterwards.
     """
+    calls = with_slopes(calls) if network.slopes else calls
     u = v if counted is None else torch.cat([v, indicators(network.likelihood, z.detach(), counted)])
     found_at = backpropagate(z, calls, u, keep=keep)
     made = {name: capture_calls(calls[name], gradients) for name, gradients in found_at.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from fisherviz.results.metrics import METRICS
 
 METHODS = (
-    "identity", "diagonal", "layer", "cw-ngd", "kfac-full", "kfac", "kfac-tridiagonal", "ekfac", "foof",
+    "identity", "diagonal", "layer", "cw-ngd", "kfac-full", "kfac", "kfac-tridiagonal", "kfra", "ekfac", "foof",
     "centred", "nearest-kronecker",
 )  # fmt: skip
 DATASETS = (
@@ -22,8 +22,8 @@ MODELS = (
     "faces-autoencoder",
 )  # fmt: skip
 OPTIMIZERS = (
-    "kfac", "foof", "cw-ngd", "ekfac", "tengrad", "natural-gradient", "subsampled", "kbfgs", "hessian-free", "sgd",
-    "nesterov", "adam", "lbfgs",
+    "kfac", "foof", "cw-ngd", "ekfac", "tengrad", "natural-gradient", "subsampled", "kbfgs", "hessian-free", "ksd",
+    "sgd", "nesterov", "adam", "lbfgs",
 )  # fmt: skip
 LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
 KINDS = ("exact", "mc", "empirical")

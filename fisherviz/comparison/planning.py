@@ -18,7 +18,10 @@ from fisherviz.statistics import (
     CrossInputFactor,
     CrossOutputFactor,
     InputFactor,
+    Misfit,
+    NextWeight,
     OutputFactor,
+    SlopeMoment,
     Statistic,
     UnitBlocks,
 )
@@ -155,6 +158,12 @@ def _statistic(statistic: Statistic, of: Sequence[LayerCosts]) -> tuple[float, i
         return rows * row.da * col.da, row.da * col.da
     if isinstance(statistic, CrossOutputFactor):
         return rows * row.vectors * row.dg * col.dg, row.dg * col.dg
+    if isinstance(statistic, SlopeMoment):
+        return symmetric_cost(row.examples, row.dg), row.dg**2
+    if isinstance(statistic, NextWeight):  # by which the next layer's factor is multiplied from both sides
+        return row.dg * col.dg * (row.dg + col.dg), row.dg * col.dg
+    if isinstance(statistic, Misfit):
+        return row.columns * row.dg * col.dg, 1
     if isinstance(statistic, UnitBlocks):
         units = row.groups * row.dg
         return row.units + CHOLESKY * units * row.da**3, units * row.da**2

@@ -27,6 +27,7 @@ class Held:
         uneven: whether batches differ in their numbers of these.
         ragged: whether batches differ in their numbers of positions, so that passes must not read them as one.
         processes: that hold the others.
+        slopes: whether they were taken with slopes.
     """
 
     own: list[Batch]
@@ -34,6 +35,7 @@ class Held:
     uneven: bool
     ragged: bool
     processes: Processes
+    slopes: bool = False
     _whole: dict[str, AnyCapture] | None = None
 
     def whole(self, device: torch.device) -> dict[str, AnyCapture]:

@@ -28,7 +28,7 @@ from fisherviz.network.batches import Batches
 from fisherviz.network.layers import LayerInfos
 from fisherviz.network.space import ParameterSpace
 from fisherviz.network.vectors import NoVectors, SampledVectors, make_vectors
-from fisherviz.statistics import Statistic, add_up
+from fisherviz.statistics import Statistic, add_up, needs_slopes
 from fisherviz.statistics.costs import require_statistics
 from fisherviz.statistics.examples import Examples
 from fisherviz.support.choices import one_of
@@ -159,24 +159,25 @@ class Passes:
                 "make a new one with probe.fisher(...)."
             )
 
-    def _pass(self, begin: Callable[[], Consumer], *, gradients: bool = True) -> None:
+    def _pass(self, begin: Callable[[], Consumer], *, gradients: bool = True, slopes: bool = False) -> None:
         """One pass over the data; captures stay in memory where they fit.
 
         Args:
             begin: gives what consumes the batches; asked again where the pass starts anew.
             gradients: whether vectors are backpropagated.
+            slopes: whether captures have them.
         """
         kept = self._kept
-        if kept.held is not None and self.keeps_captures:
+        if kept.held is not None and self.keeps_captures and (kept.held.slopes or not slopes):
             consume = begin()
             with self.processes.agreeing("captures that are kept"):
                 self.check_unchanged()
                 for batch in kept.held.own:
                     consume(batch)
             return
-        found = self._over(self.vectors if gradients else NoVectors(), begin, keep=gradients)
-        if found is not None:
-            self._kept.held = found
+        with self.network.showing(slopes):
+            found = self._over(self.vectors if gradients else NoVectors(), begin, keep=gradients)
+        self._kept.held = found or self._kept.held
 
     def _over(
         self, vectors: VectorSource, begin: Callable[[], Consumer], *, keep: bool, labels: bool = False
@@ -222,8 +223,7 @@ class Passes:
         """Make sure that the network has been seen running: the layers' paths and positions are known."""
         if not self.structure.looked:
             with self.processes.agreeing("a first look at the network"):
-                inputs, _ = next(iter(self.data))
-                look(self.network, inputs)
+                look(self.network, next(iter(self.data))[0])
 
     def fresh(self) -> Self:
         """The same Fisher with nothing computed and no pass timed yet."""
@@ -290,7 +290,7 @@ class Passes:
                 start = now
 
         if unknown := [s for key, s in wanted.items() if not self._knows(key)]:
-            self._pass(begin, gradients=any(s.needs_gradients for s in unknown))
+            self._pass(begin, gradients=any(s.needs_gradients for s in unknown), slopes=needs_slopes(unknown))
         else:
             self.check_unchanged()
         add_up(fresh.values(), self.processes)

@@ -106,4 +106,4 @@ class Run:
         if sum(map(concatenated_bytes, layers)) > min(limits):
             return None  # batches of different lengths, padded to the longest
         vectors = {extent.vectors for layer in layers for extent in layer}
-        return Held(own, max(vectors), len(vectors) > 1, any(map(ragged, layers)), self.processes)
+        return Held(own, max(vectors), len(vectors) > 1, any(map(ragged, layers)), self.processes, self.network.slopes)

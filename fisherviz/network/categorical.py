@@ -178,7 +178,9 @@ class Categorical(Likelihood):
         if (z.dim() == 2 and counted is None) or not bool(gradient.any()):
             return None
         gradient = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-        labels = gradient.argmin(self.class_axis)
+        # of an example that is fitted to rounding no entry is negative: its label is the class that is certain
+        negative = gradient.amin(self.class_axis) < 0
+        labels = torch.where(negative, gradient.argmin(self.class_axis), z.argmax(self.class_axis))
         scores = self.score(z.to(gradient), labels if counted is None else labels.masked_fill(~counted, _LEFT_OUT))
         c = float((gradient * scores).sum() / scores.square().sum())
         size = float(torch.linalg.vector_norm(gradient))

@@ -11,7 +11,7 @@ for plain SGD. `T` is the number of steps between factorisations; the signatures
   `opt.last` show what it did; plain it is KFAC(rescale=False, adapt=False).
 - `TENGraD`: exact layer blocks by Woodbury.
 - `SubsampledNaturalGradient`: the whole Fisher or its layers by Woodbury, from fisher_data=.
-- `KBFGS`, `HessianFree`: need `step(closure)`.
+- `KBFGS`, `HessianFree`, `KSD`: need `step(closure)`.
 - `penalty`: no optimizer, but what keeps earlier tasks while a later one is trained (elastic weight consolidation),
   from any approximation.
 
@@ -29,6 +29,7 @@ NaN may be skipped; if it is in the step, `step()` raises.
 from fisherviz.optim.hessian_free import HessianFree
 from fisherviz.optim.kbfgs import KBFGS
 from fisherviz.optim.kfac import KFAC
+from fisherviz.optim.ksd import KSD
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.penalty import Penalty, penalty
 from fisherviz.optim.presets import CWNGD, EKFAC, FOOF, TENGraD
@@ -40,6 +41,7 @@ __all__ = [
     "FOOF",
     "KBFGS",
     "KFAC",
+    "KSD",
     "HessianFree",
     "NaturalGradient",
     "Penalty",

@@ -23,6 +23,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.optim.packing import pack, unpack
+from fisherviz.optim.selection import say_once
 from fisherviz.statistics import Statistic, add_up
 from fisherviz.statistics.costs import require_statistics
 from fisherviz.support.processes import Processes, grouped, summed
@@ -58,7 +59,7 @@ class Moments:
         held = [statistic for named in self.fresh for statistic in named.values()]
         require_statistics(held, layers, torch.empty(0, device=self.device), copies=2)
         self.refined: list[Named] = [{} for _ in self.space.layers]
-        self._defer = defer
+        self._defer, self._said = defer, set[str]()
         self.deferred = [self._deferring(named) for named in self.average]
         self._rows: dict[tuple[int, str], list[tuple[Tensor, float, int]]] = {}
         self.window: list[dict[str, AnyCapture]] = []
@@ -289,7 +290,12 @@ class Moments:
             for (i, j), v in zip(self.pairs, self.values[n:], strict=True)
             if v and i in there and j in there
         }
-        return self.approximation.build(space, [own[i] for i in there], couplings)
+        matrix = self.approximation.build(space, [own[i] for i in there], couplings)
+        for sentence in self.approximation.fallbacks(space.layers):
+            if sentence not in self._said:
+                self._said.add(sentence)
+                say_once(f"{self.approximation.name}: {sentence}")
+        return matrix
 
     def _complete(self, layer: Layer, values: Mapping[str, Any]) -> bool:
         return set(self.approximation.needs(layer)) <= set(values) and (not self._wants(layer) or "capture" in values)

@@ -8,7 +8,8 @@ are in the files of their optimizers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -111,6 +112,12 @@ class Step:
 
     def evaluate(self) -> Any:
         """The closure's loss at the present weights: not a training pass, and what it does to the model is undone."""
+        with self.again() as closure:
+            return closure()
+
+    @contextmanager
+    def again(self) -> Iterator[Callable[[], Any]]:
+        """The closure, to be called at other weights; the gradients that it leaves are there until the end alone."""
         assert self.closure is not None
         gradients = {p: p.grad for p in self.group_of}
         # by value where the next backward of DistributedDataParallel may overwrite the memory of those that it gave
@@ -119,7 +126,7 @@ class Step:
             p.grad = None
         try:
             with self.watcher.away(), as_guest(self.watcher.model, hooks=True):
-                return self.closure()
+                yield self.closure
         finally:
             for p, g in gradients.items():
                 p.grad = g.copy_(values[p]) if g is not None and p in values else g

@@ -14,17 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
-from fisherviz.network.vectors import KINDS
-from fisherviz.operators.damping import Tikhonov, as_damping
-from fisherviz.optim.directions import Directions, Step
-from fisherviz.optim.gradients import Moves, Tensors, matrix_of, split_matrix
-from fisherviz.optim.optimizer import NaturalGradient
-from fisherviz.optim.options import MODEL, NaturalGradientOptions, require_known
-from fisherviz.optim.preconditioner import Preconditioner
+from fisherviz.optim.by_products import ByProducts, Products, shifted
+from fisherviz.optim.directions import Step
+from fisherviz.optim.gradients import Tensors
+from fisherviz.optim.options import MODEL, require_known
 from fisherviz.optim.quadratic import FisherForms, combine, dot
-from fisherviz.optim.rules import ModelRule, StepRule, descend
+from fisherviz.optim.rules import ModelRule, descend
 from fisherviz.support import choices, timing
 
 SPACING = 1.3
@@ -41,7 +37,7 @@ Iterate = tuple[int, Tensors, float]
 """Iteration, solution, and M there less M(0)."""
 
 
-class ConjugateGradients(Directions):
+class ConjugateGradients(Products):
     """Solutions of (F + shift I) x = −∇h by products with the exact F, from the decayed last solution.
 
     Args:
@@ -51,58 +47,20 @@ class ConjugateGradients(Directions):
         carry: factor on the last solution.
     """
 
-    inputs = True
-
     def __init__(self, iterations: int, preconditioned: bool, tolerance: float = 5e-4, carry: float = 0.95) -> None:
+        super().__init__(preconditioned)
         choices.count("iterations", iterations)
         choices.number("tolerance", tolerance, 0.0)
         choices.number("carry", carry, 0.0, 1.0)
-        self.iterations, self.tolerance, self.carry, self.captures = iterations, tolerance, carry, preconditioned
-        self.start: Tensors = {}
-
-    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
-        """The last solution."""
-        return {"start": {names[p]: d.clone() for p, d in self.start.items()}}
-
-    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Restore what `state_dict` gave."""
-        self.start = {parameters[name]: d.to(parameters[name].device) for name, d in state["start"].items()}
-
-    def of(self, step: Step) -> Moves:
-        """Not without the quadratic model's λ: see `iterates`."""
-        raise NotImplementedError("conjugate gradients solve for the quadratic model of HessianFree's own step rule.")
+        self.iterations, self.tolerance, self.carry = iterations, tolerance, carry
 
     def iterates(self, step: Step, gradient: Tensors, shift: float) -> list[Iterate]:
         """Iterates towards the minimum of the quadratic model, the last one last."""
         forms = FisherForms(step.watcher, step.watcher.network.likelihood, step.inputs)
-
-        def product(d: Tensors) -> Tensors:
-            return combine([(1.0, forms.product(d)), (shift, d)])
-
+        product = shifted(forms.product, shift)
         found = self.conjugate_gradients(product, gradient, self.preconditioning(step, shift))
         self.start = found[-1][1]
         return found
-
-    @timing.part("inversion")
-    def preconditioning(self, step: Step, shift: float) -> Callable[[Tensors], Tensors]:
-        """What is applied to residuals: the damped inverse of the approximation, where there is one."""
-        if not self.captures:
-            return lambda d: d
-        step.moments.advance(step.decay, True, keep=False)
-        layers = step.moments.space.layers
-        made = Preconditioner(step.moments.build(), {layer.name: Tikhonov(shift) for layer in layers}, False)
-
-        def solve(d: Tensors) -> Tensors:
-            solved = made.solve(
-                {layer.name: matrix_of(layer, d).reshape(-1) for layer in step.active if made.has(layer)}
-            )
-            out = dict(d)
-            for layer in step.active:
-                if layer.name in solved:
-                    out |= {p: x for p, x in split_matrix(layer, solved[layer.name]).items() if p in d}
-            return out
-
-        return solve
 
     @timing.part("inversion")
     def conjugate_gradients(
@@ -215,7 +173,7 @@ class HessianFreeKeywords(TypedDict, total=False):
     min_damping: float
 
 
-class HessianFree(NaturalGradient):
+class HessianFree(ByProducts):
     """Hessian-free optimization with the Fisher (Martens 2010; K-FAC paper, section 6.4).
 
     The bounds of κ and λ are for mini-batches, whose model a solve fits too well; `HessianFree.paper` has none.
@@ -258,23 +216,12 @@ class HessianFree(NaturalGradient):
         output: Callable[[Any], Tensor] | None = None,
         **options: Unpack[HessianFreeKeywords],
     ) -> None:
-        rule = as_damping(damping)
-        if not isinstance(rule, Tikhonov) or rule.value <= 0:
-            raise ValueError(f"damping must be a positive number, got {damping!r}.")
-        choices.one_of("kind", kind, KINDS)
         require_known(type(self), options)
-        solver = {key: options[key] for key in ("tolerance", "carry") if key in options}
-        self._solver = ConjugateGradients(iterations, preconditioner is not None, **solver)
+        own = {key: options[key] for key in ("tolerance", "carry") if key in options}
+        solver = ConjugateGradients(iterations, preconditioner is not None, **own)
         super().__init__(
-            model, likelihood, "identity" if preconditioner is None else preconditioner, params=params, lr=lr,
-            damping=damping, momentum=0.0, weight_decay=weight_decay, decay=decay, kind=kind, output=output,
+            model, likelihood, solver, LineSearch(), preconditioner=preconditioner, damping=damping, kind=kind,
+            params=params, lr=lr, weight_decay=weight_decay, decay=decay, output=output,
             kl_clip=options.get("kl_clip", MODEL["kl_clip"]),
             min_damping=options.get("min_damping", MODEL["min_damping"]),
         )  # fmt: skip
-
-    def _compose(self, options: NaturalGradientOptions, defaults: dict[str, Any]) -> tuple[Directions, StepRule[Any]]:
-        return self._solver, LineSearch()
-
-    def _settle(self, generic: list[Layer]) -> list[Layer]:
-        # the products take every layer; structure is for the preconditioner alone
-        return super()._settle(generic) if self._captures else list(self.layers)

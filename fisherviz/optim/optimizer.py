@@ -243,7 +243,7 @@ class NaturalGradient(Watching):
 
         Args:
             closure: zeroes the gradients, evaluates the loss, backpropagates and returns it; its forward counts.
-                Needed, and evaluated again at other weights, with adapt=True and by KBFGS and HessianFree.
+                Needed, and evaluated again at other weights, with adapt=True and by KBFGS, HessianFree and KSD.
 
         Returns:
             What the closure returned at the old weights.

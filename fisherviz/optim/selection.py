@@ -118,8 +118,6 @@ def settle(
     """
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
         say_once("BatchNorm in training mode couples the examples; the Fisher is that of each example given the rest.")
-    for sentence in approximation.both_ways(layers):
-        say_once(sentence)
     if not generic:
         return list(layers)
     names = ", ".join(repr(layer.name) for layer in generic)

@@ -35,6 +35,7 @@ from fisherviz.capture.look import NOT_EXAMPLES, counts_examples, refuse_reentra
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.reach import indicators, marked
+from fisherviz.capture.slopes import with_slopes
 from fisherviz.capture.take import shown
 from fisherviz.network.batches import Arguments, arguments, move
 from fisherviz.network.guest import as_guest, lock_of, visiting
@@ -247,6 +248,9 @@ class Watcher:
             if not made.bad:
                 shows, positions = made.reach(self.network.likelihood, self.wanted, z.detach(), gradient.detach())
             v = self._vectors(made, z.detach(), gradient.detach(), positions) if shows and self._needs_vectors else None
+            if shows and self.wanted.captures and self.network.slopes:
+                with self.away():
+                    made.calls = with_slopes(made.calls)
             told = [v] if v is not None and self.wanted.structured and not self.wanted.scores else []
             if shows and self.wanted.captures and made.counted is not None:
                 told.append(indicators(self.network.likelihood, z.detach(), made.counted))

@@ -22,6 +22,7 @@ from fisherviz.optim.passes import Pass, Wanted
 from fisherviz.optim.preconditioner import INVERT_FROM
 from fisherviz.optim.selection import choose_layers, precision_of, refuse_thawed, say_once, settle
 from fisherviz.optim.watcher import Watcher
+from fisherviz.statistics import needs_slopes
 from fisherviz.support import timing
 from fisherviz.support.processes import grouped, summed
 
@@ -99,6 +100,7 @@ class Watching(torch.optim.Optimizer):
             if new:
                 self.moments.positions |= new
                 self.moments.follow(neighbours(made.calls, {layer.name for layer in self.network.structure.generic}))
+        self.network.slopes = any(needs_slopes(named.values()) for named in self.moments.fresh)
 
     def _look(self, made: Pass) -> None:
         """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass.

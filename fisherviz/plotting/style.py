@@ -64,6 +64,7 @@ _KNOWN = {
     "kfac-full": MethodStyle("#0072B2", "D", (0, (5, 1, 1, 1))),
     "kfac": MethodStyle("#D55E00", "o", (0, (4, 1.5))),
     "kfac-tridiagonal": MethodStyle("#B8860B", "^", (0, (6, 1, 1, 1, 1, 1))),
+    "kfra": MethodStyle("#44AA99", "H", (0, (1, 3))),
     "ekfac": MethodStyle("#009E73", "h", (0, (2, 1))),
     "foof": MethodStyle("#CC79A7", "*", (0, (1, 2))),
     "centred": MethodStyle("#AA4499", "p", (0, (2, 2))),
@@ -72,7 +73,6 @@ _KNOWN = {
 _OTHERS = (
     MethodStyle("#117733", ">", (0, (4, 1, 2, 1))),
     MethodStyle("#661100", "d", (0, (6, 3))),
-    MethodStyle("#44AA99", "H", (0, (1, 3))),
     MethodStyle("#6699CC", "8", (0, (8, 1, 1, 1))),
 )
 

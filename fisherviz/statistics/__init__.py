@@ -1,6 +1,6 @@
 """Sums over examples that a pass feeds: what an approximation names in `statistics(layer)`."""
 
-from fisherviz.statistics.base import SETTINGS, RowsStatistic, Setting, Statistic, add_up, update_all
+from fisherviz.statistics.base import SETTINGS, RowsStatistic, Setting, Statistic, add_up, needs_slopes, update_all
 from fisherviz.statistics.moments import (
     Block,
     CrossInputFactor,
@@ -13,6 +13,7 @@ from fisherviz.statistics.moments import (
     OutputSquares,
     UnitBlocks,
 )
+from fisherviz.statistics.recursion import Misfit, NextWeight, SlopeMoment
 
 __all__ = [
     "SETTINGS",
@@ -23,12 +24,16 @@ __all__ = [
     "EigenMoment",
     "GradientSum",
     "InputFactor",
+    "Misfit",
+    "NextWeight",
     "OutputFactor",
     "OutputSquares",
     "RowsStatistic",
     "Setting",
+    "SlopeMoment",
     "Statistic",
     "UnitBlocks",
     "add_up",
+    "needs_slopes",
     "update_all",
 ]

@@ -37,6 +37,8 @@ class Statistic(ABC):
 
     needs_gradients: ClassVar[bool] = True
     """Whether it reads pseudo-gradients; a pass for statistics that do not skips the backward half."""
+    needs_slopes: ClassVar[bool] = False
+    """Whether it reads derivatives of what stands between layers."""
     lasting: ClassVar[bool] = True
     """Whether a later fit may want the same; what hangs on this fit's own numbers is forgotten with it."""
 
@@ -168,6 +170,11 @@ def update_all(statistics: Iterable[Statistic], batch: Batch) -> None:
     """Feed one batch to all statistics."""
     for statistic in statistics:
         statistic.update(batch)
+
+
+def needs_slopes(statistics: Iterable[Statistic]) -> bool:
+    """Whether any reads derivatives of what stands between layers."""
+    return any(statistic.needs_slopes for statistic in statistics)
 
 
 def add_up(statistics: Iterable[Statistic], processes: Processes) -> None:

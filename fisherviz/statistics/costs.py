@@ -24,6 +24,7 @@ from fisherviz.statistics.moments import (
     UnitBlocks,
 )
 from fisherviz.statistics.products import GRADIENT_ENTRIES, STRIP, STRIP_ENTRIES, strip_width
+from fisherviz.statistics.recursion import Misfit, NextWeight, SlopeMoment
 from fisherviz.support.memory import require
 
 CaptureKind = Literal["outer", "shared", "grouped", "tokens", "gradients"]
@@ -174,6 +175,12 @@ def entries(statistic: Statistic, row: Layer, col: Layer) -> int:
         return dg * col.d_out
     if isinstance(statistic, UnitBlocks):
         return row.size * width
+    if isinstance(statistic, SlopeMoment):
+        return dg**2
+    if isinstance(statistic, NextWeight):
+        return dg * col.d_out + 1
+    if isinstance(statistic, Misfit):
+        return 1
     return row.size * col.size if isinstance(statistic, Block) else row.size
 
 

@@ -11,8 +11,17 @@ from typing import Any
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
     """End of a sentence about an unknown name: "; did you mean 'kfac'?", or "." where nothing is near."""
-    near = difflib.get_close_matches(str(given), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."
+    known = list(known)
+    near = set(difflib.get_close_matches(str(given), known, n=len(known) or 1))
+    if not near:
+        return "."
+    # of several that are as near the first on the list, where the usual ones stand
+    best = max((name for name in known if name in near), key=lambda name: _likeness(name, str(given)))
+    return f"; did you mean {best!r}?"
+
+
+def _likeness(name: str, given: str) -> float:
+    return difflib.SequenceMatcher(None, name, given).ratio()
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from fisherviz.training.data import Batches
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "kfac": optim.KFAC, "foof": optim.FOOF, "cw-ngd": optim.CWNGD, "ekfac": optim.EKFAC, "tengrad": optim.TENGraD,
     "natural-gradient": optim.NaturalGradient, "subsampled": optim.SubsampledNaturalGradient, "kbfgs": optim.KBFGS,
-    "hessian-free": optim.HessianFree,
+    "hessian-free": optim.HessianFree, "ksd": optim.KSD,
     "sgd": torch.optim.SGD, "nesterov": Nesterov, "adam": torch.optim.Adam, "lbfgs": torch.optim.LBFGS,
 }  # fmt: skip
 """Name to class."""

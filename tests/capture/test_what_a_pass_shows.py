@@ -25,12 +25,14 @@ def network(net, likelihood="gaussian"):
 
 
 @pytest.mark.parametrize("vectors", [1, 7, 100])
-@pytest.mark.parametrize("fixed", [0, 10, 500])
-def test_a_piece_of_a_pass_is_as_large_as_fits(vectors, fixed):
-    """Of all vectors where those of one example fit; then one example more would not."""
+@pytest.mark.parametrize("inputs", [0, 10, 500])
+@pytest.mark.parametrize("slopes", [False, True])
+def test_a_piece_of_a_pass_is_as_large_as_fits(vectors, inputs, slopes):
+    """Of all vectors where those of one example fit; then one example more would not. Slopes are as large as one."""
+    fixed = inputs + 8 * slopes
     for limit in (1, 60, 1000, 10_000):
-        structure = SimpleNamespace(example_output=torch.zeros(1, 3), example_bytes=(fixed, 8))
-        seen = SimpleNamespace(structure=structure, capture_bytes=limit)
+        structure = SimpleNamespace(example_output=torch.zeros(1, 3), example_bytes=(inputs, 8))
+        seen = SimpleNamespace(structure=structure, capture_bytes=limit, slopes=slopes)
         examples, most = _piece(seen, SimpleNamespace(count=lambda z: vectors))
         if fixed + 8 * vectors <= limit:
             assert most == vectors

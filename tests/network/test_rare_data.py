@@ -161,6 +161,21 @@ def test_the_scale_of_what_counts_is_that_of_its_number_alone():
     assert likelihood.loss_scale(z, g, counted) == pytest.approx(1 / 16, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("certain", [60.0, 130.0, 1200.0])
+def test_positions_that_are_fitted_to_rounding_do_not_hide_the_scale(dtype, certain):
+    """Where p - onehot has lost its negative entry, the label is the class that is certain."""
+    y = labels(4, 3, 5)
+    z = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(2)).to(dtype)
+    z[1:] -= torch.nn.functional.one_hot((y[1:] + 1) % 3, 3) * 0.7 * certain
+    z[1:] += torch.nn.functional.one_hot(y[1:], 3) * certain * 0.3
+    z.requires_grad_()
+    (g,) = torch.autograd.grad(nn.functional.cross_entropy(z.transpose(1, 2), y), z)
+    likelihood = fv.Categorical()
+    counted = likelihood.reached(z.detach(), g)
+    assert likelihood.loss_scale(z.detach(), g, counted) == pytest.approx(1 / 20, rel=1e-5)
+
+
 def test_one_label_for_each_example_needs_no_scale_and_no_gradient_has_none():
     y = labels(4, 3)
     z, g = gradient_of(lambda z: nn.functional.cross_entropy(z, y), 4, 3)

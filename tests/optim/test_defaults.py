@@ -46,7 +46,9 @@ def test_every_default_learns_the_digits_faster_than_adam(name, adam):
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("Adam", "SGD", "KBFGS")])
 def test_every_default_is_bounded(name):
     rule = OPTIMIZERS[name][0](net(), "categorical").rule
-    assert (rule.region.kl_clip, rule.region.min_damping) == ((0.1, 1.0) if hasattr(rule, "adjust") else (1e-3, 0.0))
+    least = 1.0 if name != "KSD" else 0.0  # whose λ is not adapted
+    bounds = (0.1, least) if hasattr(rule, "adjust") else (1e-3, 0.0)
+    assert (rule.region.kl_clip, rule.region.min_damping) == bounds
 
 
 # ---- the trust region ----------------------------------------------------------------------------------------------
@@ -173,6 +175,7 @@ def test_the_advice_for_a_singular_factor_can_be_followed_where_lambda_is_adapte
         (optim.SubsampledNaturalGradient.paper, (1e-2, 1e-2, 0.0)),
         (optim.KBFGS.paper, (0.3, 0.3, 0.9)),
         (optim.HessianFree.paper, (1.0, 1.0, 0.0)),
+        (optim.KSD.paper, (1.0, 1.0, 0.0)),
         (optim.KFAC.paper, (1.0, 150.0, 0.0)),  # momentum is the rule's
         (lambda m, l: optim.KFAC.paper(m, l, rescale=False, adapt=False), (1.0, 150.0, 0.0)),
     ],

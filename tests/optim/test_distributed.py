@@ -41,8 +41,10 @@ MAKE = {
         m, "categorical", kind="exact", structure="layer", fisher_data="same"
     ),
     "nearest-kronecker": lambda m: optim.NaturalGradient(m, "categorical", "nearest-kronecker", kind="exact"),
+    "kfra": lambda m: optim.NaturalGradient(m, "categorical", "kfra", kind="exact"),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical", lr=0.1),
     "hessian-free": lambda m: optim.HessianFree(m, "categorical", weight_decay=1e-2),
+    "ksd": lambda m: optim.KSD.paper(m, "categorical", weight_decay=1e-2, dimension=3, iterations=4),
     "hessian-free, preconditioned": lambda m: optim.HessianFree(m, "categorical", preconditioner="kfac", kind="exact"),
     "adaptive": lambda m: optim.KFAC(m, "categorical", kind="exact", **WHOLE),
     "adaptive, owned": lambda m: optim.KFAC(m, "categorical", kind="exact", ownership="one", **WHOLE),

@@ -36,7 +36,7 @@ def optimizer(model, method, **options):
 
 
 @pytest.mark.covering
-@pytest.mark.parametrize("method", ["exact", "kfac-tridiagonal", "kfac-full", "foof", "kfac", "ekfac"])
+@pytest.mark.parametrize("method", ["exact", "kfac-tridiagonal", "kfac-full", "foof", "kfac", "ekfac", "kfra"])
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_zeros_left_in_a_frozen_layer_are_no_gradient(method, frozen):
     """`zero_grad(set_to_none=False)` leaves zeros in a layer that freezes: the same steps as where it has None."""
@@ -77,7 +77,7 @@ def test_a_layer_that_thaws_after_the_passes_is_no_part_of_the_step(frozen):
 
 
 @pytest.mark.covering
-@pytest.mark.parametrize("method", ["kfac-tridiagonal", "kfac-full", "exact"])
+@pytest.mark.parametrize("method", ["kfac-tridiagonal", "kfac-full", "kfra", "exact"])
 @pytest.mark.parametrize("first", [1, 2])
 @pytest.mark.parametrize("T", [1, 3])
 def test_layers_that_were_frozen_in_the_first_pass_are_coupled_when_they_thaw(method, first, T):

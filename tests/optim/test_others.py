@@ -227,11 +227,11 @@ def test_hessian_free_solves_with_the_exact_fisher_and_adapts_lambda(preconditio
     assert lam != 2.0
 
 
-def test_closures_are_asked_for():
-    model = net()
-    for opt in (optim.KBFGS(model, "categorical"), optim.HessianFree.paper(model, "categorical")):
-        with pytest.raises(RuntimeError, match=r"call step\(closure\)"):
-            opt.step()
+@pytest.mark.parametrize("make", [optim.KBFGS, optim.HessianFree.paper, optim.KSD])
+def test_closures_are_asked_for(make):
+    opt = make(net(), "categorical")
+    with pytest.raises(RuntimeError, match=r"call step\(closure\)"):
+        opt.step()
 
 
 def test_kbfgs_refuses_shared_weights():
@@ -249,6 +249,7 @@ OTHERS = {
     ),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
     "hessian-free": lambda m: optim.HessianFree.paper(m, "categorical", preconditioner="kfac", iterations=5),
+    "ksd": lambda m: optim.KSD(m, "categorical", preconditioner="kfac", dimension=4, share=0.5),
 }
 
 
@@ -297,6 +298,7 @@ CONVERGE = {
     "hessian-free": lambda m: optim.HessianFree.paper(
         m, "categorical", damping=1.0, preconditioner="kfac", iterations=8
     ),
+    "ksd": lambda m: optim.KSD.paper(m, "categorical", dimension=10, iterations=5),
 }
 
 
@@ -312,8 +314,8 @@ def test_every_preset_learns_the_real_digits(name):
     model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
     opt = CONVERGE[name](model)
     generator = torch.Generator().manual_seed(0)
-    steps = {"hessian-free": 25, "exact": 60}.get(name, 120)
-    size = 500 if name in ("hessian-free", "kfac-adaptive", "kfac-adaptive-tridiagonal") else 100
+    steps = {"hessian-free": 25, "ksd": 25, "exact": 60}.get(name, 120)
+    size = 500 if name in ("hessian-free", "ksd", "kfac-adaptive", "kfac-adaptive-tridiagonal") else 100
     for _ in range(steps):
         batch = torch.randint(len(x), (size,), generator=generator)
         opt.step(closure_of(opt, model, x[batch], y[batch]))

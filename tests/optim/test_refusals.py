@@ -21,6 +21,7 @@ ALL = {
     "kbfgs": optim.KBFGS,
     "subsampled": optim.SubsampledNaturalGradient,
     "hessian-free": optim.HessianFree,
+    "ksd": optim.KSD,
 }
 
 
@@ -186,7 +187,7 @@ def test_a_group_with_a_wrong_number_is_refused(option):
         optim.FOOF(model, "categorical", params=[{"params": model.parameters(), option: "a"}])
 
 
-@pytest.mark.parametrize("make", [optim.CWNGD, optim.EKFAC, optim.TENGraD, optim.KFAC, optim.HessianFree])
+@pytest.mark.parametrize("make", [optim.CWNGD, optim.EKFAC, optim.TENGraD, optim.KFAC, optim.HessianFree, optim.KSD])
 def test_no_kind_is_not_sampled_labels(make):
     with pytest.raises(ValueError, match=r"kind must be one of .*got None"):
         make(net(), "categorical", kind=None)
@@ -197,7 +198,7 @@ def plain_first(model, **plain):
     return [{"params": list(model[0].parameters()), "approximation": "none"} | plain, {"params": rest}]
 
 
-@pytest.mark.parametrize("make", [optim.KFAC, optim.HessianFree])
+@pytest.mark.parametrize("make", [optim.KFAC, optim.HessianFree, optim.KSD])
 def test_a_plain_group_keeps_its_own_lr_and_weight_decay_beside_adaptive_steps(make):
     steps = []
     x, y = data()

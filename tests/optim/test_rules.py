@@ -62,6 +62,7 @@ PLAIN_BESIDE = {
     "complete kfac": lambda m, g: optim.KFAC.paper(m, "categorical", params=g),
     "kbfgs": lambda m, g: optim.KBFGS(m, "categorical", params=g),
     "hessian-free": lambda m, g: optim.HessianFree.paper(m, "categorical", params=g, iterations=3),
+    "ksd": lambda m, g: optim.KSD.paper(m, "categorical", params=g, iterations=3),
     "sub-sampled": lambda m, g: optim.SubsampledNaturalGradient.paper(m, "categorical", params=g),
 }  # fmt: skip
 
@@ -387,6 +388,7 @@ RARE = {
                  "ownership": "one"},
     optim.EKFAC: {"samples": 2, "setting": "reduce"},
     optim.HessianFree: {"tolerance": 1e-3, "carry": 0.5},
+    optim.KSD: {"share": 0.5, "kl_clip": 1.0},
     optim.KBFGS: {"pair_decay": 0.5, "powell": 0.1, "memory": 3},
     optim.SubsampledNaturalGradient: {"samples": 2},
 }  # fmt: skip

@@ -67,7 +67,7 @@ def test_exact_averages_the_fishers_of_the_steps(sequence, damping, decay):
 @pytest.mark.covering
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
-@pytest.mark.parametrize("method", ["kfac-full", "kfac-tridiagonal"])
+@pytest.mark.parametrize("method", ["kfac-full", "kfac-tridiagonal", "kfra"])
 @pytest.mark.parametrize("damping", [0.1, 1e-3])
 def test_coupled_kronecker_methods_stay_definite(sequence, method, damping):
     """A step is along a descent direction, whatever layers earlier batches ran."""

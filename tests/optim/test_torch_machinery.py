@@ -20,6 +20,7 @@ STEPPING = {
     "kfac-decayed": lambda m: DecayedKFAC(m, "categorical"),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
     "hessian-free": lambda m: optim.HessianFree.paper(m, "categorical", iterations=3),
+    "ksd": lambda m: optim.KSD.paper(m, "categorical", dimension=3, iterations=3),
     "foof": lambda m: optim.FOOF.paper(m, "categorical"),
     "natural-gradient": lambda m: optim.NaturalGradient(m, "categorical", "kfac", lr=0.1, damping=0.1),
     "subsampled": lambda m: optim.SubsampledNaturalGradient.paper(m, "categorical"),
@@ -75,7 +76,7 @@ def test_a_scaler_is_refused_where_scores_are_read_from_its_backward(name, clip)
     scaled_steps(EMPIRICAL[name], enabled=False, clip=clip)
 
 
-@pytest.mark.parametrize("name", ["kfac", "kbfgs", "hessian-free"])
+@pytest.mark.parametrize("name", ["kfac", "kbfgs", "hessian-free", "ksd"])
 @pytest.mark.parametrize("closure", [False, True])
 def test_a_scaler_is_refused_where_a_closure_is_evaluated(name, closure):
     model = net()

@@ -22,6 +22,7 @@ PRESETS = {
     "sub-sampled": lambda net, **o: fv.optim.SubsampledNaturalGradient(net, "categorical", **o),
     "KBFGS": lambda net, **o: fv.optim.KBFGS(net, "categorical", lr=0.1, damping=1.0, **o),
     "HessianFree": lambda net, **o: fv.optim.HessianFree(net, "categorical", **o),
+    "KSD": lambda net, **o: fv.optim.KSD(net, "categorical", **o),
 }
 every_preset = pytest.mark.parametrize("name", PRESETS)
 

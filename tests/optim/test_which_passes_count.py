@@ -36,6 +36,7 @@ CLOSURE = {
     "kfac complete": lambda m: optim.KFAC.paper(m, "categorical", kind="exact", damping=0.5, T=2, T1=2, T2=4, tau1=1.0),
     "kbfgs": lambda m: optim.KBFGS(m, "categorical"),
     "hessian-free": lambda m: optim.HessianFree.paper(m, "categorical", damping=1.0),
+    "ksd": lambda m: optim.KSD.paper(m, "categorical"),
 }
 PRESETS = PLAIN | CLOSURE
 SCORES = ["kfac-empirical", "cw-ngd", "tengrad"]

@@ -69,6 +69,16 @@ def centred(moments, A, G):
     return block_diagonal(blocks)
 
 
+def kfra(A, G, passed_on):
+    """K-FAC with output sides B * (W^T H W) by recursion, explicitly from the last layer to the first."""
+    H = {i: G[i, i] for i, j in G if i == j}
+    for i in sorted(passed_on, reverse=True):
+        slopes, W = passed_on[i]
+        B = sum(np.outer(s, s) for s in slopes) / len(slopes)
+        H[i] = B * (W.T @ H[i + 1] @ W)
+    return block_diagonal([np.kron(H[i], A[i, i]) for i in sorted(H)])
+
+
 def assert_basis_is_unique(M):
     """Equal eigenvalues leave the eigenbasis open, unless they are zero and nothing points there."""
     values = np.linalg.eigvalsh(M)

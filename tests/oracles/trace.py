@@ -86,6 +86,31 @@ def moments(model, x, law, targets=None):
     return found
 
 
+def elementwise(modules, h):
+    """Slopes of modules that act on each entry by itself, by autograd of their sum; None where they have parameters."""
+    if any(isinstance(m, (nn.Flatten, nn.Softmax)) or list(m.parameters()) for m in modules):
+        return None
+    h = h.detach().clone().requires_grad_()
+    out = nn.Sequential(*modules)(h.clone())
+    return torch.autograd.grad(out.sum(), h)[0] if out.shape == h.shape else None
+
+
+def passed_on(model, x):
+    """{i: (slopes (N, d), W of the next)} of Linear layers on (N, d) that another follows by activations alone."""
+    found, layer, last, between, h = {}, -1, None, [], None
+    for module in model:
+        before, x = x, module(x)
+        if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+            layer += 1
+            linear = isinstance(module, nn.Linear) and before.dim() == 2
+            if last is not None and linear and (slopes := elementwise(between, h)) is not None:
+                found[last] = (slopes.numpy(), module.weight.detach().numpy().copy())
+            last, between, h = (layer if linear else None), [], x
+        else:
+            between.append(module)
+    return found
+
+
 def part_layers(model, x):
     """The layer number of each part (one per layer unless convolutions are grouped)."""
     return [part.layer for part in walk(model, x[:1])[0]]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fisherviz.support.choices import did_you_mean
 from fisherviz.support.errors import OptionError, option, sentence
 
 
@@ -46,3 +47,10 @@ def test_a_cause_tells_the_place_where_the_error_does_not(tmp_path):
     own = compiled(tmp_path, "def f():\n    raise KeyError('lost')")
     with pytest.raises(OptionError, match=r"^--model: KeyError: 'lost' \(mine.py, line 2, in f\)$"), option("--model"):
         own()
+
+
+@pytest.mark.parametrize("known", [("kfac", "kfra", "ekfac"), ("kfra", "kfac", "ekfac")])
+def test_of_names_that_are_as_near_the_first_on_the_list_is_meant(known):
+    assert did_you_mean("kfca", known) == f"; did you mean {known[0]!r}?"
+    assert did_you_mean("ekfc", known) == "; did you mean 'ekfac'?"
+    assert did_you_mean("nothing", known) == "."

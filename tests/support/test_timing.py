@@ -59,7 +59,7 @@ def test_the_inner_listener_hears_alone_and_none_is_left_after_an_error():
 @pytest.mark.parametrize(
     ("name", "parts"),
     [(name, {"statistics", "inversion"}) for name in PRECONDITIONED]
-    + [("kbfgs", {"statistics"}), ("hessian-free", {"statistics", "inversion"})]
+    + [("kbfgs", {"statistics"}), ("hessian-free", {"statistics", "inversion"}), ("ksd", {"statistics", "inversion"})]
     + [(name, set()) for name in ("sgd", "adam", "nesterov", "lbfgs")],
 )
 def test_every_optimizer_announces_its_parts(name, parts):
@@ -82,7 +82,7 @@ def test_every_optimizer_announces_its_parts(name, parts):
 
 
 def test_every_optimizer_is_covered():
-    names = {*PRECONDITIONED, "kbfgs", "hessian-free", "sgd", "adam", "nesterov", "lbfgs"}
+    names = {*PRECONDITIONED, "kbfgs", "hessian-free", "ksd", "sgd", "adam", "nesterov", "lbfgs"}
     assert set(OPTIMIZERS) == names
 
 

@@ -54,7 +54,7 @@ def test_evaluations_are_those_of_the_network(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["foof", "kfac", "ekfac", "tengrad", "subsampled", "kbfgs", "hessian-free", "sgd"]
+    "optimizer", ["foof", "kfac", "ekfac", "tengrad", "subsampled", "kbfgs", "hessian-free", "ksd", "sgd"]
 )
 def test_a_steps_time_is_split_into_parts_that_do_not_overlap(tmp_path, optimizer):
     parts = ["forward", "backward", "step"]

@@ -78,6 +78,7 @@ OPTIMIZERS = {
     "sub-sampled": lambda net: fv.optim.SubsampledNaturalGradient(net, "categorical"),
     "KBFGS": lambda net: fv.optim.KBFGS(net, "categorical", lr=0.1, damping=1.0),
     "HessianFree": lambda net: fv.optim.HessianFree(net, "categorical"),
+    "KSD": lambda net: fv.optim.KSD(net, "categorical"),
 }
 
 
