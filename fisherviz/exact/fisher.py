@@ -174,6 +174,10 @@ class Fisher(Parts):
             self._kept.solver = (key, made)
         return self._kept.solver[1]
 
+    def release_solver(self) -> None:
+        """Let go of the factorisation that solves keep, as large as the Gram matrix of the gradients."""
+        self._kept.solver = None
+
     def _dense_is_less(self) -> bool:
         """Whether the matrix is no larger than the Gram matrix; or small, where the captures behind that do not fit."""
         with contextlib.suppress(*([MemoryError] if self.space.size <= KEPT else [])):
