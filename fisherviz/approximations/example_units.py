@@ -22,7 +22,7 @@ from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.factorise import eigenvalues, plus_identity, trusted_cholesky
 from fisherviz.operators.lanczos import cg
-from fisherviz.operators.triangular import log_determinant_of
+from fisherviz.operators.triangular import log_determinant_of, solve_columns
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 from fisherviz.statistics.examples import root_correction
 from fisherviz.statistics.products import gram, weighted_moments_square_norm
@@ -143,7 +143,7 @@ class ExampleUnits(Symmetric):
             right = columns[units]
             if self._fewer_rows:
                 rows, right = part._v(torch.float64), right.double()
-                w = torch.cholesky_solve(_times(rows, right), part._over_rows)
+                w = solve_columns(part._over_rows, _times(rows, right))
                 out[units] = ((right - _back(rows, w)) / self.shift).to(v.dtype)
             else:
                 solved = part._over_width.solve(right.reshape(-1, right.shape[2]).to(part._over_width.dtype))

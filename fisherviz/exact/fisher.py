@@ -163,7 +163,7 @@ class Fisher(Parts):
         key = ("dense" if dense else "woodbury", damping)
         if self._kept.solver is None or self._kept.solver[0] != key:
             if dense:
-                self._plan(self.space.size**2, f"the dense {self.shape[0]:,} x {self.shape[1]:,} Fisher", double=2)
+                self._plan(self.space.size**2, f"the dense {self.shape[0]:,} x {self.shape[1]:,} Fisher", double=1)
                 whole = self._whole()
                 tell_of_rounding(damping, square_sum(whole) ** 0.5, whole.dtype)
                 made: DampedCholesky | Woodbury = DampedCholesky(whole, damping, "the Fisher")

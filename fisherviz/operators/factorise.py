@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.operators.finite import NonFiniteMatrixError, not_finite, require_finite
-from fisherviz.operators.triangular import log_determinant_of
+from fisherviz.operators.triangular import log_determinant_of, solve_columns
 
 MIRRORED = 128
 """Rows of a symmetric product that are mirrored at once: a tile that stays in the cache."""
@@ -244,7 +244,7 @@ def _smallest_eigenvalue(factor: Tensor) -> Tensor:
     x = (start / start.norm()).to(factor).expand(*factor.shape[:-1], 1)
     growth = x.new_ones(())
     for _ in range(3):
-        x = torch.cholesky_solve(x, factor)
+        x = solve_columns(factor, x)
         growth = torch.linalg.vector_norm(x, dim=(-2, -1))
         x = x / growth[..., None, None]
     return 1 / growth
@@ -275,7 +275,7 @@ class DampedCholesky:
         again: Callable[[], Tensor] | None = None,
     ) -> None:
         floor = _floors(matrix) if damping == 0 else None
-        own = matrix.to(torch.float64, copy=again is None)
+        own = matrix.to(torch.float64, copy=again is None, memory_format=torch.contiguous_format)
         own.diagonal().add_(damping)
         self.factor, info = own.mT, torch.empty((), dtype=torch.int32, device=own.device)
         torch.linalg.cholesky_ex(own.mT, out=(self.factor, info))  # M is its transpose, whose columns lie as LAPACK's
@@ -296,7 +296,7 @@ class DampedCholesky:
         Returns:
             (n, r), in v's precision.
         """
-        return torch.cholesky_solve(v.double(), self.factor).to(v.dtype)
+        return solve_columns(self.factor, v.double()).to(v.dtype)
 
 
 def eigh(matrix: Tensor, what: str, precision: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

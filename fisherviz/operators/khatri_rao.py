@@ -23,7 +23,7 @@ RANK = 1000
 PAIRS = 4000
 """Terms of rank one that are taken, at most: what is factorised has this size."""
 
-TRIANGULAR = 200
+TRIANGULAR = 20
 """Multiply-adds of large products that take as long as one of a triangular solve, which waits for its entries."""
 
 
