@@ -1,7 +1,8 @@
 """Unit blocks as an operator that never forms them all: CW-NGD of one batch, and of wide layers (Sang et al. 2022).
 
-Unit o's block is s V_oᵀ V_o + shift I with few rows V_o (R, da). It is solved for over the fan-in or over the rows,
-whichever costs less; units are taken as many at a time as fit.
+Unit o's block is s V_oᵀ V_o + shift I with few rows V_o (R, da). It is solved for by conjugate gradients where their
+products cost less than a factorisation, and else over the fan-in or over the rows, whichever costs less; units are
+taken as many at a time as fit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.factorise import eigenvalues, plus_identity, trusted_cholesky
-from fisherviz.operators.triangular import log_determinant_of
+from fisherviz.operators.lanczos import cg
+from fisherviz.operators.triangular import log_determinant_of, solve_columns
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 from fisherviz.statistics.examples import root_correction
 from fisherviz.statistics.products import gram, weighted_moments_square_norm
@@ -28,6 +31,10 @@ from fisherviz.support.memory import require_dense
 
 FAR = 100.0
 """How many times a block's rounding must fit into the damping: a solve's relative error is at most the reciprocal."""
+CLOSE = 1e-11
+"""Error of a solve by conjugate gradients, relative to the solution, where a unit of rounding is less than that."""
+LEAST_PRODUCTS = 30
+"""Conjugate gradients are not tried where fewer products than that cost as much as half of a factorisation."""
 _GRAM = "the examples' Gram matrix of unit"
 _ENTRIES = 2**26
 """Entries of unit blocks, or of their rows, that are formed at once."""
@@ -129,17 +136,46 @@ class ExampleUnits(Symmetric):
     @timing.part("inversion")
     def _solve(self, v: Tensor) -> Tensor:
         columns = v.reshape(self.units, self.width, -1)
+        if (found := self._by_products(columns)) is not None:
+            return found.reshape(v.shape)
         out = torch.empty_like(columns)
         for units, part in self._factorised_parts():
             right = columns[units]
             if self._fewer_rows:
                 rows, right = part._v(torch.float64), right.double()
-                w = torch.cholesky_solve(_times(rows, right), part._over_rows)
+                w = solve_columns(part._over_rows, _times(rows, right))
                 out[units] = ((right - _back(rows, w)) / self.shift).to(v.dtype)
             else:
                 solved = part._over_width.solve(right.reshape(-1, right.shape[2]).to(part._over_width.dtype))
                 out[units] = solved.view(right.shape).to(v.dtype)
         return out.reshape(v.shape)
+
+    def _by_products(self, columns: Tensor) -> Tensor | None:
+        """Solutions (units, da, k) by conjugate gradients in float64, each unit by itself, as exact as v's precision.
+
+        None where a factorisation is there or costs less, or where half of its cost was not enough.
+        """
+        size, other = (self.rows, self.width) if self._fewer_rows else (self.width, self.rows)
+        most = int((other * size**2 + size**3 / 3) / (4 * self.rows * self.width * columns.shape[2]))
+        if most < LEAST_PRODUCTS or self.shift <= 0 or {"_over_rows", "_over_width"} & vars(self).keys():
+            return None
+        # ‖x - y‖ ≤ ‖r‖ / shift and ‖x‖ ≥ ‖v‖ / ‖block‖: the residual that an error takes
+        norm = float(self.diagonal().double().reshape(-1, self.width).sum(1).max())
+        tol = max(CLOSE, torch.finfo(columns.dtype).eps) * self.shift / norm
+        out = torch.empty_like(columns)
+        for units, part in self._parts(self._gradient_entries):
+            rows, given = part._v(torch.float64), columns[units].double()
+
+            def product(x: Tensor, rows: Any = rows, like: Tensor = given) -> Tensor:
+                own = _by_unit(x, like)
+                return _by_column(_back(rows, _times(rows, own)).mul_(self.factor).add_(own, alpha=self.shift))
+
+            try:
+                solved = cg(product, _by_column(given), tol, most)
+            except RuntimeError:  # not converged
+                return None
+            out[units] = _by_unit(solved, given).to(out.dtype)
+        return out
 
     def _inverse_root(self, z: Tensor) -> Tensor:
         columns = z.reshape(self.units, self.width, -1)
@@ -234,7 +270,7 @@ def _times(rows: tuple[Tensor, Tensor] | Tensor, v: Tensor) -> Tensor:
     if isinstance(rows, Tensor):
         return rows @ v
     a, r = rows
-    return (a @ v) * r.mT.unsqueeze(2)
+    return _by_unit(a @ _by_column(v), v) * r.mT.unsqueeze(2)
 
 
 def _back(rows: tuple[Tensor, Tensor] | Tensor, w: Tensor) -> Tensor:
@@ -242,7 +278,17 @@ def _back(rows: tuple[Tensor, Tensor] | Tensor, w: Tensor) -> Tensor:
     if isinstance(rows, Tensor):
         return rows.mT @ w
     a, r = rows
-    return a.mT @ (w * r.mT.unsqueeze(2))
+    return _by_unit(a.mT @ _by_column(w * r.mT.unsqueeze(2)), w)
+
+
+def _by_column(v: Tensor) -> Tensor:
+    """(units, da, k) as columns (da, units k), one for each unit and vector."""
+    return v.transpose(0, 1).flatten(1)
+
+
+def _by_unit(columns: Tensor, like: Tensor) -> Tensor:
+    """Columns as (units, da, k) again."""
+    return columns.unflatten(1, (like.shape[0], like.shape[2])).transpose(0, 1)
 
 
 def _row_products(rows: tuple[Tensor, Tensor] | Tensor) -> Tensor:

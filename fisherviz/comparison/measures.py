@@ -21,7 +21,7 @@ from fisherviz.capture.tokens import TokenCapture
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.damping import Damping
 from fisherviz.operators.factorise import definite_factor, eigenvalues
-from fisherviz.operators.triangular import log_determinant_of
+from fisherviz.operators.triangular import log_determinant_of, solve_columns
 from fisherviz.results.metrics import METRICS
 from fisherviz.statistics.gradients import block_square_norm
 
@@ -241,7 +241,7 @@ class DensePair(Pair):
         if inverse is None or exact.factor is None or exact.damped is None or gradient is None:
             return None
         step = inverse @ gradient
-        best = torch.cholesky_solve(gradient.unsqueeze(1), exact.factor)[:, 0]
+        best = solve_columns(exact.factor, gradient.unsqueeze(1))[:, 0]
         return Step(gradient, best, step, float(step @ (exact.damped @ step)))
 
     @cached_property

@@ -194,7 +194,7 @@ def _structured(
     images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in sizes.layers)
     vectors = _PROBE_COPIES * probes * sizes.item * size + 3 * DOUBLE * min(sizes.layers[0].most, images * probes)
     direct = min(size, columns)
-    solver = 2 * DOUBLE * direct**2 + DOUBLE // sizes.item * sizes.captured
+    solver = (sizes.item + DOUBLE) * direct**2 + DOUBLE // sizes.item * sizes.captured
     formed = [layer for layer in sizes.layers if layer.kind != "outer"]  # of the others inner products are closed
     gradients = 2 * sizes.item * min(columns * sum(layer.size for layer in formed), sizes.layers[0].most // 2)
     solves = sizes.gram + CHOLESKY * direct**3 + 2 * probes * sizes.product
@@ -207,7 +207,7 @@ def _structured(
     for label, method in chosen.items():
         coupled = isinstance(method, KFACFull) and len(sizes.layers) > 1
         written_out = coupled and size <= DENSE_SOLVE
-        terms = min(PAIRS, size) if type(method) is KFACFull and coupled and not written_out else 0
+        terms = min(PAIRS, size) if coupled and not written_out else 0
         products = (2 * probes + _LANCZOS) * (sizes.product + among) + (
             _COUPLED * (among + 2 * terms**2) if coupled else 0
         )

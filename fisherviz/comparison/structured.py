@@ -70,6 +70,7 @@ class StructuredComparison:
         self.largest = self._largest() if "relative_spectral" in wanted else 0.0
         self.step = self._exact_step() if wanted & needing("direction") else None
         self.inverses = self._inverses(sorted(wanted & needing("damping")))
+        fisher.release_solver()  # approximations factorise matrices of its size
         n = len(self.space.layers)
         directions = set() if question.gradient is None else needing("direction")
         if n > 1 and (alone := sorted(wanted & (needing("damping") | directions | {"relative_spectral"}))):

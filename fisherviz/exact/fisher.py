@@ -163,7 +163,7 @@ class Fisher(Parts):
         key = ("dense" if dense else "woodbury", damping)
         if self._kept.solver is None or self._kept.solver[0] != key:
             if dense:
-                self._plan(self.space.size**2, f"the dense {self.shape[0]:,} x {self.shape[1]:,} Fisher", double=2)
+                self._plan(self.space.size**2, f"the dense {self.shape[0]:,} x {self.shape[1]:,} Fisher", double=1)
                 whole = self._whole()
                 tell_of_rounding(damping, square_sum(whole) ** 0.5, whole.dtype)
                 made: DampedCholesky | Woodbury = DampedCholesky(whole, damping, "the Fisher")
@@ -173,6 +173,10 @@ class Fisher(Parts):
                     made = Woodbury(self.in_example_space(), damping)
             self._kept.solver = (key, made)
         return self._kept.solver[1]
+
+    def release_solver(self) -> None:
+        """Let go of the factorisation that solves keep, as large as the Gram matrix of the gradients."""
+        self._kept.solver = None
 
     def _dense_is_less(self) -> bool:
         """Whether the matrix is no larger than the Gram matrix; or small, where the captures behind that do not fit."""

@@ -236,14 +236,14 @@ def _norm(s: Sizes) -> list[Step]:
 
 def _solve(s: Sizes) -> list[Step]:
     n = min(s.size, s.columns)
-    if s.size <= s.columns:  # F, its damped copy in float64, the factor
-        count, size = s.dense + CHOLESKY * n**3, max(s.dense_bytes, (s.item + 2 * DOUBLE) * n**2)
+    if s.size <= s.columns:  # F, and the damped copy in float64 that becomes the factor
+        count, size = s.dense + CHOLESKY * n**3, max(s.dense_bytes, (s.item + DOUBLE) * n**2)
         return [*s.capture(together=False), s.step("solve", f"dense Cholesky, {n:,}", count, size)]
     count = s.gram + CHOLESKY * n**3 + 2 * s.product  # of the solution, and of what it leaves
-    size = max(s.gram_bytes, 2 * DOUBLE * n**2)
+    size = s.gram_bytes
     if s.item < DOUBLE:  # at a small damping all of it again in float64
         count += s.gram
-        size = DOUBLE // s.item * s.captured + max(DOUBLE // s.item * s.gram_bytes, 2 * DOUBLE * n**2)
+        size = max(DOUBLE // s.item * (s.captured + s.gram_bytes), (s.item + DOUBLE) * n**2)
     return [*s.capture(), s.step("solve", f"Woodbury, {n:,} gradients", count, size, at_most=s.item < DOUBLE)]
 
 

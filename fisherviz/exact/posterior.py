@@ -76,7 +76,7 @@ class Posterior:
         """Deviations (P, n) from the Fisher summed over the data, dense in float64, and noise (P, n)."""
         matrix.diagonal().add_(self.precision)
         with _of_prior():
-            factor = DampedCholesky(matrix, 0.0, "the posterior precision", given_away=True).factor
+            factor = DampedCholesky(matrix, 0.0, "the posterior precision").factor
         return torch.linalg.solve_triangular(factor.mT, noise, upper=True)
 
     def in_example_space(self, y: Tensor, z: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ class Categorical(Likelihood):
         return values if weight is None else values * weight.to(values).unsqueeze(self.class_axis)
 
     def reached(self, z: Tensor, gradient: Tensor) -> Tensor | None:
-        """Where the gradient is not zero, or would be for any label because the softmax is one-hot.
+        """Where the gradient is not zero, or had to be for the likeliest label, because the softmax is one-hot.
 
         Raises:
             ValueError: it is that of a softmax along the other axis.
@@ -166,7 +166,10 @@ class Categorical(Likelihood):
             self._refuse_axis("the loss's gradient says", z)
         found = (gradient != 0).any(self.class_axis)
         if not bool(found.all()):
-            found |= (torch.softmax(z, self.class_axis) > 0).sum(self.class_axis) == 1
+            p = torch.softmax(z.to(_wide(gradient)), self.class_axis)
+            others = p.scatter(self.class_axis, p.argmax(self.class_axis, keepdim=True), 0.0)
+            scale = self._fit(z, gradient, found)[0] or 1 / found.numel()
+            found |= others.amax(self.class_axis) * scale < _smallest(gradient.dtype)
         return None if bool(found.all()) else found
 
     def loss_scale(self, z: Tensor, gradient: Tensor, counted: Tensor | None) -> float | None:
@@ -177,20 +180,42 @@ class Categorical(Likelihood):
         """
         if (z.dim() == 2 and counted is None) or not bool(gradient.any()):
             return None
-        gradient = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-        # of an example that is fitted to rounding no entry is negative: its label is the class that is certain
-        negative = gradient.amin(self.class_axis) < 0
-        labels = torch.where(negative, gradient.argmin(self.class_axis), z.argmax(self.class_axis))
-        scores = self.score(z.to(gradient), labels if counted is None else labels.masked_fill(~counted, _LEFT_OUT))
-        c = float((gradient * scores).sum() / scores.square().sum())
-        size = float(torch.linalg.vector_norm(gradient))
-        if not float(torch.linalg.vector_norm(gradient - c * scores)) <= _TOLERANCE.get(z.dtype, 0.1) * size:
+        scale, left, rounding = self._fit(z, gradient, counted)
+        if scale == 0.0:
+            return None
+        size = float(torch.linalg.vector_norm(gradient.to(_wide(gradient))))
+        if not left <= _TOLERANCE.get(z.dtype, 0.1) * size + rounding:
             raise ValueError(
                 "the loss's gradient at the model's output is no multiple of the categorical scores (class weights, "
                 "label smoothing, a further term), so that its scale over positions cannot be told; train on the plain "
                 "cross-entropy, or give an optimizer that takes it loss_scale=c, the loss being c times the summed nll."
             )
-        return c
+        return scale
+
+    def _fit(self, z: Tensor, gradient: Tensor, counted: Tensor | None) -> tuple[float, float, float]:
+        """The scale c, ‖gradient - c (p - onehot)‖, and what rounding explains of that.
+
+        c comes from the classes that are not the label: there the gradient is c p, whose digits do not cancel as those
+        of p - 1 do where the network is sure. It is 0 where these are too small to tell.
+        """
+        axis, g = self.class_axis, gradient.to(_wide(gradient))
+        logs = torch.log_softmax(z.to(g), axis)
+        p = logs.exp() if counted is None else logs.exp() * counted.unsqueeze(axis)
+        # a gradient that vanished in rounding may be the label's or not: the likeliest is
+        label = torch.where(g == g.amin(axis, keepdim=True), p, -1.0).argmax(axis, keepdim=True)
+        others, g_others = p.scatter(axis, label, 0.0), g.scatter(axis, label, 0.0)
+        if counted is not None:
+            g_others = g_others * counted.unsqueeze(axis)
+        smallest, size = _smallest(gradient.dtype) * g.numel() ** 0.5, _norm(others)
+        if _norm(g_others) <= 16 * smallest or size == 0.0:
+            return 0.0, _norm(g), smallest
+        c = float((g_others / size * (others / size)).sum())
+        left = math.hypot(
+            _norm(g_others - c * others), _norm(g.gather(axis, label) + c * others.sum(axis, keepdim=True))
+        )
+        eps, rows = torch.finfo(z.dtype).eps, p.numel() // p.shape[axis]
+        drift = _norm((p * logs).nan_to_num(0.0))  # of the exponentials, whose arguments are rounded
+        return c, left, c * eps * math.hypot(rows**0.5, drift) + smallest
 
     def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
         """Integer labels (N,) or (N, positions...) in 0..C-1, and -1 where they are ignore_index."""
@@ -238,6 +263,21 @@ def _probabilities(z: Tensor, y: Tensor, axis: int) -> bool:
         return False
     sums = y.sum(axis)
     return bool((y >= 0).all()) and bool((sums - 1).abs().max() < 1e-3)
+
+
+def _wide(gradient: Tensor) -> torch.dtype:
+    """What a gradient is looked at in."""
+    return torch.promote_types(gradient.dtype, torch.float32)
+
+
+def _smallest(dtype: torch.dtype) -> float:
+    """The smallest number above zero."""
+    info = torch.finfo(dtype)
+    return float(info.tiny * info.eps)
+
+
+def _norm(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x))
 
 
 def _cancels(gradient: Tensor, axis: int) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Operator
 from fisherviz.operators.factorise import cholesky, eigenvalues, is_symmetric, plus_identity, trusted_cholesky
-from fisherviz.operators.triangular import log_determinant_of, root_solve
+from fisherviz.operators.triangular import log_determinant_of, root_solve, solve_columns
 
 
 class _Entries(Operator):
@@ -95,7 +95,7 @@ class Dense(_Entries):
         return Dense(torch.cholesky_inverse(self._cholesky))
 
     def _solve(self, v: Tensor) -> Tensor:
-        return torch.cholesky_solve(v, self._cholesky)
+        return solve_columns(self._cholesky, v)
 
     def _inverse_root(self, z: Tensor) -> Tensor:
         return root_solve(self._cholesky, z)
@@ -144,7 +144,7 @@ class UnitBlocks(_Entries):
         return UnitBlocks(torch.cholesky_inverse(self._cholesky))
 
     def _solve(self, v: Tensor) -> Tensor:
-        return torch.cholesky_solve(self._units(v), self._cholesky).reshape(v.shape)
+        return solve_columns(self._cholesky, self._units(v)).reshape(v.shape)
 
     def _inverse_root(self, z: Tensor) -> Tensor:
         return root_solve(self._cholesky, self._units(z)).reshape(z.shape)

@@ -15,7 +15,7 @@ from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.dense import spectral_norm_of
 from fisherviz.operators.factorise import SingularMatrixError, cholesky, eigh, sufficient_damping, trusted_cholesky
 from fisherviz.operators.kronecker import KroneckerEigen, kron
-from fisherviz.operators.triangular import log_determinant_of, root_solve
+from fisherviz.operators.triangular import log_determinant_of, root_solve, solve_columns
 
 
 class DiagonalKronecker(Symmetric):
@@ -103,7 +103,7 @@ class DiagonalKronecker(Symmetric):
 
     def _solve(self, v: Tensor) -> Tensor:
         d_g, d_a, k = len(self.G), len(self.A), v.shape[1]
-        half = torch.cholesky_solve(v.reshape(d_g, d_a * k), self._cholesky).view(d_g, d_a, k)
+        half = solve_columns(self._cholesky, v.reshape(d_g, d_a * k)).view(d_g, d_a, k)
         return half.div_(self.A.unsqueeze(1)).reshape(-1, k)
 
     def _inverse_root(self, z: Tensor) -> Tensor:

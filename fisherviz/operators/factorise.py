@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from fisherviz.operators.finite import NonFiniteMatrixError, not_finite, require_finite
-from fisherviz.operators.triangular import log_determinant_of
+from fisherviz.operators.triangular import log_determinant_of, solve_columns
 
 MIRRORED = 128
 """Rows of a symmetric product that are mirrored at once: a tile that stays in the cache."""
@@ -244,7 +244,7 @@ def _smallest_eigenvalue(factor: Tensor) -> Tensor:
     x = (start / start.norm()).to(factor).expand(*factor.shape[:-1], 1)
     growth = x.new_ones(())
     for _ in range(3):
-        x = torch.cholesky_solve(x, factor)
+        x = solve_columns(factor, x)
         growth = torch.linalg.vector_norm(x, dim=(-2, -1))
         x = x / growth[..., None, None]
     return 1 / growth
@@ -259,21 +259,28 @@ class DampedCholesky:
         what: the matrix in words, for the error.
         unit: what errors multiply M's eigenvalues and dampings by, to state them in the caller's units (s, where M
             is the Gram matrix of F = s U Uᵀ).
-        given_away: whether M is the factorisation's own to write into.
+        again: gives M once more, for the error, where M is the factorisation's own to write into; in float64 no second
+            matrix is made then.
 
     Raises:
         SingularMatrixError: when the sum is not positive definite; ValueError where it is not finite.
     """
 
-    def __init__(self, matrix: Tensor, damping: float, what: str, unit: float = 1.0, given_away: bool = False) -> None:
-        damped = matrix.to(torch.float64, copy=not given_away)
-        damped.diagonal().add_(damping)
-        self.factor, info = torch.linalg.cholesky_ex(damped)
-        if damped is matrix:
-            damped.diagonal().sub_(damping)
-        del damped
-        if bool(info > 0) or (damping == 0 and not bool(_smallest_eigenvalue(self.factor) > _floors(matrix))):
-            raise _singular(matrix, what, damping, unit)
+    def __init__(
+        self,
+        matrix: Tensor,
+        damping: float,
+        what: str,
+        unit: float = 1.0,
+        again: Callable[[], Tensor] | None = None,
+    ) -> None:
+        floor = _floors(matrix) if damping == 0 else None
+        own = matrix.to(torch.float64, copy=again is None, memory_format=torch.contiguous_format)
+        own.diagonal().add_(damping)
+        self.factor, info = own.mT, torch.empty((), dtype=torch.int32, device=own.device)
+        torch.linalg.cholesky_ex(own.mT, out=(self.factor, info))  # M is its transpose, whose columns lie as LAPACK's
+        if bool(info > 0) or (floor is not None and not bool(_smallest_eigenvalue(self.factor) > floor)):
+            raise _singular(matrix if again is None else again(), what, damping, unit)
 
     @property
     def log_determinant(self) -> float:
@@ -289,7 +296,7 @@ class DampedCholesky:
         Returns:
             (n, r), in v's precision.
         """
-        return torch.cholesky_solve(v.double(), self.factor).to(v.dtype)
+        return solve_columns(self.factor, v.double()).to(v.dtype)
 
 
 def eigh(matrix: Tensor, what: str, precision: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

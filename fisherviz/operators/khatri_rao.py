@@ -23,6 +23,9 @@ RANK = 1000
 PAIRS = 4000
 """Terms of rank one that are taken, at most: what is factorised has this size."""
 
+TRIANGULAR = 20
+"""Multiply-adds of large products that take as long as one of a triangular solve, which waits for its entries."""
+
 
 class LeadingPairs:
     """Approximate inverses of a Khatri-Rao product with damping.
@@ -92,6 +95,16 @@ class LeadingPairs:
         """Whether no term that is left out exceeds the damping."""
         found, _ = self._largest
         return len(found) < self.pairs or float(found[-1]) <= damping
+
+    @cached_property
+    def cheap(self) -> bool:
+        """Whether an application costs less than a product with the matrix."""
+        products = 0
+        for (i, j), block in self.blocks.items():
+            if isinstance(block, Kronecker):
+                (rows, cols), width = block.G.shape, block.A.shape[1]
+                products += (1 if i == j else 2) * rows * width * (cols + len(block.A))
+        return products > 2 * TRIANGULAR * self.pairs**2
 
     def __call__(self, damping: float) -> Callable[[Tensor], Tensor]:
         """The approximate inverse of the whole matrix plus `damping` I, for columns (P, k) in unit order.

@@ -26,7 +26,7 @@ from fisherviz.operators.factorise import (
     symmetric,
     trusted_cholesky,
 )
-from fisherviz.operators.triangular import log_determinant_of, root_solve, solve_rows
+from fisherviz.operators.triangular import log_determinant_of, root_solve, solve_columns, solve_rows
 
 
 def act(A: Tensor, G: Tensor, v: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class Kronecker(Operator):
     def _solve(self, v: Tensor) -> Tensor:
         L_a, L_g = self._choleskys
         d_g, d_a, k = self._outputs[0], L_a.shape[0], v.shape[1]
-        half = v if L_g is None else torch.cholesky_solve(v.reshape(d_g, d_a * k), L_g)
+        half = v if L_g is None else solve_columns(L_g, v.reshape(d_g, d_a * k))
         if k == 1:
             return solve_rows(L_a, half.reshape(d_g, d_a)).reshape(d_g * d_a, 1)
         rows = half.reshape(d_g, d_a, k).transpose(1, 2).reshape(d_g * k, d_a)

@@ -21,6 +21,9 @@ from fisherviz.operators.lanczos import Product
 from fisherviz.operators.simple import Zero
 from fisherviz.operators.tridiagonal import BlockTridiagonal
 
+TAIL = 30.0
+"""Times the damping: left-out terms up to that cost conjugate gradients fewer products than the chain saves them."""
+
 
 class Permuted(Symmetric):
     """A direct sum of symmetric operators over segments in another order.
@@ -147,6 +150,6 @@ class NearChain:
 
     def __call__(self, value: float) -> Product:
         """Of the chain plus a λ."""
-        if self._pairs.reaches(value):
+        if self._pairs.reaches(value) or (self._pairs.cheap and self._pairs.reaches(TAIL * value)):
             return self._pairs(value)
-        return damp(self.chain, FactoredTikhonov(value**0.5)).solve
+        return damp(self.chain, FactoredTikhonov(value**0.5))._solve

@@ -18,6 +18,19 @@ def log_determinant_of(factor: Tensor) -> float:
     return 2 * float(factor.diagonal(dim1=-2, dim2=-1).double().log().sum())
 
 
+def solve_columns(factor: Tensor, v: Tensor) -> Tensor:
+    """(L Lᵀ)⁻¹ v by two triangular solves; torch's `cholesky_solve` copies the factor each time.
+
+    Args:
+        factor: (..., n, n) lower Cholesky factor L.
+        v: (..., n, k).
+
+    Returns:
+        (..., n, k).
+    """
+    return root_solve(factor, torch.linalg.solve_triangular(factor, v, upper=False))
+
+
 def solve_rows(factor: Tensor, rows: Tensor) -> Tensor:
     """Rows times the inverse of L Lᵀ, without turning the rows into columns.
 

@@ -150,7 +150,8 @@ class Woodbury:
         self.examples = examples
         if own:
             gram = gram.double()  # what it was made in goes before the factor comes
-        self.factor = DampedCholesky(gram, damping / s, "the Fisher in example space", unit=s, given_away=own)
+        again = (lambda: examples.make_gram().double()) if own else None
+        self.factor = DampedCholesky(gram, damping / s, "the Fisher in example space", s, again)
 
     @property
     def log_determinant(self) -> float:

@@ -78,3 +78,39 @@ def test_undamped_blocks_of_fewer_rows_than_columns_are_refused(make):
     operator = ExampleUnits(make(1), 0.3)
     with pytest.raises(SingularMatrixError, match="damping of at least"):
         operator.solve(torch.ones(operator.shape[0], dtype=F64))
+
+
+WIDE = {
+    "one position": capture(examples=100, da=120),
+    "positions": capture(examples=100, positions=2, vectors=1, da=120),
+    "groups": capture(examples=100, positions=2, groups=3, vectors=1, da=120),
+    "tokens": tokens(examples=100, vectors=1, vocabulary=120),
+}
+
+
+@pytest.mark.parametrize("made", WIDE.values(), ids=WIDE.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_wide_units_are_solved_for_by_products_alone(made, dtype, monkeypatch):
+    expected = dense(made, 0.3, 0.0)
+    shift = 3 * float(expected.diagonal().max())
+    expected += shift * torch.eye(len(expected), dtype=F64)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda *_: pytest.fail("a block was factorised"))
+    v = torch.randn(len(expected), generator=torch.Generator().manual_seed(0), dtype=F64).to(dtype)
+    found = ExampleUnits(made.to(dtype), 0.3, shift).solve(v)
+    right = torch.linalg.solve(dense(made.to(dtype).to(F64), 0.3, shift), v.double())
+    assert float((found.double() - right).norm() / right.norm()) < {torch.float32: 3e-7, F64: 1e-10}[dtype]
+
+
+@pytest.mark.parametrize("made", WIDE.values(), ids=WIDE.keys())
+def test_wide_units_that_products_do_not_solve_are_factorised(made):
+    expected = dense(made, 0.3, 1e-6)
+    v = torch.randn(len(expected), generator=torch.Generator().manual_seed(0), dtype=F64)
+    assert_matches(ExampleUnits(made, 0.3, 1e-6).solve(v), torch.linalg.solve(expected, v), 1e-7)
+
+
+def test_a_factorisation_that_is_there_is_used(monkeypatch):
+    operator = ExampleUnits(WIDE["positions"], 0.3, 1.0)
+    operator.log_determinant()
+    monkeypatch.setattr(example_units, "cg", lambda *_: pytest.fail("products were taken"))
+    if example_units._ENTRIES > 1:  # one by one nothing is kept
+        operator.solve(torch.ones(operator.shape[0], dtype=F64))

@@ -1,5 +1,7 @@
 """Data, targets and losses that are rare or none: the right number, or one sentence."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -274,3 +276,44 @@ def test_a_weight_that_a_module_of_ones_own_reads_too_is_exact_on_the_generic_pa
     found = fv.Probe(net, "gaussian").fisher(x)
     assert_matches(found.to_dense(), exact.fisher(net, x, laws.Gaussian()))
     assert "another use (Scaled)" in next(iter(found.layers)).note
+
+
+CONFIDENT = [1, 10, 30, 60, 95, 120, 200]
+"""Sizes of logits: beyond 88 float32's exponentials underflow."""
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (12, 2), (100, 10), (6, 4, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("left_out", [0.0, 0.3])
+def test_the_gradient_of_a_network_that_is_sure_of_itself_is_still_that_of_the_nll(shape, dtype, left_out):
+    """Where p is 1 up to rounding, p - 1 is rounding alone, and whole rows vanish."""
+    likelihood = fv.Categorical()
+    for seed, size in itertools.product(range(8), CONFIDENT):
+        generator = torch.Generator().manual_seed(seed)
+        z = size * torch.rand(1, generator=generator) * torch.randn(*shape, generator=generator)
+        z = z.to(dtype).requires_grad_()
+        y, drawn = z.detach().argmax(-1), torch.randint(shape[-1], shape[:-1], generator=generator)
+        y = torch.where(torch.rand(y.shape, generator=generator) < 0.05 * (seed % 2), drawn, y)
+        y = y.masked_fill(torch.rand(y.shape, generator=generator) < left_out, -100)
+        there = y != -100
+        loss = nn.functional.cross_entropy(z.flatten(0, -2), y.flatten())
+        found = likelihood.reached(z.detach(), g := torch.autograd.grad(loss, z)[0])
+        found = torch.ones_like(there) if found is None else found
+        assert bool(found[there].all()), (seed, size)
+        second = torch.softmax(z.detach().double(), -1).sort(-1).values[..., -2]
+        told = 2 * torch.finfo(dtype).tiny * int(there.sum())  # what the likeliest label's gradient would show
+        assert not bool(found[~there & (second > told)].any()), (seed, size)
+        c = likelihood.loss_scale(z.detach(), g, None if bool(found.all()) else found)
+        tolerance = {torch.float16: 0.1, torch.bfloat16: 0.25}.get(dtype, 1e-3)  # their logarithms are rounded
+        assert c is None or c == pytest.approx(1 / int(there.sum()), rel=tolerance), (seed, size)
+
+
+@pytest.mark.parametrize("options", [{"weight": torch.tensor([1.0, 2.0, 5.0, 1.0])}, {"label_smoothing": 0.2}])
+@pytest.mark.parametrize("size", [1, 10, 30])
+def test_another_loss_of_a_network_that_is_sure_of_itself_has_no_scale(options, size):
+    generator = torch.Generator().manual_seed(0)
+    z = (size * torch.randn(20, 5, 4, generator=generator)).requires_grad_()
+    y = torch.randint(4, (20, 5), generator=generator)
+    g = torch.autograd.grad(nn.functional.cross_entropy(z.transpose(1, 2), y, **options), z)[0]
+    with pytest.raises(ValueError, match="is no multiple of the categorical scores"):
+        fv.Categorical().loss_scale(z.detach(), g, None)
