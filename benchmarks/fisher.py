@@ -1,4 +1,4 @@
-"""The benchmark of the analysis: `python -m benchmarks.fisher [W1 W3 ... big report]`, everything without names.
+"""The benchmark of the analysis: `python -m benchmarks.fisher [W1 W3 ... big mlp report]`, everything without names.
 
 Each workload runs in a process of its own, against the peers that are installed (the bench extra).
 Writes benchmarks/results.json and the first part of benchmarks/README.md; rows that were not asked for stay as they
@@ -17,7 +17,7 @@ from benchmarks.measure import Timing, measure
 from benchmarks.running import HERE, in_own_process, machine
 
 NAMES = ["W1", "W2", "W2c", "W3", "W3m", "W5", "W5 inverses", "W6", "W6 kept", "W7", "W7 N=100", "ResNet diagonal",
-         "ResNet K-FAC", "GPT diagonal", "GPT K-FAC", "big", "report"]  # fmt: skip
+         "ResNet K-FAC", "GPT diagonal", "GPT K-FAC", "big", "mlp", "resnet", "gpt", "report"]  # fmt: skip
 
 
 def run_one(name: str, peers: bool) -> dict[str, Any]:

@@ -78,16 +78,16 @@ class GPT(nn.Module):
         return self.head(self.ln(h + self.mlp(self.ln2(h))))
 
 
-def images() -> Case:
+def images(examples: int = IMAGES) -> Case:
     """ResNet-20 on a batch of images."""
     torch.manual_seed(0)
-    return Case(resnet20(), torch.randn(IMAGES, 3, 32, 32), torch.randint(10, (IMAGES,)))
+    return Case(resnet20(), torch.randn(examples, 3, 32, 32), torch.randint(10, (examples,)))
 
 
-def texts() -> Case:
+def texts(examples: int = SEQUENCES) -> Case:
     """The block of GPT-2 on a batch of sequences."""
     torch.manual_seed(0)
-    tokens = torch.randint(VOCABULARY, (SEQUENCES, LENGTH + 1))
+    tokens = torch.randint(VOCABULARY, (examples, LENGTH + 1))
     return Case(GPT(), tokens[:, :-1], tokens[:, 1:])
 
 
