@@ -168,7 +168,7 @@ PLANTED = (
     Planted(
         "the rank is not looked at where there is no damping",
         "operators/factorise.py",
-        "(damping == 0 and not bool(_smallest_eigenvalue(self.factor) > _floors(matrix)))",
+        "(floor is not None and not bool(_smallest_eigenvalue(self.factor) > floor))",
         "False",
         "tests/operators/test_precision.py::test_singular_systems_are_refused_and_the_advised_damping_solves_them",
     ),

@@ -28,6 +28,7 @@ class Summary(pd.DataFrame):
     def of(cls, table: pd.DataFrame) -> Summary:
         """A comparison's numbers: indexed by method, a column per metric and per standard error."""
         made = cls(table)
+        made.attrs = dict(table.attrs)  # the notes, which a constructor does not take along
         made.measured = pd.DataFrame(table)
         return made
 

@@ -56,7 +56,7 @@ WITHOUT_ENTRIES = {
     "check_unchanged", "collect", "columns", "deal", "empty", "example_space", "examples", "forget", "fresh",
     "has_targets", "in_example_space", "keeps_captures", "layers", "look", "loss_effort", "pass_effort", "plan",
     "scale", "shape", "space", "structure", "title", "unit_block", "weight", "weights_fingerprint", "with_captures",
-    "with_scores",
+    "with_scores", "release_solver",
 }  # fmt: skip
 """What a Fisher is made of and what it costs; `unit_block` is `block` in another order."""
 
