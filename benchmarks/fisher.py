@@ -86,7 +86,9 @@ def main() -> None:
         print(table.line(name, row), flush=True)
         if not arguments.no_peers:  # after every row: a run that is stopped keeps what it measured
             results["rows"] = {known: results["rows"][known] for known in NAMES if known in results["rows"]}
-            results["machine"] = machine()
+            here = machine()  # rows of before keep their peers' versions
+            here["packages"] = results.get("machine", here)["packages"] | here["packages"]
+            results["machine"] = here
             table.write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
             table.write_readme(HERE)
 

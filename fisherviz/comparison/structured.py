@@ -118,10 +118,13 @@ class StructuredComparison:
         gradient, damped = self.question.gradient, self.damped
         if gradient is None:
             return None
-        if damped.direct:
-            return self.fisher.solve(gradient, damped.strength)
         try:
+            if damped.direct:
+                return self.fisher.solve(gradient, damped.strength)
             step = damped.solve(gradient)
+        except MemoryError as error:
+            self.notes.append(f"directions are left out: {error}")
+            return None
         except RuntimeError as error:  # conjugate gradients have not converged
             asked = "" if self.question.explicit else " Ask for them with metrics=, or use fewer examples."
             self.notes.append(f"directions are left out: {error}{asked}")

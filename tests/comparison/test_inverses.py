@@ -315,3 +315,16 @@ def test_conjugate_gradients_beyond_the_budget_leave_directions_out_with_a_sente
     assert "did not converge" in note
     assert note.endswith("Ask for them with metrics=, or use fewer examples.")
     assert "direction_cosine" in compared(damping=0.05, metrics="direction_cosine").metrics
+
+
+def test_an_exact_direction_that_does_not_fit_is_a_note_beside_the_other_metrics(never_formed, monkeypatch):
+    def refuse(*_):
+        raise MemoryError("solve by Woodbury takes 11.7 GiB, but 11.3 GiB are free on cpu.")
+
+    monkeypatch.setattr("fisherviz.exact.fisher.Fisher.solve", refuse)
+    found = compared(damping=0.05, metrics=["relative_frobenius", "direction_cosine"])
+    assert "relative_frobenius" in found.metrics
+    assert "direction_cosine" not in found.metrics
+    assert any("directions are left out: solve by Woodbury takes 11.7 GiB" in note for note in found.notes)
+    with pytest.raises(ValueError, match=r"takes 11\.7 GiB"):
+        compared(damping=0.05, metrics=["direction_cosine"])
