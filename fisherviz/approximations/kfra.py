@@ -7,6 +7,7 @@ products of expectations for expectations of products at every step down, where 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -19,6 +20,9 @@ from fisherviz.network.space import ParameterSpace
 from fisherviz.operators import Kronecker, Operator
 from fisherviz.operators.factorise import symmetric
 from fisherviz.statistics import Misfit, NextWeight, Setting, SlopeMoment, Statistic
+
+if TYPE_CHECKING:
+    from fisherviz.exact.fisher import Fisher
 
 
 class KFRA(KFAC):
@@ -78,13 +82,25 @@ class KFRA(KFAC):
         self.reached = frozenset(space.layers[row].name for row in fit)
         return block_diagonal(space, made)
 
+    @property
+    def _last(self) -> str | None:
+        """The probed layer that runs last."""
+        return next(reversed(list(self.positions)), None)
+
+    def remarks(self, fisher: Fisher) -> list[str]:
+        """Where the recursion begins, if not at the outputs of the whole network."""
+        probed = {id(p) for layer in fisher.space.layers for p in layer.parameters.values()}
+        modules = [{id(p) for p in m.parameters(recurse=False)} for m in fisher.probe.model.modules()]
+        partly = any(own and not own & probed for own in modules)
+        said = f"the recursion begins at {self._last!r}, the last of the probed layers: kfac's G is taken there."
+        return [*super().remarks(fisher), *([said] if partly and self._last is not None else [])]
+
     def fallbacks(self, layers: Sequence[Layer]) -> list[str]:
         """Where the recursion stops too, but for the layer that runs last."""
-        last = next(reversed(list(self.positions)), None)
         stops = [
             repr(layer.name)
             for layer in layers
-            if layer.factors and layer.name not in self.reached and layer.name != last
+            if layer.factors and layer.name not in self.reached and layer.name != self._last
         ]
         said = (
             f"the recursion does not reach {', '.join(stops)}, which no Linear layer follows through an element-wise "

@@ -1,5 +1,6 @@
 """KFRA against an explicit recursion, where it must be exact, and where the recursion has to stop."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -306,3 +307,14 @@ def test_where_the_recursion_stops_training_takes_k_facs_factor_and_says_so(recw
     said = [str(w.message) for w in recwarn]
     assert len(said) == 1
     assert said[0].startswith("kfra: the recursion does not reach 'first', which")
+
+
+@pytest.mark.parametrize(("layers", "begins"), [(None, None), (["0"], "'0'"), (["0", "2"], "'2'"), (["2", "4"], "'4'")])
+def test_it_says_where_it_begins_if_not_every_layer_is_probed(layers, begins):
+    sizes = [5, 6, 4, 3]
+    net = nn.Sequential(*(part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())))[:-1]
+    fisher = fv.Probe(net.double(), "categorical", layers=layers).fisher(torch.randn(9, 5, dtype=torch.float64))
+    notes = [note for note in fv.compare(fisher, "kfra").notes if "recursion" in note]
+    assert notes == ([] if begins is None else [
+        f"kfra: the recursion begins at {begins}, the last of the probed layers: kfac's G is taken there."
+    ])  # fmt: skip
