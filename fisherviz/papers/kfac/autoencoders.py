@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,7 +35,7 @@ from fisherviz.papers.kfac.autoencoder_claims import (
 from fisherviz.papers.ledger.claims import Claim, Outcome
 from fisherviz.papers.ledger.registry import exhibit
 from fisherviz.papers.pictures import draw
-from fisherviz.papers.trials.curves import STYLES, draw_band, logarithmic
+from fisherviz.papers.trials.curves import STYLES, draw_band, logarithmic, over_seeds
 from fisherviz.papers.trials.problems import Effort, Method, Problem, at_hand
 from fisherviz.papers.trials.tuning import tuned
 from fisherviz.papers.trials.words import protocol, settings_words, stopped_words
@@ -306,11 +305,9 @@ def _seeds(present: Mapping[str, Setting]) -> str:
 def _panel(ax: Axes, one: Compared, over: str) -> None:
     for name, method in one.found.items():
         curves = [run["curve"][1:] for run in method.runs]  # a logarithmic axis has no zero
-        length = min(map(len, curves))  # up to where the first seed broke off
-        if length:
-            x = np.median([[line[over] for line in curve[:length]] for curve in curves], axis=0)
-            values = np.array([[line[ERROR] for line in curve[:length]] for curve in curves])
-            draw_band(ax, x, values, LOOKS[name], name, markersize=3, markevery=max(1, length // 6), linewidth=1.2)
+        if any(curves):
+            x, values = over_seeds(curves, over, ERROR)
+            draw_band(ax, x, values, LOOKS[name], name, markersize=3, markevery=max(1, len(x) // 6), linewidth=1.2)
     ax.axhline(one.mean_image, color="#999999", linewidth=0.8, zorder=0)
     ax.set_xscale("log")
     logarithmic(ax)

@@ -369,3 +369,5 @@ def _curves(ax: Axes, row: Found, title: str) -> None:
     draw_curves(ax, row, "train_loss", over="step")
     logarithmic(ax)
     ax.set_title(title, fontsize=10)
+    broke_off = [f"{name}: {one.stopped} of {len(one.runs)} diverged" for name, one in row.items() if one.stopped]
+    ax.text(0.97, 0.96, "\n".join(broke_off), transform=ax.transAxes, ha="right", va="top", fontsize=7)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from fisherviz.papers.trials.problems import Trained
+from fisherviz.papers.trials.problems import Trained, worst
 from fisherviz.plotting.style import MethodStyle, plain_decades, tidy
 
 STYLES: dict[str, MethodStyle] = {
@@ -58,20 +58,37 @@ def draw_curves(
     """
     for name, one in found.items():
         curves = [[line for line in run["curve"] if line["step"] >= first] for run in one.runs]
-        curves = [curve for curve in curves if curve]
-        if not curves:
+        if not any(curves):
             continue
-        length = min(map(len, curves))  # up to where the first seed broke off
-        x = [line[over] for line in curves[0][:length]]
-        values = factor * np.array([[line[key] for line in curve[:length]] for curve in curves])
+        x, values = over_seeds(curves, over, key)
         label = f"{name} ({one.stopped} of {len(one.runs)} diverged)" if one.stopped else name
-        draw_band(ax, x, values, STYLES[name], label, markersize=3.5, markevery=max(1, length // 10), linewidth=1.4)
+        often = max(1, len(x) // 10)
+        draw_band(ax, x, factor * values, STYLES[name], label, markersize=3.5, markevery=often, linewidth=1.4)
     tidy(ax)
     ax.set_xlabel({"epoch": "epoch", "step": "iteration"}[over])
 
 
-def draw_band(ax: Axes, x: Sequence[float], values: np.ndarray, look: MethodStyle, label: str, **line: Any) -> None:
-    """Draw a line through the medians of the seeds, over a band from the smallest to the largest.
+def over_seeds(curves: Sequence[Sequence[Mapping[str, Any]]], over: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values of all seeds side by side; one that broke off has the worst value from there on.
+
+    Args:
+        curves: of each seed, lines with "step" and metrics.
+        over: what they are drawn against: its median over the seeds that have a line of a step.
+        key: the metric.
+
+    Returns:
+        (n,) and (seeds, n).
+    """
+    lines = [{line["step"]: line for line in curve} for curve in curves]
+    steps = sorted(set().union(*lines))
+    x = np.array([np.median([own[step][over] for own in lines if step in own]) for step in steps])
+    return x, np.array([[own[step][key] if step in own else worst(key) for step in steps] for own in lines])
+
+
+def draw_band(
+    ax: Axes, x: Sequence[float] | np.ndarray, values: np.ndarray, look: MethodStyle, label: str, **line: Any
+) -> None:
+    """Draw a line through the medians of the seeds, over a band from the smallest to the largest finite value.
 
     Args:
         ax: where.
@@ -84,7 +101,9 @@ def draw_band(ax: Axes, x: Sequence[float], values: np.ndarray, look: MethodStyl
     medians = np.median(values, axis=0)
     ax.plot(x, medians, color=look.color, linestyle=look.line, marker=look.marker, label=label, **line)
     if len(values) > 1:
-        ax.fill_between(x, values.min(0), values.max(0), color=look.color, alpha=0.18, linewidth=0)
+        there = np.isfinite(values)
+        low, high = np.where(there, values, np.inf).min(0), np.where(there, values, -np.inf).max(0)
+        ax.fill_between(x, low, high, where=low <= high, color=look.color, alpha=0.18, linewidth=0)
 
 
 def logarithmic(ax: Axes) -> None:
