@@ -21,7 +21,7 @@ from fisherviz.capture.tokens import TokenCapture
 from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.factorise import eigenvalues, plus_identity, trusted_cholesky
-from fisherviz.operators.lanczos import cg
+from fisherviz.operators.lanczos import NotSolvedError, cg
 from fisherviz.operators.triangular import log_determinant_of, solve_columns
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
 from fisherviz.statistics.examples import root_correction
@@ -163,7 +163,7 @@ class ExampleUnits(Symmetric):
         norm = float(self.diagonal().double().reshape(-1, self.width).sum(1).max())
         tol = max(CLOSE, torch.finfo(columns.dtype).eps) * self.shift / norm
         out = torch.empty_like(columns)
-        for units, part in self._parts(self._gradient_entries):
+        for units, part in self._parts(max(self._gradient_entries, (self.rows + self.width) * columns.shape[2])):
             rows, given = part._v(torch.float64), columns[units].double()
 
             def product(x: Tensor, rows: Any = rows, like: Tensor = given) -> Tensor:
@@ -172,7 +172,7 @@ class ExampleUnits(Symmetric):
 
             try:
                 solved = cg(product, _by_column(given), tol, most)
-            except RuntimeError:  # not converged
+            except NotSolvedError:
                 return None
             out[units] = _by_unit(solved, given).to(out.dtype)
         return out

@@ -19,10 +19,16 @@ from fisherviz.support.progress import progress_bar
 
 Product = Callable[[Tensor], Tensor]
 Which = Literal["largest", "smallest", "magnitude"]
+
+
 LARGE = 1e-2
 """Residual, relative to the right-hand side, that a solve does not leave without a word."""
 _SINGLE = 40
 """Vectors kept by `leading_eigenvector` before it starts again."""
+
+
+class NotSolvedError(RuntimeError):
+    """Conjugate gradients have not converged, or met a direction of no positive curvature."""
 
 
 def extreme_eigenvalues(
@@ -217,7 +223,7 @@ def cg(
         x of b's shape.
 
     Raises:
-        RuntimeError: when not converged, or when M shows a direction of no positive curvature.
+        NotSolvedError: when not converged, or when M shows a direction of no positive curvature.
         ValueError: when products are not finite.
     """
     columns = b.unsqueeze(1) if b.ndim == 1 else b
@@ -250,7 +256,7 @@ def cg(
         Mp = _finite(matvec(p))
         curvature = (p * Mp).sum(0)
         if bool((curvature[active] <= 0).any()):
-            raise RuntimeError(
+            raise NotSolvedError(
                 f"conjugate gradients met curvature {float(curvature[active].min()):.3g} in step {step + 1}: "
                 f"the {len(b)} x {len(b)} matrix is not positive definite; add damping."
             )
@@ -263,7 +269,7 @@ def cg(
         beta = torch.where(active, rz_next / rz.where(active, torch.ones_like(rz)), torch.zeros_like(rz))
         p, rz = z + beta * p, rz_next
     worst = float((r.norm(dim=0) / columns.norm(dim=0).clamp_min(torch.finfo(b.dtype).tiny)).max())
-    raise RuntimeError(
+    raise NotSolvedError(
         f"conjugate gradients did not converge: relative residual {worst:.1e} after {step} products with "
         f"a {len(b)} x {len(b)} matrix, above {tol:.1e}; raise the damping, maxiter or tol."
     )

@@ -18,7 +18,7 @@ from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import NaturalGradientOptions
 from fisherviz.optim.preconditioner import Preconditioner
 from fisherviz.optim.quadratic import combine
-from fisherviz.optim.rules import StepRule
+from fisherviz.optim.rules import D, ModelRule, StepRule
 from fisherviz.support import choices, timing
 
 
@@ -68,6 +68,19 @@ class Products(Directions):
             return out
 
         return solve
+
+
+class ProductsRule(ModelRule[D]):
+    """A step rule that asks for what is made by products; λ and what the last step did are its state."""
+
+    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
+        """λ and what the last step did."""
+        return super().state_dict(names) | {"lam": self.lam, "last": dict(self.last)}
+
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+        """Restore what `state_dict` gave."""
+        super().load_state_dict(state, parameters)
+        self.lam, self.last = state["lam"], dict(state["last"])
 
 
 def shifted(product: Callable[[Tensors], Tensors], shift: float) -> Callable[[Tensors], Tensors]:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from fisherviz.approximations import Approximation
 from fisherviz.network.likelihoods import Likelihood
-from fisherviz.optim.by_products import ByProducts, Products, shifted
+from fisherviz.optim.by_products import ByProducts, Products, ProductsRule, shifted
 from fisherviz.optim.directions import Step
 from fisherviz.optim.gradients import Tensors
 from fisherviz.optim.options import MODEL, require_known
 from fisherviz.optim.quadratic import FisherForms, combine, dot
-from fisherviz.optim.rules import ModelRule, descend
+from fisherviz.optim.rules import descend
 from fisherviz.support import choices, timing
 
 SPACING = 1.3
@@ -101,7 +101,7 @@ class ConjugateGradients(Products):
         return kept
 
 
-class LineSearch(ModelRule[ConjugateGradients]):
+class LineSearch(ProductsRule[ConjugateGradients]):
     """Backtracking over the iterates, then Armijo along the chosen one; λ by Levenberg-Marquardt."""
 
     needs_closure = "Hessian-free optimization evaluates the loss along its path: call step(closure)."
@@ -153,15 +153,6 @@ class LineSearch(ModelRule[ConjugateGradients]):
                 break
             best, value = candidate, earlier
         return best, value
-
-    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
-        """λ and what the last step did."""
-        return super().state_dict(names) | {"lam": self.lam, "last": dict(self.last)}
-
-    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Restore what `state_dict` gave."""
-        super().load_state_dict(state, parameters)
-        self.lam, self.last = state["lam"], dict(state["last"])
 
 
 class HessianFreeKeywords(TypedDict, total=False):

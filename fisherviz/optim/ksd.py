@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from fisherviz.approximations import Approximation
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.operators.factorise import eigh
-from fisherviz.optim.by_products import ByProducts, Products, shifted
+from fisherviz.optim.by_products import ByProducts, Products, ProductsRule, shifted
 from fisherviz.optim.directions import Step
 from fisherviz.optim.gradients import Tensors
 from fisherviz.optim.options import MODEL, require_known
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot
-from fisherviz.optim.rules import ModelRule, descend
+from fisherviz.optim.rules import descend
 from fisherviz.support import choices, timing
 from fisherviz.support.memory import require
 
@@ -134,7 +134,7 @@ def _beside(d: Tensors, basis: Sequence[Tensors]) -> Tensors | None:
     return combine([(1 / left, v)])
 
 
-class Search(ModelRule[Krylov]):
+class Search(ProductsRule[Krylov]):
     """BFGS over the subspace in coordinates in which B is the identity.
 
     Args:
@@ -216,15 +216,6 @@ class Search(ModelRule[Krylov]):
         finally:
             for p, old in saved.items():
                 p.copy_(old)
-
-    def state_dict(self, names: Mapping[nn.Parameter, str]) -> dict[str, Any]:
-        """What the last step did."""
-        return super().state_dict(names) | {"lam": self.lam, "last": dict(self.last)}
-
-    def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Restore what `state_dict` gave."""
-        super().load_state_dict(state, parameters)
-        self.lam, self.last = state["lam"], dict(state["last"])
 
 
 class KSDKeywords(TypedDict, total=False):

@@ -114,3 +114,12 @@ def test_a_factorisation_that_is_there_is_used(monkeypatch):
     monkeypatch.setattr(example_units, "cg", lambda *_: pytest.fail("products were taken"))
     if example_units._ENTRIES > 1:  # one by one nothing is kept
         operator.solve(torch.ones(operator.shape[0], dtype=F64))
+
+
+def test_an_error_that_is_not_of_conjugate_gradients_is_not_swallowed(monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(example_units, "cg", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        ExampleUnits(WIDE["positions"], 0.3, 1.0).solve(torch.ones(WIDE["positions"].size, dtype=F64))

@@ -5,6 +5,7 @@ import torch
 
 from fisherviz.operators import BlockMatrix, Dense, DirectSum, Kronecker, Permuted, SingularMatrixError, block_matrix
 from fisherviz.operators.khatri_rao import LeadingPairs
+from fisherviz.operators.permuted import NearChain
 from fisherviz.operators.tridiagonal import BlockTridiagonal
 
 WIDTHS, UNITS = (7, 9, 8), (5, 6, 4)
@@ -151,3 +152,24 @@ def test_a_damping_that_is_too_small_for_it_leaves_the_diagonal_blocks(monkeypat
     v = normal(len(dense), 1, seed=9)
     found, expected = (BlockMatrix(blocks, near).shifted(1.0).solve(v) for near in (refuses, None))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_pairs_that_leave_a_tail_are_taken_where_they_cost_less_than_products(monkeypatch):
+    A, G = moment(sum(WIDTHS), 40, 5, 0.7), moment(sum(UNITS), 40, 6, 0.7)
+    own_a, own_g = ([part.split(sizes, 1) for part in M.split(sizes)] for M, sizes in ((A, WIDTHS), (G, UNITS)))
+    links = [(i, i + 1) for i in range(2)]
+    chain = BlockTridiagonal(
+        [own_a[i][i] for i in range(3)], [own_g[i][i] for i in range(3)],
+        [own_a[i][j] for i, j in links], [own_g[i][j] for i, j in links],
+    )  # fmt: skip
+    whole, v = Permuted(DirectSum([chain]), [[0, 1, 2]]), normal(chain.shape[0], 1, seed=8)
+    for count, cheap in ((2, True), (1000, False)):
+        assert LeadingPairs(whole.coupled_blocks(), pairs=count).cheap is cheap
+    near = NearChain(whole)
+    near._pairs = LeadingPairs(whole.coupled_blocks(), pairs=2)
+    left = float(near._pairs._largest[0][-1])
+    taken = []
+    monkeypatch.setattr(LeadingPairs, "__call__", lambda self, damping: taken.append(damping) or (lambda v: v))
+    for damping in (left, left / 10, left / 100):  # nothing, ten and a hundred times the damping is left out
+        near(damping)(v)
+    assert taken == [left, left / 10]
