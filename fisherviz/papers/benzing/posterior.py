@@ -92,7 +92,7 @@ def a1(run: Run) -> Outcome:
         left.set_xticks(range(len(laid)), [f"{seed}" for seed in seeds])
         left.set_xlabel("seed")
         left.set_ylabel("test loss of the posterior predictive")
-        left.legend(fontsize=7, loc="center")
+        figure.legend(fontsize=8, loc="outside upper center", ncols=4)
         seen = [pair for pair in zip(laid[0]["changes"], laid[0]["divergences"], strict=True) if pair[0] > ROUNDING]
         right.loglog(*zip(*seen, strict=True), ".", color=looks[INPUTS].color, markersize=3)
         right.set_xlabel("equation 13")
