@@ -121,8 +121,10 @@ def comparison(names: tuple[str, ...]) -> Any:
 
 
 def groups() -> Iterator[tuple[str, ...]]:
-    """The names by fours, so that a page bears several of them at once."""
-    usable = [printable(name) for name in NAMES]
+    """The names that a file can hold by fours, so that a page bears several of them at once."""
+    from fisherviz.support.names import unwritable
+
+    usable = [name for name in map(printable, NAMES) if not unwritable(name)]
     for start in range(0, len(usable), 4):
         yield tuple(usable[start : start + 4]) if start + 4 <= len(usable) else tuple(usable[-4:])
 
@@ -134,10 +136,19 @@ def pages(folder: Path, some: int | None = None) -> tuple[int, list[str], list[P
         How many names stood on pages, what is wrong, and the pages.
     """
     from fisherviz.report import Section, write_report
+    from fisherviz.support.names import unwritable
 
     plain = tuple(f"name-{k}" for k in range(4))
     known = _report(folder / "plain", [Section(plain[0], comparison(plain), plain[1])], write_report)
     tried, wrong, written = 0, [], []
+    for name in filter(unwritable, NAMES):
+        tried += 1
+        try:
+            write_report(folder / "refused", [Section("a title", comparison((name, *plain[:3])), "a title")])
+        except ValueError as error:
+            wrong += [] if unwritable(name) in str(error) else [f"{name!r} ended in {error!r}"]
+        else:
+            wrong.append(f"{name!r} was written, which no archive can hold")
     for number, names in enumerate([*groups()][:some]):
         out = folder / f"report-{number}"
         with warnings.catch_warnings(record=True) as said:
