@@ -83,8 +83,8 @@ NAMES = (
 """Each wants to be something else: markup, a script, a template, a formula, an escape sequence, a path, an option."""
 TABLES = {"table", "caption", "thead", "tbody", "tr", "th", "td", "p", "div", "details", "summary"}
 """What objects show of themselves in a notebook."""
-PLACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
-"""A file of a report, whose name may have letters of a method's in it."""
+PLACE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""A file of a report, whose name may have letters of a method's in it, of any script."""
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 """What a terminal obeys, or what turns or hides text in it."""
 
@@ -141,7 +141,7 @@ def pages(folder: Path, some: int | None = None) -> tuple[int, list[str], list[P
     plain = tuple(f"name-{k}" for k in range(4))
     known = _report(folder / "plain", [Section(plain[0], comparison(plain), plain[1])], write_report)
     tried, wrong, written = 0, [], []
-    for name in filter(unwritable, NAMES):
+    for name in filter(unwritable, map(printable, NAMES)):
         tried += 1
         try:
             write_report(folder / "refused", [Section("a title", comparison((name, *plain[:3])), "a title")])
