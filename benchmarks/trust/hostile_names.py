@@ -354,7 +354,7 @@ def shown(names: tuple[str, ...]) -> tuple[int, list[str]]:
     tried, wrong = 0, []
     for name in names:
         tried += 1
-        written = printable(name)
+        written = printable(name).replace("\0", "")  # which no comparison takes
         found = comparison((written, f"{written}b", f"{written}c", f"{written}d"))
         for text in (found._repr_html_(), found.summary()._repr_html_()):
             if extra := {each[0] for each in Shape(text).markup} - TABLES:
