@@ -69,7 +69,12 @@ class KFRA(KFAC):
 
     def assemble(self, space: ParameterSpace, operators: Sequence[Operator], couplings: Couplings) -> LayeredMatrix:
         """A ⊗ H of each layer, the last in execution first."""
-        fit = {row: (col, v) for (row, col), v in couplings.items() if not bool(v["misfit"].any())}
+        # where no pass of both layers counts, there is no weight between them
+        fit = {
+            row: (col, v)
+            for (row, col), v in couplings.items()
+            if not bool(v["misfit"].any()) and bool(v["W"][-1] != 0)
+        }
         made = list(operators)
         for row in reversed(in_chain(list(range(len(made))), [(row, col) for row, (col, _) in fit.items()])):
             if row in fit:

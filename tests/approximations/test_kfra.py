@@ -309,6 +309,27 @@ def test_where_the_recursion_stops_training_takes_k_facs_factor_and_says_so(recw
     assert said[0].startswith("kfra: the recursion does not reach 'first', which")
 
 
+@pytest.mark.filterwarnings("ignore:kfra")
+@pytest.mark.parametrize(("dropped", "as_kfac"), [(0, [True, False, True]), (1, [True] * 3), (2, [False, True, True])])
+def test_where_a_layers_gradient_is_dropped_the_recursion_stops_before_it(dropped, as_kfac):
+    """No pass of it counts, so that there is no weight to go through."""
+    found = []
+    for method in ("kfra", "kfac"):
+        model, (x, y) = net(), data(20)
+        optimizer = fv.optim.NaturalGradient(
+            model, "categorical", method, lr=0.5, damping=0.1, kind="exact", decay=0.0, momentum=0.0
+        )
+        optimizer.step(closure_of(optimizer, model, x, y))
+        model.load_state_dict(net().state_dict())
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        linears = [m for m in model if isinstance(m, nn.Linear)]
+        linears[dropped].zero_grad()
+        optimizer.step()
+        found.append([m.weight.detach() for m in linears])
+    assert [torch.allclose(one, two, rtol=1e-8, atol=1e-12) for one, two in zip(*found, strict=True)] == as_kfac
+
+
 @pytest.mark.parametrize(("layers", "begins"), [(None, None), (["0"], "'0'"), (["0", "2"], "'2'"), (["2", "4"], "'4'")])
 def test_it_says_where_it_begins_if_not_every_layer_is_probed(layers, begins):
     sizes = [5, 6, 4, 3]

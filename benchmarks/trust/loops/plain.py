@@ -99,7 +99,8 @@ def other_tensors_are_assigned(t: Trial) -> None:
 
 @loop("gradients that are changed")
 def a_hook_changes_them(t: Trial) -> None:
-    handles = [p.register_hook(lambda g: 2 * g + 0.01) for p in t.model.parameters()]
+    t.hook = lambda g: 2 * g + 0.01
+    handles = [p.register_hook(t.hook) for p in t.model.parameters()]
     for _ in range(2):
         t.opt.zero_grad()
         t.train(*t.batch())

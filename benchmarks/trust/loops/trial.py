@@ -60,6 +60,8 @@ class Trial:
         self.opt = make(self.model, self.likelihood)
         self.counted: list[dense.Examples] = []
         self.worst, self.steps, self.unsayable, self.unknown = 0.0, 0, False, False
+        self.hook: Callable[[Tensor], Tensor] | None = None
+        """What the loop has on the gradients of all parameters: it acts on whatever a step evaluates on its way too."""
         self.said: list[str] = []
         """What steps warned of."""
         if oracle is None:
@@ -158,7 +160,11 @@ class Trial:
             m.requires_grad_(own.weight.requires_grad)
             m.weight.grad = None if g is None else g[:, :-1].clone()
             m.bias.grad = None if g is None else g[:, -1].clone()
+        on = [] if self.hook is None else [p for p in self.twin.parameters() if p.requires_grad]
+        handles = [p.register_hook(self.hook) for p in on]
         self._step(self.alone, self.twin)
+        for handle in handles:
+            handle.remove()
         self.twin.requires_grad_(True)
         return [new - old for new, old in zip(dense.weights(self.twin), before, strict=True)]
 
