@@ -105,6 +105,7 @@ class LineSearch(ProductsRule[ConjugateGradients]):
     """Backtracking over the iterates, then Armijo along the chosen one; λ by Levenberg-Marquardt."""
 
     needs_closure = "Hessian-free optimization evaluates the loss along its path: call step(closure)."
+    words = "λ now {:.3g}"
 
     def take(self, step: Step, directions: ConjugateGradients) -> None:
         """Change the weights, then λ."""

@@ -321,7 +321,7 @@ class NaturalGradient(Watching):
         groups = settings.group_rows(self.param_groups)
         said = "; ".join(", ".join(f"{name} {row[name]}" for name in shown).replace("damping λ", "λ") for row in groups)
         steps = f"{counted(len(self.layers), 'layer')}, {counted(self.k, 'step')} taken"
-        adapted = f"; rescaled, λ now {self.lam:.3g}" if self.rescale else ""
+        adapted = f"; {self.rule.words}".format(self.lam) if self.rule.words else ""
         return f"{type(self).__name__}({own}; {said}{adapted}; {steps})"
 
     def _repr_html_(self) -> str:

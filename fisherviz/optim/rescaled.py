@@ -40,6 +40,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
     """
 
     captures = False
+    words = "rescaled, λ now {:.3g}"
 
     def __init__(self, options: NaturalGradientOptions, momentum: bool) -> None:
         super().__init__()

@@ -55,6 +55,8 @@ class StepRule(Part, ABC, Generic[D]):
     """λ of the quadratic model, 0 without one."""
     region = TrustRegion()
     """Given by the optimizer."""
+    words = ""
+    """What an optimizer says of its λ, where it is more than the damping."""
 
     def begin(self, groups: Sequence[Group], defaults: Mapping[str, Any], T: int) -> None:
         """Look at the groups when the optimizer is made. Nothing by default."""

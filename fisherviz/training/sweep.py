@@ -24,7 +24,7 @@ from fisherviz.support import files
 from fisherviz.support.choices import count, one_of
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.names import no_formula
-from fisherviz.support.tables import html_table
+from fisherviz.support.tables import counted, html_table
 from fisherviz.training.config import Config, make_config
 from fisherviz.training.diagnosis import NonFiniteLoss
 from fisherviz.training.network import usable
@@ -79,15 +79,24 @@ class Sweep:
 
     @property
     def best(self) -> dict[str, Any]:
-        """What was varied, at the best point: the values themselves, as a configuration takes them."""
-        labels = self.table.iloc[0][list(self.varied)].to_dict() if len(self.table) else {}
+        """What was varied, at the best point: the values themselves, as a configuration takes them; {} without one."""
+        labels = self.table.iloc[0][list(self.varied)].to_dict() if self._any else {}
         return {name: self.space[name].value(v) if name in self.space else v for name, v in labels.items()}
+
+    @property
+    def _any(self) -> bool:
+        """Whether the metric is finite at a point."""
+        return bool(np.isfinite(self.table["value"]).any())
 
     def __repr__(self) -> str:
         if not len(self.table):
             return f"Sweep({str(self.path)!r}, no point finished)"
+        if not self._any:
+            return f"Sweep({counted(len(self.table), 'point')}, {self.metric} finite at none)"
         at = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in self.best.items())
-        return f"Sweep({len(self.table)} points, best {self.metric} {self.table['value'].iloc[0]:.4g} at {at})"
+        return (
+            f"Sweep({counted(len(self.table), 'point')}, best {self.metric} {self.table['value'].iloc[0]:.4g} at {at})"
+        )
 
     def _repr_html_(self) -> str:
         shown = self.table.head(20)

@@ -268,3 +268,10 @@ def test_a_basis_that_does_not_fit_is_refused_before_it_is_made():
             opt.step(closure)
     finally:
         fv.config.memory_budget = before
+
+
+def test_it_says_of_its_fixed_damping_no_more_than_it():
+    """λ is told again where it is adapted."""
+    made = {name: repr(getattr(optim, name)(net(), "categorical")) for name in ("KSD", "HessianFree", "KFAC", "FOOF")}
+    assert {name: said.count("λ") for name, said in made.items()} == {"KSD": 1, "HessianFree": 2, "KFAC": 2, "FOOF": 1}
+    assert {name for name, said in made.items() if "rescaled" in said} == {"KFAC"}

@@ -403,6 +403,14 @@ def test_a_seed_that_stops_says_nothing_of_the_others(tmp_path, metric):
     assert "is not finite" in row["stopped"]
 
 
+def test_where_every_point_diverges_none_is_the_best(tmp_path):
+    fields = SMALL | {"optimizer": f"{__name__}:LosesSeedOne", "seed": 1}
+    found = sweep(fields, {"lr": [0.1, 0.3]}, out=tmp_path / "sweep")
+    assert len(found.table) == 2
+    assert found.best == {}
+    assert repr(found) == "Sweep(2 points, train_loss finite at none)"
+
+
 def test_what_was_varied_keeps_its_values(tmp_path):
     over = {"evaluate_limit": [10, None], "model_options.hidden": [[4], [8, 8]], "defaults": ["training"]}
     found = sweep(SMALL, over, out=tmp_path / "sweep")
