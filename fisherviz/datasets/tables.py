@@ -5,8 +5,10 @@ Columns stay in the units of the source; `fisherviz.datasets.catalogue` standard
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -19,6 +21,8 @@ from fisherviz.datasets.raw import Raw, shuffled
 from fisherviz.support.opening import decompressed
 
 REPLACE = "replace it by the published file"
+COLUMNS = 100
+"""More than any of the tables has."""
 ECOLI_FEATURES = ("mcg", "gvh", "lip", "chg", "aac", "alm1", "alm2")
 ECOLI_CLASSES = ("cp", "im", "pp", "imU", "om", "omL", "imL", "imS")
 HOUSE_COLUMNS = (
@@ -72,13 +76,22 @@ WEATHER = Source(
 def _read(source: Source, columns: Iterable[str], progress: bool) -> pd.DataFrame:
     path = locate(source, progress)[source.files[0]]
     try:
-        frame = pd.read_csv(io.BytesIO(decompressed(path)), keep_default_na=False)
-    except ValueError as error:
+        content = decompressed(path)
+        _check_width(content)
+        frame = pd.read_csv(io.BytesIO(content), keep_default_na=False)
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is no readable gzipped table ({error}); {REPLACE}.") from error
     missing = [column for column in columns if column not in frame.columns]
     if missing or frame.empty:
         raise ValueError(f"{path} has no rows or lacks the columns {missing}; {REPLACE}.")
     return frame
+
+
+def _check_width(content: bytes) -> None:
+    """Refuse more columns than a table of ours has: pandas takes minutes to tell 100,000 of one name apart."""
+    for row in itertools.islice(csv.reader(io.StringIO(content.decode("utf-8", "replace"), newline="")), 2):
+        if len(row) > COLUMNS:
+            raise ValueError(f"it has {len(row):,} columns")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fisherviz.support import footer
 from fisherviz.support.errors import refusing
 
 ROOM = 2**26
@@ -94,21 +95,17 @@ def table(content: bytes, words: Sequence[str], numbers: Sequence[str]) -> pd.Da
         import pyarrow as pa
         from pyarrow import parquet
 
-        # words stay where they are once, so that a row takes a few bytes whatever its words are
-        file = parquet.ParquetFile(io.BytesIO(content), read_dictionary=list(words))
-        facts, room = file.metadata, most(len(content))
-        parts = [
-            facts.row_group(group).column(place)
-            for group in range(facts.num_row_groups)
-            for place in range(facts.num_columns)
-        ]
+        parts, room = footer.parts(content), most(len(content))
         for part in parts:
             if part.compression not in ("SNAPPY", "UNCOMPRESSED"):
                 raise ValueError(f"a column is compressed by {part.compression}, which fisherviz does not write")
-        if sum(part.total_compressed_size for part in parts) > len(content):
+        if sum(part.compressed for part in parts) > len(content):
             raise ValueError("its columns lie in the same bytes")
+        # words stay where they are once, so that a row takes a few bytes whatever its words are
+        file = parquet.ParquetFile(io.BytesIO(content), read_dictionary=list(words))
+        facts = file.metadata
         columns = [*words, *(name for name in numbers if name in file.schema_arrow.names)]
-        total = max(8 * len(columns) * facts.num_rows, sum(part.total_uncompressed_size for part in parts))
+        total = max(8 * len(columns) * facts.num_rows, sum(part.uncompressed for part in parts))
         if total > room:
             raise ValueError(f"its {len(content):,} bytes would unfold to {total:,}")
         found = file.read(columns=columns, use_threads=False, use_pandas_metadata=False)

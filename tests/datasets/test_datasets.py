@@ -292,6 +292,14 @@ def test_image_and_label_files_that_do_not_belong_together_are_refused(bare):
         datasets.load("mnist")
 
 
+@pytest.mark.parametrize("text", ["c," * 100_000 + "c\n1\n", '"c\n",' * 100_000 + "c\n1\n", "a\n" + "1," * 100_000])
+def test_a_table_of_a_hundred_thousand_columns_is_refused_before_they_are_told_apart(bare, monkeypatch, text):
+    monkeypatch.setattr("fisherviz.datasets.tables.pd.read_csv", None)  # it takes minutes
+    (bare / "ecoli.csv.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(ValueError, match=r"ecoli.csv.gz is no readable gzipped table \(it has 100,001 columns\)"):
+        datasets.load("ecoli")
+
+
 def test_damaged_tables_faces_and_records_are_named(bare):
     (bare / "ecoli.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n"))
     with pytest.raises(ValueError, match=r"ecoli.csv.gz has no rows or lacks the columns \['mcg'"):

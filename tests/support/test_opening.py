@@ -5,8 +5,11 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
+import random
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -15,7 +18,10 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow.parquet import ParquetFile
 
+from benchmarks.trust.injection import forked
+from fisherviz.support import footer
 from fisherviz.support.opening import UNPACKED, arrays, decompressed, most, table
 from fisherviz.support.pickles import tensors
 from fisherviz.support.plain import DEEPEST, from_json, from_yaml
@@ -160,6 +166,41 @@ def test_a_table_comes_back():
     assert list(found["word"]) == list(FRAME["word"])
     assert list(found["value"]) == list(FRAME["value"])
     assert table(parquet(FRAME[:0].astype({"word": str})), ["word"], ["value"]).empty
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": None}, {"compression": "gzip"}, {"row_group_size": 2}])
+def test_a_footer_says_what_pyarrow_reads_in_it(options):
+    content = parquet(pd.concat([FRAME] * 40).assign(more=np.arange(120.0), whole=3, flag=True), **options)
+    groups = ParquetFile(io.BytesIO(content)).metadata
+    columns = [groups.row_group(g).column(c) for g in range(groups.num_row_groups) for c in range(groups.num_columns)]
+    assert footer.parts(content) == [
+        (c.compression, c.total_compressed_size, c.total_uncompressed_size) for c in columns
+    ]
+
+
+def flipped(seeds):
+    """How a good table opens in which bits of the footer are flipped."""
+    good, ends = parquet(FRAME), Counter()
+    length = int.from_bytes(good[-8:-4], "little")
+    for seed in seeds:
+        content, draw = bytearray(good), random.Random(seed)
+        for _ in range(draw.choice((1, 1, 1, 2))):
+            content[draw.randrange(len(good) - 8 - length, len(good) - 8)] ^= 1 << draw.randrange(8)
+        try:
+            table(bytes(content), ["word"], ["value"])
+            ends["taken"] += 1
+        except ValueError:
+            ends["refused"] += 1
+    return ends
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="what ends a process is tried in a fork")
+def test_no_footer_ends_the_process():
+    """pyarrow does, asked for a column of some."""
+    end = forked(lambda: flipped(range(1000)))
+    assert end.how == "done", end
+    assert sum(end.found.values()) == 1000
+    assert end.found["refused"] > 400
 
 
 @pytest.mark.parametrize(
