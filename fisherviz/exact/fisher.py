@@ -127,18 +127,19 @@ class Fisher(Parts):
         """
         strength = damping.strength if isinstance(damping, FactoredTikhonov) else damping_number(damping)
         solver, title = self._solver(strength), inverse_title(self.title, Tikhonov(strength))
-        identity = partial(torch.eye, self.space.size, dtype=self.network.precision, device=self.network.device)
+        what = f"the dense {self.space.size:,} x {self.space.size:,} inverse"
         if isinstance(solver, Woodbury):
+            identity = partial(torch.eye, self.space.size, dtype=self.network.precision, device=self.network.device)
             operator: Operator = ExampleSpace(self.in_example_space(), strength, solver)
 
             def entries() -> Tensor:
-                self._plan(self.space.size**2, f"the dense {self.space.size:,} x {self.space.size:,} inverse")
+                self._plan(self.space.size**2, what)
                 width = max(1, at_once(GRADIENT_ENTRIES, self.empty) // self.space.size)
                 return symmetric(torch.cat([operator.solve(some) for some in identity().split(width, 1)], 1))
 
             return LayeredMatrix(self.space, Inverse(operator, self.space.sizes, entries), title)
-        self._plan(self.space.size**2, f"the dense {self.space.size:,} x {self.space.size:,} inverse")
-        whole = self.space.reorder_dense(symmetric(solver.solve(identity())), "unit")
+        self._plan(self.space.size**2, what, double=3)  # beside the factor, and F
+        whole = self.space.reorder_dense(symmetric(solver.inverse().to(self.network.precision)), "unit")
         return dense_matrix(self.space, whole, title)
 
     def log_determinant(self, damping: float) -> float:

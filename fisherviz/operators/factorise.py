@@ -301,6 +301,10 @@ class DampedCholesky:
         """
         return solve_columns(self.factor, v.double()).to(v.dtype)
 
+    def inverse(self) -> Tensor:
+        """(M + damping I)⁻¹, (n, n), float64: a third of the operations of n solves, one matrix beside the factor."""
+        return torch.cholesky_inverse(self.factor)
+
 
 def eigh(matrix: Tensor, what: str, precision: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and orthonormal eigenvectors of a symmetric matrix, or of each of a batch.

@@ -6,6 +6,8 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz.operators.factorise import SingularMatrixError
+from fisherviz.support.peaks import peak_bytes
+from tests.oracles import nets
 
 
 def fisher_of(examples, dtype=torch.float64):
@@ -88,3 +90,17 @@ def test_an_inverse_that_does_not_exist_says_which_damping_would_do():
         fisher_of(4).inverse(-1.0)
     with pytest.raises(TypeError, match="number as Tikhonov damping, got str"):
         fisher_of(4).inverse("0.1")
+
+
+def test_a_dense_inverse_takes_what_it_says_before(monkeypatch):
+    """F, the factor and the inverse in float64, and the inverse: not the identity and two solutions beside them."""
+    net, x = nets.mlp(20, 20, 20, 10).float(), nets.vectors(200, 20).float()
+    fisher = fv.Probe(net, "gaussian").fisher(x)
+    fisher.diagonal()
+    planned = fisher.shape[0] ** 2 * (4 + 3 * 8)
+    monkeypatch.setattr(fv.config, "memory_budget", planned - 1)
+    with pytest.raises(MemoryError, match="inverse takes"):
+        fisher.fresh().inverse(0.1)
+    monkeypatch.setattr(fv.config, "memory_budget", planned)
+    made = fisher.fresh()
+    assert 0.8 * planned < peak_bytes(lambda: made.inverse(0.1)) <= planned

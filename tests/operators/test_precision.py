@@ -278,3 +278,11 @@ def test_a_damped_moment_that_breaks_down_all_the_same_is_no_factor(dtype):
     with pytest.raises(SingularMatrixError, match="the moment"):
         trusted_cholesky(matrices, "the moment")
     assert torch.equal(trusted_cholesky(matrices[0], "the moment"), torch.eye(3, dtype=dtype))
+
+
+def test_an_eigendecomposition_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
+    matrix = torch.eye(200)
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    monkeypatch.setattr(fv.config, "memory_budget", 4 * 200**2 * 8 - 1)
+    with pytest.raises(MemoryError, match="the eigendecomposition of the A factor, 200 rows, takes"):
+        eigh(matrix, "the A factor")
