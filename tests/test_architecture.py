@@ -149,6 +149,18 @@ def test_no_file_is_longer_than_its_idea():
     assert {name: lines for name, lines in long.items() if lines > LONGEST} == {}
 
 
+def test_no_page_holds_the_halves_of_a_merge():
+    root = PACKAGE.parent
+    pages = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("figures/*.md")]
+    assert root / "CHANGELOG.md" in pages
+    halves = [
+        page.name
+        for page in pages
+        if any(line.startswith(("<<<<<<< ", ">>>>>>> ")) for line in page.open(encoding="utf-8"))
+    ]
+    assert halves == []
+
+
 def test_no_constructor_takes_more_than_a_reader_can_hold():
     wide = {}
     for path in modules(PACKAGE).values():

@@ -180,11 +180,10 @@ class Categorical(Likelihood):
         """
         if (z.dim() == 2 and counted is None) or not bool(gradient.any()):
             return None
-        scale, left, rounding = self._fit(z, gradient, counted)
+        scale, off = self._fit(z, gradient, counted)
         if scale == 0.0:
             return None
-        size = float(torch.linalg.vector_norm(gradient.to(_wide(gradient))))
-        if not left <= _TOLERANCE.get(z.dtype, 0.1) * size + rounding:
+        if not off <= 1.0:
             raise ValueError(
                 "the loss's gradient at the model's output is no multiple of the categorical scores (class weights, "
                 "label smoothing, a further term), so that its scale over positions cannot be told; train on the plain "
@@ -192,8 +191,8 @@ class Categorical(Likelihood):
             )
         return scale
 
-    def _fit(self, z: Tensor, gradient: Tensor, counted: Tensor | None) -> tuple[float, float, float]:
-        """The scale c, ‖gradient - c (p - onehot)‖, and what rounding explains of that.
+    def _fit(self, z: Tensor, gradient: Tensor, counted: Tensor | None) -> tuple[float, float]:
+        """The scale c, and how far the gradient is off c (p - onehot), in units of what is taken for rounding.
 
         c comes from the classes that are not the label: there the gradient is c p, whose digits do not cancel as those
         of p - 1 do where the network is sure. It is 0 where these are too small to tell.
@@ -203,19 +202,21 @@ class Categorical(Likelihood):
         p = logs.exp() if counted is None else logs.exp() * counted.unsqueeze(axis)
         # a gradient that vanished in rounding may be the label's or not: the likeliest is
         label = torch.where(g == g.amin(axis, keepdim=True), p, -1.0).argmax(axis, keepdim=True)
-        others, g_others = p.scatter(axis, label, 0.0), g.scatter(axis, label, 0.0)
+        others, g_others, g_label = p.scatter(axis, label, 0.0), g.scatter(axis, label, 0.0), g.gather(axis, label)
         if counted is not None:
             g_others = g_others * counted.unsqueeze(axis)
         smallest, size = _smallest(gradient.dtype) * g.numel() ** 0.5, _norm(others)
         if _norm(g_others) <= 16 * smallest or size == 0.0:
-            return 0.0, _norm(g), smallest
-        c = float((g_others / size * (others / size)).sum())
-        left = math.hypot(
-            _norm(g_others - c * others), _norm(g.gather(axis, label) + c * others.sum(axis, keepdim=True))
-        )
-        eps, rows = torch.finfo(z.dtype).eps, p.numel() // p.shape[axis]
+            return 0.0, math.inf
+        c, eps = float((g_others / size * (others / size)).sum()), torch.finfo(z.dtype).eps
+        # a softmax adds its small terms to one near 1, and each may lose all that it has, or half a digit
+        whole = others.sum(axis, keepdim=True)
+        lost = whole.clamp(max=eps / 2 * p.shape[axis]) + 2 * eps
+        missing = ((g_label + c * whole).abs() - c * lost).clamp(min=0.0)
         drift = _norm((p * logs).nan_to_num(0.0))  # of the exponentials, whose arguments are rounded
-        return c, left, c * eps * math.hypot(rows**0.5, drift) + smallest
+        rounding, tolerance = abs(c) * eps * drift + smallest, _TOLERANCE.get(z.dtype, 0.1)
+        left = (_norm(g_others - c * others), _norm(g_others)), (_norm(missing), _norm(g_label))
+        return c, max(gap / (tolerance * own + rounding) for gap, own in left)
 
     def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
         """Integer labels (N,) or (N, positions...) in 0..C-1, and -1 where they are ignore_index."""

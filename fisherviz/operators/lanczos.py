@@ -220,7 +220,7 @@ def cg(
         preconditioner: applies an approximate inverse of M to (size, k).
 
     Returns:
-        x of b's shape.
+        x of b's shape; NaN in columns where b is not finite, which the others do not hang on.
 
     Raises:
         NotSolvedError: when not converged, or when M shows a direction of no positive curvature.
@@ -228,8 +228,10 @@ def cg(
     """
     columns = b.unsqueeze(1) if b.ndim == 1 else b
     unit = columns.abs().amax(0) if len(b) else columns.new_ones(columns.shape[1])
-    unit = unit.where(unit > 0, torch.ones_like(unit))
+    unit = unit.where(unit != 0, torch.ones_like(unit))
     columns = columns / unit  # squares of entries beyond 1e19 or below 1e-19 leave float32's range
+    known = columns.isfinite().all(0)
+    columns, unit = columns.where(known, 0.0), unit.where(known, torch.nan)
     exactly, tol = tol is not None, _default_tolerance(b.dtype) if tol is None else tol
     maxiter = min(10 * len(b), 10_000) if maxiter is None else maxiter
     x, r = torch.zeros_like(columns), columns.clone()
@@ -238,11 +240,11 @@ def cg(
     z = r if preconditioner is None else preconditioner(r)
     p, rz = z, (r * z).sum(0)
     for step in progress_bar(range(maxiter + 1), "conjugate gradients", "product"):
-        active = r.norm(dim=0) > target
+        active = ~(r.norm(dim=0) <= target)  # of a tolerance that is no number as well
         if step and not bool(active.any()):  # the recursion's residual drifts from the true one
             r = columns - _finite(matvec(x))
             before, left = left, r.norm(dim=0)
-            active = left > target
+            active = ~(left <= target)
             if bool((active & (left > before / 2)).any()):
                 if not exactly and bool((left <= LARGE / tol * target).all()):
                     return (x * unit).reshape(b.shape)

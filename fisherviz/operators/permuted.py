@@ -149,7 +149,13 @@ class NearChain:
         return LeadingPairs(self.chain.coupled_blocks())
 
     def __call__(self, value: float) -> Product:
-        """Of the chain plus a λ."""
+        """Of the chain plus a λ.
+
+        Raises:
+            SingularMatrixError: the λ is too small for it.
+        """
         if self._pairs.reaches(value) or (self._pairs.cheap and self._pairs.reaches(TAIL * value)):
             return self._pairs(value)
-        return damp(self.chain, FactoredTikhonov(value**0.5))._solve
+        near = damp(self.chain, FactoredTikhonov(value**0.5))
+        near._solve(self.chain.tensors[0].new_zeros(self.chain.shape[0], 1))  # factorised here, or refused
+        return near._solve

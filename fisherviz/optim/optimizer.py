@@ -251,6 +251,7 @@ class NaturalGradient(Watching):
         Raises:
             RuntimeError: a closure is needed and missing, a preconditioned layer has a gradient but no statistics since
                 the last step, or a GradScaler scaled the scores that kind "empirical" reads.
+            TypeError: a closure returns no number where its losses are compared.
         """
         return self._step(closure)
 
@@ -264,6 +265,8 @@ class NaturalGradient(Watching):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._needs_closure and self.rescale:  # before anything of the step is kept
+            settings.value_of(loss)
         with torch.autocast(self.generator.device.type, enabled=False):
             self._check_type(kept=bool(self.decay or self.T > 1 or self._needs_closure))
             self._check_passes()

@@ -22,6 +22,7 @@ from fisherviz.optim.directions import Directions, Group, Part, Step
 from fisherviz.optim.gradients import Moves, add_direction, dense, inner
 from fisherviz.optim.quadratic import dot
 from fisherviz.optim.selection import say_once
+from fisherviz.optim.settings import value_of
 from fisherviz.support.processes import summed
 
 JOINT = ("lr", "damping", "momentum", "weight_decay")
@@ -207,7 +208,7 @@ class ModelRule(StepRule[D]):
 
     def objective(self, loss: Any, parameters: Iterable[nn.Parameter]) -> float:
         """H = loss + η/2 ‖θ‖²; the loss is the mean of the processes', as DistributedDataParallel's gradient is."""
-        own, known = float(loss.detach() if isinstance(loss, Tensor) else loss), list(parameters)
+        own, known = value_of(loss), list(parameters)
         total, processes = summed([own, 1.0], known[0].device if known else torch.device("cpu"))
         weights = {p: p.detach() for p in known} if self.eta else {}
         return total / processes + self.eta / 2 * dot(weights, weights)

@@ -6,6 +6,7 @@ Checked before anything is changed: a refused option or state leaves the optimiz
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,7 @@ KEPT = (
     "zero_grad() after each step."
 )
 
+LOSS = "step's closure must return its loss, one number, which others are compared with; it returned {}."
 CONVERTED = (
     "the model's parameters are {} now, and the optimizer's averages are of {}; convert the model before the optimizer "
     "is created, or create a new one."
@@ -71,6 +73,18 @@ SCALED_CLOSURE = (
     "torch.amp.GradScaler cannot be used with an optimizer that evaluates a closure; use bfloat16 autocast, which "
     "needs no scaler."
 )
+
+
+def value_of(loss: Any) -> float:
+    """The number that a closure has returned.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(loss, str | bytes):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return float(loss.detach() if isinstance(loss, Tensor) else loss)
+    raise TypeError(LOSS.format(f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__))
 
 
 def check_output(value: Any) -> None:

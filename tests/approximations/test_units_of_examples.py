@@ -1,5 +1,7 @@
 """Unit blocks that are never formed against the dense matrix of per-example gradients, in every way to solve them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -123,3 +125,12 @@ def test_an_error_that_is_not_of_conjugate_gradients_is_not_swallowed(monkeypatc
     monkeypatch.setattr(example_units, "cg", fails)
     with pytest.raises(torch.OutOfMemoryError):
         ExampleUnits(WIDE["positions"], 0.3, 1.0).solve(torch.ones(WIDE["positions"].size, dtype=F64))
+
+
+@pytest.mark.parametrize("made", WIDE.values(), ids=WIDE.keys())
+def test_gradients_that_are_no_numbers_are_refused_by_products_too(made):
+    """A residual that has no bound is not one that has been reached: zeros came back."""
+    g = made.g.clone()
+    g.view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        ExampleUnits(replace(made, g=g), 0.3, 1.0).solve(torch.ones(made.size, dtype=F64))

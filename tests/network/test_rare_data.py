@@ -1,6 +1,7 @@
 """Data, targets and losses that are rare or none: the right number, or one sentence."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -315,5 +316,28 @@ def test_another_loss_of_a_network_that_is_sure_of_itself_has_no_scale(options, 
     z = (size * torch.randn(20, 5, 4, generator=generator)).requires_grad_()
     y = torch.randint(4, (20, 5), generator=generator)
     g = torch.autograd.grad(nn.functional.cross_entropy(z.transpose(1, 2), y, **options), z)[0]
+    with pytest.raises(ValueError, match="is no multiple of the categorical scores"):
+        fv.Categorical().loss_scale(z.detach(), g, None)
+
+
+@pytest.mark.parametrize("classes", [10, 100, 2000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_what_a_softmax_of_many_classes_loses_beside_its_label_is_rounding(dtype, classes):
+    """Small terms are added to one near 1: what all others have may be gone from the label's p - 1."""
+    eps, y = torch.finfo(dtype).eps, labels(4, classes, 5)
+    for share in (1e-3, 0.1, 0.5, 2.0, 100.0):  # of the others' probabilities, in units of rounding
+        noise = torch.randn(4, 5, classes, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        z = noise - math.log(share * eps) * nn.functional.one_hot(y, classes)
+        z = z.to(dtype).requires_grad_()
+        (g,) = torch.autograd.grad(nn.functional.cross_entropy(z.transpose(1, 2), y), z)
+        assert fv.Categorical().loss_scale(z.detach(), g, None) == pytest.approx(1 / 20, rel=1e-3), share
+
+
+def test_class_weights_show_where_the_labels_are_certain_up_to_rounding():
+    """In the other classes' gradients, whose digits are all there."""
+    y, weight = labels(4, 10, 5), torch.linspace(1.0, 3.0, 10, dtype=torch.float64)
+    z = torch.randn(4, 5, 10, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    z = (z + 42.0 * nn.functional.one_hot(y, 10)).requires_grad_()
+    (g,) = torch.autograd.grad(nn.functional.cross_entropy(z.transpose(1, 2), y, weight=weight), z)
     with pytest.raises(ValueError, match="is no multiple of the categorical scores"):
         fv.Categorical().loss_scale(z.detach(), g, None)

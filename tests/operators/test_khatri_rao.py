@@ -154,6 +154,21 @@ def test_a_damping_that_is_too_small_for_it_leaves_the_diagonal_blocks(monkeypat
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_a_chain_whose_damped_factors_are_singular_leaves_the_diagonal_blocks(monkeypatch):
+    """Behind a layer that passes no gradients on, the damping of an A is its own and drowns, the whole matrix's not."""
+    monkeypatch.setattr(block_matrix, "DENSE_SOLVE", 0)
+    monkeypatch.setattr(LeadingPairs, "reaches", lambda self, damping: False)
+    A, G = torch.tensor([[1e9, 0.0], [0.0, 1.0]]), moment(2, 3, 0).float()
+    chain = BlockTridiagonal([A, G, G], [0 * G, G, G], [0 * G, 0.5 * G], [0 * G, 0.5 * G])
+    whole, damping = Permuted(DirectSum([chain]), [[0, 1, 2]]), 0.1
+    with pytest.raises(SingularMatrixError):
+        NearChain(whole)(damping)
+    v = normal(chain.shape[0], 1, seed=9)
+    found = whole.shifted(damping).solve(v.float()).double()
+    expected = torch.linalg.solve(plus(whole.to_dense().double(), damping), v)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
 def test_pairs_that_leave_a_tail_are_taken_where_they_cost_less_than_products(monkeypatch):
     A, G = moment(sum(WIDTHS), 40, 5, 0.7), moment(sum(UNITS), 40, 6, 0.7)
     own_a, own_g = ([part.split(sizes, 1) for part in M.split(sizes)] for M, sizes in ((A, WIDTHS), (G, UNITS)))

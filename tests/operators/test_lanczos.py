@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fisherviz.operators import cg, extreme_eigenvalues, spectral_norm
-from fisherviz.operators.lanczos import leading_eigenvector, log_quadratures
+from fisherviz.operators.lanczos import NotSolvedError, leading_eigenvector, log_quadratures
 
 F64 = torch.float64
 
@@ -198,3 +198,17 @@ def test_the_leading_eigenvector_of_zero_is_the_start():
 @pytest.mark.parametrize("shape", [(0,), (0, 2)])
 def test_conjugate_gradients_of_nothing_are_nothing(shape):
     assert cg(lambda v: v, torch.zeros(shape, dtype=torch.float64)).shape == shape
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_conjugate_gradients_keep_what_is_no_number_to_its_column(value):
+    M, b = torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64)), torch.ones(5, 3, dtype=torch.float64)
+    b[2, 1] = value
+    x = cg(lambda v: M @ v, b)
+    torch.testing.assert_close(x[:, [0, 2]], torch.linalg.solve(M, b[:, [0, 2]]))
+    assert bool(x[:, 1].isnan().all())
+
+
+def test_conjugate_gradients_do_not_take_a_tolerance_that_is_no_number_for_reached():
+    with pytest.raises(NotSolvedError):
+        cg(lambda v: 2 * v, torch.ones(5, dtype=torch.float64), tol=float("nan"))

@@ -231,3 +231,33 @@ def test_preconditioned_groups_still_share_one_lr():
     groups[1]["lr"] = 0.5
     with pytest.raises(ValueError, match="only a group with approximation='none' may have its own"):
         optim.KFAC(model, "categorical", params=groups)
+
+
+RETURNED = {"nothing": lambda loss: None, "a pair": lambda loss: (loss, 1), "text": lambda loss: "1.5"} | {
+    "several": lambda loss: loss.repeat(2)
+}
+
+
+@pytest.mark.parametrize("returned", RETURNED)
+@pytest.mark.parametrize("make", [optim.KFAC, optim.HessianFree, optim.KSD])
+def test_a_closure_that_returns_no_number_is_refused_before_the_step(make, returned):
+    (x, y), steps = data(), []
+    for first in (True, False):
+        model = net()
+        opt = make(model, "categorical")
+        closure = closure_of(opt, model, x, y)
+        if first:
+            with pytest.raises(TypeError, match="step's closure must return its loss, one number"):
+                opt.step(lambda closure=closure: RETURNED[returned](closure()))
+            assert opt.k == 0
+        opt.step(closure)
+        steps.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*steps, strict=True))
+
+
+def test_a_closure_whose_loss_nobody_compares_may_return_nothing():
+    model, (x, y) = net(), data()
+    for make in (optim.FOOF, optim.KBFGS):
+        opt = make(model, "categorical")
+        closure = closure_of(opt, model, x, y)
+        assert opt.step(lambda closure=closure: closure() and None) is None
