@@ -17,6 +17,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
+# Images of machines often forbid Python's caches; without them every interpreter compiles its libraries anew, and the
+# tests start a hundred.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: report test exhibits trust soak peers architectures lint types notebooks docs lock lowest clean
 
 report: $(STAMP)

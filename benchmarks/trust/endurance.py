@@ -287,7 +287,7 @@ def train(model: nn.Module, opt: torch.optim.Optimizer, x: Tensor, y: Tensor) ->
         loss.backward()
         return loss
 
-    if isinstance(opt, fv.optim.KBFGS | fv.optim.HessianFree | fv.optim.KFAC):
+    if isinstance(opt, fv.optim.KBFGS | fv.optim.HessianFree | fv.optim.KSD | fv.optim.KFAC):
         opt.step(closure)
     else:
         closure()
@@ -305,6 +305,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "NaturalGradient": lambda m: fv.optim.NaturalGradient(m, "categorical", "kfac-tridiagonal"),
     "KBFGS": lambda m: fv.optim.KBFGS(m, "categorical"),
     "HessianFree": lambda m: fv.optim.HessianFree(m, "categorical"),
+    "KSD": lambda m: fv.optim.KSD(m, "categorical"),
 }
 
 

@@ -83,8 +83,8 @@ NAMES = (
 """Each wants to be something else: markup, a script, a template, a formula, an escape sequence, a path, an option."""
 TABLES = {"table", "caption", "thead", "tbody", "tr", "th", "td", "p", "div", "details", "summary"}
 """What objects show of themselves in a notebook."""
-PLACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
-"""A file of a report, whose name may have letters of a method's in it."""
+PLACE = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""A file of a report, whose name may have letters of a method's in it, of any script."""
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 """What a terminal obeys, or what turns or hides text in it."""
 
@@ -121,8 +121,10 @@ def comparison(names: tuple[str, ...]) -> Any:
 
 
 def groups() -> Iterator[tuple[str, ...]]:
-    """The names by fours, so that a page bears several of them at once."""
-    usable = [printable(name) for name in NAMES]
+    """The names that a file can hold by fours, so that a page bears several of them at once."""
+    from fisherviz.support.names import unwritable
+
+    usable = [name for name in map(printable, NAMES) if not unwritable(name)]
     for start in range(0, len(usable), 4):
         yield tuple(usable[start : start + 4]) if start + 4 <= len(usable) else tuple(usable[-4:])
 
@@ -134,10 +136,19 @@ def pages(folder: Path, some: int | None = None) -> tuple[int, list[str], list[P
         How many names stood on pages, what is wrong, and the pages.
     """
     from fisherviz.report import Section, write_report
+    from fisherviz.support.names import unwritable
 
     plain = tuple(f"name-{k}" for k in range(4))
     known = _report(folder / "plain", [Section(plain[0], comparison(plain), plain[1])], write_report)
     tried, wrong, written = 0, [], []
+    for name in filter(unwritable, map(printable, NAMES)):
+        tried += 1
+        try:
+            write_report(folder / "refused", [Section("a title", comparison((name, *plain[:3])), "a title")])
+        except ValueError as error:
+            wrong += [] if unwritable(name) in str(error) else [f"{name!r} ended in {error!r}"]
+        else:
+            wrong.append(f"{name!r} was written, which no archive can hold")
     for number, names in enumerate([*groups()][:some]):
         out = folder / f"report-{number}"
         with warnings.catch_warnings(record=True) as said:
@@ -343,7 +354,7 @@ def shown(names: tuple[str, ...]) -> tuple[int, list[str]]:
     tried, wrong = 0, []
     for name in names:
         tried += 1
-        written = printable(name)
+        written = printable(name).replace("\0", "")  # which no comparison takes
         found = comparison((written, f"{written}b", f"{written}c", f"{written}d"))
         for text in (found._repr_html_(), found.summary()._repr_html_()):
             if extra := {each[0] for each in Shape(text).markup} - TABLES:

@@ -85,6 +85,11 @@ def presets() -> dict[str, tuple[Make, Dense | None]]:
             lambda m, like, kind=kind: fv.optim.HessianFree.paper(m, like, damping=1.0, kind=kind),
             None,
         )
+        made[f"KSD, {kind}"] = (
+            lambda m, like, kind=kind: fv.optim.KSD.paper(m, like, dimension=3, iterations=4, kind=kind),
+            None,
+        )
+        made[f"NaturalGradient kfra, {kind}"] = natural("kfra", kind), None
     made["KBFGS"] = lambda m, like: fv.optim.KBFGS(m, like, lr=LR, damping=0.3), None
     return made
 

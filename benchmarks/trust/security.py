@@ -155,6 +155,7 @@ def words(found: dict[str, Any]) -> list[str]:
         f"{changed['raw'] + changed['killed']} did anything else.",
         f"Names are text: {names['names']} of them want to be markup, scripts, formulas, paths, options, styles or "
         f"escape sequences. {names['on pages']} stood as methods, layers, settings and notes in whole reports, "
+        "or were refused where no file can hold them, "
         f"{names['objects']} in what objects, tables and pictures show, and {names['commands']:,} calls of all "
         "subcommands failed by one. "
         f"{len(names['wrong'])} became anything else.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fisherviz.approximations.base import Approximation
 from fisherviz.support.choices import did_you_mean, one_of
+from fisherviz.support.names import unwritable
 from fisherviz.support.tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def resolve(methods: Iterable[Method] | Mapping[str, Method] | Method | None) ->
 
     Raises:
         TypeError: one is neither a name nor an approximation, or cannot be made without options.
-        ValueError: a name is unknown, a label stands twice or for the exact Fisher, or there is none.
+        ValueError: a name is unknown, a label stands twice, for the exact Fisher or for what no file can hold, or there
+            is none.
     """
     if methods is None:
         methods = tuple(approximations)
@@ -150,6 +152,8 @@ def resolve(methods: Iterable[Method] | Mapping[str, Method] | Method | None) ->
             raise ValueError(f"method {name!r} is given twice; give labels with a dictionary {{label: method}}.")
         if name == EXACT:
             raise ValueError(f"the label {EXACT!r} means the Fisher itself; give this method another one.")
+        if why := unwritable(name):  # before the work, which could not be saved
+            raise ValueError(f"the label {name!r} holds {why}; give this method another one.")
         chosen[name] = made
     if not chosen:
         raise ValueError("methods= names no method; leave it out for all of them.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 from fisherviz.commands.job import Job
@@ -24,4 +25,12 @@ def command_of(job: Job) -> str:
             continue
         text = ",".join(value) if isinstance(value, tuple) else str(value)
         words += [f"--{name}", text]
-    return shlex.join(words)
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    r"""A word for a shell; a path's bytes that are no text, which Python holds as halves of pairs, as $'\xe9'."""
+    if not any("\udc80" <= letter <= "\udcff" for letter in word):
+        return shlex.quote(word)
+    escaped = word.replace("\\", r"\\").replace("'", r"\'")
+    return "$'" + re.sub("[\udc80-\udcff]", lambda half: f"\\x{ord(half[0]) - 0xDC00:02x}", escaped) + "'"

@@ -32,7 +32,7 @@ from fisherviz.comparison.structured import PROBES, StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
-from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, row_label
+from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, check_names, row_label
 from fisherviz.results.metrics import METRICS, check_metrics, needing
 from fisherviz.support.errors import sentence
 from fisherviz.support.files import check_place
@@ -150,6 +150,7 @@ def compare_in(
     """
     wanted = check_metrics(metrics)
     chosen = resolve(methods)
+    check_names(fisher.space.names)
     for approximation in chosen.values():
         if approximation.fitted:
             _check_fitted(fisher, approximation)

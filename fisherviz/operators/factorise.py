@@ -17,9 +17,12 @@ from torch import Tensor
 
 from fisherviz.operators.finite import NonFiniteMatrixError, not_finite, require_finite
 from fisherviz.operators.triangular import log_determinant_of, solve_columns
+from fisherviz.support.memory import require
 
 MIRRORED = 128
 """Rows of a symmetric product that are mirrored at once: a tile that stays in the cache."""
+
+SMALLER = "probe fewer layers=, or take a method without eigenvectors"
 
 
 class SingularMatrixError(RuntimeError):
@@ -312,8 +315,11 @@ def eigh(matrix: Tensor, what: str, precision: torch.dtype | None = None) -> tup
 
     Raises:
         ValueError: when the matrix is not symmetric or holds NaN.
+        MemoryError: when it, its vectors and LAPACK's room, which is twice that of one matrix, do not fit.
     """
     _require_symmetric(matrix, what)
+    held = (2 * matrix.numel() + 2 * matrix.shape[-1] ** 2) * torch.float64.itemsize
+    require(held, matrix.device, f"the eigendecomposition of {what}, {matrix.shape[-1]:,} rows,", SMALLER)
     values, vectors = torch.linalg.eigh(matrix.to(torch.float64))
     precision = matrix.dtype if precision is None else precision
     return values.to(precision), vectors.to(precision)

@@ -41,10 +41,11 @@ def page(template: str, scripts: Sequence[str], **context: Any) -> str:
     css = _own("page.css")
     script = "\n".join(_own(name).removeprefix('"use strict";\n') for name in scripts)
     script = f'"use strict";\n{script}'
-    return environment.get_template(template).render(
+    text = environment.get_template(template).render(
         css=Markup(css), script=Markup(script), policy=_policy(css, script), metric=metrics.metric,
         version=__version__, **context,
     )  # fmt: skip
+    return text.encode("utf-8", "replace").decode("utf-8")  # halves of surrogate pairs are no text
 
 
 def _own(name: str) -> str:

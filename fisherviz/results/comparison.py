@@ -11,7 +11,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fisherviz.results.outputs import output
 from fisherviz.results.summary import ERROR, Summary
 from fisherviz.support import files, opening
 from fisherviz.support.checksums import opened_json, sealed_json
-from fisherviz.support.names import readable
+from fisherviz.support.names import readable, unwritable
 from fisherviz.support.numbers import three_digits
 from fisherviz.support.tables import counted, html_table, text_table
 
@@ -60,6 +60,13 @@ def row_label(layer: str) -> str:
     while own.endswith(_LAYER):
         own = own.removesuffix(_LAYER)
     return f"{layer}{_LAYER}" if own == WHOLE else layer
+
+
+def check_names(names: Iterable[Any]) -> None:
+    """Refuse names of methods and layers that no file can hold."""
+    for name in names:
+        if why := unwritable(str(name)):
+            raise ValueError(f"the name {name!r} holds {why}; rename the method or the layer.")
 
 
 class Comparison:
@@ -193,8 +200,7 @@ class Comparison:
 
     def to_files(self) -> dict[str, bytes]:
         """The three files' names and contents, for callers that commit them together with other files."""
-        if cut := next((name for name in self.arrays if "\0" in name), None):
-            raise ValueError(f"the name {cut!r} holds a NUL, at which an archive cuts it off; rename the method.")
+        check_names(self.arrays)
         table, arrays = io.BytesIO(), io.BytesIO()
         self.frame.to_parquet(table, index=False)
         try:
@@ -326,6 +332,8 @@ def _checked_frame(frame: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(f"the comparison's frame lacks the columns {missing}; it needs {list(COLUMNS)}.")
     frame = frame.loc[:, list(COLUMNS)].reset_index(drop=True)
+    for column in COLUMNS[:3]:
+        check_names(frame[column].unique())
     frame = frame.astype(dict.fromkeys(COLUMNS[:4], str) | dict.fromkeys(COLUMNS[4:], "float64"))
     bad = frame[frame[["value", "stderr"]].isna().any(axis=1)]
     if len(bad):

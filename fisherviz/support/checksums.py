@@ -37,6 +37,8 @@ def sealed_json(value: Mapping[str, Any], indent: int | None = None, sort_keys: 
         ValueError: a number in it is none.
     """
     text = json.dumps(value, indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
+    # a path whose bytes are no text has halves of surrogate pairs, which JSON writes as escapes
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     body = text[:-1].rstrip("\n")
     gap, end = (" ", "}") if indent is None else ("\n" + " " * indent, "\n}")
     return f'{body},{gap}"{KEY}": "{_digest(body)}"{end}'

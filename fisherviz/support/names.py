@@ -38,6 +38,13 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
+def unwritable(name: str) -> str:
+    """What keeps a name out of a saved file: "" where nothing does."""
+    if "\0" in name:
+        return "a NUL, at which an archive cuts it off"
+    return "half of a surrogate pair, which is no text" if re.search("[\ud800-\udfff]", name) else ""
+
+
 def no_formula(text: str) -> str:
     """A text that no spreadsheet takes for a formula, for a cell of a CSV file."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -167,6 +167,7 @@ def test_with_time_it_finds_the_lowest_point_of_the_subspace(monkeypatch):
     assert (V.T @ flat(gradient(model, x, y))).norm() < 1e-4 * (V.T @ start).norm()
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("lr", [1.0, 4.0])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("paper", [True, False])

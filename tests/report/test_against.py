@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -179,6 +181,21 @@ def test_the_command_line_is_quoted_and_complete():
     assert "--damping 0.1" in words
     assert "--examples 2000" in words
     assert "None" not in words
+
+
+def test_a_path_that_is_no_text_is_written_and_comes_back_out_of_the_command(tmp_path, monkeypatch):
+    undrawn(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"r\xe9'p\\ort")
+    command = command_of(Job(out=name, weights=name))
+    run = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
+    words = [os.fsdecode(word) for word in run.stdout.split(b"\0")]
+    assert words[words.index("--weights") + 1] == words[words.index("--out") + 1] == name
+    given = ["report", "--methods", "diagonal", "--examples", "20", "--layers", "layer6", "--quiet", "--out", name]
+    done = CliRunner().invoke(app, [*given, "--metrics", "relative_frobenius"])
+    assert done.exit_code == 0, done.output
+    assert r" --out $'r\xe9\'p\\ort' " in fv.load_comparison(name).meta["command"]
+    assert write_report("titled", fv.load_comparison(name), title=name).is_dir()
 
 
 def test_the_command_of_a_report_makes_it_again(tmp_path, monkeypatch):

@@ -5,14 +5,18 @@ import json
 import os
 import signal
 import zipfile
+from collections import OrderedDict
 from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fisherviz import Probe, compare
+from fisherviz.approximations.registry import resolve
 from fisherviz.results import metrics
 from fisherviz.results.comparison import Comparison, load_comparison
 from fisherviz.support import files
@@ -290,11 +294,25 @@ def test_what_is_shown_is_the_number_to_three_digits(value, error, name):
     assert bool(rest) == (error != 0)
 
 
-def test_a_name_that_an_archive_would_cut_off_is_refused(tmp_path):
-    frame = pd.DataFrame([("a\0b", "all", "all", "kl", 1.0)], columns=["method", "row", "col", "metric", "value"])
-    with pytest.raises(ValueError, match="holds a NUL, at which an archive cuts it off"):
-        Comparison(frame, {}, {"heatmap/a\0b": np.ones((1, 1))}).save(tmp_path / "saved")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("a\0b", "a NUL, at which an archive cuts it off"), ("a\ud800b", "half of a surrogate pair, which is no text")],
+)
+def test_a_name_that_no_file_can_hold_is_refused(tmp_path, name, why):
+    said = f"holds {why}; rename the method or the layer"
+    columns = ["method", "row", "col", "metric", "value"]
+    for row in ((name, "all", "all"), ("kfac", name, name)):
+        with pytest.raises(ValueError, match=said):
+            Comparison(pd.DataFrame([(*row, "kl", 1.0)], columns=columns, dtype=object), {})
+    found = Comparison(pd.DataFrame([("kfac", "all", "all", "kl", 1.0)], columns=columns), {}, {name: np.ones(1)})
+    with pytest.raises(ValueError, match=said):
+        found.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+    net = torch.nn.Sequential(OrderedDict({name: torch.nn.Linear(2, 2)}))
+    with pytest.raises(ValueError, match=said):
+        compare(Probe(net, "categorical").fisher(torch.zeros(1, 2)), ["kfac"])
+    with pytest.raises(ValueError, match=f"label .* holds {why}; give this method another one"):
+        resolve({name: "kfac"})
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_module_that_lacks_another_is_told_by_its_own_error(here):
 def test_a_neighbour_takes_no_place_of_a_module_of_python_or_of_a_library(here, monkeypatch, name):
     folder = here / name.rpartition("/")[0]
     folder.mkdir(exist_ok=True)
-    for module in ("mailbox", "zipapp", "docutils"):
+    for module in ("mailbox", "zipapp", "cycler"):
         monkeypatch.delitem(sys.modules, module, raising=False)
         (folder / f"{module}.py").write_text("raise AssertionError('hijacked')\n")
     (folder / "net.py").write_text(
@@ -124,7 +124,7 @@ def test_a_neighbour_takes_no_place_of_a_module_of_python_or_of_a_library(here, 
     file, word = imported(name)()
     assert str(here) not in file
     assert word == 1
-    for module in ("zipapp", "docutils"):
+    for module in ("zipapp", "cycler"):
         assert str(here) not in importlib.import_module(module).__file__
     for module in ("net", "nets", "nets.net", "mine_alone"):
         sys.modules.pop(module, None)
