@@ -83,11 +83,9 @@ def decoded(path: str | os.PathLike[str], device: torch.device) -> Stored:
         ValueError: it is not there, is no saved matrix, is damaged, or a newer release wrote it.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            text, expected = metadata[_KEY], metadata[_SUM]
-            facts = json.loads(text)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — it is no dictionary
+        metadata, tensors = _read(path)
+        text, expected = metadata[_KEY], metadata[_SUM]
+        facts = json.loads(text)
         version = int(facts["format"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
@@ -109,6 +107,16 @@ def decoded(path: str | os.PathLike[str], device: torch.device) -> Stored:
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{path} was not written by fisherviz: {type(error).__name__}, {error}.") from error
     raise ValueError(f"{path} was not written by fisherviz: what it holds is no matrix over its layers.")
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of one file: safetensors opens it twice, and another process may replace it in between."""
+    while True:
+        before = os.stat(path)
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if os.path.samestat(before, after := os.stat(path)) and before.st_mtime_ns == after.st_mtime_ns:
+            return found
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

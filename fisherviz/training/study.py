@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ FILE = "sqlite:///"
 SAID = ("low", "high", "seconds", "stopped", "run")
 """What is said of a finished trial, beside its value and its point."""
 SEAL = "seal"
-ATTRIBUTE, POINT, WORKER = "fisherviz", "point", "worker"
+ATTRIBUTE, POINT, WORKER, PLACE = "fisherviz", "point", "worker", "place"
 Objective = Callable[[Any, dict[str, Any]], float]
 
 
@@ -212,7 +213,9 @@ def with_driver(url: str) -> str:
     raise RuntimeError("storage: PostgreSQL needs a driver; run pip install psycopg[binary].")
 
 
-def work(study: Any, space: Space, sampler: str, trials: int, seed: int, objective: Objective) -> None:
+def work(
+    study: Any, space: Space, sampler: str, trials: int, seed: int, objective: Objective, heartbeat: int
+) -> None:  # fmt: skip
     """Take trials until none is left, or all that are left are finished by others.
 
     Args:
@@ -222,6 +225,7 @@ def work(study: Any, space: Space, sampler: str, trials: int, seed: int, objecti
         trials: how many random and tpe try.
         seed: of random and tpe.
         objective: the value of a trial at a point.
+        heartbeat: seconds between signs of life.
     """
     points = grid(space) if sampler == "grid" else drawn(space, trials, seed) if sampler == "random" else None
     if points is not None:
@@ -229,9 +233,10 @@ def work(study: Any, space: Space, sampler: str, trials: int, seed: int, objecti
             study.enqueue_trial(point, user_attrs={POINT: _key(point)}, skip_if_exists=True)
 
     def tried(trial: Any) -> float:
-        trial.set_user_attr(WORKER, [platform.node(), os.getpid()])
+        trial.set_user_attr(WORKER, [platform.node(), os.getpid(), trial.number])
         if points is None:
-            study.sampler = optuna().samplers.TPESampler(seed=_seed(seed, _place(study, trial)), constant_liar=True)
+            trial.set_user_attr(PLACE, place := _place(study, trial.number))
+            study.sampler = optuna().samplers.TPESampler(seed=_seed(seed, place), constant_liar=True)
         elif POINT not in trial.user_attrs:
             raise optuna().TrialPruned("another worker took the last point of the grid")
         point = {name: dimension.suggest(trial, name) for name, dimension in space.items()}
@@ -240,12 +245,14 @@ def work(study: Any, space: Space, sampler: str, trials: int, seed: int, objecti
         return objective(trial, point)
 
     _bury(study)
+    unclaimed: dict[int, float] = {}
     while (left := _left(study, points, trials)) is not None:
         if left:
             _one(study, tried)
         else:
             time.sleep(1.0)  # others are at work; what they leave behind is taken over
             optuna().storages.fail_stale_trials(study)
+            _fail_unclaimed(study, unclaimed, 3 * heartbeat)
 
 
 def _one(study: Any, tried: Callable[[Any], float]) -> None:
@@ -261,9 +268,12 @@ def _one(study: Any, tried: Callable[[Any], float]) -> None:
         study.optimize(noted, n_trials=1)
     except optuna().exceptions.UpdateFinishedTrialError:
         return
-    except Exception:  # Optuna fails in several ways where a trial has been failed by somebody else meanwhile
-        if not ended or study.get_trials(deepcopy=False)[ended[0]].state != optuna().trial.TrialState.FAIL:
-            raise
+    except Exception as error:  # Optuna fails in several ways where a trial has been failed by somebody else meanwhile
+        if ended and study.get_trials(deepcopy=False)[ended[0]].state == optuna().trial.TrialState.FAIL:
+            return
+        if str(error) == "Should not reach." and error.__context__ is not None:
+            raise error.__context__ from None  # why the end of a trial could not be stored, which an assertion hides
+        raise
 
 
 def _left(study: Any, points: list[dict[str, Any]] | None, total: int) -> bool | None:
@@ -314,18 +324,43 @@ def _seed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
-def _place(study: Any, trial: Any) -> int:
-    """Which of the points a trial draws: one that failed leaves its place to the next."""
+def _place(study: Any, number: int) -> int:
+    """Which of the points a trial draws: the first that none has that did not fail, the trials taken in their order."""
     failed = optuna().trial.TrialState.FAIL
-    return sum(t.number < trial.number and t.state != failed for t in study.get_trials(deepcopy=False))
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != failed]
+    taken = {trial.user_attrs[PLACE] for trial in trials if PLACE in trial.user_attrs}
+    for trial in trials:
+        place = trial.user_attrs.get(PLACE)
+        if place is None:
+            place = next(free for free in itertools.count() if free not in taken)
+            taken.add(place)
+        if trial.number == number:
+            return int(place)
+    return len(trials)  # it has been failed meanwhile, and whatever it draws is nobody's
 
 
 def _bury(study: Any) -> None:
     """Fail the trials that processes of this machine left when they were killed, without waiting for their silence."""
     states = optuna().trial.TrialState
     for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-        node, process = trial.user_attrs.get(WORKER, ("", 0))
+        node, process = trial.user_attrs.get(WORKER, ("", 0))[:2]
         if node == platform.node() and not _alive(process):
+            study.tell(trial.number, state=states.FAIL, skip_if_finished=True)
+
+
+def _fail_unclaimed(study: Any, seen: dict[int, float], after: float) -> None:
+    """Fail trials that nobody claims: their workers were killed before a first sign of life, whose lack none times.
+
+    Args:
+        study: the study.
+        seen: when this worker has seen which of them first, by its own clock; kept from call to call.
+        after: seconds without a claim.
+    """
+    states, now = optuna().trial.TrialState, time.monotonic()
+    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+        # one that takes a failed one's place has its attributes, and so another's claim; earlier ones had no number
+        claim = trial.user_attrs.get(WORKER, [None])
+        if len(claim) != 2 and claim[-1] != trial.number and now - seen.setdefault(trial.number, now) >= after:
             study.tell(trial.number, state=states.FAIL, skip_if_finished=True)
 
 

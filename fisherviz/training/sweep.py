@@ -191,7 +191,7 @@ def sweep(
 
     named = study or folder.name
     with quietly(), stored(url), opened_study(url, named, maximise, identity, heartbeat, files.held(folder)) as opened:
-        work(opened, space, sampler, trials, first, objective)
+        work(opened, space, sampler, trials, first, objective, heartbeat)
         suffix = "" if storage or named == folder.name else _suffix(named)
         found = Sweep(folder, metric, maximise, _table(opened, list(space), maximise), space, suffix)
     written = found.table.map(lambda cell: no_formula(cell) if isinstance(cell, str) else cell)

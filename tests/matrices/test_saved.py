@@ -1,6 +1,7 @@
 """Saved approximations: every method over the zoo comes back with the same numbers, without network and data."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -336,3 +337,21 @@ def test_a_file_that_does_not_say_what_it_was_made_from_is_read(tmp_path):
     damped = fv.approximate(fisher, "kfac").damped(0.1)
     found = fv.load_approximation(damped.save(tmp_path / "damped.safetensors"), fisher=fisher)
     assert found.fingerprints == {"data": "", "weights": ""}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """safetensors opens a file twice: facts of the old one and entries of the new one looked like damage."""
+    net, x = nets.mlp(3, 4, 2), nets.vectors(5, 3)
+    found = {scale: fv.approximate(fv.Probe(net, "gaussian").fisher(scale * x), "kfac") for scale in (1, 2)}
+    for scale, matrix in found.items():
+        matrix.save(tmp_path / f"{scale}.safetensors")
+    left = [tmp_path / "2.safetensors"]
+
+    def replaced(path, *given):
+        opened = safe_open(path, *given)
+        if left:
+            os.replace(left.pop(), path)
+        return opened
+
+    monkeypatch.setattr("fisherviz.matrices.stored.safe_open", replaced)
+    assert torch.equal(fv.load_approximation(tmp_path / "1.safetensors").to_dense(), found[2].to_dense())

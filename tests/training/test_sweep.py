@@ -218,6 +218,58 @@ def test_a_killed_sweep_draws_the_points_of_one_that_was_not(tmp_path, sampler):
     pd.testing.assert_frame_equal(again.table.drop(columns=drop), reference.table.drop(columns=drop))
 
 
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="sweeps are killed in forks")
+@pytest.mark.parametrize(("sampler", "claim"), [("grid", None), ("tpe", None), ("tpe", ["another machine", 1, 7])])
+def test_a_worker_that_was_killed_before_a_sign_of_life_is_not_waited_for_without_end(
+    tmp_path, monkeypatch, sampler, claim
+):
+    """Optuna takes over trials whose signs have ended, but never one without any; retried ones bear others' claims."""
+    import optuna
+
+    options = {"sampler": sampler, "trials": 2, "heartbeat": 2, "out": tmp_path / "sweep"}
+    over = {"lr": [0.1, 0.3]} if sampler == "grid" else {"lr": "1e-3..1e0"}
+
+    def begun(study, *given, **how):
+        trial = study.ask()
+        if claim:
+            trial.set_user_attr("worker", claim)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed():
+        monkeypatch.setattr(optuna.Study, "optimize", begun)
+        sweep(SMALL, over, **options)
+
+    assert forked(killed).how == "killed"
+    clock = Clock()
+    monkeypatch.setattr("fisherviz.training.study.time", clock)
+    assert len(sweep(SMALL, over, **options).table) == 2
+    assert 6 <= clock.now <= 8
+
+
+def test_a_trials_end_that_cannot_be_stored_is_told_by_its_cause(tmp_path, monkeypatch):
+    import optuna
+    from sqlalchemy.exc import OperationalError
+
+    def full(*given, **how):
+        raise OperationalError("UPDATE trials", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", full)
+    with pytest.raises(RuntimeError, match=r"study\.db cannot be used \(.*database or disk is full\); make room there"):
+        sweep(SMALL, {"lr": [0.1]}, sampler="tpe", trials=1, out=tmp_path / "sweep")
+
+
 def test_random_points_are_log_uniform_and_hang_on_the_seed_alone():
     space = make_space({"lr": "1e-3..1e0"})
     logs = np.log10([point["optimizer_options.lr"] for point in drawn(space, 300, 0)])
