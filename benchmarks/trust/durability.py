@@ -30,7 +30,7 @@ KILLS = {"run": 70, "sweep": 16, "report": 40, "comparison": 50, "approximation"
          "whole report": 120}  # fmt: skip
 """Kills at random moments of each, in the long half."""
 STRIDES = {"sweep": 24, "report": 3, "run": 2, "papers": 2, "whole report": 4}
-"""Of many writes that are alike, one of so many is tried."""
+"""Of many writes that are alike, the short half tries a ninth of one of so many; the long half tries all."""
 SHARE = 10
 """The short half has about one of so many."""
 
@@ -62,7 +62,7 @@ def _parts(folder: Path, long: bool) -> dict[tuple[str, str], Callable[[], Any]]
         found[part, what] = partial(function, *given, fresh(folder / f"{part} {what}".replace(" ", "-")))
 
     for work in sorted(WORK, key=lambda work: work.name not in ("sweep", "report")):
-        stride = STRIDES.get(work.name, 1) * (1 if long else 9)
+        stride = 1 if long else 9 * STRIDES.get(work.name, 1)
         tried("writes", work.name, _all_failing, work, stride)
         tried("kills", work.name, killed, work, count(KILLS[work.name]))
         tried("kills at writes", work.name, killed_at_writes, work, stride)
@@ -356,7 +356,7 @@ def words(found: dict[str, Any]) -> list[str]:
         "has everything imported; then the same work is started again. “Equal” is bit for bit what uninterrupted work "
         "gives, the clock's fields aside: metrics, weights, optimizer state, tables, arrays, pictures, claims, and no "
         "file more or fewer; until then an earlier result stays readable. Writes that Python makes (open, fill, sync, "
-        "move, make, remove) fail one after the other, or every so many of them where many are alike: from one on for "
+        "move, make, remove) fail one after the other (in the short half one of many that are alike): from one on for "
         "lack of room or of permission, or it alone with an "
         "input/output error. “Told” is one sentence that names the path; “not needed” are writes without which the "
         "result is whole, such as tidying up. A run is `fisherviz train`'s, papers are an exhibit of `fisherviz "
