@@ -53,7 +53,7 @@ class KFRA(KFAC):
         fit = {
             layer.name: i
             for i, layer in enumerate(layers)
-            if self.positions.get(layer.name, 1) == 1 and layer.factors and isinstance(layer.module, nn.Linear)
+            if self.positions.get(layer.name) == 1 and layer.factors and isinstance(layer.module, nn.Linear)
         }
         return [(fit[row], fit[col]) for row, col in adjacent if row in fit and col in fit]
 

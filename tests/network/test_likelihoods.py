@@ -297,6 +297,15 @@ def test_targets_that_contradict_the_axis_of_the_classes_are_refused(sequences, 
         f.to_dense()
 
 
+def test_a_label_is_the_quantile_of_one_number_of_double_precision():
+    """So that a seed gives the same labels in every version, and rare classes have their share."""
+    z = torch.randn(1000, 7, generator=torch.Generator().manual_seed(3))
+    found = fv.Categorical().sample(z, torch.Generator().manual_seed(4))
+    u = torch.rand(1000, 1, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    total = torch.softmax(z, 1).double().cumsum(1)
+    assert torch.equal(found, (total <= u * total[:, -1:]).sum(1))
+
+
 def test_products_refuse_the_wrong_axis_too(sequences):
     f = fv.Probe(Rows().double(), fv.Categorical(class_axis=1)).fisher(*sequences)
     with pytest.raises(ValueError, match=r"say that the classes .* are on axis -1, not 1"):
