@@ -7,6 +7,7 @@ products in example space, Lanczos, and random probes whose standard errors the 
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 import warnings
@@ -195,7 +196,7 @@ def _compared(
     measured = kind(Question(fisher, rule, strength, slope, wanted, explicit, why_not_dense))
     outcomes = {} if pieces is None else _taken(pieces, chosen, kind.__name__)
     left = {label: approximation for label, approximation in chosen.items() if label not in outcomes}
-    fits = fit(fisher, left, wanted)
+    fits = fit(fisher, left, wanted, [copy.copy(chosen[label]) for label in outcomes if not chosen[label].fitted])
     errors = fits.errors
     measured.prepare({label: fitted for label, fitted in left.items() if label not in errors})
     bar = progress_bar(len(chosen), "comparing", "method")

@@ -59,13 +59,17 @@ class Fits:
         return Cost(seconds, passes, float(fitted.bytes))
 
 
-def fit(fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str]) -> Fits:
+def fit(
+    fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str], beside: Sequence[Approximation] = ()
+) -> Fits:
     """Fit what is not fitted yet, with what it costs.
 
     Args:
         fisher: the exact Fisher.
         chosen: the approximations by label; those that are not fitted are fitted in place.
         wanted: names of metrics; operations are counted for "passes", fits repeated for "seconds".
+        beside: fitted in place with them for the same passes, on which the last digits of sums hang: which captures
+            they read, and whether batch by batch.
     """
     unfitted = {label: approximation for label, approximation in chosen.items() if not approximation.fitted}
     as_given = {label: copy.copy(approximation) for label, approximation in unfitted.items()}
@@ -75,9 +79,9 @@ def fit(fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str]) -
     start = time.perf_counter()
     with counting() if "passes" in wanted else nullcontext():
         # what is collected for this alone is not kept
-        found = fit_all(fisher.with_captures(), list(unfitted.values()))
+        found = fit_all(fisher.with_captures(), [*unfitted.values(), *(beside if unfitted else ())])
     took = max(fisher.processes.exchange(time.perf_counter() - start))
-    errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
+    errors = {label: error for label, error in zip(unfitted, found, strict=False) if error is not None}
     made = {label: approximation for label, approximation in unfitted.items() if label not in errors}
     remarks = {label: own.remarks(fisher) for label, own in made.items()}
     fits = Fits(errors, [], unit, {label: [own.seconds] for label, own in made.items()}, remarks)
