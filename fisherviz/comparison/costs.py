@@ -10,12 +10,13 @@ import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
-from fisherviz.approximations import Approximation, fit_all
+from fisherviz.approximations import FAILURES, Approximation, fit_all
 from fisherviz.comparison.measures import Cost, Estimate
 from fisherviz.exact.fisher import Fisher
+from fisherviz.statistics import needs_slopes
 from fisherviz.support.counting import counting
 from fisherviz.support.timing import Effort
 
@@ -98,6 +99,22 @@ def fit(
                 f"passes of {', '.join(before)} are left out: nobody counted when it was fitted; give its name."
             )
     return fits
+
+
+def reads_otherwise(fisher: Fisher, approximation: Approximation) -> bool:
+    """Whether a fit has the captures of all examples read as one, or taken anew, for whatever is fitted beside it.
+
+    Args:
+        fisher: whose data it is to be fitted on, of a network that has been looked at.
+        approximation: is not changed.
+    """
+    own, layers = copy.copy(approximation), fisher.space.layers
+    with suppress(*FAILURES):  # what it ends with is said where it is fitted
+        own.prepare(layers, fisher.structure.positions)
+        pairs = own.pairs(layers, fisher.structure.neighbours)
+        named = [*map(own.needs, layers), *(own.pair_statistics(layers[i], layers[j]) for i, j in pairs)]
+        return any(map(own.reads_capture, layers)) or any(needs_slopes(each.values()) for each in named)
+    return False
 
 
 def _repeat(fisher: Fisher, given: Mapping[str, Approximation], fits: Fits, took: float) -> None:
