@@ -7,6 +7,7 @@ products in example space, Lanczos, and random probes whose standard errors the 
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 import warnings
@@ -24,7 +25,7 @@ from fisherviz._version import __version__
 from fisherviz.approximations import FAILURES, Approximation, resolve
 from fisherviz.approximations.registry import Method
 from fisherviz.comparison import planning
-from fisherviz.comparison.costs import Fits, fit, together
+from fisherviz.comparison.costs import Fits, fit, reads_otherwise, together
 from fisherviz.comparison.dense import DenseComparison
 from fisherviz.comparison.keeping import ALIKE, Measured, identity, seen
 from fisherviz.comparison.measures import MEASURES, Question, as_estimate
@@ -195,7 +196,8 @@ def _compared(
     measured = kind(Question(fisher, rule, strength, slope, wanted, explicit, why_not_dense))
     outcomes = {} if pieces is None else _taken(pieces, chosen, kind.__name__)
     left = {label: approximation for label, approximation in chosen.items() if label not in outcomes}
-    fits = fit(fisher, left, wanted)
+    finished = [copy.copy(chosen[label]) for label in outcomes if not chosen[label].fitted]
+    fits = fit(fisher, left, wanted, [each for each in finished if reads_otherwise(fisher, each)])
     errors = fits.errors
     measured.prepare({label: fitted for label, fitted in left.items() if label not in errors})
     bar = progress_bar(len(chosen), "comparing", "method")

@@ -10,12 +10,13 @@ import copy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
-from fisherviz.approximations import Approximation, fit_all
+from fisherviz.approximations import FAILURES, Approximation, fit_all
 from fisherviz.comparison.measures import Cost, Estimate
 from fisherviz.exact.fisher import Fisher
+from fisherviz.statistics import needs_slopes
 from fisherviz.support.counting import counting
 from fisherviz.support.timing import Effort
 
@@ -59,13 +60,17 @@ class Fits:
         return Cost(seconds, passes, float(fitted.bytes))
 
 
-def fit(fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str]) -> Fits:
+def fit(
+    fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str], beside: Sequence[Approximation] = ()
+) -> Fits:
     """Fit what is not fitted yet, with what it costs.
 
     Args:
         fisher: the exact Fisher.
         chosen: the approximations by label; those that are not fitted are fitted in place.
         wanted: names of metrics; operations are counted for "passes", fits repeated for "seconds".
+        beside: fitted in place with them for the same passes, on which the last digits of sums hang: which captures
+            they read, and whether batch by batch.
     """
     unfitted = {label: approximation for label, approximation in chosen.items() if not approximation.fitted}
     as_given = {label: copy.copy(approximation) for label, approximation in unfitted.items()}
@@ -75,9 +80,9 @@ def fit(fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str]) -
     start = time.perf_counter()
     with counting() if "passes" in wanted else nullcontext():
         # what is collected for this alone is not kept
-        found = fit_all(fisher.with_captures(), list(unfitted.values()))
+        found = fit_all(fisher.with_captures(), [*unfitted.values(), *(beside if unfitted else ())])
     took = max(fisher.processes.exchange(time.perf_counter() - start))
-    errors = {label: error for label, error in zip(unfitted, found, strict=True) if error is not None}
+    errors = {label: error for label, error in zip(unfitted, found, strict=False) if error is not None}
     made = {label: approximation for label, approximation in unfitted.items() if label not in errors}
     remarks = {label: own.remarks(fisher) for label, own in made.items()}
     fits = Fits(errors, [], unit, {label: [own.seconds] for label, own in made.items()}, remarks)
@@ -94,6 +99,22 @@ def fit(fisher: Fisher, chosen: Mapping[str, Approximation], wanted: set[str]) -
                 f"passes of {', '.join(before)} are left out: nobody counted when it was fitted; give its name."
             )
     return fits
+
+
+def reads_otherwise(fisher: Fisher, approximation: Approximation) -> bool:
+    """Whether a fit has the captures of all examples read as one, or taken anew, for whatever is fitted beside it.
+
+    Args:
+        fisher: whose data it is to be fitted on, of a network that has been looked at.
+        approximation: is not changed.
+    """
+    own, layers = copy.copy(approximation), fisher.space.layers
+    with suppress(*FAILURES):  # what it ends with is said where it is fitted
+        own.prepare(layers, fisher.structure.positions)
+        pairs = own.pairs(layers, fisher.structure.neighbours)
+        named = [*map(own.needs, layers), *(own.pair_statistics(layers[i], layers[j]) for i, j in pairs)]
+        return any(map(own.reads_capture, layers)) or any(needs_slopes(each.values()) for each in named)
+    return False
 
 
 def _repeat(fisher: Fisher, given: Mapping[str, Approximation], fits: Fits, took: float) -> None:
