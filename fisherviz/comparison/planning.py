@@ -89,7 +89,7 @@ def require_room(fisher: Fisher, chosen: Mapping[str, Approximation], probes: in
     """
     largest = max(_steps(fisher, chosen, False, probes)[1], key=lambda step: step.bytes)
     what = f"the comparison, at its step {largest.what!r},"
-    way_out = "probe fewer layers=, or leave out methods or metrics"
+    way_out = "probe fewer layers=, use fewer examples or kind='mc', or leave out methods"
     require(int(largest.bytes), fisher.network.device, what, way_out)
 
 
