@@ -89,7 +89,9 @@ def test_a_comparison_that_cannot_fit_is_refused_before_anything_is_made(monkeyp
     monkeypatch.setattr(fv.config, "_memory_budget", 2**27)  # too little for matrices that are written out
     said = fv.compare(fisher, ["layer"], plan=True)
     monkeypatch.setattr(fv.config, "_memory_budget", int(said.bytes / 2))
-    with pytest.raises(MemoryError, match=r"the comparison, at its step '.*', takes .* fewer examples or kind='mc', or"):
+    with pytest.raises(
+        MemoryError, match=r"the comparison, at its step '.*', takes .* fewer examples or kind='mc', or"
+    ):
         fv.compare(fisher, ["layer"], damping=0.1, progress=False)
     monkeypatch.setattr(fv.config, "_memory_budget", int(said.bytes))
     assert len(fv.compare(fisher, ["layer"], damping=0.1, progress=False).frame)
