@@ -122,7 +122,7 @@ def ecoli(seed: int, progress: bool) -> Raw:
     frame = _read(ECOLI, (*ECOLI_FEATURES, "class"), progress)
     unknown = sorted(set(frame["class"]) - set(ECOLI_CLASSES))
     if unknown:
-        raise ValueError(f"The table of 'ecoli' has the unknown classes {unknown}; {REPLACE}.")
+        raise ValueError(f"{ECOLI.files[0]} has the unknown classes {unknown}; {REPLACE}.")
     labels = frame["class"].map(ECOLI_CLASSES.index).to_numpy(dtype=np.int64)
     with _meant(ECOLI):
         inputs = _numbers(frame[list(ECOLI_FEATURES)])

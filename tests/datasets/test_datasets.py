@@ -11,7 +11,7 @@ import torch
 from sklearn.utils import Bunch
 
 from fisherviz import datasets
-from fisherviz.datasets import curves, images, locate
+from fisherviz.datasets import curves, images, locate, tables
 
 
 @pytest.fixture
@@ -303,6 +303,10 @@ def test_a_table_of_a_hundred_thousand_columns_is_refused_before_they_are_told_a
 def test_damaged_tables_faces_and_records_are_named(bare):
     (bare / "ecoli.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n"))
     with pytest.raises(ValueError, match=r"ecoli.csv.gz has no rows or lacks the columns \['mcg'"):
+        datasets.load("ecoli")
+    text = ",".join([*tables.ECOLI_FEATURES, "class"]) + "\n" + "1," * len(tables.ECOLI_FEATURES) + "\x1b[31mcp\n"
+    (bare / "ecoli.csv.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(ValueError, match=r"^ecoli.csv.gz has the unknown classes \['\\x1b\[31mcp'\]; replace"):
         datasets.load("ecoli")
     (bare / "kc_house_data.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match=r"kc_house_data.csv.gz is no readable gzipped table"):
