@@ -267,7 +267,11 @@ class TiedCapture:
     @property
     def gradients(self) -> Tensor:
         """Per-example gradients in unit order, (K, N, P), dense."""
-        out, found = self.used.gradients.unflatten(2, (self.read.vocabulary, -1)), self.read.sparse
+        found, used = self.read.sparse, self.used
+        if self.transposed:  # formed as it is wanted: another layout would be a copy
+            out = (used.a.mT @ used.g).mT
+        else:
+            out = used.gradients.unflatten(2, (self.read.vocabulary, -1))
         out[:, found.example, found.token] += found.g  # each row once per example
         return (out.mT if self.transposed else out).flatten(2)
 
@@ -298,8 +302,7 @@ class TiedCapture:
 
     def slices(self, entries: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As of `read`, with the gradients of both uses."""
-        for tokens, part in self.read.slices(entries):
-            yield tokens, part.add_(self.used_at(tokens).gradients.view(part.shape))
+        return self.read.slices(entries, lambda tokens: self.used_at(tokens).gradients)
 
     def square_sum(self) -> Tensor:
         """Sum over examples and vectors of each gradient entry's square, (P,) in unit order."""

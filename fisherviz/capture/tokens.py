@@ -6,7 +6,7 @@ Shapes: tokens x and weights w (N, T), g (K, N, T, d); W̄ (d, V) is the table's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -112,11 +112,12 @@ class TokenCapture:
         g = weighted.new_zeros(self.vectors, len(pairs), self.g.shape[-1]).index_add_(1, where, weighted)
         return Tokens(pairs % n, pairs // n, g)
 
-    def slices(self, entries: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def slices(self, entries: int, others: Callable[[Tensor], Tensor] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All columns (m,) of W̄ that some example reads, some at a time, and per-example gradients (K, N, m, d) there.
 
         Args:
             entries: of a slice, at most, unless a single column has more.
+            others: gives new gradients (K, N, m d) at such columns, of another use, which are written into.
         """
         found = self.sparse
         used, column = torch.unique(found.token, return_inverse=True)
@@ -126,8 +127,9 @@ class TokenCapture:
             stop = min(start + step, len(used))
             first, last = torch.searchsorted(column, torch.tensor([start, stop], device=column.device)).tolist()
             mine = slice(first, last)
-            out = found.g.new_zeros(k, self.examples, stop - start, d)
-            out[:, found.example[mine], column[mine] - start] = found.g[:, mine]
+            shape = k, self.examples, stop - start, d
+            out = found.g.new_zeros(shape) if others is None else others(used[start:stop]).view(shape)
+            out[:, found.example[mine], column[mine] - start] += found.g[:, mine]  # each column once per example
             yield used[start:stop], out
 
     def square_sum(self) -> Tensor:

@@ -89,6 +89,28 @@ def test_a_plan_tells_what_a_request_takes(name, request_):
     assert plan.bytes == pytest.approx(captured + peak_bytes(lambda: work(fisher)), rel=0.25)
 
 
+class Tied(nn.Module):
+    """A token embedding whose table is the head's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.up, self.head = nn.Embedding(800, 128), nn.Linear(128, 128), nn.Linear(128, 800, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(torch.relu(self.up(self.table(tokens))))
+
+
+@pytest.mark.parametrize("request_", ["diagonal", "example_gram"])
+def test_gradients_of_a_tied_table_are_formed_once(request_):
+    """In the order in which they are wanted: a copy took the double of what the plan says."""
+    torch.manual_seed(0)
+    fisher = fv.Probe(Tied(), "categorical").fisher(torch.randint(0, 800, (64, 32)), kind="mc")
+    captured = sum(capture.bytes for capture in fisher.example_space().values())
+    held = captured + peak_bytes(lambda: REQUESTS[request_](fisher))
+    assert 0.75 <= held / fisher.plan(request_).bytes <= 1.25
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_captures_are_planned_as_they_come(name):
     model, inputs, kind = NETWORKS[name]
