@@ -49,6 +49,7 @@ class LayerCosts:
         examples: N.
         vectors: K.
         most: entries of stacked gradients that are held at once.
+        tied: whether half of the positions use W̄ as a Linear's weight, and not as a table.
     """
 
     kind: CaptureKind
@@ -60,6 +61,7 @@ class LayerCosts:
     examples: int
     vectors: int
     most: int = GRADIENT_ENTRIES
+    tied: bool = False
 
     @property
     def columns(self) -> int:
@@ -71,12 +73,17 @@ class LayerCosts:
         """Entries of the captures."""
         if self.kind == "gradients":
             return self.columns * self.size
+        if self.tied:  # positions and weights, and the width twice: as pseudo-gradients and as inputs
+            width, vocabulary = self.dg, self.size // self.dg
+            return self.positions // 2 * (self.examples * (2 + width) + self.columns * (width + vocabulary))
         inputs = 2 if self.kind == "tokens" else self.groups * self.da
         return self.positions * (self.examples * inputs + self.columns * self.groups * self.dg)
 
     @property
     def forming(self) -> float:
         """Multiply-adds that form all gradients."""
+        if self.tied:
+            return self.columns * (self.positions // 2) * self.size
         if self.kind in ("gradients", "tokens"):
             return 0
         return self.columns * self.positions * self.size
@@ -96,6 +103,9 @@ class LayerCosts:
         """Multiply-adds of Uᵀ v, and of U w, for one column."""
         if self.kind in ("outer", "shared"):
             return self.examples * self.positions * self.dg * (self.da + self.vectors)
+        if self.tied:
+            read, used = self.columns * self.dg, self.examples * (self.size + self.size // self.dg * self.vectors)
+            return self.positions // 2 * (read + used)
         if self.kind == "tokens":
             return self.columns * self.positions * self.dg
         return self.forming + self.columns * self.size
@@ -225,5 +235,6 @@ def _costs_of(layer: Layer, positions: int, examples: int, vectors: int) -> Laye
     kind: CaptureKind = "tokens" if layer.one_hot else "grouped" if layer.groups > 1 else "shared"
     if kind == "shared" and positions == 1:
         kind = "outer"
-    groups = layer.groups
-    return LayerCosts(kind, layer.size, layer.da, layer.d_out // groups, positions, groups, examples, vectors)
+    groups, tied = layer.groups, layer.both_ways
+    dg = min(layer.da, layer.d_out) if tied else layer.d_out // groups
+    return LayerCosts(kind, layer.size, layer.da, dg, positions, groups, examples, vectors, tied=tied)
