@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 KILL = -1
 """In place of an error: the process is killed before the operation."""
 ERRORS = {"full disk": errno.ENOSPC, "no permission": errno.EACCES, "broken disk": errno.EIO}
@@ -88,6 +90,7 @@ def _waited(child: int, end: float | None) -> int:
 
 
 def _child(function: Callable[[], Any], pipe: int, interrupt_after: float | None) -> None:
+    torch.set_num_threads(1)  # OpenMP's other threads are not in a fork, which would wait for them
     said = io.StringIO()
     sys.stdout = sys.stderr = said
     how, found, told, raw = "done", None, "", False

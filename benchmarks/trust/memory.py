@@ -442,6 +442,7 @@ def words(found: dict[str, Any]) -> list[str]:
         table(["network", *PLANNED], plans),
         f"Large cases, each in a process whose address space may grow by {human(ROOM)} (`ulimit -v`):",
         table(["asked", "outcome", "memory taken", "after"], cases),
+        *([found["aside"]] if "aside" in found else []),
     ]
 
 
