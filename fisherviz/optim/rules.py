@@ -229,7 +229,7 @@ class ModelRule(StepRule[D]):
         self.lam = max({1: lower, 0: self.lam, -1: higher}[trust(rho)], self.region.min_damping)
 
     def say_idle(self, delta: Mapping[nn.Parameter, Tensor], form: float, fall: float) -> None:
-        """Warn where it takes λ a hundred steps or more to come down to F along the first step.
+        """Warn where it takes λ a hundred steps or more to come down to F along the first step, or F is lost beside it.
 
         Args:
             delta: the step.
@@ -237,9 +237,14 @@ class ModelRule(StepRule[D]):
             fall: the smallest factor of λ per step.
         """
         length = dot(delta, delta)
-        least = max(form / length - self.lam - self.eta, self.region.min_damping) if length else self.lam
-        times = self.lam / least if least > 0 else 1.0
-        if math.log(times) > IDLE * -math.log(fall) > 0:
+        if not length:
+            return
+        # beside a λ that is larger than F by all digits, what is left of F is rounding: F is at most that
+        rounding = 4 * max(torch.finfo(d.dtype).eps for d in delta.values()) * (self.lam + self.eta)
+        seen = form / length - self.lam - self.eta
+        least = max(seen, rounding, self.region.min_damping)
+        times = max(self.lam / least, 1.0) if least > 0 else 1.0
+        if fall < 1 and (least == rounding > 0 or math.log(times) > IDLE * -math.log(fall)):
             say_once(
                 f"λ = {self.lam:g} is {times:,.0f} times F along the first step and takes at least "
                 f"{math.log(times) / -math.log(fall):.0f} steps to come down to it, until when steps are short ones "
