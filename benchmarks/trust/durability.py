@@ -22,7 +22,7 @@ import torch
 from benchmarks.markdown import table
 from benchmarks.trust import damage, interrupts, writers
 from benchmarks.trust.injection import ERRORS, KILL, Ended, Faults, forked
-from benchmarks.trust.keeping import WORK, Kept, fresh, warm
+from benchmarks.trust.keeping import WORK, Kept, fresh, result_of, warm
 
 TITLE = "Nothing lost"
 SEED = 20261129
@@ -94,19 +94,14 @@ def _readable(work: Kept, folder: Path, old: str, new: str) -> bool:
     if not work.replaces:
         return True
     read = _without_names(work, folder)
-    return read in (_without_names_of(old), _without_names_of(new))
+    return read in (result_of(old), result_of(new))
 
 
-def _without_names(work: Kept, folder: Path) -> str:
+def _without_names(work: Kept, folder: Path) -> Any:
     try:
-        return _without_names_of(_state(work, folder))
+        return result_of(_state(work, folder))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-
-
-def _without_names_of(state: str) -> str:
-    """A state without its list of files, to which a killed process may have added."""
-    return json.dumps(json.loads(state)[:-1])
 
 
 def _again(work: Kept, folder: Path, new: str) -> str:
@@ -158,7 +153,7 @@ def _judged(
     said = [end.told for end in refused]
     if not _readable(work, place, old, new):
         found["unreadable"] += 1
-        said.append(f"unreadable: {_without_names(work, place)[:300]}")
+        said.append(f"unreadable: {str(_without_names(work, place))[:300]}")
     if wrong := _again(work, place, new):
         found["other"] += 1
         said.append(wrong[:300])

@@ -17,7 +17,7 @@ from torch import nn
 
 import fisherviz as fv
 from benchmarks.trust.injection import forked
-from benchmarks.trust.keeping import WORK, Kept, fresh, network, plain
+from benchmarks.trust.keeping import WORK, Kept, fresh, network, plain, result_of
 
 KINDS = ("exact", "mc", "empirical")
 OPTIMIZERS = ("KFAC", "EKFAC", "FOOF", "HessianFree")
@@ -173,18 +173,13 @@ def _written(work: Kept, seed: int, count: int, folder: Path) -> dict[str, Any]:
         work.before(folder)
         came, seconds = _alarmed(after, lambda: work.work(folder))
         left = [["left", path.name] for path in folder.rglob(".*") if "-" in path.name or path.name == ".commit"]
-        if work.replaces and came and _result(json.dumps(work.state(folder))) not in (_result(old), _result(new)):
+        if work.replaces and came and result_of(json.dumps(work.state(folder))) not in (result_of(old), result_of(new)):
             left.append(["other", "neither the old result nor the new one"])
         work.work(folder)
         left += [] if json.dumps(work.state(folder)) == new else [["other", "another result"]]
         return [came, left, seconds]
 
     return _tried(once, random.Random(seed), count)
-
-
-def _result(state: str) -> Any:
-    """A state without its list of files, to which interrupted work may have added what it goes on from."""
-    return json.loads(state)[:-1] if state else None
 
 
 TRIED: dict[str, Callable[[int, int, Path], dict[str, Any]]] = {

@@ -222,7 +222,8 @@ def under(budget: float | None, work: Callable[[], Any]) -> Outcome:
 def works(name: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """All that is asked of a network: each starts with a Fisher that has seen nothing; all that a user has is there."""
     there = case(name)
-    _ones(there.fisher()), _ones(there.fisher(), 50)
+    for columns in ((), (50,)):
+        _ones(there.fisher(), *columns)
     for request, of in REQUESTS.items():
         yield request, lambda of=of: of(there.fisher())
 

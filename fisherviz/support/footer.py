@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 MARK = b"PAR1"
 DEPTH = 32
-"""Structures in one another; a Parquet file has less than ten."""
+"""Structures and lists in one another; a Parquet file has less than ten."""
 CODECS = {0: "UNCOMPRESSED", 1: "SNAPPY", 2: "GZIP", 3: "LZO", 4: "BROTLI", 5: "LZ4", 6: "ZSTD", 7: "LZ4_RAW"}
 
 
@@ -88,8 +88,6 @@ class _Reader:
 
     def structure(self, depth: int) -> dict[int, Any]:
         """Fields by number; of two with one number the last."""
-        if not depth:
-            raise ValueError("its footer is damaged")
         found: dict[int, Any] = {}
         number = 0
         while head := self.byte():
@@ -105,7 +103,7 @@ class _Reader:
             7: lambda: self.passed(8), 8: lambda: self.passed(self.count()), 9: lambda: self.several(depth),
             10: lambda: self.several(depth), 12: lambda: self.structure(depth - 1),
         }  # fmt: skip
-        if kind not in read:  # dictionaries among them, which no Parquet footer has
+        if kind not in read or not depth:  # dictionaries among them, which no Parquet footer has
             raise ValueError("its footer is damaged")
         return read[kind]()
 

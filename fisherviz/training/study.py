@@ -349,7 +349,7 @@ def _bury(study: Any) -> None:
 
 
 def _fail_unclaimed(study: Any, seen: dict[int, float], after: float) -> None:
-    """Fail trials that nobody claims: their workers were killed before a first sign of life, whose lack none times.
+    """Fail trials that nobody claims: a worker killed before its first sign of life leaves one that never goes stale.
 
     Args:
         study: the study.

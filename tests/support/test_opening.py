@@ -178,6 +178,12 @@ def test_a_footer_says_what_pyarrow_reads_in_it(options):
     ]
 
 
+@pytest.mark.parametrize("nested", [b"\x19" * 5000, b"\x1c" * 5000, b"\x19" + b"\x1c" * 5000])
+def test_a_footer_of_lists_and_structures_in_one_another_is_damaged(nested):
+    with pytest.raises(ValueError, match="its footer is damaged"):
+        footer.parts(footer.MARK + nested + len(nested).to_bytes(4, "little") + footer.MARK)
+
+
 def flipped(seeds):
     """How a good table opens in which bits of the footer are flipped."""
     good, ends = parquet(FRAME), Counter()
