@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import Capture, TiedCapture
-from fisherviz.capture.tokens import TokenCapture
+from fisherviz.capture.captures import Capture, StructuredCapture, TiedCapture
+from fisherviz.capture.formed import FormedCapture
 from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.factorise import eigenvalues, plus_identity, trusted_cholesky
@@ -36,7 +36,7 @@ CLOSE = 1e-11
 LEAST_PRODUCTS = 30
 """Conjugate gradients are not tried where fewer products than that cost as much as half of a factorisation."""
 _GRAM = "the examples' Gram matrix of unit"
-_ENTRIES = 2**26
+_ENTRIES = 2**24
 """Entries of unit blocks, or of their rows, that are formed at once."""
 
 
@@ -47,12 +47,12 @@ class ExampleUnits(Symmetric):
     that comes near the damping.
 
     Args:
-        capture: inputs and pseudo-gradients of the layer.
+        capture: inputs and pseudo-gradients of the layer, or its per-example gradients.
         factor: s.
         shift: damping that has been added.
     """
 
-    def __init__(self, capture: Capture | TokenCapture | TiedCapture, factor: float, shift: float = 0.0) -> None:
+    def __init__(self, capture: StructuredCapture | FormedCapture, factor: float, shift: float = 0.0) -> None:
         self.capture, self.factor, self.shift = capture, factor, shift
         self.shape, self.tensors = (capture.size, capture.size), capture.tensors
         self.width = capture.width
@@ -70,7 +70,7 @@ class ExampleUnits(Symmetric):
             each = capture.g.shape[-1]
             groups = slice(start // each, stop // each)
             capture = Capture(capture.a[:, :, groups], capture.g[:, :, :, groups])
-        elif isinstance(capture, TiedCapture):
+        elif isinstance(capture, TiedCapture | FormedCapture):
             capture = capture.units(start, stop)
         else:
             capture = replace(capture, g=capture.g[..., start:stop])

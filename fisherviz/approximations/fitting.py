@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fisherviz.capture.captures import AnyCapture
+from fisherviz.capture.formed import FormedCapture
 from fisherviz.statistics import Statistic
 from fisherviz.support.counting import is_counting
 from fisherviz.support.timing import Effort, so_far
@@ -106,7 +107,9 @@ class Fit:
             self.wanted, self.error = None, error
             return
         for position, layer in self.wanted.captures.items():
-            found[position]["capture"] = captures[layer]
+            found[position]["capture"] = own = captures[layer]
+            if isinstance(own, FormedCapture) and is_counting():
+                self.effort += Effort(operations=own.operations)
         self.effort = sum((fisher.updates[key] for key in {statistic.key for statistic in wanted}), self.effort)
         if (wanted or self.wanted.captures) and (is_counting() or not replayed):
             gradients = bool(self.wanted.captures) or any(statistic.needs_gradients for statistic in wanted)

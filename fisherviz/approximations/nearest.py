@@ -15,6 +15,7 @@ from torch import Tensor
 from fisherviz.approximations.base import Approximation, PerFeature, Values, check_per_feature
 from fisherviz.approximations.kronecker import product
 from fisherviz.capture.captures import AnyCapture, Capture
+from fisherviz.capture.formed import FormedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, KroneckerSum, Operator
@@ -26,6 +27,9 @@ from fisherviz.support.choices import count
 from fisherviz.support.memory import at_once
 
 _ITERATIONS = 500
+
+Known = Capture | FormedCapture | TokenCapture
+"""What products with R are made of."""
 
 
 class NearestKronecker(Approximation):
@@ -56,22 +60,28 @@ class NearestKronecker(Approximation):
     def operator_for(self, layer: Layer, values: Values) -> Operator:
         """Σ_k A_k ⊗ G_k."""
         capture: AnyCapture = values["capture"]
-        assert isinstance(capture, Capture | TokenCapture)
-        if isinstance(capture, Capture) and capture.grouped:
-            parts = [Capture(capture.a[:, :, h], capture.g[:, :, :, h]) for h in range(layer.groups)]
-            return DirectSum([self._nearest(part) for part in parts])
-        return self._nearest(capture)
+        assert isinstance(capture, Known)
+        if layer.groups == 1:
+            return self._nearest(capture)
+        return DirectSum([self._nearest(_group(capture, h, layer)) for h in range(layer.groups)])
 
-    def _nearest(self, capture: Capture | TokenCapture) -> Operator:
+    def _nearest(self, capture: Known) -> Operator:
         A, G = nearest_factors(capture, self.rank, self.tolerance)
         if self.rank == 1:
             return product(A[0], G[0])
         return KroneckerSum(list(zip(A, G, strict=True)))
 
 
-def nearest_factors(
-    capture: Capture | TokenCapture, rank: int, tolerance: float | None = None
-) -> tuple[Tensor, Tensor]:
+def _group(capture: Known, h: int, layer: Layer) -> Known:
+    """What is shown of one group of a grouped convolution."""
+    if isinstance(capture, FormedCapture):
+        dg = layer.d_out // layer.groups
+        return capture.units(h * dg, (h + 1) * dg)
+    assert isinstance(capture, Capture)
+    return Capture(capture.a[:, :, h], capture.g[:, :, :, h])
+
+
+def nearest_factors(capture: Known, rank: int, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
     """Leading singular triples of R as factors A (r, da, da) and G (r, dg, dg) of the mean block.
 
     Of embeddings the nearest with a diagonal A, whose diagonals (r, V) are returned: those of R's rows alone.
@@ -82,8 +92,9 @@ def nearest_factors(
     Raises:
         RuntimeError: the iteration has not converged.
     """
-    capture, unit = _of_size_one(capture.to(working(capture.g)))
-    tolerance = 50 * torch.finfo(capture.g.dtype).eps if tolerance is None else tolerance
+    like = capture.tensors[0]
+    capture, unit = _of_size_one(capture.to(working(like)))
+    tolerance = 50 * torch.finfo(working(like)).eps if tolerance is None else tolerance
     # R commutes with transposition: its singular vectors are found among the symmetric and among the antisymmetric
     # matrices, also where singular values coincide. It maps semidefinite to semidefinite, hence (Perron) a leading
     # one is symmetric; for a single position everything antisymmetric is mapped to zero.
@@ -91,7 +102,7 @@ def nearest_factors(
         A, G = _semidefinite(capture, _first(capture, tolerance))
         return A * unit, G * unit
     found = [_leading(capture, rank, tolerance, 1)]
-    if isinstance(capture, Capture) and not capture.factored:
+    if not isinstance(capture, TokenCapture) and not capture.factored:
         found.append(_leading(capture, rank, tolerance, -1))
     left, s, right = (torch.cat(parts) for parts in zip(*found, strict=True))
     best = s.argsort(descending=True, stable=True)[:rank]
@@ -101,8 +112,11 @@ def nearest_factors(
     return left * _like(unit * sign * root, left), right * unit * sign * root
 
 
-def _of_size_one(capture: Capture | TokenCapture) -> tuple[Capture | TokenCapture, float]:
+def _of_size_one(capture: Known) -> tuple[Known, float]:
     """The same over its largest gradient entries, and these: iterations multiply moments of fourth order."""
+    if isinstance(capture, FormedCapture):
+        most = float(capture.gradients.abs().max()) or 1.0
+        return replace(capture, gradients=capture.gradients / most), most
     most_g = float(capture.g.abs().max()) or 1.0
     if isinstance(capture, TokenCapture):
         return replace(capture, g=capture.g / most_g), most_g
@@ -110,10 +124,9 @@ def _of_size_one(capture: Capture | TokenCapture) -> tuple[Capture | TokenCaptur
     return replace(capture, a=capture.a / most_a, g=capture.g / most_g), most_a * most_g
 
 
-def _first(capture: Capture | TokenCapture, tolerance: float) -> Tensor:
+def _first(capture: Known, tolerance: float) -> Tensor:
     """The leading right singular vector of R, (1, dg, dg), by Lanczos on the smaller of RᵀR and RRᵀ."""
-    dg = capture.g.shape[-1]
-    da = capture.a.shape[-1] if isinstance(capture, Capture) else None
+    da, dg = _sizes(capture)
 
     def forward(y: Tensor) -> Tensor:
         return _pack(to_inputs(capture, _unpack(y.unsqueeze(0), dg, 1)), 1)[0]
@@ -121,7 +134,8 @@ def _first(capture: Capture | TokenCapture, tolerance: float) -> Tensor:
     def backward(x: Tensor) -> Tensor:
         return _pack(to_outputs(capture, _unpack(x.unsqueeze(0), da, 1)), 1)[0]
 
-    start = _pack(torch.eye(dg, dtype=capture.g.dtype, device=capture.g.device).unsqueeze(0), 1)[0]
+    like = capture.tensors[0]
+    start = _pack(torch.eye(dg, dtype=like.dtype, device=like.device).unsqueeze(0), 1)[0]
     first = forward(start)  # KFAC's own A
     residual = 20 * tolerance  # a thousand roundings of the products
     try:
@@ -134,17 +148,14 @@ def _first(capture: Capture | TokenCapture, tolerance: float) -> Tensor:
     return _unpack(y.unsqueeze(0), dg, 1)
 
 
-def _leading(
-    capture: Capture | TokenCapture, rank: int, tolerance: float, parity: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _leading(capture: Known, rank: int, tolerance: float, parity: int) -> tuple[Tensor, Tensor, Tensor]:
     """At most `rank` leading singular triples of R among matrices with Mᵀ = parity · M."""
-    dg = capture.g.shape[-1]
-    da = capture.a.shape[-1] if isinstance(capture, Capture) else None  # None: A is diagonal
+    da, dg = _sizes(capture)
     inputs = capture.size // dg if da is None else da * (da + parity) // 2
     most = min(inputs, dg * (dg + parity) // 2)
     width = min(rank + 4, most)
     rank = min(rank, most)
-    dtype, device = capture.g.dtype, capture.g.device
+    dtype, device = capture.tensors[0].dtype, capture.tensors[0].device
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(width, dg, dg, generator=generator, dtype=torch.float64, device="cpu").to(
         device=device, dtype=dtype
@@ -174,7 +185,7 @@ def _leading(
     return left, s[:rank].to(dtype), _unpack(Vh[:rank].to(dtype), dg, parity)
 
 
-def _semidefinite(capture: Capture | TokenCapture, right: Tensor) -> tuple[Tensor, Tensor]:
+def _semidefinite(capture: Known, right: Tensor) -> tuple[Tensor, Tensor]:
     """The leading pair with both factors positive semidefinite, from a symmetric right vector (1, dg, dg).
 
     |Y| (of its eigenvalues) loses nothing against Y, since R keeps semidefinite matrices so; two more half-steps,
@@ -190,6 +201,13 @@ def _semidefinite(capture: Capture | TokenCapture, right: Tensor) -> tuple[Tenso
     size = torch.linalg.matrix_norm(Y, keepdim=True)
     root = size.sqrt()
     return X * _like(root, X), Y / torch.where(root > 0, root, torch.ones_like(root))
+
+
+def _sizes(capture: Known) -> tuple[int | None, int]:
+    """da, None where A is diagonal, and dg."""
+    if isinstance(capture, TokenCapture):
+        return None, capture.g.shape[-1]
+    return capture.width, capture.size // capture.width
 
 
 def _like(scales: Tensor, x: Tensor) -> Tensor:
@@ -222,13 +240,15 @@ def _unpack(rows: Tensor, d: int | None, parity: int) -> Tensor:
     return upper + parity * upper.mT
 
 
-def to_inputs(capture: Capture | TokenCapture, Y: Tensor) -> Tensor:
+def to_inputs(capture: Known, Y: Tensor) -> Tensor:
     """1/N Σ_nk ∇ᵀ Y ∇ for each Y (r, dg, dg): (r, da, da), or its diagonal (r, V)."""
     n = capture.examples
     if isinstance(capture, TokenCapture):
         found = capture.sparse
         forms = torch.stack([((found.g @ y) * found.g).sum((0, 2)) for y in Y])
         return forms.new_zeros(len(Y), capture.vocabulary).index_add_(1, found.token, forms) / n
+    if isinstance(capture, FormedCapture):
+        return _through_gradients(capture, Y, transpose=True) / n
     if capture.factored:
         a, g = capture.a[:, 0], capture.g[:, :, 0]
         weights = torch.stack([((g @ y) * g).sum((0, 2)) for y in Y])
@@ -239,13 +259,15 @@ def to_inputs(capture: Capture | TokenCapture, Y: Tensor) -> Tensor:
     return _through_gradients(capture, Y, transpose=True) / n
 
 
-def to_outputs(capture: Capture | TokenCapture, X: Tensor) -> Tensor:
+def to_outputs(capture: Known, X: Tensor) -> Tensor:
     """1/N Σ_nk ∇ X ∇ᵀ for each X (r, da, da), or diagonal X (r, V): (r, dg, dg)."""
     n = capture.examples
     if isinstance(capture, TokenCapture):
         found = capture.sparse
         rows = found.g.flatten(0, 1)
         return torch.stack([(found.g * x[found.token].unsqueeze(1)).flatten(0, 1).T @ rows for x in X]) / n
+    if isinstance(capture, FormedCapture):
+        return _through_gradients(capture, X, transpose=False) / n
     if capture.factored:
         a, g = capture.a[:, 0], capture.g[:, :, 0]
         weights = torch.stack([((a @ x) * a).sum(1) for x in X])
@@ -262,8 +284,8 @@ def _by_positions(capture: Capture) -> bool:
     return t * (k * (t + dg) * dg + (t + da) * da) < k * da * dg * (da + dg)
 
 
-def _through_gradients(capture: Capture, matrices: Tensor, transpose: bool) -> Tensor:
-    da, dg = capture.a.shape[-1], capture.g.shape[-1]
+def _through_gradients(capture: Capture | FormedCapture, matrices: Tensor, transpose: bool) -> Tensor:
+    da, dg = capture.width, capture.size // capture.width
     size = da if transpose else dg
     total = matrices.new_zeros(len(matrices), size, size)
     step = max(1, at_once(GRADIENT_ENTRIES, total) // (capture.vectors * capture.size))

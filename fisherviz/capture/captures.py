@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -189,21 +189,21 @@ class GenericCapture:
         """Sum of the gradient over examples and vectors, (P,)."""
         return self.gradients.sum((0, 1))
 
-    def select_vectors(self, start: int, stop: int) -> GenericCapture:
+    def select_vectors(self, start: int, stop: int) -> Self:
         """Vectors start..stop."""
-        return GenericCapture(self.gradients[start:stop])
+        return replace(self, gradients=self.gradients[start:stop])
 
-    def to(self, dtype: torch.dtype) -> GenericCapture:
+    def to(self, dtype: torch.dtype) -> Self:
         """In another precision."""
-        return GenericCapture(self.gradients.to(dtype))
+        return replace(self, gradients=self.gradients.to(dtype))
 
-    def select(self, start: int, stop: int) -> GenericCapture:
+    def select(self, start: int, stop: int) -> Self:
         """Examples start..stop."""
-        return GenericCapture(self.gradients[:, start:stop])
+        return replace(self, gradients=self.gradients[:, start:stop])
 
-    def take(self, rows: Tensor) -> GenericCapture:
+    def take(self, rows: Tensor) -> Self:
         """Examples by their positions (R,)."""
-        return GenericCapture(self.gradients[:, rows])
+        return replace(self, gradients=self.gradients[:, rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,26 +357,3 @@ def _square_sum(capture: Capture | TiedCapture) -> Tensor:
 
 StructuredCapture = Capture | TokenCapture | TiedCapture
 AnyCapture = StructuredCapture | GenericCapture
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Captures of one batch by layer name, with its number of examples.
-
-    Attributes:
-        captures: by layer name.
-        examples: their number.
-        first: position of the batch's first example in the data.
-        later: whether the batch before had the same examples with other vectors: neither they nor their inputs count
-            again.
-    """
-
-    captures: dict[str, AnyCapture]
-    examples: int
-    first: int = 0
-    later: bool = False
-
-    @property
-    def bytes(self) -> int:
-        """Memory held by all captures."""
-        return sum(c.bytes for c in self.captures.values())

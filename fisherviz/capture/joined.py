@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, Capture, GenericCapture, TiedCapture
+from fisherviz.capture.batch import Batch
+from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 
 
@@ -24,8 +25,8 @@ def concatenate(captures: Sequence[AnyCapture]) -> AnyCapture:
         return captures[0]
     vectors = max(c.vectors for c in captures)
     positions = max(1 if isinstance(c, GenericCapture) else c.positions for c in captures)
-    if any(isinstance(c, GenericCapture) for c in captures):
-        return GenericCapture(torch.cat([_padded(c.gradients, 0, vectors) for c in captures], 1))
+    if generic := [c for c in captures if isinstance(c, GenericCapture)]:
+        return replace(generic[0], gradients=torch.cat([_padded(c.gradients, 0, vectors) for c in captures], 1))
     if tied := [c for c in captures if isinstance(c, TiedCapture)]:
         table, weight = concatenate([c.read for c in tied]), concatenate([c.used for c in tied])
         assert isinstance(table, TokenCapture)
@@ -68,7 +69,7 @@ def _vectors_of(parts: Sequence[AnyCapture]) -> AnyCapture:
         read, used = torch.cat([c.read.g for c in tied]), torch.cat([c.used.g for c in tied])
         return replace(first, read=replace(first.read, g=read), used=replace(first.used, g=used))
     if isinstance(first, GenericCapture):
-        return GenericCapture(torch.cat([c.gradients for c in parts if isinstance(c, GenericCapture)]))
+        return replace(first, gradients=torch.cat([c.gradients for c in parts if isinstance(c, GenericCapture)]))
     return replace(first, g=torch.cat([c.g for c in parts if isinstance(c, Capture | TokenCapture)]))
 
 

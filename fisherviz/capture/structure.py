@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from fisherviz.capture.calls import Layout
+from fisherviz.capture.formed import are_smaller
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 
@@ -50,6 +51,14 @@ class Structure:
     def generic(self) -> tuple[Layer, ...]:
         """Layers without structure."""
         return tuple(layer for layer in self.layers if not layer.structured)
+
+    def forming(self, vectors: int) -> frozenset[str]:
+        """Names of the layers whose per-example gradients are smaller than what they are made of.
+
+        Args:
+            vectors: backpropagated vectors K of an example.
+        """
+        return frozenset(x.name for x in self.layers if are_smaller(x, self.positions.get(x.name, 1), vectors))
 
     def without(self, whys: Mapping[str, str]) -> Structure:
         """The verdict that layers have no structure after all.

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fisherviz.capture.agreement import noise
 from fisherviz.capture.backward import backpropagate
+from fisherviz.capture.batch import Batch
 from fisherviz.capture.calls import Call
-from fisherviz.capture.captures import AnyCapture, Batch
+from fisherviz.capture.captures import AnyCapture
 from fisherviz.capture.hooks import absent, capture_calls
 from fisherviz.capture.look import LOOKS, PARTLY, counts_examples, elsewhere, look, look_again
 from fisherviz.capture.network import Network
@@ -112,14 +113,21 @@ def _piece(network: Network, vectors: VectorSource) -> tuple[int, int]:
 
     All vectors, as long as those of one example fit; otherwise a few, of as many examples as fit.
     """
-    z, (fixed, per_vector) = network.structure.example_output, network.structure.example_bytes
-    assert z is not None
+    fixed, per_vector = network.structure.example_bytes
     fixed += per_vector * network.slopes  # no more of them than of gradients
-    k, limit = vectors.count(z), at_once(network.capture_bytes, torch.empty(0, dtype=torch.uint8, device=z.device))
+    k = vectors_of_one(network, vectors)
+    limit = at_once(network.capture_bytes, torch.empty(0, dtype=torch.uint8, device=network.device))
     if fixed + per_vector * k <= limit:
         return limit // (fixed + per_vector * k), max(1, k)
     examples = max(1, limit // (fixed + TOGETHER * per_vector))
     return examples, max(1, (limit // examples - fixed) // per_vector)
+
+
+def vectors_of_one(network: Network, vectors: VectorSource) -> int:
+    """Number K of vectors of an example, of a network that has been looked at."""
+    z = network.structure.example_output
+    assert z is not None
+    return vectors.count(z)
 
 
 def _captured(
@@ -143,6 +151,7 @@ def _captured(
     _check_paths(network, z, calls)
     network.check_finite(z, calls, first)
     counted, k = checked_counts(network.likelihood, z, targets), vectors.count(z)
+    forming = network.structure.forming(vectors_of_one(network, vectors))
     for start in range(0, max(1, k), most):
         stop = min(start + most, k)
         v = vectors.part(z.detach(), targets, first, start, stop)
@@ -153,7 +162,7 @@ def _captured(
         for layer in network.layers:
             if layer.name not in captures:
                 captures[layer.name] = absent(layer, len(v), n, z).to(network.precision)
-        yield Batch({layer.name: captures[layer.name] for layer in network.layers}, n, first, later=start > 0)
+        yield Batch({layer.name: captures[layer.name] for layer in network.layers}, n, first, start > 0, forming)
 
 
 def shown(

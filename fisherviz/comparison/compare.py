@@ -37,7 +37,7 @@ from fisherviz.results.comparison import COLUMNS, EXACT, Comparison, check_names
 from fisherviz.results.metrics import METRICS, check_metrics, needing
 from fisherviz.support.errors import sentence
 from fisherviz.support.files import check_place
-from fisherviz.support.memory import require
+from fisherviz.support.memory import give_back, require
 from fisherviz.support.numbers import three_digits
 from fisherviz.support.pieces import Pieces
 from fisherviz.support.plan import Plan
@@ -199,7 +199,9 @@ def _compared(
     finished = [copy.copy(chosen[label]) for label in outcomes if not chosen[label].fitted]
     fits = fit(fisher, left, wanted, [each for each in finished if reads_otherwise(fisher, each)])
     errors = fits.errors
+    give_back()
     measured.prepare({label: fitted for label, fitted in left.items() if label not in errors})
+    give_back()
     bar = progress_bar(len(chosen), "comparing", "method")
     bar.update(len(outcomes))
 

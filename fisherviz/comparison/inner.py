@@ -143,47 +143,123 @@ def _narrowed(
     return Kronecker(inner, operator.G), (row, col)
 
 
-class _Gradients:
-    """Per-example gradients of some layers for R examples and vectors, and these times bases of the layers' inputs."""
+class _Piece:
+    """What some examples show of layers, and what several sums take of it: gradients, and these times a basis.
 
-    def __init__(self, rows: Mapping[int, Tensor]) -> None:
-        self.rows = rows
-        """(R, P) by layer."""
+    Args:
+        captures: by layer, of R / K examples.
+    """
+
+    def __init__(self, captures: Mapping[int, AnyCapture]) -> None:
+        self.captures = captures
+        self._formed: dict[int, Tensor] = {}
         self._turned: dict[tuple[int, int], Tensor] = {}
+
+    def rows(self, k: int) -> Tensor:
+        """Per-example gradients (R, P) of a layer."""
+        if k not in self._formed:
+            self._formed[k] = self.captures[k].gradients.flatten(0, 1)
+        return self._formed[k]
 
     def product(self, each: _Sum) -> float:
         """The sum over these examples."""
         (i, j), operator, bases = each.place, each.operator, each.bases
-        if isinstance(operator, Kronecker):  # two products of all rows together: Σ ∇ᵢ A ∇ⱼᵀ, against G
-            units = operator.G.shape
-            left = self._by_unit(i, units[0], None if bases is None else bases[0])
-            right = self._by_unit(j, units[1], None if bases is None else bases[1])
-            right = (right.flatten(0, 1) @ operator.A.mT).unflatten(0, right.shape[:2])
-            return dot(left.flatten(1) @ right.flatten(1).mT, operator.G)
+        if isinstance(operator, Kronecker):
+            return self._kronecker(each.place, operator, bases)
         if isinstance(operator, KroneckerEigen) and operator.QA is not None and i == j:
-            turned = self._by_unit(i, len(operator.QG)).flatten(0, 1) @ operator.QA
-            turned = operator.QG.mT @ turned.view(len(operator.QG), -1)
-            return dot(turned.square_().view(len(turned), -1, len(operator.QA)).sum(1), operator.S)
-        return dot(self.rows[i], (operator @ self.rows[j].T).T)
+            return dot(self._squares(i, operator.QA, operator.QG), operator.S)
+        return dot(self.rows(i), (operator @ self.rows(j).T).T)
+
+    def _kronecker(self, place: Place, operator: Kronecker, bases: tuple[Tensor, Tensor] | None) -> float:
+        """Σ ⟨∇ᵢ, G ∇ⱼ Aᵀ⟩ in the way that takes the fewest multiply-adds.
+
+        Either ∇ⱼ Aᵀ or ∇ᵢ A is formed and multiplied with the other gradients, for all examples together; or one side
+        stays at its positions, where these are few, ⟨∇ᵢ, Σ_t (G g_t)(A a_t)ᵀ⟩ = Σ_t (G g_t)ᵀ ∇ᵢ (A a_t), or both do,
+        Σ_st (a_s · A a_t)(g_s · G g_t).
+        """
+        (i, j), A, G = place, operator.A, operator.G
+        a, b = (None, None) if bases is None else bases
+        (p, q), (m, n), vectors = A.shape, G.shape, self.captures[i].vectors
+        counts = {
+            "right": vectors * n * p * (q + m),
+            "left": vectors * m * q * (p + n),
+            "right positions": self._positions(j) * (p * q + vectors * m * (p + n)),
+            "left positions": self._positions(i) * (p * q + vectors * n * (q + m)),
+            "both positions": self._positions(j) * (q * p + vectors * n * m + self._positions(i) * (p + vectors * m)),
+        }
+        match min(counts, key=lambda way: counts[way]):
+            case "right":
+                right = self._by_unit(j, n, b)
+                right = (right.flatten(0, 1) @ A.mT).unflatten(0, right.shape[:2])
+                return dot(self._by_unit(i, m, a).flatten(1) @ right.flatten(1).mT, G)
+            case "left":
+                left = self._by_unit(i, m, a)
+                left = (left.flatten(0, 1) @ A).unflatten(0, left.shape[:2])
+                return dot(left.flatten(1) @ self._by_unit(j, n, b).flatten(1).mT, G)
+            case "right positions":
+                return self._at_positions(i, a, j, b, A, G)
+            case "left positions":
+                return self._at_positions(j, b, i, a, A.mT, G.mT)
+            case _:
+                return self._of_positions(i, a, j, b, A, G)
+
+    def _positions(self, k: int) -> float:
+        """T of a layer whose inputs and pseudo-gradients are there, in one group."""
+        capture = self.captures[k]
+        return capture.positions if isinstance(capture, Capture) and not capture.grouped else float("inf")
+
+    def _at_positions(self, i: int, a: Tensor | None, j: int, b: Tensor | None, A: Tensor, G: Tensor) -> float:
+        """Σ_nkt (G g_nkt)ᵀ ∇ᵢ (A a_nt) with layer j's positions; a and b are the layers' bases."""
+        capture = self.captures[j]
+        assert isinstance(capture, Capture)
+        images = (capture.a if b is None else capture.a @ b) @ A.mT  # (N, T, p)
+        total = 0.0
+        rows = self.rows(i).unflatten(0, (capture.vectors, -1)).unflatten(2, (len(G), -1))  # (K, N, m, da)
+        for own, g in zip(rows, capture.g, strict=True):
+            own = own if a is None else own @ a
+            total += dot(torch.bmm(images, own.mT), g @ G.mT)
+        return total
+
+    def _of_positions(self, i: int, a: Tensor | None, j: int, b: Tensor | None, A: Tensor, G: Tensor) -> float:
+        """Σ_nkst (a_ns · A a_nt)(g_nks · G g_nkt)."""
+        left, right = self.captures[i], self.captures[j]
+        assert isinstance(left, Capture)
+        assert isinstance(right, Capture)
+        inputs = left.a if a is None else left.a @ a
+        images = (right.a if b is None else right.a @ b) @ A.mT
+        outputs = sum(torch.bmm(x, (y @ G.mT).mT) for x, y in zip(left.g, right.g, strict=True))
+        assert isinstance(outputs, Tensor)
+        return dot(torch.bmm(inputs, images.mT), outputs)
+
+    def _squares(self, k: int, QA: Tensor, QG: Tensor) -> Tensor:
+        """Σ (QGᵀ ∇ QA)², entry by entry: (dg, da)."""
+        capture, (m, p) = self.captures[k], (len(QG), len(QA))
+        count = capture.vectors * m * p * (p + m)
+        if self._positions(k) * (p * p + capture.vectors * m * (m + p)) < count:
+            assert isinstance(capture, Capture)
+            return Capture(capture.a @ QA, capture.g @ QG).square_sum().view(m, p)
+        turned = self._by_unit(k, m).flatten(0, 1) @ QA
+        turned = QG.mT @ turned.view(m, -1)
+        return turned.square_().view(m, -1, p).sum(1)
 
     def _by_unit(self, k: int, units: int, basis: Tensor | None = None) -> Tensor:
         """Gradients of each output unit, (units, R, da), or times a basis, (units, R, r)."""
         key = (k, id(basis))
         if key not in self._turned:
-            rows = self.rows[k]
+            rows = self.rows(k)
             rows = rows.view(len(rows), units, -1).transpose(0, 1)
             self._turned[key] = rows.contiguous() if basis is None else rows @ basis
         return self._turned[key]
 
 
-def _pieces(captures: Sequence[AnyCapture], layers: Collection[int]) -> Iterator[_Gradients]:
-    """The gradients of some layers, as many examples at a time as fit."""
+def _pieces(captures: Sequence[AnyCapture], layers: Collection[int]) -> Iterator[_Piece]:
+    """What is shown of some layers, of as many examples at a time as fit with their gradients."""
     if not layers:
         return
     size = captures[0].vectors * sum(captures[k].size for k in layers)
     step = max(1, at_once(GRADIENT_ENTRIES, captures[0].tensors[0]) // (2 * size))
     for start in progress_bar(range(0, captures[0].examples, step), "inner products", "piece"):
-        yield _Gradients({k: captures[k].select(start, start + step).gradients.flatten(0, 1) for k in layers})
+        yield _Piece({k: captures[k].select(start, start + step) for k in layers})
 
 
 def _summed(row: AnyCapture, col: AnyCapture, operator: Operator) -> float | None:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from fisherviz.approximations.example_units import ExampleUnits
 from fisherviz.capture.captures import Capture
+from fisherviz.capture.formed import FormedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.exact.fisher import Fisher
+from fisherviz.exact.spectra import frobenius
 from fisherviz.operators.damping import Damping
 from fisherviz.operators.factorise import definite_factor, eigenvalues
 from fisherviz.operators.triangular import log_determinant_of, solve_columns
 from fisherviz.results.metrics import METRICS
-from fisherviz.statistics.gradients import block_square_norm
 
 
 @dataclass(frozen=True)
@@ -347,10 +348,11 @@ def kl(pair: Pair) -> Estimate | float | None:
 def off_unit_share(fisher: Fisher, i: int) -> float | None:
     """Share of a structured layer's ‖F_l‖² off its unit blocks (Sang et al. 2022, eqs. 5-7)."""
     capture = fisher.example_space()[fisher.space.names[i]]
-    if not isinstance(capture, Capture | TokenCapture):
+    if not isinstance(capture, Capture | FormedCapture | TokenCapture):
         return None
-    total = block_square_norm(capture, capture)
-    return max(0.0, 1.0 - ExampleUnits(capture, 1.0).square_sum() / total) if total > 0 else None
+    total = frobenius(fisher, (i, i)) ** 2
+    units = fisher.scale**2 * ExampleUnits(capture, 1.0).square_sum()
+    return max(0.0, 1.0 - units / total) if total > 0 else None
 
 
 # ---- costs -----------------------------------------------------------------------------------------------------------

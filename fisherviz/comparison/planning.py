@@ -194,12 +194,14 @@ def _structured(
     images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in sizes.layers)
     vectors = _PROBE_COPIES * probes * sizes.item * size + 3 * DOUBLE * min(sizes.layers[0].most, images * probes)
     direct = min(size, columns)
-    solver = (sizes.item + DOUBLE) * direct**2 + DOUBLE // sizes.item * sizes.captured
+    converted = DOUBLE * max(layer.captured for layer in sizes.layers)
+    solver = max((sizes.item + DOUBLE) * direct**2, converted + DOUBLE // sizes.item * sizes.gram_bytes)
     formed = [layer for layer in sizes.layers if layer.kind != "outer"]  # of the others inner products are closed
     gradients = 2 * sizes.item * min(columns * sum(layer.size for layer in formed), sizes.layers[0].most // 2)
+    norms = sum(layer.strips(sizes.tile) for layer in sizes.layers)
     solves = sizes.gram + CHOLESKY * direct**3 + 2 * probes * sizes.product
     steps = [
-        Step("exact Fisher", "norms by Gram matrices", sizes.gram, held + sizes.tile_bytes),
+        Step("exact Fisher", "norms by Gram matrices", norms, held + sizes.tile_bytes),
         Step("exact Fisher", "directions and probes", solves, held + solver + vectors, at_most=True),
         Step("inner products", "gradients formed once", sum(layer.forming for layer in formed), held + gradients),
     ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch, Capture
+from fisherviz.capture.batch import Batch
+from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.finite import require_finite
 from fisherviz.statistics.products import GRADIENT_ENTRIES, block, cross_block, gram, half_block, write_half
@@ -34,7 +35,7 @@ class JointBlocks:
 
     def update(self, batch: Batch) -> None:
         """Add a batch."""
-        captures = [batch.captures[name] for name in self.space.names]
+        captures = [batch.smaller(name) for name in self.space.names]
         stacked = [i for i, capture in enumerate(captures) if not capture.factored]
         self._settle(stacked)
         stacked = [i for i in range(len(captures)) if i not in self.factored]

@@ -6,7 +6,7 @@ Every pass checks that data and weights are those of the first. Approximations c
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -14,7 +14,8 @@ from typing import Any, Protocol, Self, TypeVar, cast
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch
+from fisherviz.capture.batch import Batch
+from fisherviz.capture.captures import AnyCapture
 from fisherviz.capture.look import look
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import Structure
@@ -159,24 +160,27 @@ class Passes:
                 "make a new one with probe.fisher(...)."
             )
 
-    def _pass(self, begin: Callable[[], Consumer], *, gradients: bool = True, slopes: bool = False) -> None:
-        """One pass over the data; captures stay in memory where they fit.
+    def _pass(
+        self, begin: Callable[[], Consumer], statistics: Sequence[Statistic] = (), *, gradients: bool = True
+    ) -> None:
+        """One pass over the data, or over the captures of an earlier one; they stay in memory where they fit.
 
         Args:
             begin: gives what consumes the batches; asked again where the pass starts anew.
+            statistics: what the consumer makes.
             gradients: whether vectors are backpropagated.
-            slopes: whether captures have them.
         """
-        kept = self._kept
-        if kept.held is not None and self.keeps_captures and (kept.held.slopes or not slopes):
+        held, slopes = self._kept.held, needs_slopes(statistics)
+        if held is not None and held.show(statistics):
             consume = begin()
             with self.processes.agreeing("captures that are kept"):
                 self.check_unchanged()
-                for batch in kept.held.own:
+                for batch in held.own:
                     consume(batch)
             return
         with self.network.showing(slopes):
-            found = self._over(self.vectors if gradients else NoVectors(), begin, keep=gradients)
+            keep = gradients and (held is None or (slopes and not held.slopes))
+            found = self._over(self.vectors if gradients else NoVectors(), begin, keep=keep)
         self._kept.held = found or self._kept.held
 
     def _over(
@@ -195,7 +199,7 @@ class Passes:
                 began, run.check = so_far(self.network.device), check
                 run.go(consume, keep_limit(self.network.device) if keep else 0, labels=labels)
                 spent = so_far(self.network.device) - began - run.consumed
-            if whys := self._agreed(run):
+            if whys := run.agreed(lambda: self.weights_fingerprint):
                 self.network.settle(self.structure.without(whys))
                 continue
             self.seen = run.examples
@@ -204,20 +208,6 @@ class Passes:
                 if is_counting():
                     self._pass_operations[gradients] = sum(self.processes.exchange(spent.operations))
             return run.held() if keep else None
-
-    def _agreed(self, run: Run) -> dict[str, str]:
-        """Why layers have no structure after all, by what any process found; RuntimeError for other data or weights."""
-        if self.processes.count == 1:
-            return run.whys
-        said = self.processes.exchange(({"data": self.data.fingerprint, "weights": self.weights_fingerprint}, run.whys))
-        for what in ("weights", "data"):
-            marks = [(rank, marks[what]) for rank, (marks, whys) in enumerate(said) if not whys]
-            if others := [rank for rank, mark in marks if mark != marks[0][1]]:
-                raise RuntimeError(
-                    f"process {others[0]} has other {what} than process {marks[0][0]}; give all processes the same "
-                    f"{what}: each takes its own share of the examples, without a DistributedSampler."
-                )
-        return {name: why for _, whys in said for name, why in whys.items()}
 
     def look(self) -> None:
         """Make sure that the network has been seen running: the layers' paths and positions are known."""
@@ -272,11 +262,26 @@ class Passes:
         """
         given = list(statistics)
         wanted = {s.key: s for s in given}
+        held, unknown = self._kept.held, self._unknown(wanted)
+        # what captures that are kept show is read from them, whatever else is wanted: its sum has the same order then
+        if held is not None and (shown := {s.key: s for s in unknown if held.show([s])}) and len(shown) < len(unknown):
+            self._feed(shown)
+        if unknown:
+            self._feed(wanted)
+        else:
+            self.check_unchanged()
+        return [self._kept.statistics[s.key][0] for s in given]
+
+    def _unknown(self, wanted: Mapping[Hashable, Statistic]) -> list[Statistic]:
+        return [s for key, s in wanted.items() if not self._kept.knows(key)]
+
+    def _feed(self, wanted: Mapping[Hashable, Statistic]) -> None:
+        """Make those statistics that are not known by one pass."""
         fresh: dict[Hashable, Statistic] = {}
 
         def begin() -> Consumer:
             nonlocal fresh
-            fresh = {key: s.empty() for key, s in wanted.items() if not self._knows(key)}
+            fresh = {s.key: s.empty() for s in self._unknown(wanted)}
             self.updates |= dict.fromkeys(fresh, Effort())
             return update
 
@@ -289,10 +294,8 @@ class Passes:
                 self.updates[key] += (now := so_far(self.network.device)) - start
                 start = now
 
-        if unknown := [s for key, s in wanted.items() if not self._knows(key)]:
-            self._pass(begin, gradients=any(s.needs_gradients for s in unknown), slopes=needs_slopes(unknown))
-        else:
-            self.check_unchanged()
+        unknown = self._unknown(wanted)
+        self._pass(begin, unknown, gradients=any(s.needs_gradients for s in unknown))
         add_up(fresh.values(), self.processes)
         if is_counting():
             counts = zip(*self.processes.exchange([self.updates[key].operations for key in fresh]), strict=True)
@@ -302,19 +305,12 @@ class Passes:
             statistic.normalise()
             require_finite_statistic(statistic)
             self._kept.statistics[key] = (statistic, version_of(statistic))
-        return [self._kept.statistics[s.key][0] for s in given]
 
     def forget(self, statistics: Iterable[Statistic]) -> None:
         """Keep these no longer."""
         for statistic in statistics:
             self._kept.statistics.pop(statistic.key, None)
             self.updates.pop(statistic.key, None)
-
-    def _knows(self, key: Hashable) -> bool:
-        if key not in self._kept.statistics:
-            return False
-        statistic, version = self._kept.statistics[key]
-        return version == version_of(statistic)
 
     def example_space(self) -> dict[str, AnyCapture]:
         """Captures of all examples by layer name.
@@ -336,6 +332,11 @@ class Passes:
     def in_example_space(self) -> Examples:
         """The Fisher as F = s U Uᵀ."""
         return Examples(list(self.example_space().values()), self.scale)
+
+    @property
+    def known_square_norms(self) -> dict[tuple[int, int], float]:
+        """‖Σ_nk ∇ᵢ ∇ⱼᵀ‖² of blocks i <= j, as far as somebody has asked; more may be noted."""
+        return self._kept.square_norms
 
     @property
     def columns(self) -> int:
@@ -386,7 +387,7 @@ class Passes:
         """Requests are answered by this process alone and leave nothing behind, since the others have not made them."""
         kept, structure, examples = self._kept, self.structure, self.examples
         before = self.processes, self._pass_seconds, self._pass_operations
-        alone = replace(kept, statistics=dict(kept.statistics))
+        alone = replace(kept, statistics=dict(kept.statistics), square_norms=dict(kept.square_norms))
         if kept.held is not None:
             whole = kept.held.whole(self.network.device)
             alone.held = replace(kept.held, own=[Batch(whole, examples)], processes=ALONE)

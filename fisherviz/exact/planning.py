@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -72,7 +72,7 @@ class Sizes:
     @property
     def gram(self) -> float:
         """Multiply-adds of the Gram matrix."""
-        return sum(layer.gram() for layer in self.layers)
+        return sum(layer.gram for layer in self.layers)
 
     @property
     def tile(self) -> int:
@@ -95,15 +95,23 @@ class Sizes:
         square = self.columns**2
         if layer.kind == "outer":
             return square + 3 * layer.examples**2
-        return 2 * square + (2 * self.tiles if layer.pairwise else layer.formed)
+        in_place = layer.kind != "tokens" and not (layer.tied or layer.pairwise)
+        return self._part(layer, square) if in_place else square + self._part(layer, square)
+
+    def _part(self, layer: LayerCosts, result: int) -> int:
+        """Entries of a layer's part of a Gram matrix, and held while it is made."""
+        if layer.pairwise:
+            return result + 2 * self.tiles
+        if layer.tied or layer.kind == "tokens":
+            return max(layer.formed, layer.gradients + result)
+        return result + replace(layer, most=self.tiles).formed
 
     @property
     def tile_bytes(self) -> int:
-        """Of all layers' Gram matrices by tiles, with their square and a copy."""
-        n, tile = self.layers[0].examples, self.columns * self.layers[0].vectors * self.tile
-        formed = max(2 * self.tiles if layer.pairwise else layer.formed for layer in self.layers)
-        part = formed if self.tile == n else formed * (n + self.tile) // (2 * n)
-        return self.item * (len(self.layers) * tile + max(2 * tile, part))
+        """Of all layers' Gram matrices by tiles, one after the other, with their square and a copy."""
+        tile = self.columns * self.layers[0].vectors * self.tile
+        made = max(i * tile + self._part(layer, tile) for i, layer in enumerate(self.layers))
+        return self.item * max(made, (len(self.layers) + 2) * tile)
 
     @property
     def dense_bytes(self) -> int:
@@ -134,12 +142,14 @@ class Sizes:
         """
         if self.kept:
             return []
-        passes = (1 + self.layers[0].vectors) / 3
+        passes, smaller = (1 + self.layers[0].vectors) / 3, [x for x in self.layers if x.kind == "formed"]
+        count = sum(x.columns * x.positions * x.size for x in smaller)
         if together or self.held:
-            how, size, allowed = "of all examples, kept", self.captured, self.limit
+            piece = min(self.item * sum(x.shown for x in self.layers), self.capture_bytes) if smaller else 0
+            how, size, allowed = "of all examples, kept", self.captured + piece, self.limit + piece
         else:
             how, size, allowed = "batch by batch", min(self.captured, self.capture_bytes), None
-        return [Step("captures", how, bytes=size, passes=passes, allowed=allowed)]
+        return [Step("captures", how, count, size, passes, allowed=allowed)]
 
 
 def sizes_of(fisher: Passes) -> Sizes:
@@ -206,8 +216,9 @@ def require_fits(fisher: Passes, request: str) -> None:
 def _product(s: Sizes) -> list[Step]:
     if not s.kept and s.forward_mode is not False:
         return [Step("product", "forward and reverse mode", passes=FORWARD_MODE)]
-    images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in s.layers)
-    copied = max((layer.vectors * images for layer in s.layers if layer.kind != "outer"), default=0)
+    from_positions = [layer for layer in s.layers if layer.kind not in ("formed", "gradients")]
+    images = max((x.examples * x.positions * x.dg * x.groups for x in from_positions), default=0)
+    copied = max((layer.vectors * images for layer in from_positions if layer.kind != "outer"), default=0)
     return [
         *s.capture(together=False),
         s.step("product", "from captures", s.product, s.item * (4 * s.size + images + copied)),
@@ -216,7 +227,9 @@ def _product(s: Sizes) -> list[Step]:
 
 def _diagonal(s: Sizes) -> list[Step]:
     count = sum(layer.diagonal for layer in s.layers)
-    squares = max(layer.columns * layer.dg if layer.kind == "outer" else layer.formed for layer in s.layers)
+    squares = max(
+        layer.columns * layer.dg if layer.kind == "outer" else layer.gradients + layer.stacked for layer in s.layers
+    )
     size = s.item * max(3 * s.size, s.size + squares)
     return [*s.capture(together=False), s.step("diagonal", "squares summed", count, size)]
 
@@ -230,7 +243,7 @@ def _gram(s: Sizes) -> list[Step]:
 
 
 def _norm(s: Sizes) -> list[Step]:
-    count = sum(layer.gram(whole=s.tile == layer.examples) for layer in s.layers)
+    count = sum(layer.strips(s.tile) for layer in s.layers)
     return [*s.capture(), s.step("norm", "Gram matrices by tiles", count, s.tile_bytes)]
 
 
@@ -241,10 +254,11 @@ def _solve(s: Sizes) -> list[Step]:
         return [*s.capture(together=False), s.step("solve", f"dense Cholesky, {n:,}", count, size)]
     count = s.gram + CHOLESKY * n**3 + 2 * s.product  # of the solution, and of what it leaves
     size = s.gram_bytes
-    if s.item < DOUBLE:  # at a small damping all of it again in float64
-        count += s.gram
-        size = max(DOUBLE // s.item * (s.captured + s.gram_bytes), (s.item + DOUBLE) * n**2)
-    return [*s.capture(), s.step("solve", f"Woodbury, {n:,} gradients", count, size, at_most=s.item < DOUBLE)]
+    if s.item < DOUBLE:  # in float64 at a small damping, which the trace tells, or once more where the norm alone does
+        count += sum(layer.diagonal for layer in s.layers)
+        converted = s.item * max(layer.captured for layer in s.layers)
+        size = max(DOUBLE // s.item * (converted + s.gram_bytes), (s.item + DOUBLE) * n**2)
+    return [*s.capture(), s.step("solve", f"Woodbury, {n:,} gradients", count, size)]
 
 
 def _spectrum(s: Sizes) -> list[Step]:

@@ -13,7 +13,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from fisherviz.capture.captures import Batch
+from fisherviz.capture.batch import Batch
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
 from fisherviz.capture.look import TOGETHER, telling_examples
 from fisherviz.exact.finite import require_finite_number
@@ -100,7 +100,7 @@ class Products(Scores):
             return add
 
         def add(batch: Batch) -> None:
-            part = Examples([batch.captures[name] for name in self.space.names], 1.0)
+            part = Examples([batch.smaller(name) for name in self.space.names], 1.0)
             for total, found in zip(totals, part.product(pieces), strict=True):
                 total += found
 

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from fisherviz.capture.captures import Batch
+from fisherviz.capture.batch import Batch
 from fisherviz.capture.joined import concatenated_bytes, extents, ragged, with_later
 from fisherviz.capture.network import Network
 from fisherviz.capture.structure import PathChanged
-from fisherviz.capture.take import VectorSource, take
+from fisherviz.capture.take import VectorSource, take, vectors_of_one
 from fisherviz.capture.witness import Witness
 from fisherviz.exact.kept import Held
 from fisherviz.network.batches import Batches, Inputs, count_examples, select
+from fisherviz.support.memory import give_back
 from fisherviz.support.processes import Processes
 from fisherviz.support.progress import progress_bar
 from fisherviz.support.timing import Effort, so_far
@@ -68,19 +69,21 @@ class Run:
             limit: bytes of captures that may be kept.
             labels: whether the data must have targets.
         """
-        size = 0
+        size, pieces = 0, 0
         self._own, self._limit = [] if limit else None, limit
 
         def hand(batch: Batch) -> None:
-            nonlocal size
+            nonlocal size, pieces
+            pieces += 1
             bar.update(0 if batch.later else batch.examples)
             start = so_far(self.network.device)
             consume(batch)
+            if self._own is not None:
+                kept = batch.slim()
+                size += kept.bytes
+                self._own = [*self._own, kept] if size <= limit else None
             self.consumed += so_far(self.network.device) - start
             self.check()
-            if self._own is not None:
-                size += batch.bytes
-                self._own = [*self._own, batch] if size <= limit else None
 
         with progress_bar(None, "passing over the data", "example", self.processes.rank == 0) as bar:
             try:
@@ -88,12 +91,32 @@ class Run:
                     self._one(inputs, targets, hand, labels)
             except PathChanged as changed:
                 self.whys = {layer.name: layer.note for layer in changed.structure.generic}
+        if pieces > 1:
+            give_back()
 
     def _one(self, inputs: Inputs, targets: Tensor | None, hand: Callable[[Batch], None], labels: bool) -> None:
         if labels and targets is None:
             raise ValueError("the gradient needs the data's labels; pass targets= or tuples (inputs, targets).")
         share = self.processes.share(count_examples(inputs), self.examples)
         self.examples += take(self.network, inputs, targets, self.vectors, hand, self.witness, self.examples, share)
+
+    def agreed(self, weights: Callable[[], str]) -> dict[str, str]:
+        """Why layers have no structure after all, by what any process found; RuntimeError for other data or weights.
+
+        Args:
+            weights: gives the digest of this process's.
+        """
+        if self.processes.count == 1:
+            return self.whys
+        said = self.processes.exchange(({"data": self.data.fingerprint, "weights": weights()}, self.whys))
+        for what in ("weights", "data"):
+            marks = [(rank, marks[what]) for rank, (marks, whys) in enumerate(said) if not whys]
+            if others := [rank for rank, mark in marks if mark != marks[0][1]]:
+                raise RuntimeError(
+                    f"process {others[0]} has other {what} than process {marks[0][0]}; give all processes the same "
+                    f"{what}: each takes its own share of the examples, without a DistributedSampler."
+                )
+        return {name: why for _, whys in said for name, why in whys.items()}
 
     def held(self) -> Held | None:
         """The captures, where those of all processes fit in each of them."""
@@ -106,4 +129,6 @@ class Run:
         if sum(map(concatenated_bytes, layers)) > min(limits):
             return None  # batches of different lengths, padded to the longest
         vectors = {extent.vectors for layer in layers for extent in layer}
-        return Held(own, max(vectors), len(vectors) > 1, any(map(ragged, layers)), self.processes, self.network.slopes)
+        formed = self.network.structure.forming(vectors_of_one(self.network, self.vectors))
+        uneven, differ, slopes = len(vectors) > 1, any(map(ragged, layers)), self.network.slopes
+        return Held(own, max(vectors), uneven, differ, self.processes, slopes, formed)

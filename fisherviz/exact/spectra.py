@@ -39,16 +39,19 @@ def frobenius(fisher: Passes, pair: Pair) -> float:
     if pair is None:
         ranges = tile_ranges(examples.captures)
         return sum(fisher.deal(ranges, lambda rows: examples.square_norm([rows]), "tiles of Gram matrices")) ** 0.5
-    row, col = (examples.captures[i] for i in pair)
-    return fisher.scale * block_square_norm(row, col) ** 0.5
+    norms, (i, j) = fisher.known_square_norms, sorted(pair)
+    if (i, j) not in norms:
+        norms[i, j] = block_square_norm(examples.captures[i], examples.captures[j])
+    return fisher.scale * norms[i, j] ** 0.5
 
 
 def square_norms(fisher: Passes) -> dict[tuple[int, int], float]:
     """Squared Frobenius norms of all blocks (i, j), i <= j, by layers' positions."""
-    captures = fisher.in_example_space().captures
+    captures, norms = fisher.in_example_space().captures, fisher.known_square_norms
     ranges = tile_ranges(captures)
     parts = fisher.deal(ranges, lambda rows: block_square_norms(captures, [rows]), "tiles of Gram matrices")
-    return {pair: fisher.scale**2 * sum(part[pair] for part in parts) for pair in parts[0]}
+    norms |= {pair: sum(part[pair] for part in parts) for pair in parts[0]}
+    return {pair: fisher.scale**2 * norms[pair] for pair in parts[0]}
 
 
 def spectral(fisher: Passes, pair: tuple[int, int]) -> float:

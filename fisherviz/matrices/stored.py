@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fisherviz.capture.captures import Capture, GenericCapture, TiedCapture
+from fisherviz.capture.formed import FormedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.recorded import recorded, restored
 from fisherviz.network.space import ParameterSpace
@@ -32,7 +33,7 @@ SAID = {"name", "kind", "reduction", "title", "repr", "version"}
 none."""
 MARKS = {"weights", "data"}
 """Digests of what it was made from, "" where they are not known; files of release 0.1.0 may lack them."""
-_HELD = (Examples, Capture, GenericCapture, TiedCapture, TokenCapture)
+_HELD = (Examples, Capture, FormedCapture, GenericCapture, TiedCapture, TokenCapture)
 
 
 @dataclass(frozen=True)

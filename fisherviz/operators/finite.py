@@ -5,6 +5,8 @@ Entries of 1e20 are within float32's range and their squares are not; those of 1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,24 @@ def dot(x: Tensor, y: Tensor) -> float:
         The sum.
     """
     pairs = zip(x.reshape(-1).split(PIECE_ENTRIES), y.reshape(-1).split(PIECE_ENTRIES), strict=True)
-    return sum(float((a.double() * b.double()).sum()) for a, b in pairs)
+    return sum(float(torch.dot(a.double(), b.double())) for a, b in pairs)
+
+
+def inner_products(tensors: Sequence[Tensor]) -> Tensor:
+    """Σ x_i y_i of all pairs of some tensors, the products in float64 too.
+
+    Args:
+        tensors: of the same shape.
+
+    Returns:
+        (tensors, tensors), in float64.
+    """
+    rows = [x.reshape(-1) for x in tensors]
+    total = rows[0].new_zeros(len(rows), len(rows), dtype=torch.float64)
+    for parts in zip(*(x.split(max(1, PIECE_ENTRIES // len(rows))) for x in rows), strict=True):
+        part = torch.stack(parts).double()
+        total.addmm_(part, part.T)
+    return total
 
 
 def square_sum(x: Tensor) -> float:

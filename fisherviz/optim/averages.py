@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import Approximation
-from fisherviz.capture.captures import AnyCapture, Batch, GenericCapture
+from fisherviz.capture.batch import Batch
+from fisherviz.capture.captures import AnyCapture, GenericCapture
 from fisherviz.capture.joined import concatenate
 from fisherviz.capture.network import Network
 from fisherviz.matrices.layered import LayeredMatrix

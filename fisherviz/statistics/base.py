@@ -15,9 +15,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Batch
+from fisherviz.capture.batch import Batch
+from fisherviz.capture.captures import AnyCapture
+from fisherviz.capture.formed import FormedCapture
 from fisherviz.statistics.products import gram, second_moment
 from fisherviz.support.choices import one_of
+from fisherviz.support.counting import count_too
 from fisherviz.support.processes import Processes
 
 Setting = Literal["expand", "reduce", "sum"]
@@ -37,6 +40,8 @@ class Statistic(ABC):
 
     needs_gradients: ClassVar[bool] = True
     """Whether it reads pseudo-gradients; a pass for statistics that do not skips the backward half."""
+    needs_rows: ClassVar[bool] = True
+    """Whether it reads inputs or pseudo-gradients by themselves; otherwise per-example gradients are enough."""
     needs_slopes: ClassVar[bool] = False
     """Whether it reads derivatives of what stands between layers."""
     lasting: ClassVar[bool] = True
@@ -65,6 +70,10 @@ class Statistic(ABC):
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """The sum over the examples of a batch, from the captures of `layers`."""
 
+    def spared(self, kept: FormedCapture) -> int:
+        """Operations that it would have taken beside, had the gradients not been formed before."""
+        return kept.operations
+
     @property
     def mean(self) -> Tensor:
         """The sum over the count; RuntimeError before the first update."""
@@ -86,6 +95,9 @@ class Statistic(ABC):
         if batch.later and not self.needs_gradients:
             return  # the same inputs with other vectors
         found = self.contribution(*(batch.captures[name] for name in self.layers))
+        for name in set(self.layers):
+            if isinstance(kept := batch.captures[name], FormedCapture):
+                count_too(self.spared(kept))
         self.add(found, 0 if batch.later else batch.examples)
 
     def add(self, total: Tensor, count: float) -> None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from fisherviz.capture.formed import are_smaller
 from fisherviz.network.layers import Layer
 from fisherviz.statistics.base import Statistic
 from fisherviz.statistics.gradients import pairwise_is_cheaper
@@ -27,7 +28,7 @@ from fisherviz.statistics.products import GRADIENT_ENTRIES, STRIP, STRIP_ENTRIES
 from fisherviz.statistics.recursion import Misfit, NextWeight, SlopeMoment
 from fisherviz.support.memory import require
 
-CaptureKind = Literal["outer", "shared", "grouped", "tokens", "gradients"]
+CaptureKind = Literal["outer", "shared", "grouped", "tokens", "formed", "gradients"]
 EIGEN = 4.5
 """Multiply-adds of a product that take as long as an eigendecomposition, over n³."""
 CHOLESKY = 1 / 6
@@ -40,7 +41,8 @@ class LayerCosts:
 
     Attributes:
         kind: "outer" where every gradient is one outer product, "shared" where positions share the weight, "grouped",
-            "tokens" for one-hot inputs, "gradients" where these are captured themselves.
+            "tokens" for one-hot inputs, "formed" where gradients are smaller and kept in their place, "gradients" where
+            these are captured themselves.
         size: P, parameters of the layer.
         da: width of W̄, or of a group's rows.
         dg: rows of W̄, or of a group's.
@@ -71,6 +73,11 @@ class LayerCosts:
     @property
     def captured(self) -> int:
         """Entries of the captures."""
+        return self.columns * self.size if self.kind == "formed" else self.shown
+
+    @property
+    def shown(self) -> int:
+        """Entries of what a pass shows of the layer before gradients are formed."""
         if self.kind == "gradients":
             return self.columns * self.size
         if self.tied:  # positions and weights, and the width twice: as pseudo-gradients and as inputs
@@ -81,22 +88,29 @@ class LayerCosts:
 
     @property
     def forming(self) -> float:
-        """Multiply-adds that form all gradients."""
+        """Multiply-adds that form all gradients of what is kept."""
         if self.tied:
             return self.columns * (self.positions // 2) * self.size
-        if self.kind in ("gradients", "tokens"):
+        if self.kind in ("formed", "gradients", "tokens"):
             return 0
         return self.columns * self.positions * self.size
 
     @property
     def formed(self) -> int:
-        """Entries held while gradients are formed, as many as are formed at once, with a copy by vectors."""
-        if self.kind == "outer":
+        """Entries held while gradients are formed, as many as are formed at once, and then copied by vectors."""
+        return self.gradients if self.vectors == 1 else self.gradients + max(self.gradients, self.stacked)
+
+    @property
+    def gradients(self) -> int:
+        """Entries of gradients that are formed at once."""
+        return 0 if self.kind in ("outer", "formed") else min(self.columns * self.size, self.most)
+
+    @property
+    def stacked(self) -> int:
+        """Entries of pseudo-gradients in the order that gradients are formed in."""
+        if self.kind != "shared" or self.vectors == 1:
             return 0
-        gradients = min(self.columns * self.size, self.most)
-        several = self.vectors > 1
-        copied = self.columns * self.positions * self.dg * self.groups if several and self.kind == "shared" else 0
-        return (2 if several else 1) * gradients + min(copied, gradients)
+        return self.gradients * self.positions // self.da
 
     @property
     def product(self) -> float:
@@ -110,19 +124,33 @@ class LayerCosts:
             return self.columns * self.positions * self.dg
         return self.forming + self.columns * self.size
 
-    def gram(self, whole: bool = True) -> float:
-        """Multiply-adds of UᵀU, all of it at once or by tiles."""
+    @property
+    def gram(self) -> float:
+        """Multiply-adds of UᵀU."""
         n, k, t = self.examples, self.vectors, self.positions
-        if self.kind == "outer" and whole:
+        if self.kind == "outer":
             own, others = k * symmetric_cost(self.dg, n), k * (k - 1) // 2 * n * n * self.dg
             return symmetric_cost(self.da, n) + own + others
-        if self.kind == "outer":
-            return n * n * self.da + self.columns**2 * self.dg
         if self.pairwise:
             return n * n * t * t * (self.da + k * k * (self.dg + 1))
-        if whole and self.columns * self.size <= self.most:
+        if self.columns * self.size <= self.most:
             return self.forming + symmetric_cost(self.size, self.columns)
         return self.forming + self.columns**2 * self.size
+
+    def strips(self, step: int) -> float:
+        """Multiply-adds of UᵀU from the diagonal to the right, in strips of so many examples."""
+        return sum(self._strip(n, min(step, n)) for n in range(self.examples, 0, -step))
+
+    def _strip(self, n: int, m: int) -> float:
+        """Rows of m examples against n."""
+        if m == n:
+            return replace(self, examples=n).gram
+        k, t = self.vectors, self.positions
+        if self.kind == "outer":
+            return m * n * (self.da + k * k * self.dg)
+        if replace(self, examples=n).pairwise:
+            return m * n * t * t * (self.da + k * k * (self.dg + 1))
+        return self.forming * n / self.examples + k * k * m * n * self.size
 
     @property
     def pairwise(self) -> bool:
@@ -235,6 +263,8 @@ def _costs_of(layer: Layer, positions: int, examples: int, vectors: int) -> Laye
     kind: CaptureKind = "tokens" if layer.one_hot else "grouped" if layer.groups > 1 else "shared"
     if kind == "shared" and positions == 1:
         kind = "outer"
+    if are_smaller(layer, positions, vectors):
+        kind = "formed"
     groups, tied = layer.groups, layer.both_ways
     dg = min(layer.da, layer.d_out) if tied else layer.d_out // groups
     return LayerCosts(kind, layer.size, layer.da, dg, positions, groups, examples, vectors, tied=tied)

@@ -6,7 +6,7 @@ U itself is never formed. (λI + s U Uᵀ)⁻¹ v = (v - U (λ/s I + UᵀU)⁻¹
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 
 import torch
@@ -22,7 +22,8 @@ from fisherviz.statistics.gradients import (
     add_example_gram,
     columns_product,
     gram_and_cross,
-    gram_tiles,
+    gram_strips,
+    mirrored,
     rows_product,
 )
 from fisherviz.support.memory import require
@@ -37,10 +38,11 @@ class Examples:
     Args:
         captures: one per layer, of the same examples and vectors.
         scale: s, 1/N for a mean over examples.
+        working: the type that is computed in, each layer's captures being converted when they are read; None: theirs.
     """
 
-    def __init__(self, captures: Sequence[AnyCapture], scale: float) -> None:
-        self.captures, self.scale = tuple(captures), scale
+    def __init__(self, captures: Sequence[AnyCapture], scale: float, working: torch.dtype | None = None) -> None:
+        self.captures, self.scale, self.working = tuple(captures), scale, working
 
     @property
     def columns(self) -> int:
@@ -54,29 +56,37 @@ class Examples:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the captures."""
-        return self.captures[0].tensors[0].dtype
+        """Of results."""
+        return self.working or self.captures[0].tensors[0].dtype
 
     def only(self, layers: Iterable[int]) -> Examples:
         """The same over some of the layers, by position."""
-        return Examples([self.captures[i] for i in layers], self.scale)
+        return Examples([self.captures[i] for i in layers], self.scale, self.working)
 
     def double(self) -> Examples:
-        """The same in float64."""
+        """The same in float64, held so."""
         return Examples([capture.to(torch.float64) for capture in self.captures], self.scale)
+
+    def in_double(self) -> Examples:
+        """The same in float64, of a few products: one layer at a time is held so."""
+        return Examples(self.captures, self.scale, torch.float64)
+
+    def _each(self) -> Iterator[AnyCapture]:
+        """The captures as they are computed with."""
+        return (c if self.working in (None, c.tensors[0].dtype) else c.to(self.dtype) for c in self.captures)
 
     def project(self, pieces: Sequence[Tensor]) -> Tensor:
         """Uᵀ v, (K N, r), for one unit-order piece (P_i, r) of v per layer."""
-        return _sum(rows_product(capture, piece) for capture, piece in zip(self.captures, pieces, strict=True))
+        return _sum(rows_product(capture, piece) for capture, piece in zip(self._each(), pieces, strict=True))
 
     def combine(self, w: Tensor) -> list[Tensor]:
         """U w as one unit-order piece (P_i, r) per layer, for w (K N, r)."""
-        return [columns_product(capture, w) for capture in self.captures]
+        return [columns_product(capture, w) for capture in self._each()]
 
     def combine_flat(self, w: Tensor, space: ParameterSpace) -> Tensor:
         """U w for one column w (K N,), flat in torch order (P,), each parameter written where it stands."""
         out = w.new_empty(space.size)
-        for i, capture in enumerate(self.captures):
+        for i, capture in enumerate(self._each()):
             if isinstance(capture, Capture) and capture.factored and space.lies_as_matrix(i):
                 combined = (capture.g[:, :, 0] * w.view(capture.vectors, -1, 1)).sum(0)
                 for place in space.of(i):
@@ -95,28 +105,33 @@ class Examples:
         """UᵀU, (K N, K N); MemoryError where it does not fit beside a layer's part of it."""
         like, columns = self.captures[0].tensors[0], self.columns
         what = f"the Gram matrix of {columns:,} gradients"
-        require(2 * columns**2 * like.element_size(), like.device, what, "use fewer examples or kind='mc'")
-        total = like.new_zeros(columns, columns)
-        for capture in self.captures:
+        require(2 * columns**2 * self.dtype.itemsize, like.device, what, "use fewer examples or kind='mc'")
+        total = like.new_zeros(columns, columns, dtype=self.dtype)
+        for capture in self._each():
             add_example_gram(total, capture)
         return total
 
+    def least_norm(self) -> float:
+        """What ‖F‖_F is at least: the trace over the root of the rank, for one product with each gradient entry."""
+        trace = sum(float(capture.square_sum().sum(dtype=torch.float64)) for capture in self._each())
+        return self.scale * trace / min(self.columns, self.size) ** 0.5
+
     def gram_and_cross(self, k: int) -> tuple[Tensor, Tensor]:
         """UᵀU and Uᵀ U' with the first k vectors' columns in U and the others' in U'."""
-        grams, crosses = zip(*(gram_and_cross(capture, k) for capture in self.captures), strict=True)
+        grams, crosses = zip(*(gram_and_cross(capture, k) for capture in self._each()), strict=True)
         return _sum(grams), _sum(crosses)
 
     def square_norm(self, ranges: Sequence[Rows] | None = None) -> float:
         """‖F‖²_F, accumulated in float64 over tiles of the Gram matrix; what some `tile_ranges` give of it."""
         total = 0.0
-        for tiles in gram_tiles(self.captures, ranges):
-            whole = _sum(tiles)
-            total += square_sum(whole)
+        for strips in gram_strips(self.captures, ranges):
+            total += mirrored(lambda each: square_sum(each[0]), [_sum(strips)])
         return self.scale**2 * total
 
     def vectors(self, start: int, stop: int) -> Examples:
         """The same with the columns of vectors start..stop alone."""
-        return Examples([capture.select_vectors(start, stop) for capture in self.captures], self.scale)
+        some = [capture.select_vectors(start, stop) for capture in self.captures]
+        return Examples(some, self.scale, self.working)
 
 
 class Woodbury:
@@ -136,17 +151,20 @@ class Woodbury:
 
     def __init__(self, examples: Examples, damping: float, gram: Tensor | None = None) -> None:
         self.damping, self.dtype = damping, examples.dtype
-        own = gram is None
-        s, gram = examples.scale, examples.make_gram() if gram is None else gram
-        size = s * square_sum(gram) ** 0.5
-        condition = 1 + size / damping
-        tell_of_rounding(damping, size, self.dtype)
-        self.widened = condition > ACCURATE and examples.dtype != torch.float64
+        own, s, most = gram is None, examples.scale, (ACCURATE - 1) * damping
+        less = examples.dtype != torch.float64
+        self.widened = less and gram is None and most < examples.least_norm() < math.inf
         """Whether it works in float64 on examples of less."""
+        if gram is None and not self.widened:
+            gram = examples.make_gram()
+        if gram is not None:
+            self.widened = less and s * square_sum(gram) ** 0.5 > most
         if self.widened:
             own, gram = True, None  # before a larger one is made
-            examples = examples.double()
+            examples = examples.in_double()
             gram = examples.make_gram()
+        assert gram is not None
+        tell_of_rounding(damping, s * square_sum(gram) ** 0.5, self.dtype)
         self.examples = examples
         if own:
             gram = gram.double()  # what it was made in goes before the factor comes
@@ -186,7 +204,7 @@ def solve_combination(joint: Examples, k: int, c: Tensor, damping: float, space:
     gram, cross = joint.gram_and_cross(k)
     solver = Woodbury(joint.vectors(0, k), damping, gram)
     if solver.widened:
-        joint, c = joint.double(), c.double()
+        joint, c = joint.in_double(), c.double()
         cross = joint.gram_and_cross(k)[1]
     w = solver.factor.solve((cross @ c).unsqueeze(1))[:, 0]
     return joint.combine_flat(torch.cat([w.neg_(), c]).div_(damping), space).to(solver.dtype)

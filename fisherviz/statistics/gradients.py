@@ -6,19 +6,22 @@ Gram matrices, products with vectors and combinations come from inputs and pseud
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
+from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
-from fisherviz.operators.finite import dot, square_sum
+from fisherviz.operators.finite import dot, inner_products, square_sum
 from fisherviz.statistics.products import GRADIENT_ENTRIES, ROW_ENTRIES, gram
 from fisherviz.support.memory import at_once
 from fisherviz.support.progress import progress_bar
 
 TILE_ENTRIES = 2**24
+V = TypeVar("V", float, Tensor)
 Rows = tuple[int, int]
 """Examples start..stop."""
 
@@ -109,27 +112,15 @@ def example_gram(row: AnyCapture, start: int = 0, stop: int | None = None) -> Te
         if k == 1:
             return outputs.mul_(inputs)
         return outputs.reshape(k, stop - start, k, n).mul_(inputs.unsqueeze(1)).reshape(k * (stop - start), k * n)
-    if (
-        isinstance(row, Capture)
-        and not row.grouped
-        and pairwise_is_cheaper(row.examples, row.vectors, row.positions, row.a.shape[-1], row.g.shape[-1])
-    ):
-        return _pairwise_gram(row, start, stop)
     if isinstance(row, TokenCapture):
         return _tokens_gram(row, start, stop)
     if isinstance(row, TiedCapture):
         return _tied_gram(row, start, stop)
-    if whole and row.vectors * row.examples * row.size <= at_once(GRADIENT_ENTRIES, row.tensors[0]):
-        return gram(row.gradients.flatten(0, 1).T)
-    k = row.vectors
-    out = []
-    for low, high in pieces(row):
-        right = row.select(low, high).gradients.flatten(0, 1)
-        strips = [
-            row.select(s, e).gradients @ right.T for s, e in pieces(row, start, stop)
-        ]  # (K, e - s, K (high - low))
-        out.append(torch.cat(strips, 1).reshape(k * (stop - start), k, high - low))
-    return torch.cat(out, 2).reshape(k * (stop - start), -1)
+    if isinstance(row, Capture) and _pairwise(row):
+        return _pairwise_gram(row, start, stop)
+    out = row.tensors[0].new_zeros(row.vectors * (stop - start), row.vectors * row.examples)
+    _add_gram_of_parts(out, row, start, stop)
+    return out
 
 
 def add_example_gram(total: Tensor, row: AnyCapture) -> None:
@@ -143,8 +134,44 @@ def add_example_gram(total: Tensor, row: AnyCapture) -> None:
                 product = (g[k] @ g[other].T).mul_(inputs)
                 tiles[k, :, other] += product
                 tiles[other, :, k] += product.T
+    elif isinstance(row, GenericCapture) or (isinstance(row, Capture) and not _pairwise(row)):
+        _add_gram_of_parts(total, row, 0, row.examples)
     else:
         total += example_gram(row)
+
+
+def _pairwise(row: Capture) -> bool:
+    sizes = row.examples, row.vectors, row.positions, row.width, row.g.shape[-1]
+    return not row.grouped and pairwise_is_cheaper(*sizes)
+
+
+def _add_gram_of_parts(total: Tensor, row: AnyCapture, start: int, stop: int) -> None:
+    """Add `example_gram` in place, from a few entries of all gradients at a time: each is formed once."""
+    for part in _parts(row, at_once(TILE_ENTRIES, total)):
+        rows = part.gradients.flatten(0, 1)
+        if stop - start == row.examples:
+            gram(rows.T, total)
+        else:
+            total.addmm_(rows.view(row.vectors, row.examples, -1)[:, start:stop].flatten(0, 1), rows.T)
+
+
+def _parts(row: AnyCapture, entries: int) -> Iterator[AnyCapture]:
+    """A layer by some of its parameters at a time, whose gradients together have so many entries."""
+    step = max(1, entries // (row.vectors * row.examples))  # parameters
+    if isinstance(row, GenericCapture):
+        for low in range(0, row.size, step):
+            yield GenericCapture(row.gradients[..., low : low + step])
+    elif not isinstance(row, Capture):
+        yield row
+    elif row.grouped:
+        each = row.g.shape[-1] * row.width
+        for low in range(0, row.a.shape[2], count := max(1, step // each)):
+            yield replace(row, a=row.a[:, :, low : low + count], g=row.g[:, :, :, low : low + count])
+    else:
+        units, inputs = max(1, step // row.width), min(step, row.width)
+        for low in range(0, row.g.shape[-1], units):
+            for left in range(0, row.width, inputs):
+                yield replace(row, a=row.a[..., left : left + inputs], g=row.g[..., low : low + units])
 
 
 def _tokens_gram(row: TokenCapture | TiedCapture, start: int, stop: int) -> Tensor:
@@ -212,10 +239,27 @@ def tile_ranges(captures: Sequence[AnyCapture]) -> list[Rows]:
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def gram_tiles(captures: Sequence[AnyCapture], ranges: Sequence[Rows] | None = None) -> Iterator[list[Tensor]]:
-    """Row strips of every layer's Gram matrix, of some `tile_ranges` or all."""
+def gram_strips(captures: Sequence[AnyCapture], ranges: Sequence[Rows] | None = None) -> Iterator[list[Tensor]]:
+    """Strips (K, m, K, m + r) of every layer's Gram matrix, from the diagonal to the right, of `tile_ranges` or some.
+
+    What is left of a strip stands in those before it: see `mirrored`.
+    """
     for start, stop in progress_bar(tile_ranges(captures) if ranges is None else ranges, "Gram matrices", "tile"):
-        yield [example_gram(capture, start, stop) for capture in captures]
+        m, k = stop - start, captures[0].vectors
+        yield [example_gram(c.select(start, c.examples), 0, m).view(k, m, k, -1) for c in captures]
+
+
+def mirrored(product: Callable[[list[Tensor]], V], strips: Sequence[Tensor]) -> V:
+    """What sums over strips are in the whole matrices: all that is right of the diagonal tile counts twice.
+
+    Args:
+        product: a sum over entries.
+        strips: of several matrices, as of `gram_strips`.
+    """
+    m, found = strips[0].shape[1], product(list(strips))
+    if strips[0].shape[3] == m:
+        return found
+    return 2 * found - product([strip[..., :m] for strip in strips])
 
 
 def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
@@ -223,8 +267,8 @@ def block_square_norm(row: AnyCapture, col: AnyCapture) -> float:
     if row is col and isinstance(row, Capture) and row.factored:
         return _factored_square_norm(row)
     total = 0.0
-    for tiles in gram_tiles([row] if row is col else [row, col]):
-        total += dot(tiles[0], tiles[-1])
+    for strips in gram_strips([row] if row is col else [row, col]):
+        total += mirrored(lambda each: dot(each[0], each[-1]), strips)
     return total
 
 
@@ -232,12 +276,9 @@ def block_square_norms(
     captures: Sequence[AnyCapture], ranges: Sequence[Rows] | None = None
 ) -> dict[tuple[int, int], float]:
     """`block_square_norm` of all pairs (i, j), i <= j, each Gram matrix computed once; what some ranges give of it."""
-    pairs = [(i, j) for i in range(len(captures)) for j in range(i, len(captures))]
-    total = dict.fromkeys(pairs, 0.0)
-    for tiles in gram_tiles(captures, ranges):
-        for i, j in pairs:
-            total[i, j] += dot(tiles[i], tiles[j])
-    return total
+    total = sum(mirrored(inner_products, strips) for strips in gram_strips(captures, ranges))
+    assert isinstance(total, Tensor)
+    return {(i, j): float(total[i, j]) for i in range(len(captures)) for j in range(i, len(captures))}
 
 
 def _factored_square_norm(capture: Capture) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture, StructuredCapture, TiedCapture
+from fisherviz.capture.formed import FormedCapture, smaller
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.base import RowsStatistic, Setting, Statistic
 from fisherviz.statistics.gradients import pieces
@@ -141,10 +142,12 @@ class CrossOutputFactor(_CrossFactor):
 class UnitBlocks(Statistic):
     """Blocks of each output unit's weights with its bias, (d_out, da, da): E[g_o² ā āᵀ] where T = 1."""
 
+    needs_rows = False
+
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
         capture = captures[0]
-        if isinstance(capture, TokenCapture | TiedCapture):
+        if isinstance(capture, TokenCapture | TiedCapture | FormedCapture):
             return self._summed(capture)
         capture = _structured(capture, self)
         if capture.factored:
@@ -152,7 +155,7 @@ class UnitBlocks(Statistic):
             return weighted_moments(capture.a[:, 0], capture.g[:, :, 0].square().sum(0))
         return self._summed(capture)
 
-    def _summed(self, capture: StructuredCapture) -> Tensor:
+    def _summed(self, capture: StructuredCapture | FormedCapture) -> Tensor:
         """From the gradients of as many examples at a time as fit."""
         total: Tensor | None = None
         for start, stop in pieces(capture):
@@ -165,6 +168,8 @@ class UnitBlocks(Statistic):
 class Diagonal(Statistic):
     """Second moment of each entry of the gradient, (P,) in unit order."""
 
+    needs_rows = False
+
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
         return captures[0].square_sum()
@@ -172,6 +177,8 @@ class Diagonal(Statistic):
 
 class Block(Statistic):
     """Exact Fisher block between two layers, (P_row, P_col) in unit order."""
+
+    needs_rows = False
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
@@ -187,7 +194,7 @@ class EigenMoment(Statistic):
         qg: eigenvectors of G.
     """
 
-    lasting = False
+    lasting, needs_rows = False, False
 
     def __init__(self, layer: str, qa: Tensor | None, qg: Tensor) -> None:
         super().__init__(layer)
@@ -207,6 +214,9 @@ class EigenMoment(Statistic):
         if isinstance(capture, TiedCapture):
             return capture.to(self.qg.dtype).turned(self.qg).square_sum().view(len(self.qg), -1)
         assert self.qa is not None
+        capture = smaller(capture)
+        if isinstance(capture, FormedCapture):
+            return self._of_gradients(capture)
         capture = _structured(capture, self)
         capture = Capture(capture.a.to(self.qa.dtype), capture.g.to(self.qg.dtype))
         if capture.grouped:
@@ -220,13 +230,29 @@ class EigenMoment(Statistic):
         shape = (*self.qg.shape[:-1], self.qa.shape[-1])
         return shown.square_sum().reshape(shape)
 
+    def _of_gradients(self, capture: FormedCapture) -> Tensor:
+        """From the gradients themselves, of as many examples at a time as fit."""
+        qa, qg = self.qa, self.qg
+        assert qa is not None
+        total = qg.new_zeros(*qg.shape[:-1], qa.shape[-1])
+        for start, stop in pieces(capture):
+            rows = capture.select(start, stop).rows.to(qg.dtype)
+            total += (qg.mT @ rows.unflatten(1, total.shape) @ qa).square_().sum(0)
+        return total
+
 
 class GradientSum(Statistic):
     """Sum of the gradient over examples and vectors, (P,) in unit order."""
 
+    needs_rows = False
+
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
         return captures[0].sum()
+
+    def spared(self, kept: FormedCapture) -> int:
+        """Of one vector: pseudo-gradients are summed before."""
+        return kept.operations // kept.vectors
 
 
 def _structured(capture: AnyCapture, statistic: Statistic) -> Capture:

@@ -91,6 +91,16 @@ def counted_as(operations: int) -> Iterator[None]:
     _counters[-1].operations = before + operations
 
 
+def count_too(operations: int) -> None:
+    """Count what was done before, and is read here instead of being done again.
+
+    Args:
+        operations: that it took.
+    """
+    if _counters:
+        _counters[-1].operations += operations
+
+
 def _is_composite(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 

@@ -5,7 +5,9 @@ Relied on by everything that materialises a matrix or keeps captures.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from functools import cache
 from numbers import Real
 
@@ -127,6 +129,12 @@ def at_once(entries: int, like: Tensor) -> int:
     """
     whole = _whole(like.device) if config.memory_budget is None else min(_whole(like.device), config.memory_budget)
     return max(1, min(entries, int(PIECE_FRACTION * whole) // like.element_size()))
+
+
+def give_back() -> None:
+    """Give memory that is free back to the system: glibc keeps the holes between blocks of a pass's many sizes."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 @cache

@@ -32,7 +32,7 @@ def test_a_piece_of_a_pass_is_as_large_as_fits(vectors, inputs, slopes):
     fixed = inputs + 8 * slopes
     for limit in (1, 60, 1000, 10_000):
         structure = SimpleNamespace(example_output=torch.zeros(1, 3), example_bytes=(inputs, 8))
-        seen = SimpleNamespace(structure=structure, capture_bytes=limit, slopes=slopes)
+        seen = SimpleNamespace(structure=structure, capture_bytes=limit, slopes=slopes, device=torch.device("cpu"))
         examples, most = _piece(seen, SimpleNamespace(count=lambda z: vectors))
         if fixed + 8 * vectors <= limit:
             assert most == vectors

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fisherviz.capture.captures import Batch, Capture, GenericCapture
+from fisherviz.capture.batch import Batch
+from fisherviz.capture.captures import Capture, GenericCapture
 from fisherviz.statistics import CrossInputFactor, Diagonal, InputFactor
 from fisherviz.statistics.base import add_up
 

@@ -3,10 +3,13 @@
 Tiles are made so small that every loop over them runs several times, the last one shorter.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fisherviz.capture.captures import Capture, GenericCapture
+from fisherviz.capture.captures import GenericCapture
+from fisherviz.capture.formed import formed
 from fisherviz.statistics import gradients, picked, products
 from tests.captures import capture, normal, tied, tokens, written_out
 from tests.oracles.checks import assert_matches
@@ -22,6 +25,9 @@ MADE = {
     "a table that is a weight too": lambda seed=0: tied(False, seed),
     "a weight that is a table too": lambda seed=0: tied(True, seed),
     "gradients": lambda seed=0: GenericCapture(normal(3, 30, 11, seed=seed)),
+    "gradients that were formed": lambda seed=0: formed(capture(examples=30, positions=3, seed=seed)),
+    "those of groups": lambda seed=0: formed(capture(examples=30, positions=3, groups=2, seed=seed)),
+    "wide units": lambda seed=0: capture(examples=30, positions=2, da=90, dg=3, seed=seed),
 }
 every_capture = pytest.mark.parametrize("make", MADE.values(), ids=MADE.keys())
 
@@ -127,7 +133,9 @@ def test_square_norms_of_blocks(make):
 def test_grams_with_the_vectors_that_follow(make, k):
     made = make()
     if k >= made.vectors:
-        made = Capture(made.a, torch.cat([made.g, 2 * made.g + 1, made.g.flip(1)])[: k + 2])
+        more = "gradients" if isinstance(made, GenericCapture) else "g"
+        own = getattr(made, more)
+        made = replace(made, **{more: torch.cat([own, 2 * own + 1, own.flip(1)])[: k + 2]})
     n = made.examples
     J = written_out(made)
     H = J @ J.T

@@ -56,9 +56,10 @@ WITHOUT_ENTRIES = {
     "check_unchanged", "collect", "columns", "deal", "empty", "example_space", "examples", "forget", "fresh",
     "has_targets", "in_example_space", "keeps_captures", "layers", "look", "loss_effort", "pass_effort", "plan",
     "scale", "shape", "space", "structure", "title", "unit_block", "weight", "weights_fingerprint", "with_captures",
-    "with_scores", "release_solver",
+    "with_scores", "release_solver", "known_square_norms",
 }  # fmt: skip
-"""What a Fisher is made of and what it costs; `unit_block` is `block` in another order."""
+"""What a Fisher is made of and what it costs; `unit_block` is `block` in another order, `known_square_norms` are
+what `norm` has given."""
 
 
 def test_every_quantity_of_the_exact_fisher_is_asked():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fisherviz.approximations import approximate
 from fisherviz.capture.captures import Capture
+from fisherviz.capture.formed import FormedCapture
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.likelihoods import resolve
 from fisherviz.operators.factorise import eigenvalues
@@ -147,14 +148,13 @@ def errors(of: Fisher) -> Numbers:
     fitted = {name: approximate(of, method).matrix for name, method in METHODS.items()}
     found: Numbers = {}
     for i, (layer, capture) in enumerate(of.example_space().items()):
-        assert isinstance(capture, Capture)
         total = of.scale**2 * block_square_norm(capture, capture)
         found[layer] = {}
         for name, matrix in fitted.items():
             operator = matrix.operator(i, i)
             inner = sum(
                 of.scale * float((rows * (operator @ rows.mT).mT).sum())  # ⟨F, F̂⟩, a vector of each example at a time
-                for rows in (replace(capture, g=g[None]).gradients[0] for g in capture.g)
+                for rows in (capture.select_vectors(k, k + 1).gradients[0] for k in range(capture.vectors))
             )
             found[layer][name] = math.sqrt(max(0.0, total - 2 * inner + operator.norm() ** 2) / total)
         found[layer]["off_unit"] = found[layer]["component-wise"] ** 2
@@ -165,7 +165,7 @@ def independence(of: Fisher) -> Numbers:
     """Of each layer: the share of ‖cov‖² between different units (eq. 5), and ‖E D‖² / E ‖D‖² (eqs. 6 and 7)."""
     found: Numbers = {}
     for name, capture in of.example_space().items():
-        assert isinstance(capture, Capture)
+        assert isinstance(capture, Capture | FormedCapture)
         gradients = capture.gradients[0].double()  # (N, P) in unit order; data's labels: one vector per example
         mean = gradients.mean(0)
         found[name] = {
