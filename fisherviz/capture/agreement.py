@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+
+from fisherviz.capture.captures import AnyCapture, GenericCapture, StructuredCapture, TiedCapture
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3}
 """Relative differences that rounding explains, by type; 0.1 for the half precisions."""
@@ -20,3 +24,16 @@ def close(found: Tensor, expected: Tensor) -> bool:
     gap = torch.linalg.vector_norm((found - expected).double())
     size = torch.linalg.vector_norm(expected.double())
     return bool(gap <= TOLERANCE.get(found.dtype, 0.1) * size + 1e-30)
+
+
+def weighted_sum(capture: AnyCapture, shares: Tensor) -> Tensor:
+    """Gradients of all vectors summed over examples, each with its share (N,), in unit order."""
+    if isinstance(capture, GenericCapture):
+        return shares.to(capture.gradients) @ capture.gradients.sum(0)
+    return _weighted(capture.to(torch.promote_types(shares.dtype, torch.float32)), shares).sum()
+
+
+def _weighted(capture: StructuredCapture, shares: Tensor) -> StructuredCapture:
+    if isinstance(capture, TiedCapture):
+        return capture.each(lambda part: _weighted(part, shares))
+    return replace(capture, g=capture.g * shares.view(-1, *(1 for _ in capture.g.shape[2:])))

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fisherviz.capture.agreement import TOLERANCE, close, noise
+from fisherviz.capture.agreement import TOLERANCE, close, noise, weighted_sum
 from fisherviz.capture.attribution import attributed
 from fisherviz.capture.backward import HIDDEN, backpropagate
 from fisherviz.capture.calls import Call, Layout, behind, empty, feeders, placed
-from fisherviz.capture.captures import AnyCapture, GenericCapture, StructuredCapture
+from fisherviz.capture.captures import StructuredCapture
 from fisherviz.capture.hooks import capture_calls
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified, generic_captures
@@ -334,16 +334,6 @@ def _batches_many(network: Network, layers: Sequence[Layer], many: _Evidence) ->
         found = generic_captures(network, layers, take_rows(many.inputs, some), v, one_at_a_time=False)
         totals = {name: total + weighted_sum(found[name], many.shares[some]) for name, total in totals.items()}
     return all(close(total, many.sums[name]) for name, total in totals.items())
-
-
-def weighted_sum(capture: AnyCapture, shares: Tensor) -> Tensor:
-    """Gradients of the first vector summed over examples, each with its share (N,), in unit order."""
-    if isinstance(capture, GenericCapture):
-        return shares.to(capture.gradients) @ capture.gradients[0]
-    total = shares[0] * capture.select(0, 1).sum()
-    for n, share in enumerate(shares[1:], 1):
-        total += share * capture.select(n, n + 1).sum()
-    return total
 
 
 def counts_examples(calls: Sequence[Call]) -> bool:
