@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fisherviz.capture.captures import AnyCapture
 from fisherviz.capture.formed import formed
+from fisherviz.support.counting import counted_as
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Batch:
     first: int = 0
     later: bool = False
     forming: Collection[str] = ()
+    _formed: dict[str, AnyCapture] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -34,10 +36,14 @@ class Batch:
         return sum(c.bytes for c in self.captures.values())
 
     def smaller(self, name: str) -> AnyCapture:
-        """What sums over gradients need of a layer, in the smaller form; gradients are formed with every call."""
-        capture = self.captures[name]
-        return formed(capture) if name in self.forming else capture
+        """What sums over gradients need of a layer, in the smaller form; forming is counted by those who read it."""
+        if name not in self.forming:
+            return self.captures[name]
+        if name not in self._formed:
+            with counted_as(0):
+                self._formed[name] = formed(self.captures[name])
+        return self._formed[name]
 
     def slim(self) -> Batch:
         """The same with no layer that gradients are still to be formed of."""
-        return replace(self, captures={name: self.smaller(name) for name in self.captures}, forming=())
+        return replace(self, captures={name: self.smaller(name) for name in self.captures}, forming=(), _formed={})

@@ -58,11 +58,3 @@ def are_smaller(layer: Layer, positions: int, vectors: int) -> bool:
 def formed(capture: AnyCapture) -> AnyCapture:
     """The gradients of a capture of inputs and pseudo-gradients; others as they are."""
     return FormedCapture(capture.gradients, capture.width, capture.positions) if type(capture) is Capture else capture
-
-
-def smaller(capture: AnyCapture) -> AnyCapture:
-    """The same as gradients, where these have fewer entries."""
-    if not isinstance(capture, Capture) or capture.factored:
-        return capture
-    entries = capture.vectors * capture.examples * capture.size
-    return formed(capture) if entries < capture.a.numel() + capture.g.numel() else capture

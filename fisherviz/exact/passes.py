@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ from torch import Tensor
 from fisherviz.capture.batch import Batch
 from fisherviz.capture.captures import AnyCapture
 from fisherviz.capture.look import look
-from fisherviz.capture.network import Network
 from fisherviz.capture.structure import Structure
 from fisherviz.capture.take import VectorSource, loss_gradient
 from fisherviz.capture.witness import Witness
+from fisherviz.exact.feeding import feed
 from fisherviz.exact.finite import require_finite_statistic
 from fisherviz.exact.kept import Held, Kept, version_of
-from fisherviz.exact.run import Run
+from fisherviz.exact.run import Run, View
 from fisherviz.network import guest
 from fisherviz.network.batches import Batches
 from fisherviz.network.layers import LayerInfos
@@ -44,14 +44,6 @@ REDUCTIONS = ("mean", "sum")
 Consumer = Callable[[Batch], None]
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class View(Protocol):
-    """What a Fisher is taken of: a `Probe`."""
-
-    @property
-    def network(self) -> Network:
-        """The network with its probed layers."""
 
 
 class Passes:
@@ -180,14 +172,22 @@ class Passes:
             return
         with self.network.showing(slopes):
             keep = gradients and (held is None or (slopes and not held.slopes))
-            found = self._over(self.vectors if gradients else NoVectors(), begin, keep=keep)
+            forms = not statistics or any(s.forms for s in statistics)
+            found = self._over(self.vectors if gradients else NoVectors(), begin, keep=keep, forms=forms)
         self._kept.held = found or self._kept.held
 
     def _over(
-        self, vectors: VectorSource, begin: Callable[[], Consumer], *, keep: bool, labels: bool = False
+        self,
+        vectors: VectorSource,
+        begin: Callable[[], Consumer],
+        *,
+        keep: bool,
+        labels: bool = False,
+        forms: bool = True,
     ) -> Held | None:
         """Hand all batches to a consumer; the captures of all examples, where they fit.
 
+        Gradients that nobody forms are not formed to be kept: that would cost more than a later pass.
         The one place that starts again: where a layer turns out to have no structure, what was summed is worth nothing.
         """
         gradients = not isinstance(vectors, NoVectors)
@@ -197,7 +197,7 @@ class Passes:
             with self.processes.agreeing("a pass over the data") as check:
                 self.check_unchanged()
                 began, run.check = so_far(self.network.device), check
-                run.go(consume, keep_limit(self.network.device) if keep else 0, labels=labels)
+                run.go(consume, keep_limit(self.network.device) if keep else 0, labels=labels, forms=forms)
                 spent = so_far(self.network.device) - began - run.consumed
             if whys := run.agreed(lambda: self.weights_fingerprint):
                 self.network.settle(self.structure.without(whys))
@@ -288,11 +288,7 @@ class Passes:
         def update(batch: Batch) -> None:
             if all(s.total is None for s in fresh.values()):  # the first batch: only now it is known what fits
                 require_statistics(fresh.values(), self.space.layers, self.empty)
-            start = so_far(self.network.device)
-            for key, statistic in fresh.items():
-                statistic.update(batch)
-                self.updates[key] += (now := so_far(self.network.device)) - start
-                start = now
+            feed(fresh, batch, self.updates, self.network.device)
 
         unknown = self._unknown(wanted)
         self._pass(begin, unknown, gradients=any(s.needs_gradients for s in unknown))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from torch import Tensor
 
@@ -18,6 +19,14 @@ from fisherviz.support.memory import give_back
 from fisherviz.support.processes import Processes
 from fisherviz.support.progress import progress_bar
 from fisherviz.support.timing import Effort, so_far
+
+
+class View(Protocol):
+    """What a Fisher is taken of: a `Probe`."""
+
+    @property
+    def network(self) -> Network:
+        """The network with its probed layers."""
 
 
 class Run:
@@ -61,13 +70,14 @@ class Run:
                 yield mine, targets if alone or targets is None else targets[start:stop], first + start
             self.examples += n
 
-    def go(self, consume: Callable[[Batch], None], limit: int, *, labels: bool) -> None:
+    def go(self, consume: Callable[[Batch], None], limit: int, *, labels: bool, forms: bool = True) -> None:
         """Hand this process's captures to a consumer.
 
         Args:
             consume: called with each `Batch`.
             limit: bytes of captures that may be kept.
             labels: whether the data must have targets.
+            forms: whether gradients may be formed to be kept.
         """
         size, pieces = 0, 0
         self._own, self._limit = [] if limit else None, limit
@@ -78,6 +88,8 @@ class Run:
             bar.update(0 if batch.later else batch.examples)
             start = so_far(self.network.device)
             consume(batch)
+            if batch.forming and not forms:
+                self._own = None
             if self._own is not None:
                 kept = batch.slim()
                 size += kept.bytes

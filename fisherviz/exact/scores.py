@@ -54,9 +54,10 @@ class Scores(Passes):
 
         None if they do not fit, or if batches differ in their numbers of vectors. Captures stay for later requests.
         """
-        self.check_unchanged()
         kept = self._kept
-        if kept.joint is None:
+        if kept.joint is not None:
+            self.check_unchanged()
+        else:  # the pass does
             vectors = WithScores(self.vectors, EmpiricalVectors(self.network.likelihood))
             found = self._over(vectors, lambda: lambda batch: None, keep=True, labels=True)
             if found is None or found.uneven:  # then the scores are not everywhere the last of as many vectors

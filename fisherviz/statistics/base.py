@@ -42,6 +42,8 @@ class Statistic(ABC):
     """Whether it reads pseudo-gradients; a pass for statistics that do not skips the backward half."""
     needs_rows: ClassVar[bool] = True
     """Whether it reads inputs or pseudo-gradients by themselves; otherwise per-example gradients are enough."""
+    forms: ClassVar[bool] = False
+    """Whether it reads per-example gradients, which are formed for it where they are smaller."""
     needs_slopes: ClassVar[bool] = False
     """Whether it reads derivatives of what stands between layers."""
     lasting: ClassVar[bool] = True
@@ -94,10 +96,11 @@ class Statistic(ABC):
         """Add a batch."""
         if batch.later and not self.needs_gradients:
             return  # the same inputs with other vectors
-        found = self.contribution(*(batch.captures[name] for name in self.layers))
-        for name in set(self.layers):
-            if isinstance(kept := batch.captures[name], FormedCapture):
-                count_too(self.spared(kept))
+        captures = {name: batch.smaller(name) if self.forms else batch.captures[name] for name in self.layers}
+        found = self.contribution(*(captures[name] for name in self.layers))
+        for capture in captures.values():
+            if isinstance(capture, FormedCapture):
+                count_too(self.spared(capture))
         self.add(found, 0 if batch.later else batch.examples)
 
     def add(self, total: Tensor, count: float) -> None:

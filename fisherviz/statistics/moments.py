@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.captures import AnyCapture, Capture, StructuredCapture, TiedCapture
-from fisherviz.capture.formed import FormedCapture, smaller
+from fisherviz.capture.formed import FormedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.statistics.base import RowsStatistic, Setting, Statistic
 from fisherviz.statistics.gradients import pieces
@@ -142,7 +142,7 @@ class CrossOutputFactor(_CrossFactor):
 class UnitBlocks(Statistic):
     """Blocks of each output unit's weights with its bias, (d_out, da, da): E[g_o² ā āᵀ] where T = 1."""
 
-    needs_rows = False
+    needs_rows, forms = False, True
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
@@ -168,7 +168,7 @@ class UnitBlocks(Statistic):
 class Diagonal(Statistic):
     """Second moment of each entry of the gradient, (P,) in unit order."""
 
-    needs_rows = False
+    needs_rows, forms = False, True
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
@@ -178,7 +178,7 @@ class Diagonal(Statistic):
 class Block(Statistic):
     """Exact Fisher block between two layers, (P_row, P_col) in unit order."""
 
-    needs_rows = False
+    needs_rows, forms = False, True
 
     def contribution(self, *captures: AnyCapture) -> Tensor:
         """Sum over the batch and its vectors."""
@@ -194,7 +194,7 @@ class EigenMoment(Statistic):
         qg: eigenvectors of G.
     """
 
-    lasting, needs_rows = False, False
+    lasting, needs_rows, forms = False, False, True
 
     def __init__(self, layer: str, qa: Tensor | None, qg: Tensor) -> None:
         super().__init__(layer)
@@ -214,7 +214,6 @@ class EigenMoment(Statistic):
         if isinstance(capture, TiedCapture):
             return capture.to(self.qg.dtype).turned(self.qg).square_sum().view(len(self.qg), -1)
         assert self.qa is not None
-        capture = smaller(capture)
         if isinstance(capture, FormedCapture):
             return self._of_gradients(capture)
         capture = _structured(capture, self)

@@ -13,6 +13,7 @@ from fisherviz.capture.captures import Capture
 from fisherviz.capture.formed import FormedCapture, formed
 from fisherviz.exact import kept
 from fisherviz.statistics import Block, Diagonal, EigenMoment, GradientSum, InputFactor, OutputFactor, UnitBlocks
+from fisherviz.support.counting import counting
 from tests.oracles import exact, laws
 
 CLASSES = 3
@@ -166,3 +167,36 @@ def test_of_one_layer_alone_there_are_two_copies_while_batches_become_one():
         with pytest.raises(KeyboardInterrupt):
             again.example_space()
     assert torch.equal(again.to_dense(), held().to_dense())
+
+
+def test_nothing_is_formed_for_factors_alone():
+    """Another pass costs less than gradients that nobody may ask for; where no layer has smaller ones all is kept."""
+    fisher, _, _ = made("few channels")
+    fisher.collect([InputFactor("0"), OutputFactor("0")])
+    assert fisher._kept.held is None
+    fisher.collect([Diagonal("0")])
+    assert isinstance(fisher.example_space()["0"], FormedCapture)
+    wide = fv.Probe(nn.Linear(4, 3), "gaussian").fisher(torch.randn(5, 4))
+    wide.collect([InputFactor("")])
+    assert wide._kept.held is None  # it ran forward alone
+    wide.collect([OutputFactor("")])
+    assert wide._kept.held is not None
+
+
+@every_network
+def test_operations_do_not_hang_on_what_is_kept_or_asked_beside(name):
+    """Each statistic counts the gradients that it reads as its own."""
+
+    def counted(fisher, wanted):
+        with counting():
+            fisher.collect(wanted)
+        return {key: effort.operations for key, effort in fisher.updates.items()}
+
+    layers = [layer.name for layer in made(name)[0].space.layers]
+    wanted = [kind(name) for name in layers for kind in (UnitBlocks, Diagonal)]
+    together = counted(made(name)[0], wanted)
+    kept_before, _, _ = made(name)
+    kept_before.example_space()
+    assert counted(kept_before, wanted) == together
+    for statistic in wanted:
+        assert counted(made(name)[0], [statistic.empty()])[statistic.key] == together[statistic.key]
