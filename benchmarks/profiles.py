@@ -14,8 +14,8 @@ WORKLOADS = {
     "W6": "the count is 1.64 passes; fingerprints of the weights (two) and of the data take 7 ms, the comparison of "
     "forward with reverse mode 2, fresh memory for the flat result 4",
     "W7": "the count is 2.2 passes; the Cholesky factor in float64 and its solve take 20 ms, fingerprints 7",
-    "W7 N=100": "the count is 1.4 passes; two fingerprints of 11 MB of weights are 0.6, three examples shown alone, the "
-    "evidence that examples are independent, 0.5, fresh memory for the flat result of as many bytes 0.2",
+    "W7 N=100": "the count is 1.4 passes; two fingerprints of 11 MB of weights are 0.6, three examples shown alone, "
+    "the evidence that examples are independent, 0.5, fresh memory for the flat result of as many bytes 0.2",
     "ResNet K-FAC": "the count is less than nngeometry's; half of the time is backward, one vector after the other, "
     "and putting its gradients side by side, those of normalisation included, which nobody reads; a fifth each are "
     "factors and unfolding",
