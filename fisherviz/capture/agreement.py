@@ -30,10 +30,11 @@ def weighted_sum(capture: AnyCapture, shares: Tensor) -> Tensor:
     """Gradients of all vectors summed over examples, each with its share (N,), in unit order."""
     if isinstance(capture, GenericCapture):
         return shares.to(capture.gradients) @ capture.gradients.sum(0)
-    return _weighted(capture.to(torch.promote_types(shares.dtype, torch.float32)), shares).sum()
+    given = capture.tensors[0].dtype  # tolerances go by it
+    return _weighted(capture.to(torch.promote_types(given, torch.float32)), shares).sum().to(given)
 
 
 def _weighted(capture: StructuredCapture, shares: Tensor) -> StructuredCapture:
     if isinstance(capture, TiedCapture):
         return capture.each(lambda part: _weighted(part, shares))
-    return replace(capture, g=capture.g * shares.view(-1, *(1 for _ in capture.g.shape[2:])))
+    return replace(capture, g=capture.g * shares.to(capture.g).view(-1, *(1 for _ in capture.g.shape[2:])))
