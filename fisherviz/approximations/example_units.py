@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fisherviz.capture.captures import Capture, StructuredCapture, TiedCapture
+from fisherviz.capture.captures import Capture, StructuredCapture
 from fisherviz.capture.formed import FormedCapture
 from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
@@ -65,16 +64,7 @@ class ExampleUnits(Symmetric):
 
     def _part(self, start: int, stop: int) -> ExampleUnits:
         """Units start..stop; of a grouped convolution, whole groups."""
-        capture = self.capture
-        if isinstance(capture, Capture) and capture.grouped:
-            each = capture.g.shape[-1]
-            groups = slice(start // each, stop // each)
-            capture = Capture(capture.a[:, :, groups], capture.g[:, :, :, groups])
-        elif isinstance(capture, TiedCapture | FormedCapture):
-            capture = capture.units(start, stop)
-        else:
-            capture = replace(capture, g=capture.g[..., start:stop])
-        return ExampleUnits(capture, self.factor, self.shift)
+        return ExampleUnits(self.capture.units(start, stop), self.factor, self.shift)
 
     def _parts(self, entries: int) -> Iterator[tuple[slice, ExampleUnits]]:
         """All units, as many at a time as fit with so many entries each."""

@@ -119,6 +119,13 @@ class Capture:
             return torch.einsum("nho,nhi->hoi", self.g.sum(0).flatten(0, 1), self.a.flatten(0, 1)).reshape(-1)
         return (self.g.sum(0).flatten(0, 1).T @ self.a.flatten(0, 1)).reshape(-1)
 
+    def units(self, start: int, stop: int) -> Capture:
+        """Rows start..stop of W̄; of a grouped convolution, whole groups."""
+        if not self.grouped:
+            return replace(self, g=self.g[..., start:stop])
+        groups = slice(start // self.g.shape[-1], stop // self.g.shape[-1])
+        return replace(self, a=self.a[:, :, groups], g=self.g[:, :, :, groups])
+
     def select_vectors(self, start: int, stop: int) -> Capture:
         """Vectors start..stop."""
         return replace(self, g=self.g[start:stop])

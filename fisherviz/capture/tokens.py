@@ -151,6 +151,10 @@ class TokenCapture:
         squares = self.weights.square() if shares is None else self.weights.square() * shares
         return self.weights.new_zeros(self.vocabulary).index_add_(0, self.tokens.reshape(-1), squares.reshape(-1))
 
+    def units(self, start: int, stop: int) -> TokenCapture:
+        """Rows start..stop of W̄."""
+        return replace(self, g=self.g[..., start:stop])
+
     def select_vectors(self, start: int, stop: int) -> TokenCapture:
         """Vectors start..stop."""
         return replace(self, g=self.g[start:stop])

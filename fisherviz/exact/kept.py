@@ -53,7 +53,7 @@ class Held:
         return self._whole
 
     def _gathered(self, device: torch.device) -> dict[str, AnyCapture]:
-        """The same of all processes."""
+        """The same of all processes, or of batches that differ in their shapes."""
         gathered = self.processes.gather(self.own, device)
         batches = sorted((batch for part in gathered for batch in part), key=lambda batch: batch.first)
         return {name: concatenate([batch.captures[name] for batch in batches]) for name in batches[0].captures}

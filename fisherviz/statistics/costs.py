@@ -133,9 +133,7 @@ class LayerCosts:
             return symmetric_cost(self.da, n) + own + others
         if self.pairwise:
             return n * n * t * t * (self.da + k * k * (self.dg + 1))
-        if self.columns * self.size <= self.most:
-            return self.forming + symmetric_cost(self.size, self.columns)
-        return self.forming + self.columns**2 * self.size
+        return self.forming + symmetric_cost(self.size, self.columns)
 
     def strips(self, step: int) -> float:
         """Multiply-adds of UᵀU from the diagonal to the right, in strips of so many examples."""

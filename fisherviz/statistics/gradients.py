@@ -164,14 +164,14 @@ def _parts(row: AnyCapture, entries: int) -> Iterator[AnyCapture]:
     elif not isinstance(row, Capture):
         yield row
     elif row.grouped:
-        each = row.g.shape[-1] * row.width
-        for low in range(0, row.a.shape[2], count := max(1, step // each)):
-            yield replace(row, a=row.a[:, :, low : low + count], g=row.g[:, :, :, low : low + count])
+        units = row.g.shape[-1] * max(1, step // (row.g.shape[-1] * row.width))  # whole groups
+        for low in range(0, row.size // row.width, units):
+            yield row.units(low, low + units)
     else:
         units, inputs = max(1, step // row.width), min(step, row.width)
         for low in range(0, row.g.shape[-1], units):
             for left in range(0, row.width, inputs):
-                yield replace(row, a=row.a[..., left : left + inputs], g=row.g[..., low : low + units])
+                yield replace(row.units(low, low + units), a=row.a[..., left : left + inputs])
 
 
 def _tokens_gram(row: TokenCapture | TiedCapture, start: int, stop: int) -> Tensor:
