@@ -19,7 +19,7 @@ from fisherviz.capture.captures import Capture, StructuredCapture
 from fisherviz.capture.formed import FormedCapture
 from fisherviz.operators import UnitBlocks
 from fisherviz.operators.base import NormOrder, Symmetric
-from fisherviz.operators.factorise import eigenvalues, plus_identity, trusted_cholesky
+from fisherviz.operators.factorise import eigenvalues, trusted_cholesky
 from fisherviz.operators.lanczos import NotSolvedError, cg
 from fisherviz.operators.triangular import log_determinant_of, solve_columns
 from fisherviz.statistics import UnitBlocks as UnitBlocksStatistic
@@ -92,8 +92,7 @@ class ExampleUnits(Symmetric):
         B = UnitBlocksStatistic("").contribution(self.capture)
         if self.factor != 1.0:
             B.mul_(self.factor)
-        B.diagonal(dim1=1, dim2=2).add_(self.shift)
-        return UnitBlocks(B)
+        return UnitBlocks(B, self.shift)
 
     # ---- the operator --------------------------------------------------------------------------------------------
 
@@ -185,7 +184,7 @@ class ExampleUnits(Symmetric):
     def _over_rows(self) -> Tensor:
         """Cholesky factors of V_o V_oᵀ + shift/s I, (units, R, R), in float64."""
         products = _row_products(self._v(torch.float64))
-        return trusted_cholesky(plus_identity(products, self.shift / self.factor), _GRAM)
+        return trusted_cholesky(products, _GRAM, shift=self.shift / self.factor)
 
     @cached_property
     def _over_width(self) -> UnitBlocks:
@@ -194,7 +193,7 @@ class ExampleUnits(Symmetric):
         made = None
         if self._rounds_far_below(self.diagonal().reshape(-1, self.width).sum(1) / self.width**0.5):
             made = self.blocks()
-        if made is None or not self._rounds_far_below(torch.linalg.vector_norm(made.B, dim=(1, 2))):
+        if made is None or not self._rounds_far_below(torch.linalg.vector_norm(made.tensors[0], dim=(1, 2))):
             made = ExampleUnits(self.capture.to(torch.float64), self.factor, self.shift).blocks()
         return made.trust() if self.shift > 0 else made
 

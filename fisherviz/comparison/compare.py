@@ -25,11 +25,12 @@ from fisherviz._version import __version__
 from fisherviz.approximations import FAILURES, Approximation, resolve
 from fisherviz.approximations.registry import Method
 from fisherviz.comparison import planning
+from fisherviz.comparison.budget import Budget
 from fisherviz.comparison.costs import Fits, fit, reads_otherwise, together
 from fisherviz.comparison.dense import DenseComparison
 from fisherviz.comparison.keeping import ALIKE, Measured, identity, seen
 from fisherviz.comparison.measures import MEASURES, Question, as_estimate
-from fisherviz.comparison.structured import PROBES, StructuredComparison
+from fisherviz.comparison.structured import StructuredComparison
 from fisherviz.exact.fisher import Fisher, require_fisher
 from fisherviz.network.space import ParameterSpace
 from fisherviz.operators.damping import Damping, FactoredTikhonov, Tikhonov, as_damping
@@ -156,15 +157,15 @@ def compare_in(
         if approximation.fitted:
             _check_fitted(fisher, approximation)
     fisher.look()
-    probes = PROBES if wanted & needing("damping", "direction") else 0
-    why_not = fisher.processes.exchange(planning.why_not_dense(fisher, chosen, probes))  # memory may differ
+    budget = Budget(wanted, metrics is not None)
+    why_not = fisher.processes.exchange(planning.why_not_dense(fisher, chosen, budget))  # memory may differ
     way = max(why_not, key=len)
     asked = sorted(wanted & needing("matrix")) if metrics is not None and way else []
     if plan:
-        return planning.plan(fisher, chosen, bool(asked) or not way, probes)
+        return planning.plan(fisher, chosen, bool(asked) or not way, budget)
     if way and not asked:  # matrices are written out where they fit, or are refused for themselves
         with fisher.processes.agreeing("the memory of a comparison"):
-            planning.require_room(fisher, chosen, probes)
+            planning.require_room(fisher, chosen, budget)
     with showing(progress and fisher.processes.rank == 0):
         return _compared(fisher, chosen, way, damping, wanted, asked, metrics is not None, gradient, pieces)
 

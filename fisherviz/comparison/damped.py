@@ -10,11 +10,12 @@ from functools import cached_property
 
 from torch import Tensor
 
-from fisherviz.capture.captures import AnyCapture, Capture, TiedCapture
-from fisherviz.capture.tokens import TokenCapture
 from fisherviz.exact.fisher import Fisher
 from fisherviz.operators.lanczos import cg
 from fisherviz.statistics.examples import Examples, Woodbury
+
+FACTORISED = 12_000
+"""Parameters or gradients, whichever are fewer, up to which solves are factorisations."""
 
 
 class DampedFisher:
@@ -34,7 +35,7 @@ class DampedFisher:
         fisher: Fisher,
         strength: float,
         *,
-        factorised: int = 12000,
+        factorised: int = FACTORISED,
         part: int = 4000,
         tol: float = 1e-4,
         products: int = 10_000,
@@ -72,18 +73,3 @@ class DampedFisher:
 
     def _precondition(self, v: Tensor) -> Tensor:
         return self.fisher.space.join(self._of_a_part.solve(self.fisher.space.split(v)))
-
-
-def multiply_adds(fisher: Fisher) -> int:
-    """Of one product of F with a vector from captures."""
-    return 2 * sum(map(_of_gradients, fisher.example_space().values()))
-
-
-def _of_gradients(capture: AnyCapture) -> int:
-    """Of the products of a layer's gradients with a vector."""
-    if isinstance(capture, TokenCapture):
-        return capture.g.numel()
-    if isinstance(capture, TiedCapture):
-        return _of_gradients(capture.read) + _of_gradients(capture.used)
-    per_example = capture.positions if isinstance(capture, Capture) and not capture.grouped else capture.vectors
-    return per_example * capture.examples * capture.size

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fisherviz.approximations import FAILURES, Approximation
 from fisherviz.approximations.kfac_full import KFACFull
+from fisherviz.comparison.budget import Budget
 from fisherviz.exact.fisher import Fisher
 from fisherviz.exact.planning import DOUBLE, Sizes, pass_seconds, sizes_of
 from fisherviz.operators.block_matrix import DENSE_SOLVE
@@ -47,7 +48,7 @@ _PROBE_COPIES = 12
 """Arrays of all probes that are held at once."""
 
 
-def why_not_dense(fisher: Fisher, chosen: Mapping[str, Approximation], probes: int) -> str:
+def why_not_dense(fisher: Fisher, chosen: Mapping[str, Approximation], budget: Budget) -> str:
     """Why the matrices of a comparison are not written out; "" where they are.
 
     They are where they fit, and cost little or no more than the other way.
@@ -55,7 +56,7 @@ def why_not_dense(fisher: Fisher, chosen: Mapping[str, Approximation], probes: i
     Args:
         fisher: the exact Fisher.
         chosen: the approximations by label.
-        probes: random vectors of inverses and divergences, at most.
+        budget: how far metrics without matrices are taken.
     """
     size, needed, free = fisher.shape[0], dense_bytes(fisher), available(fisher.network.device)
     if needed > free:
@@ -63,7 +64,7 @@ def why_not_dense(fisher: Fisher, chosen: Mapping[str, Approximation], probes: i
     if _DENSE_METHOD * size**3 <= DENSE_MULTIPLY_ADDS:
         return ""
     dense, other = (
-        sum(step.multiply_adds for step in _steps(fisher, chosen, written, probes)[1]) for written in (True, False)
+        sum(step.multiply_adds for step in _steps(fisher, chosen, written, budget)[1]) for written in (True, False)
     )
     if dense <= other:
         return ""
@@ -76,38 +77,40 @@ def dense_bytes(fisher: Fisher) -> int:
     return DENSE_COPIES * DOUBLE * fisher.shape[0] ** 2
 
 
-def require_room(fisher: Fisher, chosen: Mapping[str, Approximation], probes: int) -> None:
+def require_room(fisher: Fisher, chosen: Mapping[str, Approximation], budget: Budget) -> None:
     """Refuse a comparison without matrices of which some step does not fit.
 
     Args:
         fisher: the exact Fisher.
         chosen: the approximations by label.
-        probes: random vectors of inverses and divergences, at most.
+        budget: how far metrics without matrices are taken.
 
     Raises:
         MemoryError: with the step, the figures and the way out.
     """
-    largest = max(_steps(fisher, chosen, False, probes)[1], key=lambda step: step.bytes)
+    largest = max(_steps(fisher, chosen, False, budget)[1], key=lambda step: step.bytes)
     what = f"the comparison, at its step {largest.what!r},"
     way_out = "probe fewer layers=, use fewer examples or kind='mc', or leave out methods"
     require(int(largest.bytes), fisher.network.device, what, way_out)
 
 
-def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probes: int) -> Plan:
+def plan(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, budget: Budget) -> Plan:
     """The steps of a comparison; see `compare`.
 
     Args:
         fisher: the exact Fisher.
         chosen: the approximations by label.
         dense: whether matrices are written out.
-        probes: random vectors of inverses and divergences, at most.
+        budget: how far metrics without matrices are taken.
     """
-    sizes, steps = _steps(fisher, chosen, dense, probes)
+    sizes, steps = _steps(fisher, chosen, dense, budget)
     seconds = pass_seconds(fisher, sizes.layers[0].examples)
     return Plan(steps, fisher.network.device, fisher.network.precision, seconds)
 
 
-def _steps(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, probes: int) -> tuple[Sizes, list[Step]]:
+def _steps(
+    fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, budget: Budget
+) -> tuple[Sizes, list[Step]]:
     """The steps, and what their counts come from."""
     sizes = sizes_of(fisher)
     own, able = list[Step](), dict(chosen)
@@ -120,7 +123,8 @@ def _steps(fisher: Fisher, chosen: Mapping[str, Approximation], dense: bool, pro
     held = sum(step.bytes for step in own) + sizes.held
     fits = [Step(s.what, s.how, s.multiply_adds, held, s.passes, s.at_most) for s in own]
     blocks = {label: _dense_blocks(method, fisher) for label, method in able.items()}
-    measured = _dense(sizes, able, held) if dense else _structured(sizes, able, blocks, held, probes)
+    kept = {step.what: step.bytes for step in own}
+    measured = _dense(sizes, able, held) if dense else _structured(sizes, able, blocks, held, kept, budget)
     passes = Step("unit of cost", "three passes, counted and timed", passes=3.0)
     return sizes, [*sizes.capture(), passes, *fits, *measured]
 
@@ -188,9 +192,16 @@ def _dense(sizes: Sizes, chosen: Mapping[str, Approximation], held: float) -> li
 
 
 def _structured(
-    sizes: Sizes, chosen: Mapping[str, Approximation], blocks: Mapping[str, Sequence[int]], held: float, probes: int
+    sizes: Sizes,
+    chosen: Mapping[str, Approximation],
+    blocks: Mapping[str, Sequence[int]],
+    held: float,
+    kept: Mapping[str, float],
+    budget: Budget,
 ) -> list[Step]:
-    columns, size = sizes.columns, sizes.size
+    columns, size, probes = sizes.columns, sizes.size, budget.probes(sizes)
+    asked = 2 * (columns if columns <= budget.eigenvectors else probes) if probes else 0  # for inverses and divergences
+    others = 2 + min(_LANCZOS, budget.lanczos(sizes))
     images = max(layer.examples * layer.positions * layer.dg * layer.groups for layer in sizes.layers)
     vectors = _PROBE_COPIES * probes * sizes.item * size + 3 * DOUBLE * min(sizes.layers[0].most, images * probes)
     direct = min(size, columns)
@@ -199,7 +210,7 @@ def _structured(
     formed = [layer for layer in sizes.layers if layer.kind != "outer"]  # of the others inner products are closed
     gradients = 2 * sizes.item * min(columns * sum(layer.size for layer in formed), sizes.layers[0].most // 2)
     norms = sum(layer.strips(sizes.tile) for layer in sizes.layers)
-    solves = sizes.gram + CHOLESKY * direct**3 + 2 * probes * sizes.product
+    solves = sizes.gram + CHOLESKY * direct**3 + (2 * probes + others) * sizes.product
     steps = [
         Step("exact Fisher", "norms by Gram matrices", norms, held + sizes.tile_bytes),
         Step("exact Fisher", "directions and probes", solves, held + solver + vectors, at_most=True),
@@ -210,11 +221,12 @@ def _structured(
         coupled = isinstance(method, KFACFull) and len(sizes.layers) > 1
         written_out = coupled and size <= DENSE_SOLVE
         terms = min(PAIRS, size) if coupled and not written_out else 0
-        products = (2 * probes + _LANCZOS) * (sizes.product + among) + (
-            _COUPLED * (among + 2 * terms**2) if coupled else 0
-        )
+        own_probes = asked if not coupled or written_out or budget.explicit else 0
+        products = (own_probes + others) * (sizes.product + among)
+        products += _COUPLED * (among + 2 * terms**2) if coupled else 0
         products += CHOLESKY * (terms**3 + (size**3 if written_out else 0))
         written = _BLOCK_COPIES * DOUBLE * max((n**2 for n in [*blocks[label], size * written_out]), default=0)
-        own = held + max(vectors, written, 6 * DOUBLE * terms**2)
+        factors = kept.get(label, 0.0)  # of what it keeps, damped
+        own = held + factors + max(vectors, written, 6 * DOUBLE * terms**2)
         steps.append(Step(f"{label}: metrics", "products and solves", products, own, at_most=True))
     return steps

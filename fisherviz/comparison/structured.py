@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from fisherviz.approximations import FAILURES, Approximation
-from fisherviz.comparison.damped import DampedFisher, multiply_adds
+from fisherviz.comparison.budget import Budget
+from fisherviz.comparison.damped import DampedFisher
 from fisherviz.comparison.inner import inner_with_exact
 from fisherviz.comparison.inverses import Inverses
 from fisherviz.comparison.measures import Cost, Pair, Question, Step, measured
 from fisherviz.comparison.sample import Sample
+from fisherviz.exact.planning import sizes_of
 from fisherviz.exact.spectra import square_norms
 from fisherviz.matrices.example_operator import ExampleSpace
 from fisherviz.matrices.layered import LayeredMatrix
@@ -32,17 +34,7 @@ from fisherviz.support.memory import at_once
 
 Row = tuple[str, str, str, float, float]
 _MAX_PAIRS = 100
-_BUDGET = 2e10
-"""Multiply-adds with F that a metric may take for one approximation, unless it was asked for by name."""
-_PRODUCTS = 1000
-"""Products of Lanczos, at most; fewer than a hundredth of them are not worth a start."""
-_ITERATIONS = 10_000
-"""Of conjugate gradients, at most; all approximations share what they give."""
 _SPECTRAL_TOLERANCE = 1e-4
-PROBES = 32
-"""Of inverses and divergences, at most; a quarter of them still has a standard error."""
-_EIGENVECTORS = {False: 128, True: 1024}
-"""Up to so many gradients inverses and divergences are exact; more where they were asked for by name."""
 
 
 class StructuredComparison:
@@ -63,10 +55,8 @@ class StructuredComparison:
                 f"{', '.join(left_out)} are left out, like heatmaps and spectra: they need dense {self.space.size:,} x "
                 f"{self.space.size:,} matrices, {question.why_not_dense}."
             )
-        self.affordable = int(_BUDGET / multiply_adds(fisher))
-        """Products with F for one approximation."""
-        shared = _ITERATIONS if question.explicit else min(_ITERATIONS, 10 * self.affordable)
-        self.damped = DampedFisher(fisher, question.strength, products=shared)
+        self.budget, self.sizes = Budget(wanted, question.explicit), sizes_of(fisher)
+        self.damped = DampedFisher(fisher, question.strength, products=self.budget.iterations(self.sizes))
         self.largest = self._largest() if "relative_spectral" in wanted else 0.0
         self.step = self._exact_step() if wanted & needing("direction") else None
         self.inverses = self._inverses(sorted(wanted & needing("damping")))
@@ -100,7 +90,7 @@ class StructuredComparison:
 
     def _largest(self) -> float:
         """‖F‖₂, where it and the differences' norms are affordable."""
-        if not self.question.explicit and self.affordable < _PRODUCTS // 100:
+        if not self.budget.lanczos(self.sizes):
             self._costly("relative_spectral is", "Lanczos takes more products with F than the budget has")
             return 0.0
         try:
@@ -140,19 +130,15 @@ class StructuredComparison:
         if not names:
             return None
         said = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
-        explicit, damped = self.question.explicit, self.damped
-        probes = PROBES if explicit else min(PROBES, self.affordable)
+        budget, damped = self.budget, self.damped
         if damped.strength <= 0:
             self.notes.append(f"{said} left out: without damping the Fisher has no inverse; give damping=.")
             return None
-        if not explicit and not damped.direct:
-            self._costly(said, f"each probe takes conjugate gradients with {self.fisher.columns:,} gradients")
-            return None
-        if probes < PROBES // 4:
-            self._costly(said, f"{PROBES // 4} probes take more products with F than the budget has")
+        if why_not := budget.why_no_probes(self.sizes):
+            self._costly(said, why_not)
             return None
         try:
-            found = Inverses(damped, names, probes, _EIGENVECTORS[explicit])
+            found = Inverses(damped, names, budget.probes(self.sizes), budget.eigenvectors)
         except FAILURES as error:
             self.notes.append(f"{said} left out: {error}")
             return None
@@ -269,10 +255,10 @@ class StructuredComparison:
         return gap, float((exact * other).sum()), float(other.square().sum())
 
     def _spectral(self, product: Callable[[Tensor], Tensor]) -> float:
-        probe, explicit = self.fisher.probe, self.question.explicit
+        probe = self.fisher.probe
         top = extreme_eigenvalues(
             product, self.space.size, which="magnitude", dtype=probe.precision, device=probe.device,
-            tol=_SPECTRAL_TOLERANCE, maxiter=_PRODUCTS if explicit else min(_PRODUCTS, self.affordable),
+            tol=_SPECTRAL_TOLERANCE, maxiter=self.budget.lanczos(self.sizes),
         )  # fmt: skip
         return abs(float(top[0]))
 

@@ -34,7 +34,9 @@ def added(x: Operator, y: Operator) -> Operator | None:
         return Kronecker.over_units(x.A + y.A, x.shape[0] // len(x.A)) if same else None
     if isinstance(x, Identity):
         return Identity(x.size, x.factor + y.tensors[0])
-    for kind in (Diagonal, Dense, UnitBlocks):
+    if isinstance(x, UnitBlocks) and isinstance(y, UnitBlocks):
+        return _entries(UnitBlocks, x.B, y.B)
+    for kind in (Diagonal, Dense):
         if isinstance(x, kind):
             return _entries(kind, x.tensors[0], y.tensors[0])
     return None

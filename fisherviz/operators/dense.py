@@ -7,7 +7,7 @@ factorised in one batched call. `Dense` also serves off-diagonal blocks, rectang
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,25 +26,32 @@ class _Entries(Operator):
 
     what: ClassVar[str]
     """The matrix in words, for errors."""
+    shift = 0.0
+    """A multiple of the identity that is not yet in the tensor."""
 
     def __init__(self, entries: Tensor) -> None:
         self.tensors = (entries,)
 
     @property
+    def entries(self) -> Tensor:
+        """All that is held, (..., n, m)."""
+        return plus_identity(self.tensors[0], self.shift) if self.shift else self.tensors[0]
+
+    @property
     def T(self) -> Self:
         """The transpose."""
-        return type(self)(self.tensors[0].mT)
+        return type(self)(self.entries.mT)
 
     def scale(self, factor: float) -> Self:
         """Multiply by a number."""
-        return type(self)(self.tensors[0] * factor)
+        return type(self)(self.entries * factor)
 
     def _norm(self, order: NormOrder) -> float:
         if order == "fro":
-            return float(torch.linalg.vector_norm(self.tensors[0], dtype=torch.float64))
+            return float(torch.linalg.vector_norm(self.entries, dtype=torch.float64))
         if order == "trace":
             return float(self.diagonal().sum(dtype=torch.float64))
-        return spectral_norm_of(self.tensors[0])
+        return spectral_norm_of(self.entries)
 
     def log_determinant(self) -> float:
         """From the Cholesky factors' diagonals."""
@@ -53,7 +60,7 @@ class _Entries(Operator):
 
     @cached_property
     def _cholesky(self) -> Tensor:
-        return (trusted_cholesky if self._trusted else cholesky)(self.tensors[0], self.what)
+        return (trusted_cholesky if self._trusted else cholesky)(self.tensors[0], self.what, shift=self.shift)
 
 
 class Dense(_Entries):
@@ -106,38 +113,52 @@ class UnitBlocks(_Entries):
 
     Args:
         B: (d_out, d_a, d_a), each block symmetric.
+        shift: a multiple of the identity to add, without a copy of the blocks: those of a wide layer are the largest
+            thing that a method holds.
     """
 
     what = "the block of unit"
 
-    def __init__(self, B: Tensor) -> None:
+    def __init__(self, B: Tensor, shift: float = 0.0) -> None:
         """Keep the blocks."""
         if B.ndim != 3 or B.shape[1] != B.shape[2]:
             raise ValueError(f"UnitBlocks takes blocks of shape (d_out, d_a, d_a), not {tuple(B.shape)}.")
         super().__init__(B)
-        self.B, self.shape = B, (B.shape[0] * B.shape[1],) * 2
+        self.shift, self.shape = shift, (B.shape[0] * B.shape[1],) * 2
+
+    @property
+    def B(self) -> Tensor:
+        """The blocks, (d_out, d_a, d_a)."""
+        return self.entries
+
+    def arguments(self) -> dict[str, Any]:
+        """What its constructor takes again."""
+        return {"B": self.B}
 
     def _units(self, v: Tensor) -> Tensor:
-        return v.reshape(self.B.shape[0], self.B.shape[1], v.shape[1])
+        return v.reshape(*self.tensors[0].shape[:2], v.shape[1])
 
     def _matmul(self, v: Tensor) -> Tensor:
-        return (self.B @ self._units(v)).reshape(v.shape)
+        product = (self.tensors[0] @ self._units(v)).reshape(v.shape)
+        return product.add_(v, alpha=self.shift) if self.shift else product
 
     def to_dense(self) -> Tensor:
         """Return the matrix."""
-        d_out, d_a, _ = self.B.shape
-        M = self.B.new_zeros(d_out, d_a, d_out, d_a)
+        B = self.B
+        d_out, d_a, _ = B.shape
+        M = B.new_zeros(d_out, d_a, d_out, d_a)
         unit = torch.arange(d_out, device=self.device)
-        M[unit, :, unit, :] = self.B
+        M[unit, :, unit, :] = B
         return M.reshape(self.shape)
 
     def diagonal(self) -> Tensor:
         """Return the main diagonal."""
-        return self.B.diagonal(dim1=1, dim2=2).reshape(-1)
+        held = self.tensors[0].diagonal(dim1=1, dim2=2).reshape(-1)
+        return held + self.shift if self.shift else held
 
     def shifted(self, value: float) -> UnitBlocks:
         """Add a multiple of the identity."""
-        return UnitBlocks(plus_identity(self.B, value))
+        return UnitBlocks(self.tensors[0], self.shift + value)
 
     def inverse(self) -> UnitBlocks:
         """Return the blocks' inverses, by one batched Cholesky."""

@@ -182,19 +182,20 @@ def is_symmetric(matrix: Tensor) -> bool:
     return bool((matrix - matrix.mT).abs().max() <= slack)
 
 
-def cholesky(matrix: Tensor, what: str, precision: torch.dtype | None = None) -> Tensor:
-    """Lower Cholesky factor of one symmetric positive definite matrix or of a batch of them.
+def cholesky(matrix: Tensor, what: str, precision: torch.dtype | None = None, shift: float = 0.0) -> Tensor:
+    """Lower Cholesky factor of M + shift I for one symmetric M or a batch, where it is positive definite.
 
     A float32 matrix that breaks down is tried again in float64 before it is called singular.
 
     Args:
-        matrix: (..., n, n).
+        matrix: M (..., n, n).
         what: the matrix in words, for the error.
         precision: dtype of the work and of the result; None: the matrix's own. What counts as singular always
             follows from the matrix's own, which is what its entries are good to.
+        shift: a multiple of the identity; the factor is made in the shifted copy's place.
 
     Returns:
-        L of the same shape, L Lᵀ = matrix.
+        L of the same shape, L Lᵀ = M + shift I.
 
     Raises:
         SingularMatrixError: when the smallest eigenvalue is not above the rounding of the matrix.
@@ -203,13 +204,25 @@ def cholesky(matrix: Tensor, what: str, precision: torch.dtype | None = None) ->
     _require_symmetric(matrix, what)
     if matrix.numel() == 0:
         return matrix.to(precision)
-    floor = _floors(matrix)
+    floor = _floors(matrix, shift)
+    require_finite(floor, what)
     precision = matrix.dtype if precision is None else precision
     for attempt in dict.fromkeys((precision, torch.float64)):
-        factor, info = torch.linalg.cholesky_ex(matrix.to(attempt))
+        factor, info = _shifted_factor(matrix.to(attempt), shift)
         if not bool(info.any()) and bool((_smallest_eigenvalue(factor) > floor).all()):
             return factor.to(precision)
-    raise _singular(matrix, what)
+    raise _singular(matrix, what, shift)
+
+
+def _shifted_factor(matrix: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factor of M + shift I and LAPACK's verdict, for a symmetric M; the one copy becomes the factor."""
+    if shift == 0:
+        return torch.linalg.cholesky_ex(matrix)
+    own = matrix.clone(memory_format=torch.contiguous_format)
+    own.diagonal(dim1=-2, dim2=-1).add_(shift)
+    factor, info = own.mT, torch.empty(own.shape[:-2], dtype=torch.int32, device=own.device)
+    torch.linalg.cholesky_ex(own.mT, out=(factor, info))  # M is its transpose, whose columns lie as LAPACK's
+    return factor, info
 
 
 def definite_factor(matrix: Tensor) -> Tensor | None:
@@ -218,12 +231,13 @@ def definite_factor(matrix: Tensor) -> Tensor | None:
     return None if bool(info) else factor
 
 
-def trusted_cholesky(matrix: Tensor, what: str) -> Tensor:
+def trusted_cholesky(matrix: Tensor, what: str, shift: float = 0.0) -> Tensor:
     """Lower Cholesky factor of a damped second moment; only a breakdown asks for the checks of `cholesky`.
 
     Args:
         matrix: (..., n, n), symmetric by construction.
         what: the matrix in words, for the error.
+        shift: as for `cholesky`.
 
     Returns:
         L of the same shape.
@@ -232,8 +246,8 @@ def trusted_cholesky(matrix: Tensor, what: str) -> Tensor:
         SingularMatrixError: when it is not positive definite after all.
         ValueError: when it holds NaN.
     """
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    return cholesky(matrix, what) if bool(info.any()) else factor
+    factor, info = _shifted_factor(matrix, shift)
+    return cholesky(matrix, what, shift=shift) if bool(info.any()) else factor
 
 
 def _smallest_eigenvalue(factor: Tensor) -> Tensor:
@@ -353,9 +367,9 @@ def _require_symmetric(matrix: Tensor, what: str) -> None:
         )
 
 
-def _floors(matrix: Tensor) -> Tensor:
-    """The rounding floor of a matrix, or of each of a batch."""
-    return rounding_floor(1.0, matrix.dtype, matrix.shape[-1]) * matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
+def _floors(matrix: Tensor, shift: float = 0.0) -> Tensor:
+    """The rounding floor of M + shift I, or of each of a batch."""
+    return rounding_floor(1.0, matrix.dtype, matrix.shape[-1]) * (matrix.diagonal(dim1=-2, dim2=-1).amax(-1) + shift)
 
 
 def _singular(matrix: Tensor, what: str, damping: float = 0.0, unit: float = 1.0) -> SingularMatrixError:

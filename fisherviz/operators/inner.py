@@ -92,8 +92,8 @@ def _segments(y: Operator, sizes: list[int]) -> list[Operator] | None:
     """Diagonal blocks of y over consecutive segments, or None where cutting would lose y's structure."""
     if isinstance(y, DirectSum):
         return list(y.operators) if y.rows == sizes and y.cols == sizes else None
-    if isinstance(y, UnitBlocks) and all(size % y.B.shape[1] == 0 for size in sizes):
-        return [UnitBlocks(B) for B in y.B.split([size // y.B.shape[1] for size in sizes])]
+    if isinstance(y, UnitBlocks) and all(size % (width := y.tensors[0].shape[1]) == 0 for size in sizes):
+        return [UnitBlocks(B, y.shift) for B in y.tensors[0].split([size // width for size in sizes])]
     if isinstance(y, Dense):
         ends = torch.tensor(sizes, device="cpu").cumsum(0).tolist()
         return [Dense(y.M[end - size : end, end - size : end]) for end, size in zip(ends, sizes, strict=True)]
@@ -118,12 +118,12 @@ def _dense_dense(x: Dense, y: Dense) -> float:
 
 @rule(UnitBlocks, UnitBlocks)
 def _units_units(x: UnitBlocks, y: UnitBlocks) -> float:
-    return dot(x.B, y.B) if x.B.shape == y.B.shape else _dense(x, y)
+    return dot(x.B, y.B) if x.tensors[0].shape == y.tensors[0].shape else _dense(x, y)
 
 
 @rule(Dense, UnitBlocks)
 def _dense_units(x: Dense, y: UnitBlocks) -> float:
-    d_out, d_a, _ = y.B.shape
+    d_out, d_a, _ = y.tensors[0].shape
     return dot(x.M.reshape(d_out, d_a, d_out, d_a).diagonal(dim1=0, dim2=2).permute(2, 0, 1), y.B)
 
 
@@ -136,7 +136,7 @@ def _kronecker_kronecker(x: Kronecker, y: Kronecker) -> float:
 
 @rule(UnitBlocks, Kronecker)
 def _units_kronecker(x: UnitBlocks, y: Kronecker) -> float:
-    if x.B.shape[1:] != y.A.shape:
+    if x.tensors[0].shape[1:] != y.A.shape:
         return _dense(x, y)
     return dot((x.B.double() * y.A.double()).sum((1, 2)), y.G.double().diagonal())
 
@@ -194,7 +194,7 @@ def _dense_diagonal(x: Dense, y: DiagonalKronecker) -> float:
 
 @rule(KroneckerEigen, UnitBlocks)
 def _eigen_units(x: KroneckerEigen, y: UnitBlocks) -> float:
-    if x.QA is None or y.B.shape[1:] != x.QA.shape:
+    if x.QA is None or y.tensors[0].shape[1:] != x.QA.shape:
         return _dense(x, y)
     # Unit o's diagonal block of x is QA diag(w_o) QAᵀ with w = QG² S.
     weights = x.QG.double().square() @ x.S.double()

@@ -6,6 +6,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz.comparison import planning
+from fisherviz.comparison.budget import Budget
 from fisherviz.results.metrics import METRICS, needing
 
 METHODS = ["kfac", "diagonal"]
@@ -68,10 +69,10 @@ def test_every_metric_of_a_large_network_is_measured_or_refused_with_its_size():
 
 
 def test_matrices_are_written_out_where_they_fit_and_cost_little(monkeypatch):
-    assert planning.why_not_dense(fisher(several), {}, 0) == ""
+    assert planning.why_not_dense(fisher(several), {}, Budget((), False)) == ""
     needed = planning.dense_bytes(fisher(several))
     monkeypatch.setattr(fv.config, "_memory_budget", needed - 1)
-    assert "may be taken; probe fewer layers=" in planning.why_not_dense(fisher(several), {}, 0)
+    assert "may be taken; probe fewer layers=" in planning.why_not_dense(fisher(several), {}, Budget((), False))
     found = fv.compare(fisher(several), METHODS, damping=0.1, progress=False)
     assert not needing("matrix") & set(found.metrics)
     (note,) = [note for note in found.notes if note.startswith("relative_max, relative_nuclear are left out")]
@@ -89,9 +90,10 @@ def test_of_both_ways_the_cheaper_one_is_taken_where_neither_is_cheap(monkeypatc
     found = {}
     for examples in (4, 4000):
         asked = fv.Probe(net, "categorical").fisher(torch.randn(examples, 12))
-        why = planning.why_not_dense(asked, {}, 0)
+        why = planning.why_not_dense(asked, {}, Budget((), False))
         dense, other = (
-            sum(step.multiply_adds for step in planning._steps(asked, {}, written, 0)[1]) for written in (True, False)
+            sum(step.multiply_adds for step in planning._steps(asked, {}, written, Budget((), False))[1])
+            for written in (True, False)
         )
         assert (why == "") == (dense <= other)
         found[examples] = why

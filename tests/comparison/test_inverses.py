@@ -224,7 +224,7 @@ def test_a_part_of_the_examples_saves_products():
 
 
 def test_directions_and_inverses_where_nothing_is_small_enough_to_be_factorised(never_formed, monkeypatch):
-    monkeypatch.setattr("fisherviz.comparison.structured._EIGENVECTORS", {True: 0, False: 0})
+    monkeypatch.setattr("fisherviz.comparison.budget._EIGENVECTORS", {True: 0, False: 0})
     net, x, y = nets.mlp(3, 4, 2), nets.vectors(9, 3), torch.randint(2, (9,))
     fisher = fv.Probe(net, "categorical").fisher(x, y)
     names = ["direction_cosine", "model_decrease", *DAMPED]
@@ -248,7 +248,7 @@ def compared(methods="kfac", **options):
 
 
 def test_what_the_budget_does_not_allow_is_said_and_done_where_it_is_asked_for(never_formed, monkeypatch):
-    monkeypatch.setattr("fisherviz.comparison.structured._BUDGET", 0)
+    monkeypatch.setattr("fisherviz.comparison.budget.MULTIPLY_ADDS", 0)
     found = compared(damping=0.05)
     assert not {*METRICS} & set(found.metrics)
     for name, why in (("relative_spectral is", "Lanczos takes more"), ("inverse_frobenius, kl are", "8 probes take")):
@@ -286,7 +286,7 @@ def test_an_indefinite_approximation_has_no_divergence_and_the_note_says_which(n
 
 def test_estimates_say_how_they_were_made_and_exact_numbers_too(never_formed, monkeypatch):
     assert any("exact, by the eigenvectors of F" in note for note in compared(damping=0.05).notes)
-    monkeypatch.setattr("fisherviz.comparison.structured._EIGENVECTORS", {True: 0, False: 0})
+    monkeypatch.setattr("fisherviz.comparison.budget._EIGENVECTORS", {True: 0, False: 0})
     found = compared(damping=0.05)
     assert any("inverse_frobenius, kl: estimates from 32 random probes of seed 0" in note for note in found.notes)
     assert any("Lanczos with a residual of 1e-04" in note for note in found.notes)
@@ -297,7 +297,7 @@ def test_estimates_say_how_they_were_made_and_exact_numbers_too(never_formed, mo
 
 
 def test_a_monitor_records_standard_errors(never_formed, monkeypatch):
-    monkeypatch.setattr("fisherviz.comparison.structured._EIGENVECTORS", {True: 0, False: 0})
+    monkeypatch.setattr("fisherviz.comparison.budget._EIGENVECTORS", {True: 0, False: 0})
     net, x = nets.mlp(3, 4, 2), nets.vectors(9, 3)
     found = fv.Monitor(fv.Probe(net, "categorical"), "kfac", data=x, damping=0.05, metrics=["kl", "bytes"]).measure(0)
     values = found[found["method"] == "kfac"].set_index("metric")["value"]
@@ -306,7 +306,7 @@ def test_a_monitor_records_standard_errors(never_formed, monkeypatch):
 
 
 def test_conjugate_gradients_beyond_the_budget_leave_directions_out_with_a_sentence(never_formed, monkeypatch):
-    monkeypatch.setattr("fisherviz.comparison.structured._BUDGET", 0)
+    monkeypatch.setattr("fisherviz.comparison.budget.MULTIPLY_ADDS", 0)
     iterated = partial(DampedFisher, factorised=0, part=1)
     monkeypatch.setattr("fisherviz.comparison.structured.DampedFisher", iterated)
     found = compared(damping=0.05)

@@ -16,6 +16,7 @@ CASES = {
     "diagonal": lambda s: Diagonal(normal(6, seed=s)),
     "dense": lambda s: Dense(normal(6, 6, seed=s)),
     "units": lambda s: UnitBlocks(normal(2, 3, 3, seed=s)),
+    "damped units": lambda s: UnitBlocks(normal(2, 3, 3, seed=s), 0.5 * s),
     "first factor": lambda s: Kronecker.over_units(normal(3, 3, seed=s), 2),
     "side by side": lambda s: DirectSum([Diagonal(normal(2, seed=s)), Dense(normal(4, 4, seed=s))]),
 }

@@ -24,7 +24,9 @@ from fisherviz.operators import (
     inner,
 )
 from fisherviz.operators.damping import FactoredTikhonov, Tikhonov, damp
+from fisherviz.operators.finite import NonFiniteMatrixError
 from fisherviz.operators.kronecker_sum import KroneckerDifferenceInverse
+from fisherviz.support.peaks import peak_bytes
 
 DA, DG = 4, 3
 P = DA * DG
@@ -63,6 +65,7 @@ def square_cases(dtype=torch.float64):
         "diagonal": (Diagonal(d), torch.diag(d)),
         "dense": (Dense(M), M),
         "units": (UnitBlocks(B), torch.block_diag(*B)),
+        "damped units": (UnitBlocks(B, 0.3), torch.block_diag(*B) + 0.3 * torch.eye(P, dtype=dtype)),
         "kronecker": (Kronecker(A, G), kron(G, A)),
         "over units": (Kronecker.over_units(A, DG), kron(torch.eye(DG, dtype=dtype), A)),
         "diagonal kronecker": (DiagonalKronecker(d[:DA], G), kron(G, torch.diag(d[:DA]))),
@@ -227,6 +230,7 @@ def split_cases(d_a, d_g, seed):
         "kronecker": (Kronecker(A, G), kron(G, A)),
         "diagonal kronecker": (DiagonalKronecker(a, G), kron(G, torch.diag(a))),
         "units": (UnitBlocks(B), torch.block_diag(*B)),
+        "damped units": (UnitBlocks(B, 0.3), torch.block_diag(*B) + 0.3 * torch.eye(P, dtype=torch.float64)),
         "eigen": (KroneckerEigen(QA, QG, S), Q @ torch.diag(S.reshape(-1)) @ Q.T),
         "eigen of a diagonal": (KroneckerEigen(None, QG, S), half @ torch.diag(S.reshape(-1)) @ half.T),
     }
@@ -304,6 +308,7 @@ def singular_cases(dtype):
         "dense": Dense(rank_deficient(P, 62, dtype)),
         "indefinite dense": Dense(torch.diag(torch.tensor([1.0, -0.5, 2.0], dtype=dtype))),
         "units": UnitBlocks(torch.stack([spd(DA, 63, dtype), low])),
+        "damped units": UnitBlocks(torch.diag(torch.tensor([1.0, -0.5, 2.0], dtype=dtype)).expand(2, 3, 3), 0.1),
         "kronecker": Kronecker(low, full),
         "kronecker, G": Kronecker(full, low),
         "over units": Kronecker.over_units(low, DG),
@@ -373,6 +378,23 @@ def test_the_singular_unit_is_named():
     with pytest.raises(SingularMatrixError, match="unit 1 ") as error:
         singular_cases(torch.float64)["units"].inverse()
     assert abs(error.value.smallest) < 1e-12
+
+
+def test_a_damping_that_the_precision_does_not_hold_is_refused():
+    with pytest.raises(NonFiniteMatrixError, match="the block of unit"):
+        UnitBlocks(spd(DA, dtype=torch.float32).unsqueeze(0)).damped(1e39).solve(torch.ones(DA))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_damped_unit_blocks_are_factorised_with_one_copy_and_never_held_beside_it(trusted):
+    B = torch.stack([spd(64, seed) for seed in range(32)])
+    damped = UnitBlocks(B).damped(0.1)
+    damped = damped.trust() if trusted else damped
+    assert damped.tensors[0] is B
+    v = normal(32 * 64)
+    held = B.numel() * B.element_size()
+    assert peak_bytes(lambda: damped.solve(v)) < 1.3 * held
+    torch.testing.assert_close(B, torch.stack([spd(64, seed) for seed in range(32)]), rtol=0, atol=0)
 
 
 def test_the_singular_factor_is_named():
