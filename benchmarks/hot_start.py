@@ -1,9 +1,11 @@
-"""Do iterative inverses pay on a CPU? K-FAC's factors of a network in training, inverted anew and from the last one.
+"""Do iterative inverses and factors of low rank pay on a CPU? K-FAC's factors of a network in training.
 
 Martens & Grosse 2015 (section 8, appendix B) name Newton's iteration X ← X (2I − M X), started from the inverse of some
 steps ago (Pan & Schreiber 1991), and Smith's for the block-tridiagonal inverse, U ← U + P U Q, P ← P², Q ← Q². Both are
-products of matrices alone. `python -m benchmarks.hot_start` prints operations and CPU time on one thread of each beside
-the factorisation that fisherviz uses.
+products of matrices alone. Factors of low rank plus a multiple of the identity are estimated online by Le Roux et al.
+2008 (TONGA) and Povey et al. 2015: here the best that any of them can be, the leading eigenpairs of the factor itself
+with the mean of the others. `python -m benchmarks.hot_start` prints operations and CPU time on one thread of each
+beside the factorisation that fisherviz uses.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 import fisherviz as fv
 from fisherviz import datasets
 
-BATCH, DECAY = 100, 0.95
+BATCH, DECAY, PERIOD = 100, 0.95, 20
 
 
 def factors(width: int, steps: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
@@ -125,8 +127,56 @@ def measure(width: int, steps: int, lam: float) -> str:
     )
 
 
+def of_low_rank(M: Tensor, rank: int) -> Tensor:
+    """The leading eigenpairs of M, and the mean of its other eigenvalues in their place."""
+    values, vectors = torch.linalg.eigh(M.double())
+    values[:-rank] = values[:-rank].mean()
+    return (vectors * values) @ vectors.mT
+
+
+def renewed(basis: Tensor, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Leading eigenpairs of decay U diag(s) Uᵀ + (1 − decay) XᵀX / m, by the Gram matrix of what is added up."""
+    stacked = torch.cat([basis * (DECAY * values).sqrt(), rows.mT * ((1 - DECAY) / len(rows)) ** 0.5], 1)
+    squares, vectors = torch.linalg.eigh(stacked.mT @ stacked)
+    rank = basis.shape[1]
+    leading = squares[-rank:].clamp_min(1e-12)
+    return stacked @ (vectors[:, -rank:] / leading.sqrt()), leading
+
+
+def measure_rank(width: int, steps: int, lam: float, ranks: list[int]) -> list[str]:
+    """Rows of the table of low rank: K-FAC's direction of a layer, for a gradient drawn from the factors."""
+    *_, (A, _, _, G, _, _) = factors(width, steps)
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(len(G), len(A), generator=generator, dtype=torch.float64)
+    gradient = root(G) @ white @ root(A)
+    exact = direction(A.double(), G.double(), gradient, lam)
+    rows = torch.randn(BATCH, len(A), generator=generator)
+    whole = cpu(lambda: A.lerp(rows.mT @ rows, 1 - DECAY)) + cpu(lambda: inverted(damped(A, G, lam)[0])) / PERIOD
+    out = []
+    for rank in ranks:
+        found = direction(of_low_rank(A, rank), of_low_rank(G, rank), gradient, lam)
+        error = float((found - exact).norm() / exact.norm())
+        cosine = float((found * exact).sum() / (found.norm() * exact.norm()))
+        basis = torch.linalg.qr(torch.randn(len(A), rank, generator=generator))[0]
+        update = cpu(lambda basis=basis, rank=rank: renewed(basis, torch.ones(rank), rows))
+        out.append(f"| {width} | {lam:g} | {rank} | {error:.2f} | {cosine:.3f} | {update / whole:.1f} |")
+    return out
+
+
+def root(M: Tensor) -> Tensor:
+    """The symmetric root of a semidefinite matrix, in float64."""
+    values, vectors = torch.linalg.eigh(M.double())
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+
+
+def direction(A: Tensor, G: Tensor, gradient: Tensor, lam: float) -> Tensor:
+    """G⁻¹ ∇ A⁻¹, damped."""
+    first, second = damped(A, G, lam)
+    return torch.linalg.solve(second, torch.linalg.solve(first, gradient.mT).mT)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[100, 300, 1000])
     parser.add_argument("--steps", type=int, default=100)
@@ -137,6 +187,12 @@ def main() -> None:
     for width in given.widths:
         for lam in (0.1, 1e-3):
             print(measure(width, given.steps, lam), flush=True)
+    print("| d | λ | rank | error of the direction | cosine | its renewal / the average's and 1/20 of its inverse |")
+    print("|---|---|---|---|---|---|")
+    for width in given.widths:
+        for lam in (0.1, 1e-3):
+            ranks = [rank for rank in (10, 30, 100) if rank < width]
+            print("\n".join(measure_rank(width, given.steps, lam, ranks)), flush=True)
 
 
 if __name__ == "__main__":

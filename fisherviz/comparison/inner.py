@@ -60,73 +60,93 @@ def inner_with_exact(
         By label, the inner products, or what ended a matrix's.
     """
     captures = list(fisher.example_space().values())
-    found: dict[str, dict[Place, float] | Exception] = {}
-    left: list[_Sum] = []
+    ranges = _Ranges()
+    sums: dict[tuple[object, ...], _Sum] = {}  # methods have blocks in common, each of which is summed once
+    asked: dict[str, dict[Place, _Sum]] = {}
     for label, blocks in matrices.items():
-        try:
-            mine, rest = _closed(captures, blocks)
-        except FAILURES as error:
-            found[label] = error
-        else:
-            found[label] = mine
-            left += [_Sum(label, place, *parts) for place, parts in rest.items()]
+        asked[label] = {}
+        for (i, j), operator in blocks.items():
+            sides = [blocks.get((k, k)) for k in (i, j)] if i != j else []
+            key = ((i, j), *map(_known_by, (operator, *sides)))
+            if key not in sums:
+                sums[key] = _begun((i, j), operator, sides, captures, ranges)
+            asked[label][i, j] = sums[key]
+    left = [each for each in sums.values() if each.value is None and each.error is None]
     for part in _pieces(captures, {k for each in left for k in each.place}):
         for each in left:
-            sums = found[each.label]
-            if isinstance(sums, Exception):
-                continue
-            try:
-                sums[each.place] = sums.get(each.place, 0.0) + part.product(each)
-            except FAILURES as error:
-                found[each.label] = error
+            each.add(part)
     return {
-        label: sums if isinstance(sums, Exception) else {place: fisher.scale * x for place, x in sums.items()}
-        for label, sums in found.items()
+        label: next((each.error for each in places.values() if each.error is not None), None)
+        or {place: fisher.scale * (each.value or 0.0) for place, each in places.items()}
+        for label, places in asked.items()
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Sum:
-    """Σ_nk ∇ᵢᵀ M ∇ⱼ that is to be summed over gradients, some examples at a time.
+    """Σ_nk ∇ᵢᵀ M ∇ⱼ, known, or to be summed over gradients, some examples at a time.
 
     Attributes:
-        label: of the matrix.
         place: i and j.
         operator: M, on the gradients times the bases.
         bases: (da, r) for both sides; None: as they are.
+        value: as far as it is known; None: not begun.
+        error: what ended it.
     """
 
-    label: str
     place: Place
     operator: Operator
     bases: tuple[Tensor, Tensor] | None = None
+    value: float | None = None
+    error: Exception | None = None
+
+    def add(self, part: _Piece) -> None:
+        """Add what some examples show."""
+        if self.error is None:
+            try:
+                self.value = (self.value or 0.0) + part.product(self)
+            except FAILURES as error:
+                self.error = error
 
 
-def _closed(
-    captures: Sequence[AnyCapture], blocks: Mapping[Place, Operator]
-) -> tuple[dict[Place, float], dict[Place, tuple[Operator, tuple[Tensor, Tensor] | None]]]:
-    """Sums that have a closed form, and what is left."""
-    done: dict[Place, float] = {}
-    left: dict[Place, tuple[Operator, tuple[Tensor, Tensor] | None]] = {}
-    ranges: dict[int, Tensor | None] = {}
-    for (i, j), operator in blocks.items():
+def _known_by(operator: Operator | None) -> object:
+    """What two operators are the same by: the very same object, or the same structure of the very same tensors."""
+    if isinstance(operator, Kronecker | KroneckerEigen | UnitBlocks):
+        shift = operator.shift if isinstance(operator, UnitBlocks) else 0.0
+        return type(operator), shift, *map(id, operator.tensors)
+    return id(operator)
+
+
+def _begun(
+    place: Place, operator: Operator, sides: Sequence[Operator | None], captures: Sequence[AnyCapture], ranges: _Ranges
+) -> _Sum:
+    """A sum with its value, where that has a closed form, else without."""
+    i, j = place
+    try:
         if (value := _summed(captures[i], captures[j], operator)) is not None:
-            done[i, j] = value
-        elif i != j and isinstance(operator, Kronecker):
-            for k in {i, j} - set(ranges):
-                ranges[k] = _range(blocks.get((k, k)))
-            left[i, j] = _narrowed(operator, ranges[i], ranges[j])
-        else:
-            left[i, j] = operator, None
-    return done, left
+            return _Sum(place, operator, value=value)
+        if isinstance(operator, Kronecker) and i != j:
+            return _Sum(place, *_narrowed(operator, *map(ranges.of, sides)))
+    except FAILURES as error:
+        return _Sum(place, operator, error=error)
+    return _Sum(place, operator)
 
 
-def _range(own: Operator | None) -> Tensor | None:
-    """A basis (da, r) of what a layer's A does not map to zero: of few examples' inputs, far fewer than da."""
-    if not isinstance(own, Kronecker):
-        return None
-    values, vectors = eigh(own.A, "the A factor")
-    return vectors[:, values > 10 * torch.finfo(values.dtype).eps * len(values) * values[-1]]
+class _Ranges:
+    """Bases (da, r) of what layers' first factors do not map to zero: of few examples' inputs, far fewer than da."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, own: Operator | None) -> Tensor | None:
+        """That of a layer's own block; None: it has no factors."""
+        if not isinstance(own, Kronecker):
+            return None
+        if id(own.A) not in self._found:
+            values, vectors = eigh(own.A, "the A factor")
+            kept = values > 10 * torch.finfo(values.dtype).eps * len(values) * values[-1]
+            self._found[id(own.A)] = own.A, vectors[:, kept]
+        return self._found[id(own.A)][1]
 
 
 def _narrowed(

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+import fisherviz as fv
 from fisherviz.capture.captures import Capture
 from fisherviz.capture.formed import formed
-from fisherviz.comparison.inner import _Piece, _Sum
-from fisherviz.operators import Kronecker, KroneckerEigen
+from fisherviz.comparison.inner import _Piece, _Sum, inner_with_exact
+from fisherviz.operators import Kronecker, KroneckerEigen, UnitBlocks
 from tests.captures import normal, written_out
 
 K, N = 6, 5
@@ -68,7 +69,7 @@ def test_every_way_gives_the_product(left, right, way, narrowed, ways):
         A = bases[0] @ inner @ bases[1].mT
         whole = torch.einsum("rx,xy,ry->", written_out(shown[0]), torch.kron(G, A), written_out(shown[1]))
         A = inner
-    found = made.product(_Sum("", (0, 1), Kronecker(A, G), bases))
+    found = made.product(_Sum((0, 1), Kronecker(A, G), bases))
     assert found == pytest.approx(float(whole), rel=1e-11)
     assert ways == EXPECTED[way]
 
@@ -80,6 +81,33 @@ def test_squares_in_an_eigenbasis(side):
     QA, QG = (torch.linalg.qr(normal(d, d, seed=d))[0] for d in (da, dg))
     S = normal(dg, da, seed=7).square()
     rows = written_out(shown[0]) @ torch.kron(QG, QA)
-    assert made.product(_Sum("", (0, 0), KroneckerEigen(QA, QG, S))) == pytest.approx(
+    assert made.product(_Sum((0, 0), KroneckerEigen(QA, QG, S))) == pytest.approx(
         float((rows.square().sum(0) * S.reshape(-1)).sum()), rel=1e-11
     )
+
+
+def test_what_methods_have_in_common_is_summed_once_and_each_gets_its_own(monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(48, 2)).double()
+    fisher = fv.Probe(net, "categorical").fisher(normal(4, 2, 6, 6))
+    (da, dg), size = (19, 3), 57
+    A, B, G = normal(da, da, seed=1), normal(da, da, seed=2), normal(dg, dg, seed=3)
+    blocks, small = normal(dg, da, da, seed=4), normal(3, 3, seed=5)
+    matrices = {
+        "one": Kronecker(A, G), "same": Kronecker(A, G), "other A": Kronecker(B, G),
+        "no G": Kronecker.over_units(A, dg), "turned": Kronecker(A.mT, G),
+        "units": UnitBlocks(blocks), "units again": UnitBlocks(blocks),
+        "damped units": UnitBlocks(blocks, 0.5), "fails": Kronecker(small, G), "fails too": Kronecker(small, G),
+    }  # fmt: skip
+    asked = []
+    own = _Piece.product
+    monkeypatch.setattr(_Piece, "product", lambda self, each: asked.append(each.operator) or own(self, each))
+    found = inner_with_exact(fisher, {label: {(0, 0): operator} for label, operator in matrices.items()})
+    exact = fisher.unit_block(0, 0)
+    assert exact.shape == (size, size)
+    for label, operator in matrices.items():
+        if label.startswith("fails"):
+            assert isinstance(found[label], Exception)
+        else:
+            assert found[label][0, 0] == pytest.approx(float((exact * operator.to_dense()).sum()), rel=1e-10)
+    for label in ("same", "units again", "fails too"):
+        assert not any(operator is matrices[label] for operator in asked)
