@@ -19,7 +19,8 @@ class Inside(TorchFunctionMode):
 
     Args:
         layers: by their weights.
-        show: called with a layer, its input and output, (T, N, d) or (T N, d), and the number N of examples.
+        show: called with a layer, its input and output, (T, N', d) or (T N', d), and the attention's own batch N', of
+            examples or of windows of them.
     """
 
     def __init__(self, layers: Mapping[Tensor, Layer], show: Callable[[Layer, Tensor, Tensor, int], None]) -> None:
@@ -34,13 +35,13 @@ class Inside(TorchFunctionMode):
 
 
 def _attend(layers: Mapping[Tensor, Layer], show: Callable[..., None], args: Any, kwargs: Any) -> Any:
-    """Torch's own attention with linear maps that show themselves; queries are (T, N, E), or (T, E) of one example."""
-    examples = args[0].shape[1] if args[0].dim() == 3 else 1
+    """Torch's own attention with linear maps that show themselves; queries are (T, N', E), or (T, E)."""
+    batch = args[0].shape[1] if args[0].dim() == 3 else 1
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         z = F.linear(x, weight, bias)
         if weight in layers:
-            show(layers[weight], x, z, examples)
+            show(layers[weight], x, z, batch)
         return z
 
     attend = _rebound(

@@ -66,6 +66,8 @@ class Call:
     layout: Layout = Layout.FIRST
     examples: int = 0
     """N; 0 as long as it is not known which rows are whose."""
+    attended: int = 0
+    """Inside attention, whose rows are (T, N'): its own batch N', examples or windows of them; 0 elsewhere."""
     joins: tuple[GradientEdge, ...] = ()
     """Where the output of a shared layer becomes each example's, (N, ...); none where there is one example."""
     slopes: Tensor | None = None
@@ -134,8 +136,8 @@ class Call:
         if not self.examples or (self.layout is Layout.FIRST and self.examples == rows.shape[leading]):
             return rows
         rows = rows.flatten(leading, leading + 1)
-        if self.layout is Layout.SECOND:
-            return rows.unflatten(leading, (-1, self.examples)).transpose(leading, leading + 1)
+        if second := self.attended or (self.examples if self.layout is Layout.SECOND else 0):
+            rows = rows.unflatten(leading, (-1, second)).transpose(leading, leading + 1).flatten(leading, leading + 1)
         return rows.unflatten(leading, (self.examples, -1))
 
 
@@ -152,11 +154,12 @@ def placed(calls: Mapping[str, Sequence[Call]], z: Tensor, layouts: Mapping[str,
 
 
 def _placed(call: Call, graph: Graph, known: Layout | None) -> Call:
-    if call.layout is not Layout.SECOND:  # else seen inside attention
-        if known is Layout.SECOND or known is Layout.MERGED:
-            call = rearranged(call, graph, known)
-        else:
-            call = _in_front(call, graph, known)
+    if call.attended == graph.examples:
+        call = rearranged(call, graph, Layout.SECOND)
+    elif known is Layout.SECOND or known is Layout.MERGED:
+        call = rearranged(call, graph, known)
+    elif not call.attended:
+        call = _in_front(call, graph, known)
     if call.examples:
         graph.known.add(call.edge.node)
     return call
@@ -166,9 +169,12 @@ def rearranged(call: Call, graph: Graph, layout: Layout) -> Call:
     """The call with its examples behind the positions, or as one with them, where it can have them there."""
     n, length = graph.examples, call.shape[0]
     vectors = call.shape[1:].numel() // units(call.module)
-    second = layout is Layout.SECOND and vectors == n and call.x.shape[1:2] == (n,) == call.shape[1:2]
-    merged = length % n == 0 and (vectors == 1 or layout is Layout.MERGED) and not graph.selects(call.source)
-    fits = call.stacked and (second or merged)
+    if call.attended:
+        second, merged = call.attended == n, layout is Layout.MERGED and call.attended % n == 0
+    else:
+        second = layout is Layout.SECOND and vectors == n and call.x.shape[1:2] == (n,) == call.shape[1:2]
+        merged = length % n == 0 and (vectors == 1 or layout is Layout.MERGED)
+    fits = call.stacked and (second or (merged and not graph.selects(call.source)))
     return replace(call, layout=layout, examples=n if fits else 0, joins=())
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.capture.attention import Inside
-from fisherviz.capture.calls import Call, Layout, given, made
+from fisherviz.capture.calls import Call, given, made
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
@@ -188,14 +188,14 @@ class Recorder:
         found = [layer for layer in self.layers if layer.structured and layer.module in keys]
         return {getattr(layer.module, keys[layer.module]): layer for layer in found}
 
-    def note(self, layer: Layer, x: Tensor, output: Tensor, examples: int = 0, module: nn.Module | None = None) -> None:
+    def note(self, layer: Layer, x: Tensor, output: Tensor, attended: int = 0, module: nn.Module | None = None) -> None:
         """Note a layer's input and where its output stands in the graph.
 
         Args:
             layer: the layer.
             x: its input.
             output: its output.
-            examples: N where both are (T, N, d) or (T N, d); 0: it is not known where examples stand.
+            attended: inside attention its batch N', both being (T, N', d) or (T N', d); 0: elsewhere.
             module: one tied to the layer; None: its own.
         """
         if not output.requires_grad or any(map(is_functorch_wrapped_tensor, (x, output))):
@@ -207,7 +207,7 @@ class Recorder:
                 self.stray(layer, output)
             return
         self.types.add(output.dtype)
-        module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
+        module = layer.module if module is None else module
         origin = None if x.grad_fn is None else GradientEdge(x.grad_fn, x.output_nr)
         place = (made(output), output.shape)
         if goes_on(module):
@@ -216,7 +216,7 @@ class Recorder:
                 return
             place = found
         x = x.detach().clone() if layer.name in self.cloned else x.detach()
-        self.calls.append(Call(layer, module, x, x._version, *place, origin, layout, examples))
+        self.calls.append(Call(layer, module, x, x._version, *place, origin, attended=attended))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""

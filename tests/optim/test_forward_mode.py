@@ -1,8 +1,11 @@
 """Products and forms that optimizers make of the exact Fisher, on models for which forward mode is wrong.
 
 Forward mode ignores `torch.no_grad`; in reverse mode the padding row of an embedding has no gradient. Both are held
-to brute force, on batches where the first shows nothing.
+to brute force, on batches where the first shows nothing. Parameters that are used past their slots have no tangent, nor
+has what follows an operation whose rule loses it: products by forward and by reverse mode then lack the same part.
 """
+
+from functools import partial
 
 import pytest
 import torch
@@ -45,13 +48,73 @@ def words(padding):
     return first, torch.tensor([[1, 2, 3, p], [2, 4, p, p], [4, p, p, p], [3, 2, 2, p]])
 
 
+class PastItsSlots(nn.Module):
+    """Weights and bias of the last layer are used from a list, a closure or a view, or those of all layers are."""
+
+    def __init__(self, how, everywhere):
+        super().__init__()
+        self.first, self.last = (nn.Linear(*sizes, dtype=torch.float64) for sizes in ((3, 4), (4, 2)))
+        self.everywhere = everywhere
+        self.held = {name: self.linear(how, getattr(self, name)) for name in ("first", "last")}
+
+    def linear(self, how, layer):
+        weight, bias = layer.weight, layer.bias
+        if how == "list":
+            return lambda x, parts=(weight, bias): nn.functional.linear(x, *parts)
+        if how == "closure":
+            return partial(nn.functional.linear, weight=weight, bias=bias)
+        turned, same = weight.T, bias.view(-1)
+        return lambda x: x @ turned + same
+
+    def forward(self, x):
+        z = torch.tanh(self.held["first"](x) if self.everywhere else self.first(x))
+        return self.held["last"](z)
+
+
+class TwoHeads(nn.Module):
+    """Of two outputs one has its weights from a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+        self.held = [self.other.weight, self.other.bias]
+
+    def forward(self, x):
+        z = torch.tanh(self.first(x))
+        return torch.cat([self.one(z), nn.functional.linear(z, *self.held)], 1)
+
+
+class Multiplied(nn.Module):
+    """The output is a product by `scatter_reduce`, whose rule of forward mode gives zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, x):
+        z = self.last(x)
+        index = torch.tensor([0, 1, 0, 1]).expand(len(x), 4)
+        return torch.ones(len(x), 2, dtype=z.dtype).scatter_reduce(1, index, z, "prod")
+
+
+def rows():
+    return tuple(torch.randn(2, 4, 3).double())
+
+
 MODELS = {
-    "a stopped branch": (SelfDistilled, lambda: tuple(torch.randn(2, 4, 3).double())),
+    **{
+        f"{how}, {'everywhere' if everywhere else 'last layer'}": (partial(PastItsSlots, how, everywhere), rows)
+        for how in ("list", "closure", "view")
+        for everywhere in (True, False)
+    },
+    "one of two heads from a list": (TwoHeads, rows),
+    "a product by scatter_reduce": (Multiplied, rows),
+    "a stopped branch": (SelfDistilled, rows),
     "padding first": (lambda: Bag(0), lambda: words(0)),
     "padding last": (lambda: Bag(-1), lambda: words(-1)),
     "prelu": (
         lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2)),
-        lambda: tuple(torch.randn(2, 4, 3).double()),
+        rows,
     ),
 }
 
@@ -74,6 +137,7 @@ def test_forms_and_products_of_a_step_are_the_exact_fishers(name):
     optimizer = fv.optim.HessianFree.paper(net, "gaussian")
     for x in batches:
         F = torch.as_tensor(exact.fisher(net, x, laws.Gaussian()))
+        net.train()(x).sum().backward()  # as before every step: shows which layers act past their forward
         forms = FisherForms(optimizer._watcher, optimizer.likelihood, [((x,), {})])
         u, v = torch.randn(2, len(F)).double()
         images = [forms.tangents(directions(net, d)) for d in (u, v)]
