@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fisherviz.capture.agreement import TOLERANCE, noise
+from fisherviz.capture.calls import behind, empty
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import densified
 from fisherviz.network.batches import Inputs, move
@@ -37,7 +38,8 @@ class Product(NamedTuple):
         parts: by parameter name, in torch order.
         form: uᵀ J v, which is vᵀ F v.
         examples: number of examples.
-        agrees: whether uᵀ (J v), by forward mode, is (Jᵀ u)ᵀ v, by reverse mode.
+        agrees: whether uᵀ (J v), by forward mode, is (Jᵀ u)ᵀ v, by reverse mode, and no use of a parameter is hidden
+            from forward mode: its part of J v would be missing, and so that of u, on both sides.
     """
 
     parts: dict[str, Tensor]
@@ -65,7 +67,7 @@ def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], ou
         leaves = {
             name: own[name] if own[name].requires_grad else own[name].detach().requires_grad_() for name in tangents
         }
-        z, t = _dual(network, inputs, leaves, tangents)
+        z, t, hidden = _dual(network, inputs, leaves, tangents)
         u = output(z.detach(), t.detach())
         found = torch.autograd.grad(z, list(leaves.values()), u, allow_unused=True)
     parts = {
@@ -77,7 +79,7 @@ def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], ou
     size = sum(_inner(g, g) for g in parts.values()) * sum(_inner(tangents[name], tangents[name]) for name in parts)
     rounding = 1e3 * torch.finfo(z.dtype).eps * size**0.5
     agrees = abs(form - reverse) <= TOLERANCE.get(network.coarsest(z), 0.1) * abs(form) + rounding + 1e-30
-    return Product(parts, form, len(z), agrees)
+    return Product(parts, form, len(z), agrees and not hidden)
 
 
 def tangent(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -85,22 +87,31 @@ def tangent(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor]) ->
     inputs = move(inputs, network.device)
     with as_guest(network.model), torch.no_grad():
         own = network.parameters
-        return _dual(network, inputs, {name: own[name].detach() for name in tangents}, tangents)
+        z, t, _ = _dual(network, inputs, {name: own[name].detach() for name in tangents}, tangents)
+        return z, t
 
 
 def try_forward_mode(network: Network, inputs: Inputs) -> bool:
     """Whether uᵀ(J d) equals (Jᵀu)ᵀd on a batch for random u and d; the network keeps the answer.
 
-    u is dense, so that a fault in any example shows.
+    u does not hang on J d, so that what is missing there shows in any example and output.
     """
     directions = {name: noise(p, i) for i, (name, p) in enumerate(network.parameters.items(), 1)}
+    drawn = list[Tensor]()
+
+    def dense(z: Tensor, t: Tensor) -> Tensor:
+        drawn.append(noise(z, 0))
+        return drawn[0]
+
     try:
         with warnings.catch_warnings():  # torch scripts its own derivatives when forward mode is first used
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
-            made = product(network, inputs, directions, lambda z, t: t)
+            made = product(network, inputs, directions, dense)
             # alone it runs without gradients, where a model may do something else
             _, t = tangent(network, inputs, directions)
-        right = made.agrees and _as_large(t, made.form, TOLERANCE.get(network.coarsest(t), 0.1))
+        gap = abs(float((t.double() * drawn[0].double()).sum()) - made.form)
+        size = float(torch.linalg.vector_norm(t.double()) * torch.linalg.vector_norm(drawn[0].double()))
+        right = made.agrees and gap <= TOLERANCE.get(network.coarsest(t), 0.1) * size + 1e-30
     except (RuntimeError, TypeError):
         right = False  # an operation without forward mode: products go through captures
     network.note(forward_mode=right)
@@ -109,8 +120,8 @@ def try_forward_mode(network: Network, inputs: Inputs) -> bool:
 
 def _dual(
     network: Network, inputs: Inputs, leaves: Mapping[str, Tensor], tangents: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Output z with its graph to the leaves, and the tangent J v.
+) -> tuple[Tensor, Tensor, bool]:
+    """Output z with its graph to the leaves, the tangent J v, and whether a use of a leaf has no part in it.
 
     The level is left before the caller goes backward: the reverse pass must not drag tangents along.
     """
@@ -121,13 +132,15 @@ def _dual(
     network.likelihood.check_output(z)
     if not bool(torch.isfinite(z).all()):
         raise ValueError("NaN or infinite values in the output; check the data and the weights before probing.")
-    return z, torch.zeros_like(z) if t is None else t
+    return z, torch.zeros_like(z) if t is None else t, _hidden(z, leaves.values(), duals.values())
 
 
-def _as_large(t: Tensor, squared: float, tolerance: float) -> bool:
-    """Whether |t|² is what it was in another pass."""
-    gap = abs(float(t.double().square().sum()) - squared)
-    return gap <= 2 * tolerance * abs(squared) + 1e-30
+def _hidden(z: Tensor, leaves: Collection[Tensor], duals: Collection[Tensor]) -> bool:
+    """Whether an output's graph reaches a leaf past its dual: from a list, a closure, a view that was made before."""
+    seen = {dual.grad_fn for dual in duals}
+    own = {id(leaf) for leaf in leaves}
+    there = (node for node in behind(z.grad_fn) if node not in seen and not empty(node))
+    return any(id(getattr(before, "variable", None)) in own for node in there for before, _ in node.next_functions)
 
 
 def _inner(x: Tensor, y: Tensor) -> float:
