@@ -27,6 +27,20 @@ def is_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())  # a sum may overflow
 
 
+def first_not_finite(tensors: Sequence[Tensor]) -> int | None:
+    """The position of the first tensor with an entry that is not finite; None where there is none.
+
+    Args:
+        tensors: of any shapes and types, on one device, from which one number is read where all are finite.
+    """
+    parts = [t._values() if t.is_sparse else t for t in tensors]
+    sums = [part.sum().double() for part in parts]
+    if not sums or bool(torch.isfinite(torch.stack(sums)).all()):
+        return None
+    broken = (i for i, part in enumerate(parts) if not bool(torch.isfinite(part).all()))  # a sum may overflow
+    return next(broken, None)
+
+
 def require_finite(values: Tensor, what: str) -> None:
     """Refuse entries that are not finite.
 

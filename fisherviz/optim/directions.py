@@ -146,6 +146,9 @@ class Part:
         """What is saved under "fisherviz", tensors by the parameters' names. Nothing by default."""
         return {}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of other options, before anything of it is taken. Nothing by default."""
+
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state_dict` gave. Nothing by default."""
 

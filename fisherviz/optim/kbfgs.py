@@ -228,6 +228,11 @@ class QuasiNewton(Directions):
         """A, H_a, H_g or its pairs, and the averages of each layer."""
         return {"factors": {name: {k: t.clone() for k, t in own.items()} for name, own in self.factors.items()}}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of K-BFGS where this is K-BFGS(L), or the other way round."""
+        if any(("Hg" in own) != (self.memory is None) for own in state["factors"].values()):
+            raise ValueError("the state is that of a KBFGS with another memory=; create this one as it was then.")
+
     def load_state_dict(self, state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Restore what `state_dict` gave."""
         device = next((p.device for p in parameters.values()), torch.device("cpu"))

@@ -339,9 +339,17 @@ class NaturalGradient(Watching):
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled; use state_dict() and load_state_dict().")
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state and "fisherviz": generator, averages and what the cached factorisations are made from."""
+        """Torch's state and "fisherviz": generator, averages and what the cached factorisations are made from.
+
+        Nothing of it changes with later steps: all tensors are copies.
+        """
         made = super().state_dict()
-        return made | {"param_groups": settings.plain_groups(made["param_groups"]), "fisherviz": self._own_state()}
+        kept = {
+            key: {name: each.clone() if isinstance(each, Tensor) else each for name, each in of_one.items()}
+            for key, of_one in made["state"].items()
+        }
+        groups = settings.plain_groups(made["param_groups"])
+        return made | {"state": kept, "param_groups": groups, "fisherviz": self._own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict`; training goes on bit for bit.
@@ -350,6 +358,10 @@ class NaturalGradient(Watching):
             ValueError: the state is another optimizer's, network's or method's.
         """
         settings.check_state(state_dict, self._own_state())
+        try:
+            self.directions.check_state(state_dict["fisherviz"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(settings.DAMAGED.format(error)) from error
         groups = settings.whole_groups(state_dict["param_groups"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "fisherviz"} | {"param_groups": groups})
         try:

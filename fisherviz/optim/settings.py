@@ -31,6 +31,10 @@ LATE = (
     "pass have two examples or more, or put them in a group with approximation='none'."
 )
 
+NOT_FINITE_GRADIENT = (
+    "the gradient {} is NaN or infinite at step {}, and nothing has moved; look at the loss and the targets, leave "
+    "such a batch out (zero_grad() and no step), and where training has diverged, lower lr or raise damping."
+)
 UNSEEN = (
     "layer {!r} has a gradient but no statistics since the last step: no forward of the model in training mode ran it "
     "with the optimizer's own parameters and was backpropagated to this gradient. Call model.train() and the model "
@@ -152,10 +156,14 @@ def whole_groups(groups: Any) -> list[dict[str, Any]]:
     """What `plain_groups` was given.
 
     Raises:
-        ValueError: a group has no damping.
+        ValueError: a group lacks an option, or has one that is out of range.
     """
     try:
-        return [group | {"damping": _whole(group["damping"])} for group in groups]
+        whole = [group | {"damping": _whole(group["damping"])} for group in groups]
+        for group in whole:
+            check_group(group)
+            list(group["params"])
+        return whole
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the state's param_groups cannot be read ({error!r}); {UNCHANGED}") from error
 
@@ -205,6 +213,11 @@ def check_state(state: Any, own: Mapping[str, Any]) -> None:
     saved = state["fisherviz"]
     if lacking := [key for key in ("state", "param_groups") if key not in state]:
         raise ValueError(f"the state lacks {lacking[0]!r}; load all of what state_dict() gave.")
+    kept = state["state"]
+    if not isinstance(kept, Mapping) or not all(isinstance(each, Mapping) for each in kept.values()):
+        raise ValueError(f"the state's 'state' is no mapping of what is kept by parameter; {UNCHANGED}")
+    if any("momentum_buffer" in each and not isinstance(each["momentum_buffer"], Tensor) for each in kept.values()):
+        raise ValueError(f"the state's momentum of a parameter is no tensor; {UNCHANGED}")
     for key in ("method", "structure"):
         if key in saved and key in own and saved[key] != own[key]:
             raise ValueError(f"the state is one of {key} {saved[key]!r}, this optimizer's is {own[key]!r}.")

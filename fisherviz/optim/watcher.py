@@ -163,8 +163,8 @@ class Watcher:
         if output is None or inputs is None:
             return None
         z = self.pick(output)
-        if not z.requires_grad:
-            return None
+        if not z.requires_grad or not z.shape[:1].numel():
+            return None  # a batch of no examples shows nothing
         clone = z.clone()
         made = Pass(len(z) if z.dim() else 1, inputs, z, calls, {}, frozenset(calls))
         self._place(made, z)

@@ -16,6 +16,7 @@ from fisherviz.capture.network import Network
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import NOT_FINITE, FreshVectors
+from fisherviz.operators.finite import first_not_finite
 from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.passes import Pass, Wanted
@@ -183,11 +184,19 @@ class Watching(torch.optim.Optimizer):
     def _check_passes(self) -> None:
         if self._watcher is not None:
             self._watcher.gradients.settle()
-        seen = [sum(made.bad for made in self._passes), sum(made.examples for made in self._passes)]
-        bad, examples = summed(seen, self.generator.device)  # all processes raise, or none: none waits for another
+        there = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        broken = first_not_finite([p.grad for p in there if p.grad is not None])
+        seen = [sum(made.bad for made in self._passes), sum(made.examples for made in self._passes), broken is not None]
+        bad, examples, wrong = summed(
+            seen, self.generator.device
+        )  # all processes raise, or none: none waits for another
         if bad:
             self._forget()
             raise ValueError(NOT_FINITE.format(self.k + 1, int(bad), int(examples)))
+        if wrong:
+            self._forget()
+            whose = "of another process" if broken is None else self._named(there[broken])
+            raise ValueError(settings.NOT_FINITE_GRADIENT.format(whose, self.k + 1))
         if len(self._passes) > 1 and self._guesses_scale and any(made.guessed for made in self._passes):
             say_once(settings.ACCUMULATED.format(len(self._passes)))
             self._guesses_scale = False
@@ -199,6 +208,14 @@ class Watching(torch.optim.Optimizer):
             if not self._seen(layer):
                 raise RuntimeError(settings.UNSEEN.format(layer.name))
         self._say_mixed()
+
+    def _named(self, parameter: nn.Parameter) -> str:
+        """A parameter in words."""
+        for layer in self.layers:
+            for name, own in layer.parameters.items():
+                if own is parameter:
+                    return f"of {name!r}"
+        return f"of a parameter of shape {tuple(parameter.shape)}"
 
     def _say_mixed(self) -> None:
         """Warn where a part of a gradient is in no Fisher."""

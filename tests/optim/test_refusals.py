@@ -162,6 +162,172 @@ def test_a_batch_with_nan_is_named_and_does_not_poison_the_next(name, likelihood
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+def entries(state, place=""):
+    """All tensors and numbers of a state by their places, but for the generator's."""
+    if isinstance(state, dict):
+        found = [pair for key, each in state.items() for pair in entries(each, f"{place}.{key}").items()]
+        return {key: each for key, each in found if "generator" not in key}
+    if isinstance(state, list | tuple):
+        return {key: each for i, part in enumerate(state) for key, each in entries(part, f"{place}.{i}").items()}
+    return {place: state.clone() if isinstance(state, torch.Tensor) else state}
+
+
+SPOILED = {
+    "NaN in the loss": lambda loss, model: (loss * float("nan")).backward(),
+    "an infinite loss": lambda loss, model: (loss / 0.0).backward(),
+    "one entry by hand": lambda loss, model: (loss.backward(), model[0].weight.grad[0, 0].fill_(torch.inf)),
+    "in a bias": lambda loss, model: (loss.backward(), model[-1].bias.grad[-1].fill_(torch.nan)),
+}
+
+
+@pytest.mark.covering
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize("name", ALL)
+def test_a_gradient_that_is_not_finite_moves_nothing_and_does_not_poison_the_next(name, spoil):
+    model, (x, y) = net(), data()
+    opt = ALL[name](model, "categorical")
+    good = closure_of(opt, model, x, y)
+    opt.step(good)
+    weights, state = copy.deepcopy(list(model.parameters())), entries(opt.state_dict())
+
+    def bad():
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        spoil(loss, model)
+        return loss
+
+    with pytest.raises(ValueError, match=r"the gradient of '.*' is NaN or infinite at step 2, and nothing has moved"):
+        opt.step(bad)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), weights, strict=True))
+    now = entries(opt.state_dict())
+    assert now.keys() == state.keys()
+    for place, before in state.items():
+        same = torch.equal(now[place], before) if isinstance(before, torch.Tensor) else now[place] == before
+        assert same, place
+    opt.step(good)
+    assert opt.k == 2
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_plain_groups_too():
+    model, (x, y) = net(), data()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "approximation": "none"}]
+    opt = optim.FOOF(model, "categorical", params=groups)
+    F.cross_entropy(model(x), y).backward()
+    model[2].weight.grad[0] = float("nan")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"the gradient of .* is NaN or infinite at step 1"):
+        opt.step()
+    assert all(torch.equal(p, before[key]) for key, p in model.state_dict().items())
+
+
+def test_gradients_whose_sum_overflows_are_finite():
+    model, (x, y) = net(), data()
+    opt = optim.NaturalGradient(model, "categorical", "diagonal", lr=1e-30, damping=1.0)
+    F.cross_entropy(model(x), y).backward()
+    model[0].weight.grad.fill_(2e38)
+    opt.step()
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.covering
+@pytest.mark.parametrize("name", ALL)
+def test_a_batch_of_no_examples_changes_nothing_and_the_next_is_as_if_it_had_not_been(name):
+    steps = []
+    for empty in (False, True):
+        torch.manual_seed(0)
+        model, (x, y) = net(), data()
+        opt = (
+            ALL[name](model, "categorical", momentum=0.0) if name != "hessian-free" else ALL[name](model, "categorical")
+        )
+        if empty:
+            before = copy.deepcopy(model.state_dict())
+            none = x[:0], y[:0]
+            opt.zero_grad()
+            F.cross_entropy(model(none[0]), none[1], reduction="sum").backward()
+            opt.zero_grad()
+            assert all(torch.equal(p, before[key]) for key, p in model.state_dict().items())
+        opt.step(closure_of(opt, model, x, y))
+        steps.append([p.detach().clone() for p in model.parameters()])
+    for one, other in zip(*steps, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_of_a_batch_of_no_examples_is_no_error(name):
+    model, (x, y) = net(), data()
+    opt = ALL[name](model, "categorical", **({"weight_decay": 0.0} if name == "kfac" else {}))
+
+    def closure():
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x[:0]), y[:0], reduction="sum")
+        loss.backward()
+        return loss
+
+    before = copy.deepcopy(model.state_dict())
+    opt.step(closure)
+    assert all(torch.equal(p, before[key]) for key, p in model.state_dict().items())
+
+
+SPOILED_STATES = {
+    "a group without lr": (lambda s: s["param_groups"][0].pop("lr"), "param_groups cannot be read"),
+    "a group without approximation": (
+        lambda s: s["param_groups"][0].pop("approximation"),
+        "param_groups cannot be read",
+    ),
+    "a group without params": (lambda s: s["param_groups"][0].pop("params"), "param_groups cannot be read"),
+    "lr that is no number": (lambda s: s["param_groups"][0].update(lr=float("nan")), "lr must be a number"),
+    "a momentum below zero": (lambda s: s["param_groups"][0].update(momentum=-3.0), "momentum must be"),
+    "no damping": (lambda s: s["param_groups"][0].update(damping=None), "param_groups cannot be read"),
+    "no state": (lambda s: s.update(state=None), "'state' is no mapping"),
+    "nothing of a parameter": (lambda s: s["state"].update({0: None}), "'state' is no mapping"),
+    "no momentum": (lambda s: s["state"].update({0: {"momentum_buffer": None}}), "momentum of a parameter"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "words"), SPOILED_STATES.values(), ids=SPOILED_STATES)
+@pytest.mark.parametrize("name", ["foof", "kbfgs"])
+def test_what_is_not_in_torch_s_part_of_a_state_is_said_when_it_is_loaded(name, spoil, words):
+    model, (x, y) = net(), data()
+    opt = ALL[name](model, "categorical")
+    opt.step(closure_of(opt, model, x, y))
+    before = entries(opt.state_dict())
+    spoilt = copy.deepcopy(opt.state_dict())
+    spoil(spoilt)
+    with pytest.raises(ValueError, match=words):
+        opt.load_state_dict(spoilt)
+    assert all(torch.equal(t, before[k]) for k, t in entries(opt.state_dict()).items() if isinstance(t, torch.Tensor))
+    opt.step(closure_of(opt, model, x, y))
+
+
+@pytest.mark.parametrize(("there", "here"), [(3, None), (None, 3)])
+def test_a_state_of_kbfgs_with_another_memory_is_refused(there, here):
+    model, (x, y) = net(), data()
+    opt = optim.KBFGS(model, "categorical", memory=there)
+    opt.step(closure_of(opt, model, x, y))
+    other = optim.KBFGS(net(), "categorical", memory=here)
+    with pytest.raises(ValueError, match="another memory="):
+        other.load_state_dict(opt.state_dict())
+    assert other.k == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_saved_state_does_not_change_with_later_steps(name):
+    model, (x, y) = net(), data()
+    opt = ALL[name](model, "categorical")
+    for _ in range(2):
+        opt.step(closure_of(opt, model, x, y))
+    state, weights = opt.state_dict(), copy.deepcopy(model.state_dict())
+    first = []
+    for _ in range(2):  # on, and on again from the same state
+        for _ in range(3):
+            opt.step(closure_of(opt, model, x, y))
+        first.append(copy.deepcopy(model.state_dict()))
+        model.load_state_dict(weights)
+        opt.load_state_dict(state)
+    assert all(torch.equal(first[0][key], first[1][key]) for key in weights)
+
+
 WRONG = {"lr", "momentum", "weight_decay", "decay", "T", "samples", "kind", "loss_scale", "output", "params"} | {
     "inverse", "rescale", "adapt", "heuristic_damping", "T1", "T2", "tau1", "tau2", "omega1", "omega2", "gamma_by",
     "tolerance", "memory", "carry", "iterations", "structure", "pair_decay", "powell", "ramp", "reduction",
