@@ -237,9 +237,7 @@ def test_a_batch_of_no_examples_changes_nothing_and_the_next_is_as_if_it_had_not
     for empty in (False, True):
         torch.manual_seed(0)
         model, (x, y) = net(), data()
-        opt = (
-            ALL[name](model, "categorical", momentum=0.0) if name != "hessian-free" else ALL[name](model, "categorical")
-        )
+        opt = ALL[name](model, "categorical")
         if empty:
             before = copy.deepcopy(model.state_dict())
             none = x[:0], y[:0]
