@@ -131,6 +131,7 @@ class TokenCapture:
             out = found.g.new_zeros(shape) if others is None else others(used[start:stop]).view(shape)
             out[:, found.example[mine], column[mine] - start] += found.g[:, mine]  # each column once per example
             yield used[start:stop], out
+            del out  # before there is another
 
     def square_sum(self) -> Tensor:
         """Sum over examples and vectors of each gradient entry's square, (P,) in unit order."""

@@ -142,8 +142,13 @@ def _fit(label: str, method: Approximation, fisher: Fisher, sizes: Sizes) -> Ste
         cost, size = _statistic(statistic, [by_name[name] for name in statistic.layers])
         count, entries = count + cost, entries + size
     if type(method).refine is not Approximation.refine:
-        count += sum(layer.forming + layer.columns * layer.positions * layer.size for layer in sizes.layers)
+        count += sum(layer.forming + layer.columns * layer.positions * _turned(layer) for layer in sizes.layers)
     return Step(label, "statistics and factors", count, sizes.item * entries)
+
+
+def _turned(layer: LayerCosts) -> int:
+    """Multiply-adds for a position in an eigenbasis; one-hot inputs stay as they are."""
+    return layer.dg**2 if layer.kind == "tokens" else layer.size
 
 
 def _statistic(statistic: Statistic, of: Sequence[LayerCosts]) -> tuple[float, int]:
@@ -207,7 +212,7 @@ def _structured(
     direct = min(size, columns)
     converted = DOUBLE * max(layer.captured for layer in sizes.layers)
     solver = max((sizes.item + DOUBLE) * direct**2, converted + DOUBLE // sizes.item * sizes.gram_bytes)
-    formed = [layer for layer in sizes.layers if layer.kind != "outer"]  # of the others inner products are closed
+    formed = [layer for layer in sizes.layers if layer.kind not in ("outer", "tokens")]  # others have closed forms
     gradients = 2 * sizes.item * min(columns * sum(layer.size for layer in formed), sizes.layers[0].most // 2)
     norms = sum(layer.strips(sizes.tile) for layer in sizes.layers)
     solves = sizes.gram + CHOLESKY * direct**3 + (2 * probes + others) * sizes.product
@@ -216,7 +221,11 @@ def _structured(
         Step("exact Fisher", "directions and probes", solves, held + solver + vectors, at_most=True),
         Step("inner products", "gradients formed once", sum(layer.forming for layer in formed), held + gradients),
     ]
-    among = sum(layer.size * (layer.da + layer.dg) for layer in sizes.layers if layer.kind != "gradients")
+    among = sum(
+        layer.size * ((1 if layer.kind == "tokens" else layer.da) + layer.dg)
+        for layer in sizes.layers
+        if layer.kind != "gradients"
+    )
     for label, method in chosen.items():
         coupled = isinstance(method, KFACFull) and len(sizes.layers) > 1
         written_out = coupled and size <= DENSE_SOLVE

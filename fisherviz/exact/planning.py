@@ -227,9 +227,7 @@ def _product(s: Sizes) -> list[Step]:
 
 def _diagonal(s: Sizes) -> list[Step]:
     count = sum(layer.diagonal for layer in s.layers)
-    squares = max(
-        layer.columns * layer.dg if layer.kind == "outer" else layer.gradients + layer.stacked for layer in s.layers
-    )
+    squares = max(layer.squared for layer in s.layers)
     size = s.item * max(3 * s.size, s.size + squares)
     return [*s.capture(together=False), s.step("diagonal", "squares summed", count, size)]
 
@@ -258,7 +256,7 @@ def _solve(s: Sizes) -> list[Step]:
         count += sum(layer.diagonal for layer in s.layers)
         converted = s.item * max(layer.captured for layer in s.layers)
         size = max(DOUBLE // s.item * (converted + s.gram_bytes), (s.item + DOUBLE) * n**2)
-    return [*s.capture(), s.step("solve", f"Woodbury, {n:,} gradients", count, size)]
+    return [*s.capture(), s.step("solve", f"Woodbury, {n:,} gradients", count, size, at_most=s.item < DOUBLE)]
 
 
 def _spectrum(s: Sizes) -> list[Step]:

@@ -24,7 +24,7 @@ from fisherviz.statistics.moments import (
     OutputFactor,
     UnitBlocks,
 )
-from fisherviz.statistics.products import GRADIENT_ENTRIES, STRIP, STRIP_ENTRIES, strip_width
+from fisherviz.statistics.products import GRADIENT_ENTRIES, ROW_ENTRIES, STRIP, STRIP_ENTRIES, strip_width
 from fisherviz.statistics.recursion import Misfit, NextWeight, SlopeMoment
 from fisherviz.support.memory import require
 
@@ -96,14 +96,33 @@ class LayerCosts:
         return self.columns * self.positions * self.size
 
     @property
+    def acting(self) -> int:
+        """Parameters that some example's gradient is not zero at: of a table the rows that are read, at most."""
+        return self.dg * min(self.da, self.examples * self.positions) if self._read else self.size
+
+    @property
+    def _read(self) -> bool:
+        """Whether it is a table whose rows are read alone."""
+        return self.kind == "tokens" and not self.tied
+
+    @property
     def formed(self) -> int:
         """Entries held while gradients are formed, as many as are formed at once, and then copied by vectors."""
-        return self.gradients if self.vectors == 1 else self.gradients + max(self.gradients, self.stacked)
+        copied = 0 if self.vectors == 1 or self._read else max(self.gradients, self.stacked)
+        return self.gradients + copied
 
     @property
     def gradients(self) -> int:
         """Entries of gradients that are formed at once."""
-        return 0 if self.kind in ("outer", "formed") else min(self.columns * self.size, self.most)
+        most = min(self.most, ROW_ENTRIES) if self._read else self.most
+        return 0 if self.kind in ("outer", "formed") else min(self.columns * self.acting, most)
+
+    @property
+    def squared(self) -> int:
+        """Entries held while gradients are squared: of a table those of what is read, weighted, by rows, squared."""
+        if self.kind == "outer":
+            return self.columns * self.dg
+        return 3 * self.columns * self.positions * self.dg if self._read else self.gradients + self.stacked
 
     @property
     def stacked(self) -> int:
@@ -133,7 +152,7 @@ class LayerCosts:
             return symmetric_cost(self.da, n) + own + others
         if self.pairwise:
             return n * n * t * t * (self.da + k * k * (self.dg + 1))
-        return self.forming + symmetric_cost(self.size, self.columns)
+        return self.forming + symmetric_cost(self.acting, self.columns)
 
     def strips(self, step: int) -> float:
         """Multiply-adds of UᵀU from the diagonal to the right, in strips of so many examples."""
@@ -148,7 +167,7 @@ class LayerCosts:
             return m * n * (self.da + k * k * self.dg)
         if replace(self, examples=n).pairwise:
             return m * n * t * t * (self.da + k * k * (self.dg + 1))
-        return self.forming * n / self.examples + k * k * m * n * self.size
+        return self.forming * n / self.examples + k * k * m * n * replace(self, examples=n).acting
 
     @property
     def pairwise(self) -> bool:

@@ -184,6 +184,7 @@ def _tokens_gram(row: TokenCapture | TiedCapture, start: int, stop: int) -> Tens
             gram(every.T, out)
         else:
             out.addmm_(some, every.T)
+        del part, every, some  # before there is another
     return out
 
 

@@ -47,6 +47,9 @@ def networks():
     )  # fmt: skip
     yield "convolutions", convolutions.eval(), torch.randn(60, 3, 12, 12), "exact"
     yield "tokens", Block(), torch.randint(0, 50, (40, 16)), "mc"
+    torch.manual_seed(0)
+    table = nn.Sequential(nn.Embedding(3000, 20), nn.Flatten(), nn.Linear(100, 10))
+    yield "a large table", table, torch.randint(0, 3000, (120, 5)), "exact"
 
 
 NETWORKS = {name: rest for name, *rest in networks()}
@@ -66,7 +69,7 @@ def captures_take(name):
     return operations(lambda: made(name))
 
 
-LARGE = {"wide", "tokens"}
+LARGE = {"wide", "tokens", "a large table"}
 """Networks whose matrix is too large to write out."""
 
 
