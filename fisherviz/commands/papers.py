@@ -103,7 +103,7 @@ def _show(one: Exhibit, outcome: Outcome) -> None:
     from fisherviz.papers.ledger.claims import NOT_REPRODUCED, REPRODUCED
 
     colors = {REPRODUCED: "bold green", NOT_REPRODUCED: "bold red"}
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(Text(f"\n{one.name}: {one.paper}, {one.title}", "bold"))
     for claim in outcome.claims:
         console.print(Text.assemble((claim.verdict, colors.get(claim.verdict, "bold yellow")), f": {claim.statement}"))

@@ -51,7 +51,7 @@ def say(text: str) -> None:
     """
     from rich.console import Console
 
-    Console(soft_wrap="\n" in text.strip()).print(visible(text), markup=False, highlight=False)
+    Console(soft_wrap="\n" in text.strip(), emoji=False).print(visible(text), markup=False, highlight=False)
 
 
 def print_table(columns: Sequence[Column], title: str = "", elsewhere: str = "") -> None:
@@ -65,7 +65,7 @@ def print_table(columns: Sequence[Column], title: str = "", elsewhere: str = "")
     from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console()
+    console = Console(emoji=False)
     unbounded = console.options.update(max_width=10_000)
     shown, dropped = list(columns), []
     while len(shown) > 2 and Measurement.get(console, unbounded, _table(shown)).maximum > console.width:

@@ -50,3 +50,10 @@ def test_sentences_break_between_words_and_tables_stay(monkeypatch, capsys):
     assert capsys.readouterr().out == table + "\n"
     say("[bold]not markup[/]")
     assert "[bold]not markup[/]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["net.py:ok: weights", ":warning:", "model.py:cat:"])
+def test_names_between_colons_are_no_emoji(name, capsys):
+    say(f"{name} is there.")
+    print_table([Column("layer", [name]), Column("x", ["1"])], title=name)
+    assert capsys.readouterr().out.count(name) == 3
