@@ -24,7 +24,7 @@ from fisherviz.capture.calls import Call, Layout, given, made
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
-from fisherviz.network.layers import Layer, goes_on, read_weights
+from fisherviz.network.layers import Layer, goes_on, is_single, read_weights
 
 
 def no_hook(module: nn.Module, *rest: Any) -> None:
@@ -208,15 +208,17 @@ class Recorder:
             return
         self.types.add(output.dtype)
         module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
-        origin = None if x.grad_fn is None else GradientEdge(x.grad_fn, x.output_nr)
-        place = (made(output), output.shape)
+        edge, shape = made(output), output.shape
         if goes_on(module):
             found = given(output, x.grad_fn, module)
             if found is None:
                 return
-            place = found
+            edge, shape = found
+        if is_single(module, x):  # one row or image by itself is the only one of several
+            x, shape = x.unsqueeze(0), torch.Size((1, *shape))
+        origin = None if x.grad_fn is None else GradientEdge(x.grad_fn, x.output_nr)
         x = x.detach().clone() if layer.name in self.cloned else x.detach()
-        self.calls.append(Call(layer, module, x, x._version, *place, origin, layout, examples))
+        self.calls.append(Call(layer, module, x, x._version, edge, shape, origin, layout, examples))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""

@@ -74,6 +74,10 @@ class Kind(ABC):
         """The kind in a call whose output has this shape."""
         return self
 
+    def is_single(self, module: Any, x: Tensor) -> bool:
+        """Whether an input is one row or image without an axis of several, which the module takes as well."""
+        return False
+
     @abstractmethod
     def unfold(self, module: Any, x: Tensor) -> Tensor:
         """What the weight multiplies: (N, T, fan_in), or (N, T, groups, fan_in)."""
