@@ -6,6 +6,8 @@ gradient edges, not tensors, so that in-place activations after a layer do no ha
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import threading
 from collections.abc import Callable, Sequence
@@ -71,9 +73,18 @@ def _record(
     recorder: Recorder, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
 ) -> None:
     """Note what a layer was given, and where what it gave stands in the graph."""
+    x = args[0] if args else kwargs.get(_input_name(type(module)))
+    if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
+        return  # a forward in the place of the class's own
     if recorder.active and _altered(module, args, kwargs, output):
         return  # the layer is then one that acts without having been seen
-    recorder.note(layer, args[0] if args else next(iter(kwargs.values())), output, module=module)
+    recorder.note(layer, x, output, module=module)
+
+
+@functools.cache
+def _input_name(kind: type[nn.Module]) -> str:
+    """What a class calls the input of its forward, which callers may name among other arguments in any order."""
+    return list(inspect.signature(kind.forward).parameters)[1]
 
 
 def _altered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
@@ -200,12 +211,15 @@ class Recorder:
         """
         if not output.requires_grad or any(map(is_functorch_wrapped_tensor, (x, output))):
             return  # inside the model's own vmap or grad there are no tensors of the batch
-        if not output.numel():
+        dense = all(t.layout is torch.strided and not t.is_nested for t in (x, output))
+        if dense and not output.numel():
             return  # an expert that no row of the batch is sent to has not run
         if not self.active:
             if self.stray is not None:
                 self.stray(layer, output)
             return
+        if not dense:
+            return  # a nested or sparse tensor has no rows of examples
         self.types.add(output.dtype)
         module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
         edge, shape = made(output), output.shape

@@ -159,6 +159,15 @@ def test_images_one_by_one(layer, shape, n):
         assert {layer.path for layer in fisher.layers} == {"structured"}
 
 
+@pytest.mark.parametrize("name", ["conv2d", "instance norm 2d"])
+def test_a_first_batch_of_one_image_tells_nothing_of_the_next(name):
+    torch.manual_seed(0)
+    layer, shape = IMAGES[name]
+    net, x = nets.randomised(OneByOne(layer(), 2)), torch.randn(4, *shape, dtype=torch.float64)
+    fisher = fv.Probe(net, "gaussian").fisher([x[:1], x[1:]])
+    assert_matches(fisher.to_dense(), exact.fisher(net, x, laws.Gaussian()))
+
+
 class Rows(nn.Module):
     """A chain of layers on rows by themselves, or on all at once."""
 
