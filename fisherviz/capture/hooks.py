@@ -73,7 +73,7 @@ def _record(
     recorder: Recorder, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
 ) -> None:
     """Note what a layer was given, and where what it gave stands in the graph."""
-    x = args[0] if args else kwargs.get(_input_name(type(module)))
+    x = args[0] if args else kwargs.get(_input_name(type(module).forward))
     if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
         return  # a forward in the place of the class's own
     if recorder.active and _altered(module, args, kwargs, output):
@@ -82,9 +82,9 @@ def _record(
 
 
 @functools.cache
-def _input_name(kind: type[nn.Module]) -> str:
-    """What a class calls the input of its forward, which callers may name among other arguments in any order."""
-    return list(inspect.signature(kind.forward).parameters)[1]
+def _input_name(forward: Callable[..., Any]) -> str:
+    """What a class's forward calls its input, which callers may name among other arguments in any order."""
+    return list(inspect.signature(forward).parameters)[1]
 
 
 def _altered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:

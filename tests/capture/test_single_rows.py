@@ -12,7 +12,9 @@ from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
 from tests.training_runs import half_squares, trained
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*chain", "ignore:.*exact 2 x 2", "ignore:.*no structure", "ignore:.*recursion")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*chain", "ignore:.*exact 2 x 2", "ignore:.*no structure", "ignore:.*recursion"
+)
 
 D = 4
 
@@ -90,9 +92,7 @@ def twins(name):
     net = made(layer, vector, ADDED["added"])
     other = copy.deepcopy(net)
     other.join = lambda h, s: h + s
-    other.forward = lambda x: other.head(
-        torch.tanh(other.read(x) + other.layer(vector.expand(len(x), *vector.shape)))
-    )
+    other.forward = lambda x: other.head(torch.tanh(other.read(x) + other.layer(vector.expand(len(x), *vector.shape))))
     return net, other, torch.randn(6, 3, dtype=torch.float64)
 
 

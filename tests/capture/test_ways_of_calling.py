@@ -10,7 +10,9 @@ from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
 from tests.training_runs import half_squares
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*chain", "ignore:.*no structure", "ignore:.*nested", "ignore:Sparse CSR")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*chain", "ignore:.*no structure", "ignore:.*nested", "ignore:Sparse CSR"
+)
 
 
 class Calling(nn.Module):
