@@ -76,7 +76,7 @@ def _record(
     x = args[0] if args else kwargs.get(_input_name(type(module).forward))
     if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
         return  # a forward in the place of the class's own
-    if recorder.active and _altered(module, args, kwargs, output):
+    if recorder.active and _dense(x, output) and _altered(module, args, kwargs, output):
         return  # the layer is then one that acts without having been seen
     recorder.note(layer, x, output, module=module)
 
@@ -85,6 +85,11 @@ def _record(
 def _input_name(forward: Callable[..., Any]) -> str:
     """What a class's forward calls its input, which callers may name among other arguments in any order."""
     return list(inspect.signature(forward).parameters)[1]
+
+
+def _dense(*tensors: Tensor) -> bool:
+    """Whether tensors have rows: nested and sparse ones have none of examples."""
+    return all(t.layout is torch.strided and not t.is_nested for t in tensors)
 
 
 def _altered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
@@ -211,7 +216,7 @@ class Recorder:
         """
         if not output.requires_grad or any(map(is_functorch_wrapped_tensor, (x, output))):
             return  # inside the model's own vmap or grad there are no tensors of the batch
-        dense = all(t.layout is torch.strided and not t.is_nested for t in (x, output))
+        dense = _dense(x, output)
         if dense and not output.numel():
             return  # an expert that no row of the batch is sent to has not run
         if not self.active:
@@ -219,7 +224,7 @@ class Recorder:
                 self.stray(layer, output)
             return
         if not dense:
-            return  # a nested or sparse tensor has no rows of examples
+            return
         self.types.add(output.dtype)
         module, layout = layer.module if module is None else module, Layout.SECOND if examples else Layout.FIRST
         edge, shape = made(output), output.shape

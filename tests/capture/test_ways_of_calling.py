@@ -85,9 +85,13 @@ def test_a_forward_in_the_place_of_the_class_s_own():
     assert_exact(fisher, exact.fisher(net, x, laws.Gaussian()))
 
 
+@pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("way", OTHER_TENSORS.values(), ids=OTHER_TENSORS)
-def test_nested_and_sparse_tensors(way):
+def test_nested_and_sparse_tensors(way, hooked):
+    """With a hook of the user's, too, whose doing is looked at."""
     net, x = made(*way)
+    if hooked:
+        net.layer.register_forward_hook(lambda *given: None)
     fisher = fv.Probe(net, "gaussian").fisher(x)
     assert_exact(fisher, exact.fisher(net, x, laws.Gaussian()))
 
