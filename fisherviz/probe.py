@@ -190,7 +190,8 @@ class Probe:
         Raises:
             ValueError: an option is unknown, or kind "empirical" comes without targets.
             TypeError: the data is a one-shot iterator or nothing that can be iterated.
-            RuntimeError: the model's parameters are others than when the Probe was made, or there is no process group.
+            RuntimeError: the model's parameters are others than when the Probe was made, or one was frozen since; or
+                there is no process group.
         """
         now = dict(self.model.named_parameters(remove_duplicate=False))
         if gone := [name for name, p in self.parameters().items() if now.get(name) is not p]:
@@ -198,6 +199,7 @@ class Probe:
                 f"parameter {gone[0]!r} is not the model's any more: a module was replaced, pruned or reparametrised "
                 "since the Probe was made; make a new Probe."
             )
+        self.network.check_trainable()
         return Fisher(
             self, data, targets, kind=kind, samples=samples, reduction=reduction, generator=generator,
             processes=processes,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from fisherviz.capture.calls import Call
 
@@ -17,6 +18,11 @@ BATCHED_ENTRIES = 2**17
 HIDDEN = (
     "the model runs checkpoint(use_reentrant=True), through which no gradients of single examples pass; "
     "pass use_reentrant=False."
+)
+DONATED = (
+    "a function inside the model was compiled by torch.compile so that its first backward gives its buffers away, and "
+    "captures take a backward of their own; set torch._functorch.config.donated_buffer = False, then call "
+    "torch.compiler.reset(), before the next pass."
 )
 
 
@@ -60,11 +66,23 @@ def backpropagate(
 def _gradients(z: Tensor, calls: Sequence[Call], vectors: Tensor, **options: Any) -> list[Tensor | None]:
     """Gradients at the calls' outputs for one vector (N, ...) or several (K, N, ...)."""
     edges = [edge for call in calls for edge in call.edges]
-    try:
-        found = iter(torch.autograd.grad(z, edges, vectors, allow_unused=True, **options))
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        raise NotImplementedError(HIDDEN) from error
+    found = iter(gradients_at(edges, z, vectors, **options))
     leading = vectors.dim() - z.dim()
     return [call.together([next(found) for _ in call.edges], leading) for call in calls]
+
+
+def gradients_at(
+    edges: Sequence[GradientEdge],
+    outputs: Tensor | Sequence[GradientEdge],
+    vectors: Tensor | Sequence[Tensor],
+    **options: Any,
+) -> tuple[Tensor | None, ...]:
+    """Torch's gradients at edges, None for zero; where it gives none for a reason that is known, in our words."""
+    try:
+        return torch.autograd.grad(outputs, edges, vectors, allow_unused=True, **options)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise NotImplementedError(HIDDEN) from error
+        if "donated buffers" in str(error):
+            raise RuntimeError(DONATED) from error
+        raise

@@ -259,7 +259,10 @@ def _of_parameters(node: Node) -> bool:
 def _shapes(node: Node) -> list[torch.Size]:
     """Of a node's outputs; none where torch does not tell."""
     told: list[Any] = getattr(node, "_input_metadata", [])
-    return [torch.Size(one.shape) for one in told]
+    try:
+        return [torch.Size(map(int, one.shape)) for one in told]
+    except (AttributeError, RuntimeError):
+        return []  # nested tensors have no numbers there
 
 
 def made(output: Tensor) -> GradientEdge:

@@ -6,6 +6,8 @@ gradient edges, not tensors, so that in-place activations after a layer do no ha
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import threading
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ from fisherviz.capture.calls import Call, given, made
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
-from fisherviz.network.layers import Layer, goes_on, read_weights
+from fisherviz.network.layers import Layer, goes_on, is_single, read_weights
 
 
 def no_hook(module: nn.Module, *rest: Any) -> None:
@@ -71,9 +73,23 @@ def _record(
     recorder: Recorder, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
 ) -> None:
     """Note what a layer was given, and where what it gave stands in the graph."""
-    if recorder.active and _altered(module, args, kwargs, output):
+    x = args[0] if args else kwargs.get(_input_name(type(module).forward))
+    if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
+        return  # a forward in the place of the class's own
+    if recorder.active and _dense(x, output) and _altered(module, args, kwargs, output):
         return  # the layer is then one that acts without having been seen
-    recorder.note(layer, args[0] if args else next(iter(kwargs.values())), output, module=module)
+    recorder.note(layer, x, output, module=module)
+
+
+@functools.cache
+def _input_name(forward: Callable[..., Any]) -> str:
+    """What a class's forward calls its input, which callers may name among other arguments in any order."""
+    return list(inspect.signature(forward).parameters)[1]
+
+
+def _dense(*tensors: Tensor) -> bool:
+    """Whether tensors have rows: nested and sparse ones have none of examples."""
+    return all(t.layout is torch.strided and not t.is_nested for t in tensors)
 
 
 def _altered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
@@ -200,23 +216,28 @@ class Recorder:
         """
         if not output.requires_grad or any(map(is_functorch_wrapped_tensor, (x, output))):
             return  # inside the model's own vmap or grad there are no tensors of the batch
-        if not output.numel():
+        dense = _dense(x, output)
+        if dense and not output.numel():
             return  # an expert that no row of the batch is sent to has not run
         if not self.active:
             if self.stray is not None:
                 self.stray(layer, output)
             return
+        if not dense:
+            return
         self.types.add(output.dtype)
         module = layer.module if module is None else module
-        origin = None if x.grad_fn is None else GradientEdge(x.grad_fn, x.output_nr)
-        place = (made(output), output.shape)
+        edge, shape = made(output), output.shape
         if goes_on(module):
             found = given(output, x.grad_fn, module)
             if found is None:
                 return
-            place = found
+            edge, shape = found
+        if is_single(module, x):  # one row or image by itself is the only one of several
+            x, shape = x.unsqueeze(0), torch.Size((1, *shape))
+        origin = None if x.grad_fn is None else GradientEdge(x.grad_fn, x.output_nr)
         x = x.detach().clone() if layer.name in self.cloned else x.detach()
-        self.calls.append(Call(layer, module, x, x._version, *place, origin, attended=attended))
+        self.calls.append(Call(layer, module, x, x._version, edge, shape, origin, attended=attended))
 
     def watch(self, layers: Sequence[Layer]) -> None:
         """Record the calls of those that are structured from now on; the others' hooks come off, the rest stay."""

@@ -48,10 +48,11 @@ def look(network: Network, inputs: Inputs) -> None:
         inputs: a batch's inputs.
 
     Raises:
-        RuntimeError: an example's output depends on the other examples, or on chance.
+        RuntimeError: an example's output depends on the other examples, or on chance; or a parameter was frozen.
         ValueError: the model is in a mode without a Fisher of single examples, or the output is not finite.
     """
     check_modes(network.model)
+    network.check_trainable()
     inputs = move(inputs, network.device)
     order = telling_examples(inputs)
     with lock_of(network.model), as_guest(network.model, weights=True), network.hooked():

@@ -200,6 +200,14 @@ class Network:
         recorder.calls.clear()
         return z, calls
 
+    def check_trainable(self) -> None:
+        """Raise RuntimeError where a probed parameter was frozen since."""
+        if frozen := [name for name, p in self.parameters.items() if not p.requires_grad]:
+            raise RuntimeError(
+                f"parameter {frozen[0]!r} was frozen (requires_grad=False) since the Probe was made; make a new Probe, "
+                "which leaves it out, or set requires_grad=True again."
+            )
+
     def check_finite(self, z: Tensor, calls: Mapping[str, Sequence[Call]], first: int) -> None:
         """Raise ValueError where an output or a layer's input is not finite."""
         flat = z.detach().reshape(len(z), -1)

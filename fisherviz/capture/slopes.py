@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.agreement import close, noise
+from fisherviz.capture.backward import gradients_at
 from fisherviz.capture.calls import Call, Layout
 from fisherviz.capture.look import neighbours
 
@@ -43,10 +44,7 @@ def between(row: Call, col: Call) -> Tensor | None:
     if col.origin is None or not plain or len(row.shape) != 2 or row.shape != col.x.shape:
         return None
     v = noise(col.x[:1], 0) * noise(col.x[:, :1], 1)  # no two entries have the same
-    found = [
-        torch.autograd.grad([col.origin], [row.edge], [u], retain_graph=True, allow_unused=True)[0]
-        for u in (torch.ones_like(col.x), v)
-    ]
+    found = [gradients_at([row.edge], [col.origin], [u], retain_graph=True)[0] for u in (torch.ones_like(col.x), v)]
     slopes, mixed = (None if g is None else g.detach().reshape(row.shape) for g in found)
     if slopes is None or mixed is None or not close(mixed, slopes * v.to(slopes.dtype)):
         return None

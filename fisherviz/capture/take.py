@@ -71,10 +71,11 @@ def take(
 
     Raises:
         ValueError: the model is in a mode without a Fisher, or an activation is not finite.
-        RuntimeError: examples are coupled or the model is random.
+        RuntimeError: examples are coupled or the model is random, or a parameter was frozen.
         PathChanged: a layer has no structure after all.
     """
     check_modes(network.model)
+    network.check_trainable()
     inputs = move(inputs, network.device)
     n = count_examples(inputs)
     with lock_of(network.model), as_guest(network.model, weights=not network.structure.looked):
@@ -215,6 +216,7 @@ def _check_paths(network: Network, z: Tensor, calls: Mapping[str, Sequence[Call]
 def loss_gradient(network: Network, inputs: Inputs, targets: Tensor | None = None) -> tuple[Tensor | None, ...]:
     """Gradients of a batch's mean loss by one forward+backward pass; without targets, of the output's mean."""
     check_modes(network.model)
+    network.check_trainable()
     inputs = move(inputs, network.device)
     with as_guest(network.model):
         z = network.forward(inputs)

@@ -94,9 +94,9 @@ class Fisher(Parts):
         Raises:
             ValueError: the damping is negative, or the damped matrix is singular.
         """
+        value = damping_number(damping)
 
         def solved(right: Tensor) -> Tensor:
-            value = damping_number(damping)
             solver = self._solver(value)
             if isinstance(solver, Woodbury):
                 found = self.space.join(solver.solve(self.space.split(right)))

@@ -69,6 +69,8 @@ class Products(Scores):
             assert isinstance(flat, Tensor)
             return self.space.unflatten(flat)
         columns = self._check_vector(v)
+        if not columns.numel():
+            return columns.to(v.dtype) if v.dtype == self.network.dtype else columns  # no column: nothing to compute
         if columns.dim() == 2:
             size, what = 3 * columns.numel() * columns.element_size(), f"a product with {columns.shape[1]:,} vectors"
             require(size, columns.device, what, "take fewer columns at a time")

@@ -32,7 +32,7 @@ class Kind(ABC):
     """What the kind is called; "" for the module's class."""
     weight, bias = "weight", "bias"
     """What its modules call them."""
-    unseen = "its forward did not run, but its parameters act"
+    unseen = "its forward did not run on dense tensors, but its parameters act"
     """Why a layer of the kind may act without having been seen."""
     own_inputs = False
     """Whether every unit has an input of its own: such a layer has unit blocks, but no Kronecker factors."""
@@ -73,6 +73,10 @@ class Kind(ABC):
     def called(self, shape: torch.Size) -> Kind:
         """The kind in a call whose output has this shape."""
         return self
+
+    def is_single(self, module: Any, x: Tensor) -> bool:
+        """Whether an input is one row or image without an axis of several, which the module takes as well."""
+        return False
 
     @abstractmethod
     def unfold(self, module: Any, x: Tensor) -> Tensor:

@@ -33,6 +33,10 @@ class Convolution(Kind):
         """The module's."""
         return module.groups
 
+    def is_single(self, module: Any, x: Tensor) -> bool:
+        """One image."""
+        return x.dim() == 1 + len(module.kernel_size)
+
     def unfold(self, module: Any, x: Tensor) -> Tensor:
         """Patches."""
         if module.groups == 1 and (fast := fast_patches(module, x)) is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fisherviz.network.belongings import Belongings
 from fisherviz.support.modes import full_precision, keeping_modes
@@ -146,7 +147,7 @@ def as_guest(model: nn.Module, weights: bool = False, hooks: bool = False) -> It
     """
     with (
         lock_of(model), keeping_random_state(), keeping_modes(model), torch.inference_mode(False), torch.enable_grad(),
-        nullcontext() if hooks else _without_gradient_hooks(model), _uncompiled(), full_precision(model),
+        nullcontext() if hooks else _without_gradient_hooks(model), _uncompiled(), _uncached(), full_precision(model),
     ):  # fmt: skip
         belongings = Belongings(model, weights)
         outer = _visits.__dict__.setdefault("belongings", weakref.WeakKeyDictionary())
@@ -169,6 +170,18 @@ def _uncompiled() -> AbstractContextManager[Any]:
     if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):  # since torch 2.6
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Outside torch's `parametrize.cached()`, which gives every forward the weight of the first, with its one graph."""
+    opened, held = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled += opened
+        parametrize._cache = held
 
 
 def refresh(model: nn.Module) -> None:

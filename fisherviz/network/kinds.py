@@ -25,6 +25,10 @@ class Linear(Kind):
         """Output features."""
         return module.out_features
 
+    def is_single(self, module: Any, x: Tensor) -> bool:
+        """One vector."""
+        return x.dim() == 1
+
     def transposed_matrix(self, kind: Kind) -> bool:
         """An embedding's, tied to an output layer."""
         return type(self) is Linear and isinstance(kind, Embedding)
@@ -108,6 +112,13 @@ class Scale(Kind):
         """The feature itself."""
         return 1
 
+    def is_single(self, module: Any, x: Tensor) -> bool:
+        """What is normalised as a whole; one channels-first image of InstanceNorm, or one number of PReLU."""
+        if self.last:
+            return x.dim() == len(module.normalized_shape)
+        images = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        return x.dim() == (module._get_no_batch_dim() if images else 0)
+
     def unfold(self, module: Any, x: Tensor) -> Tensor:
         """What is scaled, in float32 at least."""
         return self._by_feature(module, self.multiplied(module, x.to(torch.promote_types(x.dtype, torch.float32))), 1)
@@ -169,6 +180,10 @@ class Embedding(Kind):
     def stored(self, module: nn.Embedding) -> Stored:
         """The table is the transpose."""
         return Stored((module.num_embeddings, module.embedding_dim), (1, 0))
+
+    def is_single(self, module: nn.Embedding, x: Tensor) -> bool:
+        """One position."""
+        return x.dim() == 0
 
     def unfold(self, module: nn.Embedding, x: Tensor) -> Tensor:
         """Rows that are read."""

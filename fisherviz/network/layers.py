@@ -303,6 +303,11 @@ def reads(module: nn.Module) -> bool:
     return _known(module).one_hot
 
 
+def is_single(module: nn.Module, x: Tensor) -> bool:
+    """Whether the input of a module of a known kind is one row or image without an axis of several."""
+    return _known(module).is_single(module, x)
+
+
 def goes_on(module: nn.Module) -> bool:
     """Whether a module does more to what its matrix gives."""
     return _known(module).goes_on

@@ -101,7 +101,7 @@ class ParameterSpace:
             raise TypeError(f"a layer is given by its name or position, got {type(layer).__name__}.")
         if isinstance(layer, str):
             if layer not in self.names:
-                raise ValueError(unknown("probed layer", layer, self.names))
+                raise ValueError(unknown("probed layer", layer, [name or "'' (root)" for name in self.names]))
             return self.names.index(layer)
         if not -len(self.layers) <= layer < len(self.layers):
             raise ValueError(f"layer position {layer} is out of range; there are {len(self.layers)} layers.")

@@ -114,7 +114,8 @@ class Operator(ABC):
             ValueError: when the shape does not fit.
             TypeError: when the dtype is another one.
         """
-        product = self._matmul(self._as_columns(v, self.shape[1]))
+        columns = self._as_columns(v, self.shape[1])
+        product = self._matmul(columns) if columns.shape[1] else columns.new_empty(self.shape[0], 0)
         return product.squeeze(1) if v.ndim == 1 else product
 
     def solve(self, v: Tensor) -> Tensor:
@@ -135,6 +136,8 @@ class Operator(ABC):
         """
         self.require_square("solve")
         columns = self._as_columns(v, self.shape[0])
+        if not columns.shape[1]:
+            return columns.clone()  # no column: nothing to solve
         solution = self._solve(columns)
         if not self._trusted:
             self._tell_residual(solution, columns)

@@ -108,4 +108,4 @@ class DiagonalKronecker(Symmetric):
 
     def _inverse_root(self, z: Tensor) -> Tensor:
         Z = z.mT.reshape(z.shape[1], len(self.G), len(self.A))
-        return (root_solve(self._cholesky, Z) / self.A.sqrt()).reshape(z.shape[1], -1).mT
+        return (root_solve(self._cholesky, Z) / self.A.sqrt()).flatten(1).mT

@@ -220,8 +220,16 @@ def _shifted_factor(matrix: Tensor, shift: float) -> tuple[Tensor, Tensor]:
         return torch.linalg.cholesky_ex(matrix)
     own = matrix.clone(memory_format=torch.contiguous_format)
     own.diagonal(dim1=-2, dim2=-1).add_(shift)
+    return _factor_in_place(own)
+
+
+def _factor_in_place(own: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower Cholesky factor of a symmetric M, which it replaces, and LAPACK's verdict."""
     factor, info = own.mT, torch.empty(own.shape[:-2], dtype=torch.int32, device=own.device)
-    torch.linalg.cholesky_ex(own.mT, out=(factor, info))  # M is its transpose, whose columns lie as LAPACK's
+    try:
+        torch.linalg.cholesky_ex(own.mT, out=(factor, info))  # M is its transpose, whose columns lie as LAPACK's
+    except KeyError:  # under torch's allow_mutation_on_saved_tensors, which looks for an output called "out"
+        return torch.linalg.cholesky_ex(own.mT)
     return factor, info
 
 
@@ -294,8 +302,7 @@ class DampedCholesky:
         floor = _floors(matrix) if damping == 0 else None
         own = matrix.to(torch.float64, copy=again is None, memory_format=torch.contiguous_format)
         own.diagonal().add_(damping)
-        self.factor, info = own.mT, torch.empty((), dtype=torch.int32, device=own.device)
-        torch.linalg.cholesky_ex(own.mT, out=(self.factor, info))  # M is its transpose, whose columns lie as LAPACK's
+        self.factor, info = _factor_in_place(own)
         if bool(info > 0) or (floor is not None and not bool(_smallest_eigenvalue(self.factor) > floor)):
             raise _singular(matrix if again is None else again(), what, damping, unit)
 

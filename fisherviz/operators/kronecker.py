@@ -214,7 +214,7 @@ class Kronecker(Operator):
         L_a, L_g = self._choleskys
         Z = z.mT.reshape(z.shape[1], self._outputs[0], len(L_a))
         half = Z if L_g is None else root_solve(L_g, Z)
-        return torch.linalg.solve_triangular(L_a, half, upper=False, left=False).reshape(z.shape[1], -1).mT
+        return torch.linalg.solve_triangular(L_a, half, upper=False, left=False).flatten(1).mT
 
     def act_rows(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Rows a Aᵀ and g Gᵀ whose product is this operator times gᵀ a (Martens & Grosse 2015, end of section 8).
@@ -265,7 +265,7 @@ class KroneckerEigen(Symmetric):
     def _apply(self, S: Tensor, v: Tensor) -> Tensor:
         if self.QA is None:
             V = v.mT.reshape(v.shape[1], *S.shape)
-            return (self.QG @ (S * (self.QG.mT @ V))).reshape(v.shape[1], -1).mT
+            return (self.QG @ (S * (self.QG.mT @ V))).flatten(1).mT
         return act(self.QA, self.QG, S.reshape(-1, 1) * act(self.QA.mT, self.QG.mT, v))
 
     def _matmul(self, v: Tensor) -> Tensor:

@@ -230,6 +230,23 @@ def test_float32_products_and_solves():
     assert_matches(fisher.solve(v, 0.1), expected, FLOAT32)
 
 
+KEPT = {"nothing": lambda f: f, "captures": lambda f: f.with_captures(), "the matrix": lambda f: (f.to_dense(), f)[1]}
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_no_columns_give_no_columns(kept, dtype):
+    _, F, net = setting()
+    fisher = kept(fv.Probe(net.to(dtype), "categorical").fisher(nets.vectors(5, 3).to(dtype)))
+    none = torch.zeros(len(F), 0, dtype=dtype)
+    found = [fisher @ none, fisher.solve(none, 0.1), fisher.inverse(0.1) @ none]
+    assert [tuple(v.shape) for v in found] == [(len(F), 0)] * 3
+    assert [v.dtype for v in found[:2]] == [dtype] * 2
+    assert fisher.to_scipy().matmat(np.zeros((len(F), 0))).shape == (len(F), 0)
+    with pytest.raises(ValueError, match="damping"):
+        fisher.solve(none, -1.0)
+
+
 WRONG = [torch.ones(3), torch.ones(1, 26), torch.ones(26, 2, 2), torch.tensor(1.0), torch.ones(0)]
 
 

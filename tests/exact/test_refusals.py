@@ -114,6 +114,27 @@ def test_model_with_everything_frozen():
         fv.Probe(nets.mlp(3, 2).requires_grad_(False), "gaussian").fisher(nets.vectors(3, 3)).to_dense()
 
 
+@pytest.mark.parametrize("frozen", [["0.weight"], ["0.weight", "0.bias"], []])
+def test_a_parameter_frozen_since_the_probe_was_made(frozen):
+    net, x = nets.mlp(3, 4, 2), nets.vectors(4, 3)
+    probe = fv.Probe(net, "categorical")
+    fisher, other = (probe.fisher(x, torch.arange(4) % 2) for _ in range(2))
+    whole, size = fisher.to_dense(), probe.space.size
+    for name, p in net.named_parameters():
+        p.requires_grad_(bool(frozen) and name not in frozen)
+    for call in (
+        lambda: probe.fisher(x),
+        lambda: probe.look(x),
+        lambda: other.to_dense(),
+        lambda: other.solve(torch.ones(size, dtype=torch.float64), 0.1),
+        lambda: fv.approximate(fisher, "kfac"),
+        lambda: fisher.natural_gradient(0.1),
+    ):
+        with raises(r"parameter '0\.weight' was frozen .*make a new Probe"):
+            call()
+    assert torch.equal(fisher.to_dense(), whole)  # what is known already takes no pass
+
+
 def test_something_that_is_no_module():
     with raises("module"):
         fv.Probe(lambda x: x, "gaussian")
@@ -346,6 +367,13 @@ def test_a_layer_that_is_not_probed(layer):
         fisher.units(layer)
     with raises("layer"):
         fv.approximate(fisher, "kfac").block(layer, 0)
+
+
+def test_the_root_layer_is_named_among_those_that_are_probed():
+    fisher = fv.Probe(nn.Linear(3, 2).double(), "gaussian").fisher(nets.vectors(4, 3))
+    with raises(r"no probed layer 'head'; it must be one of '' \(root\)\."):
+        fisher.block("head")
+    assert fisher.block("").shape == (8, 8)
 
 
 def test_a_vector_that_is_no_tensor():

@@ -1,15 +1,17 @@
 """The model is a guest: after any call, and after any exception in it, nothing of it has changed."""
 
 import random
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import fisherviz as fv
-from tests.oracles import laws, nets
+from tests.oracles import exact, laws, nets
+from tests.oracles.checks import assert_matches
 
 HOOKS = [
     "_forward_hooks",
@@ -302,6 +304,45 @@ def test_user_gradients_flow_through_an_attached_model_as_before():
         probe.fisher(x)
         again = torch.autograd.grad(loss(net(x), y), list(net.parameters()))
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(expected, actual, again, strict=True))
+
+
+class Normed(nn.Module):
+    """A reparametrised layer whose weight the forward may keep for its length."""
+
+    def __init__(self, keeps):
+        super().__init__()
+        self.first, self.last, self.keeps = parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 2), keeps
+
+    def forward(self, x):
+        with parametrize.cached() if self.keeps else nullcontext():
+            return self.last(torch.tanh(self.first(torch.tanh(self.first(x)))))
+
+
+ASKED = {
+    "product": (lambda f, v: f @ v, lambda F, v: F @ v),
+    "form": (lambda f, v: f.quadratic(v), lambda F, v: v @ F @ v),
+    "solve": (lambda f, v: f.solve(v, 0.1), lambda F, v: np.linalg.solve(F + 0.1 * np.eye(len(F)), v)),
+    "matrix": (lambda f, v: f.to_dense(), lambda F, v: F),
+}
+CONTEXTS = {
+    "weights that are kept": parametrize.cached,
+    "saved tensors that may change": torch.autograd.graph.allow_mutation_on_saved_tensors,
+}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("around", CONTEXTS.values(), ids=CONTEXTS)
+@pytest.mark.parametrize(("request_", "expected"), ASKED.values(), ids=ASKED)
+def test_contexts_of_torch_around_a_request_change_no_number(request_, expected, around, keeps):
+    net, x = nets.randomised(Normed(keeps)), nets.vectors(4, 3)
+    F = exact.fisher(net, x, laws.Gaussian())
+    v = nets.vectors(len(F), 1)[:, 0]
+    with around():
+        z, kept = net(x), net.first.weight
+        found = request_(fv.Probe(net, "gaussian").fisher(x), v)
+        z.sum().backward()
+        assert (kept is net.first.weight) == (around is parametrize.cached)  # the user's own is still there
+    assert_matches(found, expected(F, v.numpy()))
 
 
 def test_data_are_not_changed():

@@ -1,5 +1,6 @@
 """Every operator × every operation against its dense matrix, built here by hand, in float64."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -151,6 +152,19 @@ def test_shape_and_dense(operator, dense):
 def test_product(operator, dense, columns):
     v = normal(dense.shape[1], *([] if columns is None else [columns]), seed=50)
     torch.testing.assert_close(operator @ v, dense @ v)
+
+
+@every
+def test_no_columns_give_no_columns(operator, dense):
+    assert (operator @ normal(dense.shape[1], 0)).shape == (len(dense), 0)
+
+
+@every_square
+def test_no_columns_have_nothing_to_solve(operator, dense):
+    none = normal(len(dense), 0)
+    assert operator.solve(none).shape == (len(dense), 0)
+    with contextlib.suppress(NotImplementedError):  # a structure without a root
+        assert operator.inverse_root(none).shape == (len(dense), 0)
 
 
 @every

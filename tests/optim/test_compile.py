@@ -100,3 +100,46 @@ def test_an_optimizer_that_came_after_the_first_compiled_run_says_so():
     F.cross_entropy(compiled(x), y).backward()
     with pytest.raises(RuntimeError, match="create the optimizer before a compiled model first runs"):
         opt.step()
+
+
+class Calling(torch.nn.Module):
+    """A function between two layers, which is compiled by itself."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = torch.nn.Linear(4, 4), torch.nn.Linear(4, 3), function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+def twice(h):
+    return 2 * h.tanh()
+
+
+@pytest.mark.parametrize("method", ["kfac", "kfra"])
+def test_a_compiled_function_that_gives_its_buffers_away_says_so_and_the_way_out_works(method):
+    """It has been trained before the optimizer was made; with the way out batches of all sizes train as uncompiled."""
+    config = pytest.importorskip("torch._functorch.config")
+    if not hasattr(config, "donated_buffer"):
+        pytest.skip("this torch gives no buffers away")
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = Calling(torch.compile(twice, backend="aot_eager") if compiled else twice).double()
+        x, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+        F.cross_entropy(model(x), y).backward()
+        opt = optim.NaturalGradient(model, "categorical", method, lr=0.1, damping=0.1)
+        opt.zero_grad()
+        if compiled:
+            with pytest.raises(RuntimeError, match=r"donated_buffer = False, then call torch\.compiler\.reset"):
+                F.cross_entropy(model(x), y).backward()
+            opt = optim.NaturalGradient(model, "categorical", method, lr=0.1, damping=0.1)
+        with config.patch(donated_buffer=False):
+            torch.compiler.reset()
+            for n in (6, 4, 2):
+                opt.zero_grad()
+                F.cross_entropy(model(x[:n]), y[:n]).backward()
+                opt.step()
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert_same(weights[1], weights[0], 1e-12)
