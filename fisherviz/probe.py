@@ -170,8 +170,9 @@ class Probe:
         """The Fisher information matrix of the probed parameters over data.
 
         Args:
-            data: a tensor of inputs (N, ...), a tuple (inputs, targets), or a re-iterable of batches; inputs may be a
-                mapping, of the model's keyword arguments.
+            data: a tensor of inputs (N, ...), a tuple (inputs, targets), or a re-iterable of batches; several inputs
+                are a tuple of their own, ((a, b), targets or None), or a mapping, of the model's keyword arguments.
+                Targets are held against the outputs by every kind.
             targets: targets (N, ...) when `data` is inputs alone, or the entry of each batch's mapping that holds them
                 ("labels") and that the model then is not given. Every kind leaves out the positions at which they are
                 the likelihood's `ignore_index`, and no others: an attention mask is the model's affair.
@@ -189,7 +190,8 @@ class Probe:
 
         Raises:
             ValueError: an option is unknown, or kind "empirical" comes without targets.
-            TypeError: the data is a one-shot iterator or nothing that can be iterated.
+            TypeError: the data is a one-shot iterator, a list that may be one batch or two, or nothing that can be
+                iterated.
             RuntimeError: the model's parameters are others than when the Probe was made, or one was frozen since; or
                 there is no process group.
         """

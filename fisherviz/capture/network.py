@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fisherviz.capture.calls import Call, placed
 from fisherviz.capture.hooks import Recorder
 from fisherviz.capture.structure import Structure
-from fisherviz.network.batches import Inputs, arguments, cloned, count_examples, explain_refusal
-from fisherviz.network.guest import lock_of, refresh
+from fisherviz.network.batches import Inputs, arguments, cloned, count_examples, explain_refusal, move, select
+from fisherviz.network.guest import as_guest, lock_of, refresh
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.space import ParameterSpace
@@ -147,6 +147,19 @@ class Network:
                 raise
             raise explained from error
         return self._counted(out if self.output is None else self._pick(out), count_examples(inputs))
+
+    def could_be_targets(self, inputs: Inputs, y: Tensor) -> bool:
+        """Whether a tensor can be targets of the output for inputs; True where the model does not take them."""
+        with as_guest(self.model), torch.no_grad():
+            try:
+                z = self.forward(move(select(inputs, 0, 2), self.device))
+            except Exception:  # the user's own code; a pass over the data will say what is wrong
+                return True
+        try:
+            self.likelihood.check_data(z[:1].expand(len(y), *z.shape[1:]), y.to(z.device))
+        except (ValueError, TypeError):
+            return False
+        return True
 
     def functional(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """The output for a batch with other tensors in the place of some probed parameters."""

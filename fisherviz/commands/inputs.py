@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fisherviz import datasets
-from fisherviz.network.batches import Batches, count_examples, is_split_batch, split_batch
+from fisherviz.network.batches import Batches, count_examples, split_batch
+from fisherviz.network.forms import is_split_batch
+from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.support.choices import did_you_mean
 from fisherviz.support.errors import OptionError, option, sentence
 from fisherviz.support.importing import imported
@@ -68,7 +70,7 @@ class Data:
             OptionError: there are no batches in it.
         """
         try:
-            _, targets = next(iter(Batches(self.batches, entry)))
+            _, targets = next(iter(Batches(self.batches, entry, likelihood=None if asked is None else resolve(asked))))
         except (ValueError, TypeError) as error:
             about = "--targets" if "targets=" in str(error) else "--data"
             raise OptionError(f"{about}: {sentence(error)}") from error
@@ -103,7 +105,7 @@ def load_model(name: str) -> nn.Module:
         return model.eval()
 
 
-def load_data(name: str, examples: int | None, *, progress: bool = True) -> Data:
+def load_data(name: str, examples: int | None, *, likelihood: Likelihood | None = None, progress: bool = True) -> Data:
     """Load the data that an option names.
 
     Args:
@@ -111,6 +113,7 @@ def load_data(name: str, examples: int | None, *, progress: bool = True) -> Data
             `pkg.mod:loader` or `folder/file.py:loader`, a function without arguments that returns inputs, a pair
             (inputs, targets), a `torch.utils.data.Dataset` or a list or DataLoader of batches.
         examples: how many of the first examples to take; None: all.
+        likelihood: whose targets they are, which may tell what a list of two tensors is; None: of any.
         progress: show a bar while fetching.
 
     Returns:
@@ -137,7 +140,7 @@ def load_data(name: str, examples: int | None, *, progress: bool = True) -> Data
         given = found() if callable(found) and not isinstance(found, torch.utils.data.Dataset) else found
         if isinstance(given, datasets.Dataset):
             return _own(given, name, examples)
-        return Data(_taken(given, examples), name)
+        return Data(_taken(given, examples, likelihood), name)
 
 
 def _own(dataset: datasets.Dataset, name: str, examples: int | None) -> Data:
@@ -147,11 +150,11 @@ def _own(dataset: datasets.Dataset, name: str, examples: int | None) -> Data:
     return Data(pair, name, dataset.likelihood, dataset, tuple(dataset.notes))
 
 
-def _taken(given: Any, examples: int | None) -> Any:
+def _taken(given: Any, examples: int | None, likelihood: Likelihood | None) -> Any:
     """The first examples of whatever a loader returns, in the same form."""
     if isinstance(given, torch.utils.data.Dataset):
         given = torch.utils.data.DataLoader(given, batch_size=256)
-    if isinstance(given, list) and is_split_batch(given):
+    if isinstance(given, list) and is_split_batch(given, likelihood):
         given = tuple(given)
     if isinstance(given, Tensor | tuple | Mapping):
         return _first(given, examples)

@@ -70,7 +70,9 @@ def run(job: Job, say: Callable[[str], None] = print, processes: Processes = ALO
         job, say = job.model_copy(update={"quiet": True}), lambda line: None
     with processes.agreeing("the network and its data"):
         device = _checked(job)
-        data = load_data(job.data or DATA, job.examples, progress=not job.quiet)
+        with option("--likelihood"):
+            asked = None if job.likelihood is None else likelihoods.resolve(job.likelihood)
+        data = load_data(job.data or DATA, job.examples, likelihood=asked, progress=not job.quiet)
         likelihood, chosen = data.likelihood_for(job.likelihood, job.targets)
         with option("--likelihood"):
             likelihoods.resolve(likelihood)

@@ -73,7 +73,8 @@ class Passes:
         self.vectors = make_vectors(self.network.likelihood, kind, samples, generator, self.network.device)
         if isinstance(self.vectors, SampledVectors):  # processes may have been seeded differently
             self.vectors.seed = self.processes.exchange(self.vectors.seed)[0]
-        self.data = Batches(data, targets, counted=self.network.likelihood.counted)
+        likelihood, belongs = self.network.likelihood, self.network.could_be_targets
+        self.data = Batches(data, targets, counted=likelihood.counted, likelihood=likelihood, belongs=belongs)
         if kind == "empirical" and self.data.certainly_without_targets:
             raise ValueError(
                 "kind='empirical' needs the data's labels; pass targets=, a tuple (inputs, targets) or batches of them."

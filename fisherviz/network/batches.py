@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
 
+from fisherviz.network.distributions import Likelihood
+from fisherviz.network.forms import is_pair, is_split_batch
 from fisherviz.network.guest import digest, fingerprint_of, undisturbing
 
 Inputs = Any
@@ -31,11 +33,13 @@ class Arguments(NamedTuple):
         args: positional arguments.
         kwargs: keyword arguments.
         weight: of each position of the output (N, ...), 0 where it is left out; None: 1.
+        targets: that came with them and are still to be held against the output.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     weight: Tensor | None = None
+    targets: Tensor | None = None
 
     @property
     def examples(self) -> Tensor | None:
@@ -71,9 +75,12 @@ class Batches:
             holds them, which the model then is not given.
         repeats: whether every pass must show the same examples; False for a stream of mini-batches, which may shuffle.
         counted: tells which positions (N, ...) of targets count, None for all: examples without any are left out.
+        likelihood: whose targets they are, which may tell what a list of two tensors is; None: of any.
+        belongs: whether a tensor can be targets of the model's outputs for some inputs, which may tell too.
 
     Raises:
-        TypeError: the data is a one-shot iterator, a Dataset, or nothing that can be iterated.
+        TypeError: the data is a one-shot iterator, a Dataset, a list that may be one batch or two, or nothing that can
+            be iterated.
     """
 
     def __init__(
@@ -83,6 +90,8 @@ class Batches:
         *,
         repeats: bool = True,
         counted: Callable[[Tensor], Tensor | None] = lambda targets: None,
+        likelihood: Likelihood | None = None,
+        belongs: Callable[[Any, Tensor], bool] | None = None,
     ) -> None:
         if isinstance(data, Iterator):
             raise TypeError(
@@ -94,11 +103,11 @@ class Batches:
                 f"the data is a Dataset ({type(data).__name__}) of single examples; "
                 "wrap it: DataLoader(dataset, batch_size=256)."
             )
-        if isinstance(data, list) and is_split_batch(data):
+        if isinstance(data, list) and is_split_batch(data, likelihood, belongs):
             data = tuple(data)
         whole = isinstance(data, Tensor | tuple | Mapping)
         self._entry = targets if isinstance(targets, str) else None
-        if targets is not None and self._entry is None and not (whole and not _is_pair(data)):
+        if targets is not None and self._entry is None and not (whole and not is_pair(data)):
             raise TypeError(
                 "targets= goes with a tensor of inputs; batches carry their own targets as tuples (inputs, targets), "
                 "or as an entry of their dictionaries, targets='labels'."
@@ -191,29 +200,6 @@ class _SideInputs:
         self.previous = tensors
 
 
-def _is_pair(batch: Any) -> bool:
-    return isinstance(batch, tuple | list) and len(batch) == 2
-
-
-def is_split_batch(data: list[Any]) -> bool:
-    """Whether a list is one batch [inputs, targets], as a DataLoader gives it, and not a list of two batches.
-
-    Raises:
-        TypeError: it may be either.
-    """
-    if len(data) != 2 or not all(isinstance(x, Tensor) and x.dim() for x in data) or len(data[0]) != len(data[1]):
-        return False
-    first, second = data
-    if first.dtype != second.dtype or first.dim() != second.dim():
-        return True  # no two batches of the same inputs
-    if first.is_floating_point() and first.dim() == 2 and first.shape != second.shape:
-        raise TypeError(
-            f"a list of two tensors of shapes {tuple(first.shape)} and {tuple(second.shape)} may be inputs with their "
-            "targets or two batches; pass a tuple (inputs, targets), or [(first,), (second,)] for two batches."
-        )
-    return False
-
-
 def split_batch(batch: Any, entry: str | None = None) -> tuple[Inputs, Tensor | None]:
     """A batch's inputs and targets.
 
@@ -222,7 +208,7 @@ def split_batch(batch: Any, entry: str | None = None) -> tuple[Inputs, Tensor | 
         entry: the entry of the inputs' dictionary that holds the targets; it is taken out.
     """
     inputs, targets = batch, None
-    if _is_pair(batch):
+    if is_pair(batch):
         inputs, targets = batch
     elif isinstance(batch, tuple | list) and len(batch) == 1:
         inputs = batch[0]

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fisherviz.network.distributions import Likelihood
+from fisherviz.network.distributions import SECOND, Likelihood
 
 _LEFT_OUT = -1
 """The label of a position that is left out, whatever ignore_index is: drawn labels are never it."""
@@ -121,17 +121,23 @@ class Categorical(Likelihood):
                 "use 'bernoulli' for one logit."
             )
 
-    def check_axis(self, z: Tensor, y: Tensor | None) -> None:
-        """Refuse labels of the shape that they would have if the classes were on the other axis, and only there.
+    def check_data(self, z: Tensor, y: Tensor) -> None:
+        """Refuse what is neither labels nor a distribution over the classes: one-hot, smoothed, a teacher's."""
+        if not _probabilities(z, y, self.class_axis):
+            self.check_targets(z, y)
 
-        And what can be no labels at all: real numbers that are no probabilities of classes either.
-        """
-        if y is not None and y.is_floating_point() and not _probabilities(z, y, self.class_axis):
-            raise TypeError(
-                f"the data's targets are {y.dtype} and no probabilities of classes, so that they are no labels of a "
-                "categorical likelihood; pass 'gaussian' for regression, or targets.long() if they are class indices."
-            )
-        if z.dim() > 2 and y is not None and y.shape == self._other._label_shape(z) != self._label_shape(z):
+    def may_be_targets(self, y: Tensor) -> bool:
+        """Whether a tensor is labels, of any number of classes, or a distribution over them."""
+        if y.dim() > 1 and _probabilities(y, y, self.class_axis):
+            return True
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            return False
+        y = y.long()
+        return bool(((y >= 0) | (y == self.ignore_index)).all())
+
+    def _check_axis(self, z: Tensor, y: Tensor) -> None:
+        """Refuse labels of the shape that they would have if the classes were on the other axis, and only there."""
+        if z.dim() > 2 and y.shape == self._other._label_shape(z) != self._label_shape(z):
             self._refuse_axis(f"targets of shape {tuple(y.shape)} say", z)
 
     @property
@@ -220,8 +226,14 @@ class Categorical(Likelihood):
 
     def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
         """Integer labels (N,) or (N, positions...) in 0..C-1, and -1 where they are ignore_index."""
-        self.check_axis(z, y)
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        self._check_axis(z, y)
+        if y.is_floating_point() and not _probabilities(z, y, self.class_axis):
+            raise TypeError(
+                f"the data's targets are {y.dtype} and no probabilities of classes, so that they are no labels of a "
+                "categorical likelihood; pass 'gaussian' for regression, or targets.long() if they are class indices "
+                f"({SECOND})."
+            )
+        if y.is_floating_point() or y.is_complex():
             raise TypeError(
                 f"categorical targets must be class indices of an integer type, got {y.dtype}; "
                 "convert them with targets.long() (class probabilities are not supported)."
@@ -231,16 +243,21 @@ class Categorical(Likelihood):
             raise ValueError(
                 f"categorical targets must have shape {expected}, got {tuple(y.shape)}{_way_out(z, y, expected)}."
             )
+        if y.dtype == torch.bool:
+            raise TypeError(
+                "categorical targets must be class indices of an integer type, got torch.bool; convert them with "
+                f"targets.long() ({SECOND})."
+            )
         y = y.to(device=z.device, dtype=torch.long)
         there = self.counted(y)
         labels = y if there is None else y[there]
         if labels.numel():
-            classes, low, high = z.shape[self.class_axis], int(labels.min()), int(labels.max())
+            classes, (low, high) = z.shape[self.class_axis], torch.stack(labels.aminmax()).tolist()
             if low < 0 or high >= classes:
                 raise ValueError(
                     f"targets out of range: the model has {classes} classes, 0..{classes - 1}, "
                     f"but the targets span {low}..{high}; drop or relabel the others, or leave them out by "
-                    "fv.Categorical(ignore_index=...)."
+                    f"fv.Categorical(ignore_index=...) ({SECOND})."
                 )
         return y if there is None else y.masked_fill(~there, _LEFT_OUT)
 
@@ -255,7 +272,7 @@ def _way_out(z: Tensor, y: Tensor, expected: tuple[int, ...]) -> str:
     """What to do with targets of another shape: one-hot rows, or dimensions of one too many."""
     if y.shape == z.shape and bool(((y == 0) | (y == 1)).all()):
         return "; of one-hot rows pass the classes, targets.argmax(...) over the class axis"
-    return "; drop the dimensions of size 1" if y.numel() == math.prod(expected) else ""
+    return "; drop the dimensions of size 1" if y.numel() == math.prod(expected) else f"; {SECOND}"
 
 
 def _probabilities(z: Tensor, y: Tensor, axis: int) -> bool:

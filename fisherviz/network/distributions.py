@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 from fisherviz.support import choices
 
+SECOND = (
+    "the second part of a batch is its targets, and inputs that a model takes together go in a tuple of their own, "
+    "((a, b), targets or None), or in a dictionary"
+)
+"""What to know where a second input may have been taken for targets."""
 _LOST = 1e-4
 """Share of a Gaussian's standard deviation that rounding may take of a drawn label."""
 
@@ -79,8 +84,16 @@ class Likelihood(ABC):
                 "output=torch.view_as_real, say."
             )
 
-    def check_axis(self, z: Tensor, y: Tensor | None) -> None:  # noqa: B027 - most have no axis to mistake
-        """Raise ValueError if the data's targets, where they are at hand, show that z is read along a wrong axis."""
+    def check_data(self, z: Tensor, y: Tensor) -> None:
+        """Raise ValueError or TypeError if the data's targets cannot belong to z, whether or not a kind reads them.
+
+        More than `check_targets` takes may pass: targets that say what z should be, in a form without a score.
+        """
+        self.check_targets(z, y)
+
+    def may_be_targets(self, y: Tensor) -> bool:
+        """Whether a tensor could be targets of some outputs: False where it is certainly none."""
+        return True
 
     def counted(self, y: Tensor) -> Tensor | None:
         """The positions (N, ...) that targets do not leave out; None: they leave none out."""
@@ -107,11 +120,15 @@ class Bernoulli(Likelihood):
 
     name = "bernoulli"
 
-    def check_axis(self, z: Tensor, y: Tensor | None) -> None:
-        """Refuse class indices, and numbers outside [0, 1]."""
+    def check_data(self, z: Tensor, y: Tensor) -> None:
+        """Refuse class indices, other shapes, and numbers outside [0, 1]; NaN may stand for what is missing."""
         _refuse_classes(self.name, z, y)
-        if y is not None and y.numel() and (float(y.min()) < 0 or float(y.max()) > 1):
-            self._refuse_range(y)
+        _require_shape(self.name, z, y)
+        self._require_range(y)
+
+    def may_be_targets(self, y: Tensor) -> bool:
+        """Whether all numbers are in [0, 1]."""
+        return not _outside(y)
 
     def nll(self, z: Tensor, y: Tensor) -> Tensor:
         """Binary cross-entropy summed over the outputs, shape (N,)."""
@@ -139,16 +156,16 @@ class Bernoulli(Likelihood):
     def check_targets(self, z: Tensor, y: Tensor) -> Tensor:
         """Targets of the shape of z with values in [0, 1]."""
         y = _same_shape(self.name, z, y)
-        if y.numel() and (float(y.min()) < 0 or float(y.max()) > 1):
-            self._refuse_range(y)
+        self._require_range(y)
         return y
 
     @staticmethod
-    def _refuse_range(y: Tensor) -> None:
-        raise ValueError(
-            f"targets out of range: bernoulli targets lie in [0, 1], but these span "
-            f"{float(y.min()):.4g}..{float(y.max()):.4g}; rescale them."
-        )
+    def _require_range(y: Tensor) -> None:
+        if _outside(y):
+            raise ValueError(
+                f"targets out of range: bernoulli targets lie in [0, 1], but these span "
+                f"{float(y.min()):.4g}..{float(y.max()):.4g}; rescale them ({SECOND})."
+            )
 
     def describe(self) -> str:
         """Name of the distribution."""
@@ -177,9 +194,10 @@ class Gaussian(Likelihood):
                 "bring targets and variance to another scale."
             )
 
-    def check_axis(self, z: Tensor, y: Tensor | None) -> None:
-        """Refuse class indices."""
+    def check_data(self, z: Tensor, y: Tensor) -> None:
+        """Refuse class indices, and other shapes; NaN may stand for what is missing."""
         _refuse_classes(self.name, z, y)
+        _require_shape(self.name, z, y)
 
     def nll(self, z: Tensor, y: Tensor) -> Tensor:
         """Half the squared error over the variance, shape (N,)."""
@@ -222,12 +240,16 @@ class Gaussian(Likelihood):
         return f"Gaussian(variance={self._variance:g})"
 
 
-def _same_shape(name: str, z: Tensor, y: Tensor) -> Tensor:
+def _require_shape(name: str, z: Tensor, y: Tensor) -> None:
     if _unpadded(y) != _unpadded(z) or len(y) != len(z):
         raise ValueError(
             f"{name} targets must have the outputs' shape {tuple(z.shape)}, got {tuple(y.shape)}; give a number for "
-            "each output, or pass 'categorical' with targets.long() if they are class indices."
+            f"each output, or pass 'categorical' with targets.long() if they are class indices ({SECOND})."
         )
+
+
+def _same_shape(name: str, z: Tensor, y: Tensor) -> Tensor:
+    _require_shape(name, z, y)
     y = y.reshape(z.shape).to(device=z.device, dtype=z.dtype)
     if not bool(torch.isfinite(y).all()):
         raise ValueError(f"{name} targets contain NaN or infinity; clean the data first.")
@@ -239,9 +261,14 @@ def _unpadded(t: Tensor) -> list[int]:
     return [size for size in t.shape if size != 1]
 
 
-def _refuse_classes(name: str, z: Tensor, y: Tensor | None) -> None:
+def _outside(y: Tensor) -> bool:
+    """Whether some numbers are outside [0, 1], told by one question to the device."""
+    return y.numel() > 0 and bool(torch.stack([(y < 0).any(), (y > 1).any()]).any())
+
+
+def _refuse_classes(name: str, z: Tensor, y: Tensor) -> None:
     """Integer targets (N,) of several outputs are indices of classes."""
-    if y is not None and not y.is_floating_point() and y.dim() == 1 and math.prod(z.shape[1:]) > 1:
+    if not y.is_floating_point() and y.dim() == 1 and math.prod(z.shape[1:]) > 1:
         raise ValueError(
             f"the data's targets {tuple(y.shape)} are {y.dtype}, one for outputs {tuple(z.shape)}: class indices, "
             f"which are no targets of a {name} likelihood; pass 'categorical', or targets of the outputs' shape."

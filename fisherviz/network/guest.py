@@ -193,8 +193,10 @@ def refresh(model: nn.Module) -> None:
 @contextmanager
 def _without_gradient_hooks(model: nn.Module) -> Iterator[None]:
     """The user's hooks on gradients of parameters and modules, away for a while."""
-    held = [hooks for p in model.parameters() if (hooks := p._backward_hooks)]
-    held += [hooks for m in model.modules() for hooks in (m._backward_hooks, m._backward_pre_hooks) if hooks]
+    modules = list(model.modules())
+    parameters = (p for m in modules for _, p in m._parameters.items() if p is not None)
+    held = [hooks for p in parameters if (hooks := p._backward_hooks)]
+    held += [hooks for m in modules for hooks in (m._backward_hooks, m._backward_pre_hooks) if hooks]
     asleep = [(hooks, dict(hooks)) for hooks in held]
     for hooks, _ in asleep:
         hooks.clear()

@@ -36,13 +36,17 @@ def checked_counts(likelihood: Likelihood, z: Tensor, targets: Tensor | None) ->
     """The positions (N, ...) of an output that count, where the data's targets leave some out; None: all.
 
     Raises:
-        ValueError: the targets show that z is read along a wrong axis, or leave out positions that it does not have.
+        ValueError: the targets cannot be those of this output.
+        TypeError: they can be those of none.
     """
-    likelihood.check_axis(z, targets)
-    counted = None if targets is None else likelihood.counted(targets)
-    if targets is not None and counted is not None:
-        likelihood.check_targets(z, targets)
-    return counted
+    if targets is not None:
+        likelihood.check_data(z, targets)
+    return _counts(likelihood, targets)
+
+
+def _counts(likelihood: Likelihood, targets: Tensor | None) -> Tensor | None:
+    """The same of targets that have been checked."""
+    return None if targets is None else likelihood.counted(targets)
 
 
 class ExactVectors(Vectors):
@@ -61,7 +65,7 @@ class ExactVectors(Vectors):
 
     def part(self, z: Tensor, targets: Tensor | None, first: int, start: int, stop: int) -> Tensor:
         """Columns start..stop of S; no others are made."""
-        counted = checked_counts(self.likelihood, z, targets)
+        counted = _counts(self.likelihood, targets)
         return self.likelihood.only(self.likelihood.vectors(z, start, stop), counted)
 
     def product(self, z: Tensor, t: Tensor, targets: Tensor | None, first: int) -> Tensor:
@@ -121,12 +125,13 @@ class SampledVectors(Vectors):
 
     def __call__(self, z: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Scores (samples, N, ...) over √samples."""
-        counted = checked_counts(self.likelihood, z, targets)
+        counted = _counts(self.likelihood, targets)
         scores = [self.likelihood.score(z, y) for y in self.labels(z, first)]
         return self.likelihood.only(torch.stack(scores) / self.samples**0.5, counted)
 
     def product(self, z: Tensor, t: Tensor, targets: Tensor | None, first: int) -> Tensor:
         """Σ_k s_k (s_kᵀ t)."""
+        checked_counts(self.likelihood, z, targets)
         return _outer_product(self(z, targets, first), t)
 
 

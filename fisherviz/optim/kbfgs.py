@@ -18,7 +18,7 @@ from fisherviz.capture.captures import Capture
 from fisherviz.capture.joined import concatenate
 from fisherviz.network.batches import Batches
 from fisherviz.network.layers import Layer
-from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.operators.damping import as_damping
 from fisherviz.operators.factorise import cholesky, plus_identity
 from fisherviz.optim.directions import Directions, Step
@@ -80,6 +80,7 @@ class QuasiNewton(Directions):
 
     Args:
         data: batches for the first A; None: the first step's.
+        likelihood: whose targets they may have.
         pair_decay: of the pairs.
         powell: first threshold of the double damping.
         memory: number of pairs that stand for H_g; None: H_g itself.
@@ -87,13 +88,15 @@ class QuasiNewton(Directions):
 
     needs_closure = "K-BFGS evaluates the loss again at the new weights for its curvature pairs: call step(closure)."
 
-    def __init__(self, data: Any, pair_decay: float = 0.9, powell: float = 0.2, memory: int | None = None) -> None:
+    def __init__(
+        self, data: Any, likelihood: Likelihood, pair_decay: float = 0.9, powell: float = 0.2, memory: int | None = None
+    ) -> None:
         if memory is not None:
             choices.count("memory", memory)
         self.memory = memory
         choices.number("pair_decay", pair_decay, 0.0, 1.0)
         choices.number("powell", powell, 0.0, 1.0)
-        self.first = None if data is None else Batches(data)
+        self.first = None if data is None else Batches(data, likelihood=likelihood)
         self.pair_decay, self.powell = pair_decay, powell
         self.factors: dict[str, dict[str, Tensor]] = {}
 
@@ -312,7 +315,7 @@ class KBFGS(NaturalGradient):
     ) -> None:
         require_known(type(self), options)
         choices.positive("damping", damping)
-        self._newton = QuasiNewton(data, **options)
+        self._newton = QuasiNewton(data, resolve(likelihood), **options)
         super().__init__(
             model, likelihood, "identity", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, decay=decay, kind="empirical", loss_scale=loss_scale, output=output,

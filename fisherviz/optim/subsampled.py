@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.network.batches import Arguments, Batches, move
 from fisherviz.network.layers import Layer
-from fisherviz.network.likelihoods import Likelihood
+from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.network.vectors import KINDS
 from fisherviz.operators.damping import Damping, Tikhonov, as_damping
 from fisherviz.optim.directions import Directions, Step
@@ -39,15 +39,16 @@ class SubsampledFisher(Directions):
     Args:
         structure: "full" or "layer".
         data: where the mini-batches come from; None: the previous step's inputs; "same": the step's own.
+        likelihood: whose targets they may have.
     """
 
     inputs = True
     captures = False
     reads_rows = True
 
-    def __init__(self, structure: str, data: Any) -> None:
+    def __init__(self, structure: str, data: Any, likelihood: Likelihood) -> None:
         self.structure, self._same = structure, isinstance(data, str)
-        self._data = None if data is None or self._same else Batches(data, repeats=False)
+        self._data = None if data is None or self._same else Batches(data, repeats=False, likelihood=likelihood)
         self._batches: Iterator[Any] | None = None
         self._drawn = 0
         self._previous: list[Arguments] | None = None
@@ -249,7 +250,7 @@ class SubsampledNaturalGradient(NaturalGradient):
             raise ValueError("the Fisher's mini-batch has no labels; use kind='mc' or 'exact', or TENGraD.")
         if isinstance(fisher_data, str) and fisher_data != "same":
             raise ValueError(f"fisher_data must be a re-iterable of batches, None or 'same', got {fisher_data!r}.")
-        self._fisher = SubsampledFisher(structure, fisher_data)
+        self._fisher = SubsampledFisher(structure, fisher_data, resolve(likelihood))
         super().__init__(
             model, likelihood, "layer", params=params, lr=lr, damping=damping, momentum=momentum,
             weight_decay=weight_decay, T=T, decay=0.0, kind=kind, output=output, dense_parameters=0,

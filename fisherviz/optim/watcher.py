@@ -108,10 +108,12 @@ class Watcher:
             generic: whether layers without structure are wanted; None: as the user's passes show them.
         """
         generic = self.generic_diagonal if generic is None else generic
-        weight, rows, counted = inputs.weight, inputs.examples, None
-        inputs = inputs._replace(weight=None)
+        weight, rows, counted, targets = inputs.weight, inputs.examples, None, inputs.targets
+        inputs = inputs._replace(weight=None, targets=None)
         with self.away(), as_guest(self.model):
             z, calls = self.network.record(inputs)
+            if targets is not None:
+                self.network.likelihood.check_data(z.detach(), targets)
             v = source(z.detach())
             if weight is not None:
                 v = self.network.likelihood.only(v, weight.to(v.dtype).sqrt())
@@ -124,7 +126,7 @@ class Watcher:
     def weighed(self, inputs: Any, targets: Tensor | None) -> Arguments:
         """A batch of data as arguments of the model, with weights of 0 where its targets leave positions out."""
         counted = None if targets is None else self.network.likelihood.counted(targets)
-        return move(arguments(inputs)._replace(weight=counted), self.network.device)
+        return move(arguments(inputs)._replace(weight=counted, targets=targets), self.network.device)
 
     # ---- the user's forward ------------------------------------------------------------------------------------------
 

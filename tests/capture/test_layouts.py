@@ -274,7 +274,7 @@ def test_rows_that_were_chosen_are_generic_even_if_all_were(choose):
     net, x = nets.randomised(Chosen(choose)), torch.randn(8, T, D, dtype=torch.float64)
     x[4:, 0, 0] = 10.0  # two thirds of the rows are left: as many for each example as in windows
     F = exact.fisher(net, x, laws.Gaussian())
-    fisher = fv.Probe(net, "gaussian").fisher([x[:4], x[4:]])
+    fisher = fv.Probe(net, "gaussian").fisher([(x[:4],), (x[4:],)])
     assert_matches(fisher.to_dense(), F)
     generic = [layer.name for layer in fisher.layers if layer.path == "generic"]
     assert generic == ["expert.0", "expert.1", "expert.3"]

@@ -194,14 +194,14 @@ def test_in_batches_of_other_lengths_vector_by_vector_and_in_single_precision(na
     F = (exact.fisher(net, x, laws.Gaussian()) + exact.fisher(net, short, laws.Gaussian())) / 2
     v = torch.randn(len(F), dtype=torch.float64)
     monkeypatch.setattr("fisherviz.capture.network.CAPTURE_BYTES", bytes_)
-    fisher = fv.Probe(net, "gaussian").fisher([x, short])
+    fisher = fv.Probe(net, "gaussian").fisher([(x,), (short,)])
     assert_matches(fisher.solve(v, 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), v), 1e-9)
     assert_matches(fisher.to_dense(), F)
     single = net.float()
     data = [x.float(), short.float()] if name in PAIRS else [x, short]
-    found = fv.Probe(single, "gaussian").fisher(data)
+    found = fv.Probe(single, "gaussian").fisher([(b,) for b in data])
     F = sum(exact.fisher(net.double(), b.double() if name in PAIRS else b, laws.Gaussian()) for b in data) / 2
-    found_products = fv.Probe(net.float(), "gaussian").fisher(data)
+    found_products = fv.Probe(net.float(), "gaussian").fisher([(b,) for b in data])
     assert_matches(found_products @ v.float(), F @ v.numpy(), FLOAT32)
     assert_matches(found.to_dense(), F, FLOAT32)
 
@@ -627,7 +627,7 @@ def test_a_batch_that_does_not_run_one_of_the_uses():
     full, part = torch.randint(3, V, (3, 2)), torch.randint(3, (3, 2))
     F = (exact.fisher(net, full, laws.Gaussian()) + exact.fisher(net, part, laws.Gaussian())) / 2
     probe = fv.Probe(net, "gaussian")
-    fisher = probe.fisher([full, part])
+    fisher = probe.fisher([(full,), (part,)])
     v = np.arange(len(F)) / len(F)
     assert_matches(fisher.solve(torch.from_numpy(v), 0.1), np.linalg.solve(F + 0.1 * np.eye(len(F)), v), 1e-9)
     assert_matches(fisher.to_dense(), F)

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+import fisherviz as fv
 from fisherviz.commands.inputs import load_data
 from fisherviz.network.batches import Batches
+from fisherviz.support.errors import OptionError
 
 X, Y = torch.arange(80.0).reshape(20, 4), torch.arange(20) % 3
 
@@ -65,6 +67,20 @@ def test_a_loader_of_the_command_line_may_return_a_list_of_inputs_and_targets(tm
     (inputs, targets), *others = Batches(data.batches)
     assert not others
     assert len(inputs) == len(targets) == min(examples or 5, 5)
+
+
+@pytest.mark.parametrize("likelihood", [None, fv.Gaussian(), fv.Categorical()], ids=str)
+def test_a_loader_of_the_command_line_may_return_two_batches_that_can_be_no_targets(tmp_path, likelihood):
+    name = f"two_{type(likelihood).__name__}"
+    (tmp_path / f"{name}.py").write_text(
+        "import torch\nX = torch.arange(24.0).reshape(8, 3)\ndef load():\n    return [X[:4], X[4:]]\n"
+    )
+    if isinstance(likelihood, fv.Categorical):
+        data = load_data(f"{tmp_path}/{name}.py:load", None, likelihood=likelihood)
+        assert [len(x) for x, _ in Batches(data.batches, likelihood=likelihood)] == [4, 4]
+    else:
+        with pytest.raises(OptionError, match=r"--data: a list of two tensors .* may be inputs with their targets"):
+            load_data(f"{tmp_path}/{name}.py:load", None, likelihood=likelihood)
 
 
 def test_true_and_false_are_no_classes(tmp_path):

@@ -104,7 +104,7 @@ def test_images_of_another_size_in_every_batch():
     net = nets.conv_net(nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 1))
     small, large = (torch.randn(2, 1, s, s, dtype=torch.float64) for s in (3, 4))
     F = (exact.fisher(net, small, laws.Gaussian()) + exact.fisher(net, large, laws.Gaussian())) / 2
-    fisher = fv.Probe(net, "gaussian").fisher([small, large])
+    fisher = fv.Probe(net, "gaussian").fisher([(small,), (large,)])
     v = nets.vectors(len(F), 1)[:, 0]
     assert_matches(fisher.to_dense(), F)
     assert_matches(fisher @ v, F @ v.numpy())

@@ -121,15 +121,15 @@ def test_labels_that_are_all_left_out_are_in_range():
 def test_class_indices_are_no_targets_of_a_regression():
     for name in ("gaussian", "bernoulli"):
         with pytest.raises(ValueError, match=f"class indices, which are no targets of a {name} likelihood"):
-            resolve(name).check_axis(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
+            resolve(name).check_data(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
 
 
 def test_numbers_that_are_no_probabilities_are_no_labels():
     z = torch.zeros(4, 2)
     for y in (torch.zeros(4), torch.ones(4, 2), torch.tensor([[1.5, -0.5]] * 4)):
         with pytest.raises(TypeError, match="no probabilities of classes"):
-            fv.Categorical().check_axis(z, y)
-    fv.Categorical().check_axis(z, torch.tensor([[0.25, 0.75]] * 4))
+            fv.Categorical().check_data(z, y)
+    fv.Categorical().check_data(z, torch.tensor([[0.25, 0.75]] * 4))
 
 
 # ---- what a loss's gradient tells ------------------------------------------------------------------------------------

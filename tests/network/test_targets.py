@@ -8,7 +8,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz.network.batches import Batches, split_batch
-from tests.oracles import nets
+from tests.oracles import exact, laws, nets
 from tests.oracles.checks import assert_matches
 
 CLASSES = 200
@@ -114,6 +114,115 @@ def test_targets_of_another_shape_are_told_what_to_become(likelihood, shape, way
     y = y.long() if likelihood == "categorical" else y
     with pytest.raises(ValueError, match=way):
         fv.Probe(nets.mlp(2, 3, 3), likelihood).fisher((nets.vectors(4, 2), y), kind="empirical").to_dense()
+
+
+class Reader(nn.Module):
+    """Means of embedded tokens, of those that a mask keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens, mask):
+        kept = mask.unsqueeze(-1).double()
+        return self.head((self.embed(tokens) * kept).sum(1) / kept.sum(1))
+
+
+class Packed(nn.Module):
+    """A reader of tokens and mask in one tensor, for an oracle of one input."""
+
+    def __init__(self, reader):
+        super().__init__()
+        self.reader = reader
+
+    def forward(self, both):
+        return self.reader(*both.unbind(1))
+
+
+ASKED = {"dense": lambda f: f.to_dense(), "product": lambda f: f @ torch.ones(f.shape[0]).double()}
+no_labels = pytest.mark.parametrize("kind", ["exact", "mc"])
+
+
+@no_labels
+@pytest.mark.parametrize("ask", ASKED)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long])
+def test_a_mask_in_the_place_of_targets_is_refused_by_kinds_without_labels(ask, kind, dtype):
+    """The model ran without its mask, and the Fisher was half off without a word."""
+    net, tokens = nets.randomised(nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3))), torch.ones(6, 5)
+    fisher = fv.Probe(net, "categorical").fisher((tokens.long(), tokens.to(dtype)), kind=kind)
+    with pytest.raises(ValueError, match=r"must have shape \(6,\), got \(6, 5\).*\(\(a, b\), targets or None\)"):
+        ASKED[ask](fisher)
+
+
+@pytest.mark.parametrize("form", [lambda t, m: ((t, m), None), lambda t, m: {"tokens": t, "mask": m}])
+def test_several_inputs_as_the_refusal_says_them(form):
+    reader, tokens, mask = nets.randomised(Reader()), torch.randint(9, (6, 5)), torch.rand(6, 5) > 0.5
+    mask[:, 0] = True
+    expected = exact.fisher(Packed(reader), torch.stack([tokens, mask.long()], 1), laws.Categorical())
+    assert_matches(fv.Probe(reader, "categorical").fisher(form(tokens, mask)).to_dense(), expected)
+
+
+IMPOSSIBLE = {
+    "other classes": ("categorical", torch.tensor([5, 6, 7, 5]), r"0\.\.2, but the targets span 5\.\.7"),
+    "lengths": ("categorical", torch.tensor([1, 5, 2, 3]), "out of range.*second part of a batch is its targets"),
+    "truth values": ("categorical", torch.tensor([True, False, True, True]), "got torch.bool.*second part"),
+    "a column": ("categorical", torch.tensor([[0], [1], [2], [0]]), "drop the dimensions of size 1"),
+    "other widths of logits": ("bernoulli", torch.ones(4, 5), "outputs' shape.*second part"),
+    "other numbers of logits": ("bernoulli", torch.full((4, 3), 7.0), r"lie in \[0, 1\].*second part"),
+    "other widths of means": ("gaussian", torch.ones(4, 5), "outputs' shape.*second part"),
+}
+
+
+@no_labels
+@pytest.mark.parametrize("ask", ASKED)
+@pytest.mark.parametrize("which", IMPOSSIBLE)
+def test_targets_that_can_be_none_are_refused_by_kinds_without_labels(which, ask, kind):
+    likelihood, y, said = IMPOSSIBLE[which]
+    fisher = fv.Probe(nets.mlp(2, 3, 3), likelihood).fisher((nets.vectors(4, 2), y), kind=kind)
+    with pytest.raises((ValueError, TypeError), match=said):
+        ASKED[ask](fisher)
+
+
+SOFT = {
+    "one-hot": torch.eye(3, dtype=torch.long)[[0, 2, 1, 1]],
+    "smoothed": torch.full((4, 3), 0.1).scatter_(1, torch.tensor([[0], [2], [1], [1]]), 0.8),
+}
+
+
+@no_labels
+@pytest.mark.parametrize("form", SOFT)
+def test_distributions_over_classes_are_targets_of_kinds_without_labels(form, kind):
+    net, x = nets.mlp(2, 3, 3), nets.vectors(4, 2)
+    found, alone = (fv.Probe(net, "categorical").fisher(data, kind=kind).to_dense() for data in ((x, SOFT[form]), x))
+    assert torch.equal(found, alone)
+
+
+@no_labels
+def test_missing_values_of_a_regression_do_not_matter_to_kinds_without_labels(kind):
+    net, x, y = nets.mlp(2, 3, 3), nets.vectors(4, 2), torch.full((4, 3), torch.nan)
+    for likelihood in ("gaussian", "bernoulli"):
+        found, alone = (fv.Probe(net, likelihood).fisher(data, kind=kind).to_dense() for data in ((x, y), x))
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [lambda net, data: fv.optim.SubsampledNaturalGradient(net, "categorical", fisher_data=data),
+     lambda net, data: fv.optim.KBFGS(net, "categorical", data=data)],
+    ids=["SubsampledNaturalGradient", "KBFGS"],
+)  # fmt: skip
+def test_optimizers_refuse_targets_that_can_be_none(optimizer):
+    net, x, y = nets.mlp(2, 3, 3), nets.vectors(4, 2), torch.tensor([0, 1, 2, 0])
+    made = optimizer(net.train(), [(x, torch.tensor([5, 6, 7, 5]))])
+
+    def closure():
+        made.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match="targets out of range"):
+        made.step(closure)
 
 
 @pytest.mark.parametrize(("variance", "dtype"), [(1e-80, torch.float32), (5e-324, torch.float16)])
