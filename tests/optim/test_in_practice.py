@@ -145,7 +145,7 @@ class Hidden(torch.nn.Module):
 def test_a_layer_out_of_sight_is_generic_and_the_warning_says_why():
     model, (x, y) = Hidden("function"), data(6, widths=(3, 3))
     opt = optim.KFAC.paper(model, "categorical", rescale=False, adapt=False, lr=0.01, damping=1e-2)
-    with pytest.warns(UserWarning, match=r"\('inner': .*its forward did not run on dense tensors, but its parameters act"):
+    with pytest.warns(UserWarning, match=r"\('inner': .*its forward did not run on dense tensors, but its param"):
         F.cross_entropy(model(x), y).backward()
     opt.step()
     assert not opt.layers[0].structured
