@@ -8,8 +8,7 @@ authors' code. K-BFGS(L) keeps the last pairs in place of H_g.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.operators.damping import as_damping
 from fisherviz.operators.factorise import cholesky, plus_identity
+from fisherviz.optim.bfgs import Inverse, LastPairs, bfgs, double_damping
 from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, add_direction, balanced, gradient_matrix, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
@@ -32,47 +32,8 @@ from fisherviz.optim.watcher import at_least_float32
 from fisherviz.support import choices, timing
 from fisherviz.support.processes import Processes, grouped, summed
 
-SKIP = 1e-4
-"""Pairs with sᵀy at most this times ‖s‖² times the mean score's norm are skipped (the authors' code)."""
-
-Inverse: TypeAlias = "Tensor | LastPairs"
-"""An inverse, which vectors are multiplied by."""
 Means = tuple[Tensor, Tensor, Tensor]
 """Mean input, mean pre-activation and mean score of a layer."""
-
-
-@dataclass(frozen=True)
-class LastPairs:
-    """The inverse that BFGS makes of the identity by a few pairs, never formed (L-BFGS's two loops).
-
-    Attributes:
-        S: (p, d) changes of the pre-activations, the oldest first.
-        Y: (p, d) changes of the scores.
-    """
-
-    S: Tensor
-    Y: Tensor
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """Multiply (d,) or (d, k)."""
-        rhos, weights = 1 / (self.S * self.Y).sum(1), []
-        for s, y, rho in zip(self.S.flip(0), self.Y.flip(0), rhos.flip(0), strict=True):
-            weights.append(rho * (s @ v))
-            v = v - _outer(y, weights[-1])
-        for s, y, rho, weight in zip(self.S, self.Y, rhos, reversed(weights), strict=True):
-            v = v + _outer(s, weight - rho * (y @ v))
-        return v
-
-    def with_pair(self, s: Tensor, y: Tensor, gradient: Tensor, most: int) -> LastPairs:
-        """With one pair more, if it has usable curvature, and the oldest dropped where there were as many already."""
-        if not usable(s, y, gradient):
-            return self
-        return LastPairs(*(torch.cat([kept, new.unsqueeze(0)])[-most:] for kept, new in ((self.S, s), (self.Y, y))))
-
-
-def _outer(column: Tensor, row: Tensor) -> Tensor:
-    """The product of a column with a number or a row."""
-    return column * row if row.dim() == 0 else torch.outer(column, row)
 
 
 class QuasiNewton(Directions):
@@ -351,48 +312,9 @@ class KBFGS(NaturalGradient):
         made.captures = kept
 
 
-def usable(s: Tensor, y: Tensor, gradient: Tensor) -> bool:
-    """Whether a pair has the curvature that an update asks for."""
-    sy = torch.dot(s, y)
-    return bool(sy > 0) and not bool(sy <= SKIP * torch.dot(s, s) * gradient.norm())
-
-
 def _outputs(own: Mapping[str, Tensor]) -> Inverse:
     """A layer's H_g."""
     return own["Hg"] if "Hg" in own else LastPairs(own["S"], own["Y"])
-
-
-def bfgs(H: Tensor, s: Tensor, y: Tensor, gradient: Tensor) -> Tensor:
-    """BFGS update of an inverse, (I − ρsyᵀ) H (I − ρysᵀ) + ρssᵀ; skipped where the pair has no usable curvature."""
-    if not usable(s, y, gradient):
-        return H
-    Hy, rho = H @ y, 1 / torch.dot(s, y)
-    return H + (rho**2 * torch.dot(y, Hy) + rho) * torch.outer(s, s) - rho * (torch.outer(s, Hy) + torch.outer(Hy, s))
-
-
-def double_damping(s: Tensor, y: Tensor, H: Inverse, powell: float, second: float) -> tuple[Tensor, Tensor]:
-    """Powell's damping with H on s, then with I on y.
-
-    Args:
-        s: change of the mean pre-activations.
-        y: change of the mean scores.
-        H: the inverse that is updated.
-        powell: sᵀy is raised to at least this times yᵀHy.
-        second: and then to at least this times sᵀs.
-
-    Returns:
-        The damped pair.
-    """
-    Hy = H @ y
-    sy, yHy = torch.dot(s, y), torch.dot(y, Hy)
-    if bool(sy < powell * yHy):
-        theta = (1 - powell) * yHy / (yHy - sy)
-        s = theta * s + (1 - theta) * Hy
-    ss, sy = torch.dot(s, s), torch.dot(s, y)
-    if bool(sy < second * ss):
-        theta = (1 - second) * ss / (ss - sy)
-        y = theta * y + (1 - theta) * s
-    return s, y
 
 
 def _root(step: Step, layer: Layer) -> float:

@@ -11,7 +11,7 @@ from torch import nn
 
 import fisherviz as fv
 from fisherviz import optim
-from fisherviz.optim.kbfgs import LastPairs
+from fisherviz.optim.bfgs import LastPairs
 from tests.covering import some
 from tests.oracles.steps import (
     assert_same,
@@ -185,7 +185,7 @@ def test_a_memory_that_is_no_number_of_pairs_is_refused(memory):
 
 
 def test_double_damping_raises_both_curvatures():
-    from fisherviz.optim.kbfgs import double_damping
+    from fisherviz.optim.bfgs import double_damping
 
     torch.manual_seed(0)
     H = eye(4) * 2
