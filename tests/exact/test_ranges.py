@@ -84,20 +84,21 @@ def test_a_zero_fisher_has_zeros_for_answers(dtype):
 # ---- overflow ------------------------------------------------------------------------
 
 
-def overflowing():
+def overflowing(dtype=torch.float32):
     """Of its second layer only: the first one's inputs are usual, its outputs huge."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     with torch.no_grad():
         net[0].weight.mul_(1e20)
         net[2].weight.mul_(1e-20)
-    return fv.Probe(net, "gaussian").fisher(torch.randn(N, 3), torch.randn(N, 2))
+    x, y = torch.randn(N, 3), torch.randn(N, 2)
+    return fv.Probe(net.to(dtype), "gaussian").fisher(x.to(dtype), y.to(dtype))
 
 
 ASKED = {
     name: ask
     for name, ask in QUANTITIES.items()
-    if not any(word in name for word in ("identity", "norm of", "block", "cumulants"))
+    if not any(word in name for word in ("identity", "norm of", "block", "cumulants", "quadratic"))
 } | {
     "solve": lambda f: f.solve(torch.ones(f.shape[0]), 0.1),
     "natural_gradient": lambda f: f.natural_gradient(0.1),
@@ -114,6 +115,13 @@ ASKED = {
 def test_an_overflow_names_its_layer(asked):
     with pytest.raises(NonFiniteMatrixError, match=r"layer '2'.*(holds|gave) NaN or infin.*; look at the data"):
         ASKED[asked](overflowing().fresh())
+
+
+def test_a_quadratic_form_beyond_float32_is_a_number_all_the_same():
+    """It comes from the outputs' derivatives, which are within the range, and is summed in float64."""
+    found = overflowing().quadratic(torch.ones(26))
+    assert found > torch.finfo(torch.float32).max
+    assert found == pytest.approx(overflowing(torch.float64).quadratic(torch.ones(26, dtype=torch.float64)), rel=1e-5)
 
 
 def test_a_vector_that_is_not_finite_is_refused():
