@@ -212,7 +212,8 @@ def _structured(
     direct = min(size, columns)
     converted = DOUBLE * max(layer.captured for layer in sizes.layers)
     solver = max((sizes.item + DOUBLE) * direct**2, converted + DOUBLE // sizes.item * sizes.gram_bytes)
-    formed = [layer for layer in sizes.layers if layer.kind not in ("outer", "tokens")]  # others have closed forms
+    # inner products of the others have closed forms
+    formed = [layer for layer in sizes.layers if layer.tied or layer.kind not in ("outer", "tokens")]
     gradients = 2 * sizes.item * min(columns * sum(layer.size for layer in formed), sizes.layers[0].most // 2)
     norms = sum(layer.strips(sizes.tile) for layer in sizes.layers)
     solves = sizes.gram + CHOLESKY * direct**3 + (2 * probes + others) * sizes.product
