@@ -47,6 +47,7 @@ class StructuredComparison:
         self.arrays: dict[str, np.ndarray] = {}
         self.inner: dict[str, dict[tuple[int, int], float] | Exception] = {}
         self.square = square_norms(fisher)
+        self.by_column = sorted(self.square, key=lambda place: place[::-1])  # as chains make their blocks
         self.total = sum((1 if i == j else 2) * value for (i, j), value in self.square.items())
         self.arrays[f"block_rms/{EXACT}"] = self._root_means(self.square)
         self.sample = self._sample()
@@ -150,7 +151,7 @@ class StructuredComparison:
         blocks: dict[str, dict[tuple[int, int], Operator]] = {}
         for label, approximation in fitted.items():
             try:
-                found = {place: approximation.operator(*place) for place in self.square}
+                found = {place: approximation.operator(*place) for place in self.by_column}
             except FAILURES as error:
                 self.inner[label] = error
             else:
@@ -166,8 +167,11 @@ class StructuredComparison:
         squares: dict[str, dict[tuple[int, int], float]] = {"block_rms": {}, "block_rms_difference": {}}
         if isinstance(inner := self.inner[label], Exception):
             raise inner
+        all_found = {
+            place: self._sums(place, approximation.operator(*place), inner.get(place, 0.0)) for place in self.by_column
+        }
         for (i, j), square in self.square.items():
-            found = self._sums((i, j), approximation.operator(i, j), inner.get((i, j), 0.0))
+            found = all_found[i, j]
             sums += (1 if i == j else 2) * np.array(found)
             squares["block_rms_difference"][i, j], _, squares["block_rms"][i, j] = found
             if i == j or show_pairs:

@@ -23,6 +23,8 @@ RANK = 1000
 PAIRS = 4000
 """Terms of rank one that are taken, at most: what is factorised has this size."""
 
+GATHERED = 128
+"""Rows up to which columns are gathered before their products are taken, not products of all columns after."""
 TRIANGULAR = 20
 """Multiply-adds of large products that take as long as one of a triangular solve, which waits for its entries."""
 
@@ -87,7 +89,7 @@ class LeadingPairs:
     def _largest(self) -> tuple[Tensor, Tensor]:
         """|u_pq|² of the largest terms, descending, and their places p · rank + q."""
         lengths = (torch.outer(x.square().sum(0), y.square().sum(0)) for x, y in zip(*self._roots, strict=True))
-        sizes = reduce(torch.add, lengths).flatten()
+        sizes = reduce(Tensor.add_, lengths).flatten()
         found, places = sizes.topk(min(self.pairs, len(sizes)))
         return found, places
 
@@ -120,8 +122,8 @@ class LeadingPairs:
         inputs, outputs = (
             [part[:, :rank] for part in roots] for roots, rank in zip((inputs, outputs), ranks, strict=True)
         )
-        products = ((x.mT @ x)[p][:, p] * (y.mT @ y)[q][:, q] for x, y in zip(inputs, outputs, strict=True))
-        gram = reduce(torch.add, products)
+        products = (_gram_at(x, p).mul_(_gram_at(y, q)) for x, y in zip(inputs, outputs, strict=True))
+        gram = reduce(Tensor.add_, products)
         factor = DampedCholesky(gram, damping, "the leading part of a Khatri-Rao product")
         alone = {i: self.blocks[i, i].shifted(damping) for i in range(self.count) if i not in self.coupled}
         widths = [self.blocks[i, i].shape[0] for i in range(self.count)]
@@ -134,7 +136,7 @@ class LeadingPairs:
             parts = list(v.split(widths))
             mine = [self._matrices(i, parts[i].to(work)) for i in self.coupled]
             products = (y.mT @ part @ x for part, x, y in zip(mine, inputs, outputs, strict=True))
-            along = reduce(torch.add, products)  # (k, rank of G, rank of A)
+            along = reduce(Tensor.add_, products)  # (k, rank of G, rank of A)
             mixed = torch.zeros_like(along)
             mixed[:, q, p] = factor.solve(along[:, q, p].mT).mT
             for i, part, x, y in zip(self.coupled, mine, inputs, outputs, strict=True):
@@ -150,3 +152,11 @@ class LeadingPairs:
         block = self.blocks[i, i]
         assert isinstance(block, Kronecker)
         return v.mT.reshape(v.shape[1], len(block.G), len(block.A))
+
+
+def _gram_at(x: Tensor, columns: Tensor) -> Tensor:
+    """Inner products of some columns of x, each of which may be taken several times."""
+    if len(x) > GATHERED:
+        return (x.mT @ x)[columns][:, columns]
+    taken = x[:, columns]
+    return taken.mT @ taken

@@ -47,6 +47,7 @@ class Permuted(Symmetric):
             lengths += op.sizes if isinstance(op, BlockTridiagonal) else [op.shape[0]]
         self.sizes = [lengths[self._order.index(i)] for i in range(len(lengths))]
         self.shape, self.tensors = parts.shape, parts.tensors
+        self._places = {at: (k, i) for k, positions in enumerate(self.cover) for i, at in enumerate(positions)}
 
     def block(self, row: int, col: int) -> Operator:
         """Return the block between two segments.
@@ -58,10 +59,10 @@ class Permuted(Symmetric):
         Returns:
             The part's own block; `Zero` between two parts.
         """
-        for positions, op in zip(self.cover, self.parts.operators, strict=True):
-            if row in positions and col in positions:
-                inside = positions.index(row), positions.index(col)
-                return op.block(*inside) if isinstance(op, BlockTridiagonal) else op
+        (part, i), (other, j) = self._places[row], self._places[col]
+        if part == other:
+            op = self.parts.operators[part]
+            return op.block(i, j) if isinstance(op, BlockTridiagonal) else op
         return Zero(self.sizes[row], self.sizes[col], self.dtype, self.device)
 
     @cached_property
@@ -118,7 +119,7 @@ class Permuted(Symmetric):
     def coupled_blocks(self) -> dict[tuple[int, int], Operator]:
         """The blocks on and above the diagonal that are not zero."""
         count = len(self.sizes)
-        pairs = {(i, j): self.block(i, j) for i in range(count) for j in range(i, count)}
+        pairs = {(i, j): self.block(i, j) for j in range(count) for i in range(j + 1)}
         return {k: op for k, op in pairs.items() if not isinstance(op, Zero)}
 
     def _norm(self, order: NormOrder) -> float:

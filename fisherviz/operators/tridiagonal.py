@@ -63,6 +63,7 @@ class BlockTridiagonal(Symmetric):
         )
         """Between each layer and the next; None where the chain breaks."""
         self.sizes = [layer.shape[0] for layer in self.layers]
+        self._last: tuple[int, list[Operator]] = -1, []
         self.shape = sum(self.sizes), sum(self.sizes)
         self.tensors = tuple(t for t in (*A, *G, *A_next, *G_next) if t is not None)
 
@@ -116,10 +117,15 @@ class BlockTridiagonal(Symmetric):
                 raise ValueError(f"layer position must be 0 to {len(self.layers) - 1}, not {position}.")
         if row > col:
             return self.block(col, row).T
-        return self._upper_blocks(col)[row]
+        return self.column(col)[row]
 
-    def _upper_blocks(self, col: int) -> list[Operator]:
-        """Blocks (0 … col, col), from the diagonal upwards; one product with Ψ each."""
+    def column(self, col: int) -> list[Operator]:
+        """Blocks (0 … col, col), made from the diagonal upwards by one product with Ψ each; the last is kept."""
+        if self._last[0] != col:
+            self._last = col, self._upwards(col)
+        return self._last[1]
+
+    def _upwards(self, col: int) -> list[Operator]:
         blocks: list[Operator] = [self.layers[col]]
         for i in range(col - 1, -1, -1):
             cross, below, psi = self.crosses[i], blocks[0], self.psi[i]
@@ -189,7 +195,7 @@ class BlockTridiagonal(Symmetric):
         require_dense(*self.shape, "F̂", self.tensors[0])
         columns = []
         for col in range(len(self.layers)):
-            upper = self._upper_blocks(col)
+            upper = self.column(col)
             lower = [self.block(row, col) for row in range(col + 1, len(self.layers))]
             columns.append(torch.cat([block.to_dense() for block in (*upper, *lower)]))
         return torch.cat(columns, 1)
@@ -276,7 +282,7 @@ class BlockTridiagonal(Symmetric):
             return self._largest_eigenvalue()
         squares = 0.0
         for col in range(len(self.layers)):
-            *above, own = (block.norm("fro") ** 2 for block in self._upper_blocks(col))
+            *above, own = (block.norm("fro") ** 2 for block in self.column(col))
             squares += own + 2 * sum(above)
         return squares**0.5
 
