@@ -27,6 +27,8 @@ from fisherviz.support.choices import count
 from fisherviz.support.memory import at_once
 
 _ITERATIONS = 500
+_ROUNDINGS = 50
+"""What is below so many roundings of the largest singular value is rounding."""
 
 Known = Capture | FormedCapture | TokenCapture
 """What products with R are made of."""
@@ -103,7 +105,7 @@ def nearest_factors(capture: Known, rank: int, tolerance: float | None = None) -
         return A * unit, G * unit
     found = [_leading(capture, rank, tolerance, 1)]
     if not isinstance(capture, TokenCapture) and not capture.factored:
-        found.append(_leading(capture, rank, tolerance, -1))
+        found.append(_leading(capture, rank, tolerance, -1, float(found[0][1][0])))
     left, s, right = (torch.cat(parts) for parts in zip(*found, strict=True))
     best = s.argsort(descending=True, stable=True)[:rank]
     left, root, right = left[best], s[best].sqrt().reshape(-1, 1, 1), right[best]
@@ -148,8 +150,14 @@ def _first(capture: Known, tolerance: float) -> Tensor:
     return _unpack(y.unsqueeze(0), dg, 1)
 
 
-def _leading(capture: Known, rank: int, tolerance: float, parity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """At most `rank` leading singular triples of R among matrices with Mᵀ = parity · M."""
+def _leading(
+    capture: Known, rank: int, tolerance: float, parity: int, largest: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At most `rank` leading singular triples of R among matrices with Mᵀ = parity · M.
+
+    What is within rounding of the `largest` singular value is zero, as all antisymmetric parts are where every
+    gradient has rank one, and has no directions to converge to.
+    """
     da, dg = _sizes(capture)
     inputs = capture.size // dg if da is None else da * (da + parity) // 2
     most = min(inputs, dg * (dg + parity) // 2)
@@ -165,13 +173,13 @@ def _leading(capture: Known, rank: int, tolerance: float, parity: int) -> tuple[
     if width == 0:
         return start.new_zeros(0, *([inputs] if da is None else [da, da])), start.new_zeros(0), start
     Y = _orthonormal(_pack(start, parity))
-    captured = 0.0
+    captured, eps = 0.0, torch.finfo(dtype).eps
     for _ in range(_ITERATIONS):
         X = _orthonormal(_pack(to_inputs(capture, _unpack(Y, dg, parity)), parity))
         image = _pack(to_outputs(capture, _unpack(X, da, parity)), parity)  # rows: Rᵀ x
         Y = _orthonormal(image)
         energy = float(torch.linalg.svdvals(image.double())[:rank].square().sum())
-        if abs(energy - captured) <= tolerance * energy:
+        if abs(energy - captured) <= tolerance * energy or energy <= (_ROUNDINGS * eps * largest) ** 2:
             break
         captured = energy
     else:

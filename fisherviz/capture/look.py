@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils import _pytree as pytree
 
 from fisherviz.capture.agreement import TOLERANCE, close, noise, weighted_sum
@@ -209,12 +210,14 @@ def glance(network: Network, calls: Mapping[str, Sequence[Call]], z: Tensor) -> 
 
 
 def elsewhere(calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, str]:
-    """Layers whose parameters an output's graph uses more often than they ran, whatever the examples at hand show."""
-    uses = _behind(z)[0]
+    """Layers whose parameters an output's graph uses more often than it has calls of them, whatever examples show."""
+    nodes = set(behind(z.grad_fn))
+    uses = _uses(nodes)
+    seen = {name: sum(call.edge.node in nodes for call in made) for name, made in calls.items()}
     return {
         name: ELSEWHERE
         for name, made in calls.items()
-        if any(uses[p] > len(made) for p in made[0].layer.parameters.values())
+        if any(uses[p] > seen[name] for p in made[0].layer.parameters.values())
     }
 
 
@@ -374,10 +377,14 @@ def _is_chain(z: Tensor, calls: Mapping[str, Sequence[Call]]) -> bool:
 def _behind(z: Tensor) -> tuple[Counter[nn.Parameter], bool]:
     """How often an output's graph uses each parameter, and whether reentrant checkpoints hide others."""
     nodes = list(behind(z.grad_fn))
-    hidden = any(node.name().startswith("CheckpointFunction") for node in nodes)
+    return _uses(nodes), any(node.name().startswith("CheckpointFunction") for node in nodes)
+
+
+def _uses(nodes: Iterable[Node]) -> Counter[nn.Parameter]:
+    """How often the nodes of a graph use each parameter."""
     there = [node for node in nodes if not empty(node)]
     used = (getattr(following, "variable", None) for node in there for following, _ in node.next_functions)
-    return Counter(p for p in used if p is not None), hidden
+    return Counter(p for p in used if p is not None)
 
 
 def _bytes(generic: Sequence[Layer], calls: Mapping[str, Sequence[Call]], item: int) -> tuple[int, int]:

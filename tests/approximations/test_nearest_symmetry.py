@@ -102,3 +102,16 @@ def test_no_gradient_at_all_gives_zero_factors():
         capture = captured(0, positions, torch.float64)
         A, G = nearest_factors(Capture(capture.a, torch.zeros_like(capture.g)), 1)
         assert not product(A, G).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_terms_where_every_gradient_has_rank_one(dtype: torch.dtype) -> None:
+    # positions with outputs of their own: what is antisymmetric is rounding alone
+    torch.manual_seed(0)
+    fisher = fv.Probe(nn.Linear(3, 3, bias=False).to(dtype), "categorical").fisher(torch.randn(6, 4, 3, dtype=dtype))
+    dense = fisher.to_dense().double()
+    values = torch.linalg.svdvals(dense.reshape(3, 3, 3, 3).permute(0, 2, 1, 3).reshape(9, 9))
+    for rank in (2, 3):
+        found = fv.approximate(fisher, "nearest-kronecker", rank=rank).to_dense().double()
+        error = torch.linalg.matrix_norm(found - dense)
+        torch.testing.assert_close(error, torch.linalg.vector_norm(values[rank:]), rtol=1e-3, atol=1e-6)

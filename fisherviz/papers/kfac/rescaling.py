@@ -271,13 +271,15 @@ def claims_of(found: Mapping[float, Found], part: Found, whole: Found, other: tu
 
 def _fill(figure: Figure, found: Mapping[float, Found], own: float) -> None:
     ax = figure.subplots()
+    best = 0.0
     for name, (color, line, marker) in LOOKS.items():
         values = [one[name]["improvement"] for one in found.values()]
+        best = max(best, *values)
         ax.plot(list(found), values, color=color, linestyle=line, marker=marker, ms=4, label=name)
     ax.axvline(own, color="#767676", linestyle=":", linewidth=1)
     ax.axhline(0, color="black", linewidth=0.7)
     ax.set_xscale("log")
-    ax.set_yscale("symlog", linthresh=1.0)
+    ax.set_yscale("symlog", linthresh=best / 2 if best > 0 else 1.0)  # improvements and losses of any size are seen
     ax.set_xlabel("γ")
     ax.set_ylabel("improvement h(θ) − h(θ + δ)")
     tidy(ax)
