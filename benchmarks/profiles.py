@@ -16,9 +16,8 @@ WORKLOADS = {
     "W7": "the count is 2.2 passes; the Cholesky factor in float64 and its solve take 20 ms, fingerprints 7",
     "W7 N=100": "the count is 1.4 passes; two fingerprints of 11 MB of weights are 0.6, three examples shown alone, "
     "the evidence that examples are independent, 0.5, fresh memory for the flat result of as many bytes 0.2",
-    "ResNet K-FAC": "the count is less than nngeometry's; half of the time is backward, one vector after the other, "
-    "and putting its gradients side by side, those of normalisation included, which nobody reads; a fifth each are "
-    "factors and unfolding",
+    "ResNet K-FAC": "the count is less than nngeometry's; more than half of the time is backward, one vector after the "
+    "other, and putting its gradients side by side; a quarter is the factors, a tenth unfolding",
 }
 _CHOLESKY = "seven Cholesky factors of 1000 rows, 7.5 ms each (LAPACK at 45 GFLOP/s), are 2.9 SGD steps"
 STEPS = {

@@ -167,11 +167,11 @@ class StructuredComparison:
         squares: dict[str, dict[tuple[int, int], float]] = {"block_rms": {}, "block_rms_difference": {}}
         if isinstance(inner := self.inner[label], Exception):
             raise inner
-        all_found = {
+        compared = {
             place: self._sums(place, approximation.operator(*place), inner.get(place, 0.0)) for place in self.by_column
         }
         for (i, j), square in self.square.items():
-            found = all_found[i, j]
+            found = compared[i, j]
             sums += (1 if i == j else 2) * np.array(found)
             squares["block_rms_difference"][i, j], _, squares["block_rms"][i, j] = found
             if i == j or show_pairs:

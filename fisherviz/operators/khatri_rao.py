@@ -24,7 +24,7 @@ PAIRS = 4000
 """Terms of rank one that are taken, at most: what is factorised has this size."""
 
 GATHERED = 128
-"""Rows up to which columns are gathered before their products are taken, not products of all columns after."""
+"""Up to this many rows the wanted columns are gathered, then multiplied; above it, all are multiplied before."""
 TRIANGULAR = 20
 """Multiply-adds of large products that take as long as one of a triangular solve, which waits for its entries."""
 

@@ -121,9 +121,11 @@ class BlockTridiagonal(Symmetric):
 
     def column(self, col: int) -> list[Operator]:
         """Blocks (0 … col, col), made from the diagonal upwards by one product with Ψ each; the last is kept."""
-        if self._last[0] != col:
-            self._last = col, self._upwards(col)
-        return self._last[1]
+        known, blocks = self._last  # read once: another thread may ask for another
+        if known != col:
+            blocks = self._upwards(col)
+            self._last = col, blocks
+        return blocks
 
     def _upwards(self, col: int) -> list[Operator]:
         blocks: list[Operator] = [self.layers[col]]

@@ -7,6 +7,7 @@ the training set is measured for δ = Δ, for δ = αΔ, and for δ = αΔ + μ�
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -104,11 +105,12 @@ def fig7(run: Run) -> Outcome:
         f"there), seed {run.seed}; statistics and inverses of the next iteration, τ₁ = 1/8 and τ₂ = 1/4; λ as K-FAC "
         f"has it, its own γ is {own:.3g}; h is the whole training set's, with its ℓ₂ term"
     )
+    linear = _linear(found)
     caption = (
         "Improvement h(θ) − h(θ + δ) of one update over the strength γ of the factored Tikhonov damping (linear "
-        "between −1 and 1, logarithmic beyond; dotted line: K-FAC's own γ)."
+        f"between −{linear:g} and {linear:g}, logarithmic beyond; dotted line: K-FAC's own γ)."
     )
-    picture = draw(6.4, 4.2, lambda figure: _fill(figure, found, own))
+    picture = draw(6.4, 4.2, lambda figure: _fill(figure, found, own, linear))
     setting = f"{problem.title} autoencoder, iteration {scale.iteration}"
     return Outcome(claims_of(found, taus[TAUS], taus[ALL], other), setting, details, caption, picture)
 
@@ -269,17 +271,21 @@ def claims_of(found: Mapping[float, Found], part: Found, whole: Found, other: tu
     )
 
 
-def _fill(figure: Figure, found: Mapping[float, Found], own: float) -> None:
+def _linear(found: Mapping[float, Found]) -> float:
+    """Where the axis of improvements is linear: the power of ten below the best one, so that each is seen."""
+    best = max(each["improvement"] for one in found.values() for each in one.values())
+    return 10.0 ** math.floor(math.log10(best)) if best > 0 else 1.0
+
+
+def _fill(figure: Figure, found: Mapping[float, Found], own: float, linear: float) -> None:
     ax = figure.subplots()
-    best = 0.0
     for name, (color, line, marker) in LOOKS.items():
         values = [one[name]["improvement"] for one in found.values()]
-        best = max(best, *values)
         ax.plot(list(found), values, color=color, linestyle=line, marker=marker, ms=4, label=name)
     ax.axvline(own, color="#767676", linestyle=":", linewidth=1)
     ax.axhline(0, color="black", linewidth=0.7)
     ax.set_xscale("log")
-    ax.set_yscale("symlog", linthresh=best / 2 if best > 0 else 1.0)  # improvements and losses of any size are seen
+    ax.set_yscale("symlog", linthresh=linear)
     ax.set_xlabel("γ")
     ax.set_ylabel("improvement h(θ) − h(θ + δ)")
     tidy(ax)
