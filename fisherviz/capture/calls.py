@@ -131,6 +131,17 @@ class Call:
         """Gradients (K, *gradient_shape) as (K, N, T, dg) or (K, N, T, groups, dg)."""
         return self.by_example(self.layer.output_gradients(g, self.module), 1)
 
+    def given_by(self, n: int) -> Tensor | None:
+        """What one example gave the module, of the input as it came; None where no part of it is any example's."""
+        if not self.examples or self.layout is Layout.SHARED:
+            return None
+        second = self.attended or (self.examples if self.layout is Layout.SECOND else 0)
+        vectors = self.shape.numel() // units(self.module)
+        if second and self.x.numel() % vectors == 0:
+            rows = self.x.reshape(-1, second, self.x.numel() // vectors).transpose(0, 1)
+            return rows.reshape(self.examples, -1)[n]
+        return None if second else self.x.reshape(self.examples, -1)[n]
+
     def by_example(self, rows: Tensor, leading: int) -> Tensor:
         """(..., N, T, ...) from rows of all examples, (..., L, L', ...)."""
         if not self.examples or (self.layout is Layout.FIRST and self.examples == rows.shape[leading]):
@@ -328,3 +339,14 @@ def empty(node: Node) -> bool:
     """Whether nothing stands at a place in the graph: no row was sent there."""
     shapes = _shapes(node)
     return bool(shapes) and not any(shape.numel() for shape in shapes)
+
+
+def counts_examples(calls: Sequence[Call]) -> bool:
+    """Whether it is known of every call which rows are whose."""
+    return all(call.examples for call in calls)
+
+
+def layouts(calls: Mapping[str, Sequence[Call]]) -> dict[str, Layout]:
+    """Where the examples of each layer stand whose calls all have them in the same place; one example tells nothing."""
+    found = {name: {call.layout for call in made} for name, made in calls.items() if made[0].examples > 1}
+    return {name: several.pop() for name, several in found.items() if len(several) == 1}

@@ -7,6 +7,7 @@ it is believed where it agrees with reverse mode, which each product shows anew.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -39,7 +40,8 @@ class Product(NamedTuple):
         form: uᵀ J v, which is vᵀ F v.
         examples: number of examples.
         agrees: whether uᵀ (J v), by forward mode, is (Jᵀ u)ᵀ v, by reverse mode, and no use of a parameter is hidden
-            from forward mode: its part of J v would be missing, and so that of u, on both sides.
+            from forward mode: its part of J v would be missing, and so that of u, on both sides. Nothing is there
+            where the model does not run in forward mode at all.
     """
 
     parts: dict[str, Tensor]
@@ -67,7 +69,10 @@ def product(network: Network, inputs: Inputs, tangents: Mapping[str, Tensor], ou
         leaves = {
             name: own[name] if own[name].requires_grad else own[name].detach().requires_grad_() for name in tangents
         }
-        z, t, hidden = _dual(network, inputs, leaves, tangents)
+        try:
+            z, t, hidden = _dual(network, inputs, leaves, tangents)
+        except (RuntimeError, TypeError):  # an operation without forward mode; another fault shows without it too
+            return Product({}, 0.0, 0, False)
         u = output(z.detach(), t.detach())
         found = torch.autograd.grad(z, list(leaves.values()), u, allow_unused=True)
     parts = {
@@ -103,17 +108,17 @@ def try_forward_mode(network: Network, inputs: Inputs) -> bool:
         drawn.append(noise(z, 0))
         return drawn[0]
 
-    try:
-        with warnings.catch_warnings():  # torch scripts its own derivatives when forward mode is first used
-            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
-            made = product(network, inputs, directions, dense)
+    right = False
+    with contextlib.suppress(RuntimeError, TypeError), warnings.catch_warnings():
+        # torch scripts its own derivatives when forward mode is first used
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+        made = product(network, inputs, directions, dense)
+        if made.agrees:
             # alone it runs without gradients, where a model may do something else
             _, t = tangent(network, inputs, directions)
-        gap = abs(float((t.double() * drawn[0].double()).sum()) - made.form)
-        size = float(torch.linalg.vector_norm(t.double()) * torch.linalg.vector_norm(drawn[0].double()))
-        right = made.agrees and gap <= TOLERANCE.get(network.coarsest(t), 0.1) * size + 1e-30
-    except (RuntimeError, TypeError):
-        right = False  # an operation without forward mode: products go through captures
+            gap = abs(float((t.double() * drawn[0].double()).sum()) - made.form)
+            size = float(torch.linalg.vector_norm(t.double()) * torch.linalg.vector_norm(drawn[0].double()))
+            right = gap <= TOLERANCE.get(network.coarsest(t), 0.1) * size + 1e-30
     network.note(forward_mode=right)
     return right
 

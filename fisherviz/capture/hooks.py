@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import functional
+from torch.nn.modules.module import _global_forward_hooks
 from torch.utils.hooks import RemovableHandle
 
 from fisherviz.capture.attention import Inside
@@ -26,6 +27,7 @@ from fisherviz.capture.calls import Call, given, made
 from fisherviz.capture.captures import AnyCapture, Capture, GenericCapture, StructuredCapture, TiedCapture
 from fisherviz.capture.tokens import TokenCapture
 from fisherviz.network.guest import eager
+from fisherviz.network.kinds import attends, kind_of
 from fisherviz.network.layers import Layer, goes_on, is_single, read_weights
 
 
@@ -73,11 +75,13 @@ def _record(
     recorder: Recorder, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
 ) -> None:
     """Note what a layer was given, and where what it gave stands in the graph."""
+    if kind_of(module) is None or _exchanged(layer, module):
+        return  # the layer is then one that acts without having been seen
     x = args[0] if args else kwargs.get(_input_name(type(module).forward))
     if not (isinstance(x, Tensor) and isinstance(output, Tensor)):
         return  # a forward in the place of the class's own
     if recorder.active and _dense(x, output) and _altered(module, args, kwargs, output):
-        return  # the layer is then one that acts without having been seen
+        return
     recorder.note(layer, x, output, module=module)
 
 
@@ -92,12 +96,24 @@ def _dense(*tensors: Tensor) -> bool:
     return all(t.layout is torch.strided and not t.is_nested for t in tensors)
 
 
+def _exchanged(layer: Layer, module: nn.Module) -> bool:
+    """Whether a module acts with other tensors than the layer's parameters, as in `torch.func.functional_call`."""
+    shared, held = layer.ties.get(module, layer.roles.values()), [id(p) for p in module._parameters.values()]
+    return any(id(p) not in held for name, p in layer.parameters.items() if layer.roles[name] in shared)
+
+
 def _altered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> bool:
-    """Whether a hook of somebody else's has changed an output, by as little as rounding would hide."""
-    if all(isinstance(hook, Hook) for hook in module._forward_hooks.values()):
+    """Whether somebody else's hook or forward has changed an output, by as little as rounding would hide."""
+    hooks = (*_global_forward_hooks.values(), *module._forward_hooks.values())
+    if "forward" not in module.__dict__ and all(isinstance(hook, Hook) for hook in hooks):
         return False
-    with torch.no_grad():
-        return not torch.equal(module.forward(*args, **kwargs), output)
+    buffers = dict(module._buffers)
+    try:  # running moments of the user's are not moved a second time
+        module._buffers.update({key: b if b is None else b.clone() for key, b in buffers.items()})
+        with torch.no_grad():
+            return not torch.equal(type(module).forward(module, *args, **kwargs), output)
+    finally:
+        module._buffers.update(buffers)
 
 
 def _open(recorder: Recorder, module: nn.Module, *given: Any) -> None:
@@ -148,11 +164,7 @@ class Recorder:
         self._recording = _Recording()
         self.stray: Callable[[Layer, Tensor], None] | None = None
         """Told of layers' outputs that are not recorded, and of which derivatives can be taken."""
-        self.attention = tuple(
-            m
-            for m in model.modules()
-            if not isinstance(m, torch.jit.ScriptModule) and type(m).forward is nn.MultiheadAttention.forward
-        )
+        self.attention = tuple(m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule) and attends(m))
         """Modules that run others as functions."""
         self.cloned: set[str] = set()
         """Layers whose input is overwritten later in the forward pass, and noted as a copy."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherviz.capture.calls import Layout
 from fisherviz.capture.formed import are_smaller
+from fisherviz.capture.ways import Ways
 from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 
@@ -29,6 +30,7 @@ class Structure:
         one_at_a_time: whether per-example gradients loop over examples, because `vmap` was found wrong.
         forward_mode: whether forward-mode derivatives are right; None: not tried yet.
         undecided: structured layers whose gradients vanished on all examples that were looked at.
+        ways: which ways forwards have gone that layers were looked at in.
         example_output: output of one example, (1, ...).
         example_bytes: memory of one example's captures: fixed, and per backpropagated vector.
     """
@@ -44,6 +46,7 @@ class Structure:
     one_at_a_time: bool = False
     forward_mode: bool | None = None
     undecided: frozenset[str] = frozenset()
+    ways: Ways = frozenset()
     example_output: Tensor | None = None
     example_bytes: tuple[int, int] = (1, 1)
 

@@ -11,15 +11,18 @@ from torch import Tensor
 from fisherviz.capture.agreement import noise
 from fisherviz.capture.backward import backpropagate
 from fisherviz.capture.batch import Batch
-from fisherviz.capture.calls import Call
+from fisherviz.capture.calls import Call, counts_examples
 from fisherviz.capture.captures import AnyCapture
+from fisherviz.capture.doubts import doubtful
 from fisherviz.capture.hooks import absent, capture_calls
-from fisherviz.capture.look import LOOKS, PARTLY, counts_examples, elsewhere, look, look_again
+from fisherviz.capture.look import look, look_again, look_at
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import confirmed_captures, densified, generic_captures
 from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.slopes import with_slopes
-from fisherviz.capture.structure import PathChanged
+from fisherviz.capture.structure import PathChanged, Structure
+from fisherviz.capture.uses import PARTLY, elsewhere
+from fisherviz.capture.ways import FIRST, is_due
 from fisherviz.capture.witness import Witness
 from fisherviz.network.batches import Inputs, count_examples, move, select
 from fisherviz.network.guest import as_guest, check_modes, lock_of
@@ -79,8 +82,8 @@ def take(
     inputs = move(inputs, network.device)
     n = count_examples(inputs)
     with lock_of(network.model), as_guest(network.model, weights=not network.structure.looked):
-        with counted_as(0):  # evidence is looked for in the first batches alone
-            _look(network, inputs, first)
+        with counted_as(0):  # evidence
+            _look(network, inputs, witness.number(first))
         with network.hooked():
             step, most = _piece(network, vectors)
             vectors.start(first, n)
@@ -95,16 +98,32 @@ def take(
                 witness.confirm(network, z, first + start)
                 for batch in _captured(network, some, part, z, calls, vectors, first + start, most):
                     consume(batch)
+                # last: a forward that rewrites its weights makes graphs of earlier ones worthless
+                witness.turn(network, some, z, first + start)
+                if witness.asks(first + start, len(z)) and doubtful(network, some, z, calls, first + start):
+                    _look_closer(network, some)
     return n
 
 
-def _look(network: Network, inputs: Inputs, first: int) -> None:
-    """Look at a network that has not run yet, and again at some more batches."""
+def _look(network: Network, inputs: Inputs, number: int) -> None:
+    """Look at a network that has not run yet, and again at some more batches of the data."""
     before = network.structure
     if not before.looked:
         look(network, inputs)
-    elif before.looks < LOOKS and (first > 0 or before.undecided):
+    elif (before.looks < FIRST and (number > 0 or before.undecided)) or (number >= FIRST and is_due(number)):
         look_again(network, inputs)
+    _settled(network, before)
+
+
+def _look_closer(network: Network, inputs: Inputs) -> None:
+    """Look at all examples of a piece of which the evidence may not hold."""
+    before = network.structure
+    with counted_as(0):
+        look_at(network, inputs)
+    _settled(network, before)
+
+
+def _settled(network: Network, before: Structure) -> None:
     if network.structure.generic != before.generic:
         raise PathChanged(network.structure)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fisherviz.capture.look import LOOKS, alone, telling_examples
+from fisherviz.capture.evidence import alone, telling_examples
 from fisherviz.capture.network import Network
+from fisherviz.capture.ways import is_due
 from fisherviz.network.batches import Inputs, move, take_rows
 from fisherviz.network.guest import RandomState, as_guest
 from fisherviz.support.counting import counted_as
@@ -32,15 +33,28 @@ CHANGED = (
 
 
 class Witness:
-    """Of one Fisher's data: the first examples of each of the first batches."""
+    """Of one Fisher's data: some examples of each of the first batches, and then of fewer and fewer."""
 
     def __init__(self) -> None:
         self.alone: dict[int, tuple[Tensor, Tensor]] = {}
         """Positions of examples in the data and their outputs, by the position of their batch's first."""
         self._confirmed: set[int] = set()
+        self._numbers: dict[int, int] = {}
+        self._asked: set[tuple[int, int]] = set()
+        self._turned: set[tuple[int, int]] = set()
+
+    def number(self, first: int) -> int:
+        """The number of a batch in the data, from zero, by the position of its first example."""
+        return self._numbers.setdefault(first, len(self._numbers))
+
+    def asks(self, first: int, count: int) -> bool:
+        """Whether so many examples are met for the first time, by the position of the first of them."""
+        new = (first, count) not in self._asked
+        self._asked.add((first, count))
+        return new
 
     def see(self, network: Network, inputs: Inputs, first: int) -> None:
-        """Run some examples of a batch one by one, if it is among the first batches and was not seen yet.
+        """Run some examples of a batch one by one, if the batch is due and was not seen yet.
 
         Args:
             network: the network.
@@ -50,7 +64,7 @@ class Witness:
         Raises:
             RuntimeError: the model draws random numbers, and they change its output.
         """
-        if first in self.alone or len(self.alone) >= LOOKS:
+        if first in self.alone or not is_due(self.number(first)):
             return
         inputs = move(inputs, network.device)
         order = telling_examples(inputs)
@@ -82,6 +96,46 @@ class Witness:
                 if finite and differs(own, row, network.coarsest(z)):
                     raise RuntimeError((CHANGED if n in self._confirmed else COUPLED).format(n))
                 self._confirmed.add(n)
+
+    def turn(self, network: Network, inputs: Inputs, z: Tensor, first: int) -> None:
+        """Run the last half of some examples, the last first, or two where no more are due: each must keep its output.
+
+        What couples only some of them (experts that take so many rows and drop the rest) shows in no single one.
+
+        Args:
+            network: the network, as a guest.
+            inputs: the examples, which have just run.
+            z: their outputs (N, ...).
+            first: position of the first of them in the data.
+
+        Raises:
+            RuntimeError: an output is another.
+        """
+        count, due = len(z), is_due(len(self._turned))
+        if (first, count) in self._turned:
+            return
+        self._turned.add((first, count))
+        if count < 3:
+            return
+        half = torch.arange(count - 1, count // 2 - 1, -1, device="cpu")
+        rows = half if due else torch.tensor(asked(count, first), device="cpu")
+        with counted_as(0):
+            again = network.forward(take_rows(inputs, rows)).detach()
+        if again.shape[1:] != z.shape[1:]:
+            return  # padded to the longest of them
+        for n, row in zip(rows.tolist(), again, strict=True):
+            if bool(row.isfinite().all()) and differs(z[n].detach(), row, network.coarsest(z)):
+                raise RuntimeError(COUPLED.format(first + n))
+
+
+def asked(count: int, first: int) -> list[int]:
+    """Two of so many examples: the last, which whatever moves rows moves most often, and another in every piece.
+
+    Args:
+        count: number of examples.
+        first: position of the first of them in the data.
+    """
+    return sorted({count - 1, (first // max(1, count) * 7 + count // 3) % count}, reverse=True)
 
 
 def differs(z: Tensor, other: Tensor, dtype: torch.dtype) -> bool:

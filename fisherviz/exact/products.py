@@ -14,15 +14,15 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fisherviz.capture.batch import Batch
+from fisherviz.capture.evidence import TOGETHER, telling_examples
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
-from fisherviz.capture.look import TOGETHER, telling_examples
 from fisherviz.exact.finite import require_finite_number
 from fisherviz.exact.passes import Consumer
 from fisherviz.exact.run import Run
 from fisherviz.exact.scores import Scores
 from fisherviz.matrices.finite import require_finite_vector
-from fisherviz.network.batches import Inputs, count_examples, select, take_rows
-from fisherviz.network.guest import check_modes
+from fisherviz.network.batches import Inputs, count_examples, move, select, take_rows
+from fisherviz.network.guest import as_guest, check_modes
 from fisherviz.operators.damping import Tikhonov
 from fisherviz.operators.finite import dot, is_finite
 from fisherviz.operators.scipy_operator import linear_operator
@@ -133,6 +133,8 @@ class Products(Scores):
 
     def _shares(self, check: Callable[[], None]) -> Iterator[tuple[Inputs, Tensor | None, int]]:
         """This process's part of each batch, piece by piece, with the position of its first example."""
+        check_modes(self.network.model)
+        self.network.check_trainable()
         run = Run(self.network, self.data, self.vectors, self.witness, self.processes)
         run.check = check
         for inputs, targets, first in run.shares():
@@ -151,7 +153,6 @@ class Products(Scores):
         """F v by forward and reverse mode; None where they disagree on a batch: then forward mode is given up."""
         tangents, total, agrees = self.space.unflatten(v), torch.zeros_like(v), True
         with self.processes.agreeing("a product with the Fisher") as check:
-            check_modes(self.network.model)
             for inputs, targets, first in self._shares(check):
                 part = self._one_product(inputs, targets, tangents, first)
                 if not (agrees := part.agrees):
@@ -164,11 +165,22 @@ class Products(Scores):
         return found.mul_(self.scale)
 
     def _one_product(self, inputs: Any, targets: Tensor | None, tangents: Mapping[str, Tensor], first: int) -> Product:
+        seen: list[Tensor] = []
+
         def output(z: Tensor, t: Tensor) -> Tensor:
             self.witness.confirm(self.network, z, first)
+            seen.append(z)
             return self.vectors.product(z, t, targets, first)
 
-        return product(self.network, inputs, tangents, output)
+        made = product(self.network, inputs, tangents, output)
+        self._turn(inputs, seen, first)
+        return made
+
+    def _turn(self, inputs: Any, seen: Sequence[Tensor], first: int) -> None:
+        """See whether outputs depend on which other examples there are."""
+        for z in seen:
+            with as_guest(self.network.model):
+                self.witness.turn(self.network, move(inputs, self.network.device), z, first)
 
     def quadratic(self, u: Vector, v: Vector | None = None) -> float:
         """uᵀ F v (uᵀ F u without v) with forward products only.
@@ -209,6 +221,7 @@ class Products(Scores):
                 self.witness.confirm(self.network, z, first)
                 other = t if v is None else tangent(self.network, inputs, self.space.unflatten(v))[1]
                 total += dot(other, self.vectors.product(z, t, targets, first))
+                self._turn(inputs, [z], first)
         return self.scale * sum(self.processes.exchange(total))
 
     def _check_vector(self, v: Any, flat: bool = False) -> Tensor:

@@ -251,17 +251,17 @@ def negative_part(module: nn.PReLU, x: Tensor) -> Tensor:
     return x.clamp(max=0)
 
 
-KINDS: dict[Callable[..., Any] | str, Kind] = {
-    nn.modules.batchnorm._BatchNorm.forward: Scale(batch_normalised),
-    nn.modules.instancenorm._InstanceNorm.forward: Scale(instance_normalised),
-    nn.GroupNorm.forward: Scale(group_normalised),
-    nn.LayerNorm.forward: Scale(layer_normalised, last=True),
-    nn.RMSNorm.forward: Scale(rms_normalised, last=True),
-    nn.PReLU.forward: Scale(negative_part),
-    nn.Embedding.forward: Embedding(),
-    nn.EmbeddingBag.forward: EmbeddingBag(),
-    nn.Linear.forward: Linear(),
-    nn.MultiheadAttention.forward: InProjection(),
+KINDS: dict[str, Kind] = {
+    "torch.nn.modules.batchnorm._BatchNorm.forward": Scale(batch_normalised),
+    "torch.nn.modules.instancenorm._InstanceNorm.forward": Scale(instance_normalised),
+    "torch.nn.modules.normalization.GroupNorm.forward": Scale(group_normalised),
+    "torch.nn.modules.normalization.LayerNorm.forward": Scale(layer_normalised, last=True),
+    "torch.nn.modules.normalization.RMSNorm.forward": Scale(rms_normalised, last=True),
+    "torch.nn.modules.activation.PReLU.forward": Scale(negative_part),
+    "torch.nn.modules.sparse.Embedding.forward": Embedding(),
+    "torch.nn.modules.sparse.EmbeddingBag.forward": EmbeddingBag(),
+    "torch.nn.modules.linear.Linear.forward": Linear(),
+    "torch.nn.modules.activation.MultiheadAttention.forward": InProjection(),
     "transformers.pytorch_utils.Conv1D.forward": TransposedLinear(),
     "timm.layers.linear.Linear.forward": Linear(),
     "timm.layers.norm.GroupNorm.forward": Scale(group_normalised),
@@ -269,17 +269,24 @@ KINDS: dict[Callable[..., Any] | str, Kind] = {
     "timm.layers.norm_act.BatchNormAct2d.forward": Scale(batch_normalised, goes_on=True),
     "timm.layers.norm_act.GroupNormAct.forward": Scale(group_normalised, goes_on=True),
     "timm.layers.norm_act.LayerNormAct.forward": Scale(layer_normalised, last=True, goes_on=True),
-    nn.Conv1d.forward: Convolution("conv1d"),
-    nn.Conv2d.forward: Convolution("conv2d"),
-    nn.Conv3d.forward: Convolution("conv3d"),
-    nn.ConvTranspose1d.forward: TransposedConvolution("convtranspose1d"),
-    nn.ConvTranspose2d.forward: TransposedConvolution("convtranspose2d"),
-    nn.ConvTranspose3d.forward: TransposedConvolution("convtranspose3d"),
+    "torch.nn.modules.conv.Conv1d.forward": Convolution("conv1d"),
+    "torch.nn.modules.conv.Conv2d.forward": Convolution("conv2d"),
+    "torch.nn.modules.conv.Conv3d.forward": Convolution("conv3d"),
+    "torch.nn.modules.conv.ConvTranspose1d.forward": TransposedConvolution("convtranspose1d"),
+    "torch.nn.modules.conv.ConvTranspose2d.forward": TransposedConvolution("convtranspose2d"),
+    "torch.nn.modules.conv.ConvTranspose3d.forward": TransposedConvolution("convtranspose3d"),
 }
-"""By the forward that computes it (of other libraries by its name): a subclass with its own is another function."""
+"""By the forward that computes it: a subclass with its own is another function."""
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module; None where it has no structure that is known."""
-    forward = type(module).forward
-    return KINDS.get(forward) or KINDS.get(f"{forward.__module__}.{forward.__qualname__}")
+    forward: Any = type(module).forward
+    if hasattr(forward, "__wrapped__"):
+        return None  # a function in the place of the class's own, which `functools.wraps` has given its name
+    return KINDS.get(f"{forward.__module__}.{forward.__qualname__}")
+
+
+def attends(module: nn.Module) -> bool:
+    """Whether a module is torch's attention, which runs its layers as functions."""
+    return isinstance(kind_of(module), InProjection)

@@ -133,6 +133,8 @@ class Layer:
     """Whether each probed parameter is the module's "weight" or "bias", by its name: a pass may swap its tensors."""
     ties: Mapping[nn.Module, frozenset[str]] = field(default_factory=dict, repr=False)
     """Other modules that act with its parameters, each with the roles of those that it shares."""
+    of: Kind | None = field(default=None, repr=False)
+    """What the module's class was when the layer was described."""
 
     @property
     def size(self) -> int:
@@ -224,7 +226,8 @@ class Layer:
 
     @property
     def _kind(self) -> Kind:
-        return _known(self.module)
+        assert self.of is not None
+        return self.of
 
     def inputs(self, x: Tensor, outputs: torch.Size, module: nn.Module | None = None) -> Tensor:
         """Inputs with the bias coordinate: (N, T, da), (N, T, groups, da) of grouped convolutions, or tokens (N, T).
@@ -295,7 +298,7 @@ def make_layer(
     if found is not None:
         note = next(filter(None, map(_refusal, (module, *ties))), note)
     kind = (found.name if found is not None else "") or type(module).__name__.lower()
-    return Layer(name, module, dict(parameters), kind, not note, note, roles, ties)
+    return Layer(name, module, dict(parameters), kind, not note, note, roles, ties, found)
 
 
 def reads(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fisherviz.capture.forward_mode import product, tangent, try_forward_mode
-from fisherviz.capture.look import REENTRANT
+from fisherviz.capture.uses import REENTRANT
 from fisherviz.network.batches import Arguments, count_examples, take_rows
 from fisherviz.network.guest import check_modes
 from fisherviz.network.likelihoods import Likelihood

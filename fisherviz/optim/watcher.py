@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fisherviz.capture.backward import backpropagate
-from fisherviz.capture.calls import Call, placed
+from fisherviz.capture.calls import Call, counts_examples, placed
 from fisherviz.capture.captures import AnyCapture, Capture
 from fisherviz.capture.hooks import Recorder, beside, capture_calls
-from fisherviz.capture.look import NOT_EXAMPLES, counts_examples, refuse_reentrant
 from fisherviz.capture.network import Network
 from fisherviz.capture.per_example import generic_captures
 from fisherviz.capture.reach import indicators, marked
 from fisherviz.capture.slopes import with_slopes
 from fisherviz.capture.take import shown
+from fisherviz.capture.uses import NOT_EXAMPLES, refuse_reentrant
 from fisherviz.network.batches import Arguments, arguments, move
 from fisherviz.network.guest import as_guest, lock_of, visiting
 from fisherviz.network.layers import Layer

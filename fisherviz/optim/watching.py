@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from fisherviz.approximations import Approximation
-from fisherviz.capture.look import LOOKS, glance, late, look, neighbours
+from fisherviz.capture.look import glance, late, look, neighbours
 from fisherviz.capture.network import Network
+from fisherviz.capture.ways import FIRST, is_due, ways_of
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
 from fisherviz.network.vectors import NOT_FINITE, FreshVectors
@@ -90,7 +91,7 @@ class Watching(torch.optim.Optimizer):
     def _describe(self, made: Pass) -> None:
         """Settle which layers have structure, at the first passes; those that they leave out when they first run."""
         assert made.output is not None
-        if self._looks < LOOKS and (made.examples > 1 or not self._looks):
+        if self._is_doubtful(made):
             self._look(made)
         if self.moments is None:
             kept = self._settle(list(self.network.structure.generic))
@@ -103,6 +104,14 @@ class Watching(torch.optim.Optimizer):
                 self.moments.follow(neighbours(made.calls, {layer.name for layer in self.network.structure.generic}))
         self.network.slopes = any(needs_slopes(named.values()) for named in self.moments.fresh)
 
+    def _is_doubtful(self, made: Pass) -> bool:
+        """Whether a pass is looked at: one of the first, of a step that is due, or one that goes a new way."""
+        if self._looks < FIRST:
+            return made.examples > 1 or not self._looks
+        assert made.output is not None
+        late = self.k >= FIRST and is_due(self.k)
+        return not grouped() and (late or not ways_of(made.output) <= self.network.structure.ways)
+
     def _look(self, made: Pass) -> None:
         """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass.
 
@@ -111,7 +120,7 @@ class Watching(torch.optim.Optimizer):
         """
         assert self._watcher is not None
         assert made.output is not None
-        self._looks = LOOKS if grouped() else self._looks + 1
+        self._looks = FIRST if grouped() else self._looks + 1
         before = self.network.structure.generic
         with self._watcher.away():
             with contextlib.suppress(ValueError, RuntimeError):

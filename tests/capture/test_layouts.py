@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fisherviz as fv
-from fisherviz.capture import look
+from fisherviz.capture.ways import FIRST
 from tests.oracles import exact, laws, nets
 from tests.oracles.checks import FLOAT32, assert_matches
 from tests.training_runs import assert_resumes, half_squares, trained
@@ -310,16 +310,36 @@ def test_examples_in_another_order_are_not_taken_for_positions():
     assert [layer.path for layer in fisher.layers].count("generic") == 3
 
 
-def test_an_optimizer_says_where_it_loses_the_examples():
+def _chooses_later(approximation, **options):
+    """An optimizer after its first steps, in which all rows were there, and a batch of which some are left out."""
     torch.manual_seed(0)
     net, x = nets.randomised(Chosen(CHOICES["index"])).train(), torch.randn(4, T, D, dtype=torch.float64)
     net.choose = lambda flat, there: flat if len(there) == len(flat) else flat[there]
-    optimizer = fv.optim.NaturalGradient(net, "gaussian", "kfac", lr=0.01, damping=0.1)
-    for _ in range(look.LOOKS):  # later passes are no longer looked at for evidence
+    optimizer = fv.optim.NaturalGradient(net, "gaussian", approximation, lr=0.1, damping=0.1, **options)
+    for _ in range(FIRST):  # later passes are no longer looked at for evidence, unless they go a new way
         optimizer.zero_grad()
         net(x).square().sum(1).mean().backward()
         optimizer.step()
     x[:, 0, 0] = 10.0
+    return net, x, optimizer
+
+
+def test_an_optimizer_begins_anew_where_a_later_pass_goes_a_new_way():
+    net, x, optimizer = _chooses_later("exact", kind="exact", decay=0.0)
+    F = torch.as_tensor(exact.fisher(net.eval(), x, laws.Gaussian()))
+    before = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    optimizer.zero_grad()
+    net.train()(x).square().sum(1).mean().backward()
+    g = torch.cat([p.grad.reshape(-1) for p in net.parameters()])
+    optimizer.step()
+    moved = torch.cat([p.detach().reshape(-1) for p in net.parameters()]) - before
+    assert_matches(moved, -0.1 * torch.linalg.solve(F + 0.1 * torch.eye(len(F)).double(), g), 1e-9)
+
+
+def test_an_optimizer_says_where_it_loses_the_examples(monkeypatch):
+    """Where several processes train together, the first pass decides for all of them."""
+    monkeypatch.setattr("fisherviz.optim.watching.grouped", lambda: True)
+    net, x, _held = _chooses_later("kfac")
     with pytest.raises(
         RuntimeError, match=r"layer 'expert.0' has changed since the first pass: .* approximation='none'"
     ):

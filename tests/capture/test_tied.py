@@ -136,7 +136,7 @@ def made(name):
 
 def structured_only(monkeypatch):
     """No layer may take the generic path."""
-    for place in ("take", "look"):
+    for place in ("take", "evidence"):
         monkeypatch.setattr(f"fisherviz.capture.{place}.generic_captures", None)
 
 

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fisherviz as fv
+from fisherviz.capture.evidence import TOGETHER
 from fisherviz.capture.hooks import absent
-from fisherviz.capture.look import TOGETHER, glance, late
+from fisherviz.capture.look import glance, late
 from fisherviz.capture.take import _piece
 from fisherviz.capture.witness import Witness, differs
 from tests.oracles import exact, laws, nets

@@ -74,3 +74,17 @@ def mean_gradient(model, x, targets, law, *, names=None, output=None):
     """Gradient of the mean negative log-likelihood, (P,)."""
     found = scores(model, x, law, targets=targets, names=names, output=output)
     return -np.mean([example[0][1] for example in found], axis=0)
+
+
+def fisher_of_batches(model, batches):
+    """The mean categorical Fisher (P, P) over examples of batches, which are dictionaries of arguments of the model."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for batch in batches:
+        for n in range(len(next(iter(batch.values())))):
+            z = model(**{name: x[n : n + 1] for name, x in batch.items()})[0]
+            p = z.softmax(0).detach()
+            own, how = list(model.parameters()), {"retain_graph": True, "materialize_grads": True}
+            rows = [torch.autograd.grad(v, own, allow_unused=True, **how) for v in z]
+            J = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+            total, count = total + J.T @ (p.diag() - torch.outer(p, p)) @ J, count + 1
+    return total / count

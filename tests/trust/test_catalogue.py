@@ -15,7 +15,8 @@ from benchmarks.trust import catalogue
 from benchmarks.trust.catalogue import peers_table
 from benchmarks.trust.paragraph import kept
 from fisherviz.capture.agreement import noise
-from fisherviz.capture.look import TOGETHER, look
+from fisherviz.capture.evidence import TOGETHER
+from fisherviz.capture.look import look
 from tests.trust.catalogue import KINDS
 from tests.trust.catalogue.parts import Bare, Formula, network
 from tests.trust.catalogue.row import Row, altered, drawn, normal, outcome, state

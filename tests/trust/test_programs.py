@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.trust import programs
 from benchmarks.trust.random_programs import WAYS, Program, drawn, truth
-from fisherviz.capture import look
+from fisherviz.capture import evidence
 
 SORTING = "examples sorted"
 
@@ -49,8 +49,8 @@ def test_layers_that_sort_the_examples_are_found_in_batches_of_two_and_three(n):
 def test_a_fault_that_is_planted_is_counted(monkeypatch):
     """Without evidence, layers on the batch reversed give each example another one's numbers."""
     seed = next(s for s in range(999) if drawn(s)[0].ways == ("the batch reversed",))
-    monkeypatch.setattr(look._Evidence, "refuted_by", lambda self, truths: {})
-    monkeypatch.setattr(look._Evidence, "refuted_by_sums", lambda self: ({}, frozenset()))
+    monkeypatch.setattr(evidence.Evidence, "refuted_by", lambda self, truths: {})
+    monkeypatch.setattr(evidence.Evidence, "refuted_by_sums", lambda self: ({}, frozenset()))
     monkeypatch.setattr(programs, "SIZES", (5,))
     assert "off by" in programs.asked(seed)["dense"]
 

@@ -1,0 +1,303 @@
+"""Evidence of the first batches is no evidence of later ones that go another way, or order their examples otherwise."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
+
+import fisherviz as fv
+from tests.oracles import exact, laws
+from tests.oracles.checks import assert_matches
+
+LAW = laws.Categorical()
+
+
+def assert_right(net, batches, *, generic=None):
+    """Dense matrix and solve in both orders; which layers have no structure then."""
+    F = exact.fisher_of_batches(net, batches)
+    v = torch.randn(len(F), dtype=torch.float64)
+    for order in (batches, batches[::-1]):
+        fisher = fv.Probe(net, "categorical").fisher(order)
+        assert_matches(fisher.to_dense(), F)
+        assert_matches(fv.Probe(net, "categorical").fisher(order) @ v, F @ v)
+        assert_matches(fisher.solve(v, 0.1), torch.linalg.solve(F + 0.1 * torch.eye(len(F)).double(), v))
+        if generic is not None:
+            assert [layer.name for layer in fisher.layers if layer.path == "generic"] == generic
+
+
+# Batches that use a layer in another way
+
+
+class Later(nn.Module):
+    """Uses its first layer in another way where the batch says so."""
+
+    def __init__(self, layer, way):
+        super().__init__()
+        self.a, self.head, self.way = layer, nn.Linear(4, 3), way
+
+    def forward(self, x, other=None):
+        return self.head((self.a(x) if other is None else self.way(self.a, x)).tanh().mean(1))
+
+
+LAYERS = {
+    "linear": lambda: nn.Linear(4, 4),
+    "layer norm": lambda: nn.LayerNorm(4),
+    "convolution": lambda: nn.Conv1d(3, 3, 1),
+    "prelu": lambda: nn.PReLU(1),
+}
+WAYS = {
+    "flipped": lambda a, x: a(x.flip(0)).flip(0),
+    "positions first": lambda a, x: a(x.transpose(0, 1)).transpose(0, 1),
+    "one by one": lambda a, x: torch.stack([a(row) for row in x]),
+    "rolled": lambda a, x: a(x.roll(1, 0)).roll(-1, 0),
+    "other weights": lambda a, x: functional_call(a, {name: 2 * p for name, p in a.named_parameters()}, (x,)),
+    "scaled": lambda a, x: 2 * a(x),
+    "twice": lambda a, x: a(a(x)),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_later_batch_that_uses_a_layer_otherwise(layer, way):
+    if (layer, way) == ("convolution", "positions first"):
+        pytest.skip("its channels stand where positions do")
+    torch.manual_seed(0)
+    net = Later(LAYERS[layer](), WAYS[way]).double()
+    for p in net.a.parameters():
+        nn.init.normal_(p)
+    draw = functools.partial(torch.randn, 3, 3, 4, dtype=torch.float64)
+    assert_right(net, [{"x": draw()} for _ in range(6)] + [{"x": draw(), "other": torch.ones(3)}])
+
+
+@pytest.mark.parametrize("number", [4, 5, 6])
+def test_a_later_batch_that_couples_its_examples(number):
+    torch.manual_seed(0)
+    net = Later(nn.Linear(4, 4), lambda a, x: torch.cat([a(x[:1]), x[1:]])).double()
+    draw = functools.partial(torch.randn, 3, 3, 4, dtype=torch.float64)
+    batches = [{"x": draw()} for _ in range(number)] + [{"x": draw(), "other": torch.ones(3)}]
+    for order in (batches, batches[::-1]):
+        for ask in (lambda f: f.to_dense(), lambda f: f @ torch.ones(f.shape[0], dtype=torch.float64)):
+            with pytest.raises(RuntimeError, match="a Fisher needs independent examples"):
+                ask(fv.Probe(net, "categorical").fisher(order))
+
+
+# Batches whose examples stand in another order, with the same operations
+
+
+class Sorted(nn.Module):
+    """Sorts its examples by length, runs a layer on them and restores their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x, lengths):
+        order = lengths.argsort(descending=True, stable=True)
+        there = (torch.arange(x.shape[1]) < lengths[order, None]).to(x)[..., None]
+        return self.head((self.a(x[order]).tanh() * there).sum(1)[order.argsort()])
+
+
+class Packed(nn.Module):
+    """A mixture of experts that puts each one's examples side by side with products of ones and zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.head = nn.Linear(4, 2), nn.Linear(4, 3)
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x):
+        share = self.gate(x).softmax(1)
+        chosen = nn.functional.one_hot(share.argmax(1), 2).to(x)
+        place = ((chosen.cumsum(0) - 1) * chosen).sum(1).long()
+        sent = chosen[:, :, None] * nn.functional.one_hot(place, len(x)).to(x)[:, None, :]
+        packed = torch.einsum("nec,nd->ecd", sent, x)
+        found = torch.stack([expert(rows) for expert, rows in zip(self.experts, packed, strict=True)])
+        return self.head(torch.einsum("nec,ecd->nd", sent * share[:, :, None], found).tanh())
+
+
+@pytest.mark.parametrize("first", [5, 6, 7])
+def test_a_later_batch_that_is_sorted(first):
+    torch.manual_seed(0)
+    net = Sorted().double()
+    draw = functools.partial(torch.randn, 4, 4, 3, dtype=torch.float64)
+    batches = [{"x": draw(), "lengths": torch.full((4,), 4)} for _ in range(first)]
+    assert_right(net, [*batches, {"x": draw(), "lengths": torch.tensor([1, 3, 2, 4])}], generic=["a"])
+
+
+def test_a_later_batch_that_needs_both_experts():
+    torch.manual_seed(0)
+    net, x = Packed().double(), torch.randn(200, 4, dtype=torch.float64)
+    one = x[net.gate(x).argmax(1) == 0]
+    batches = [{"x": rows} for rows in [*one[:24].split(4), *x[:24].split(4)]]
+    assert_right(net, batches, generic=["experts.0", "experts.1"])
+
+
+class Capacity(nn.Module):
+    """A mixture of experts that take so many rows and drop the rest, which couples the examples."""
+
+    def __init__(self, capacity):
+        super().__init__()
+        self.gate, self.head, self.capacity = nn.Linear(4, 3), nn.Linear(4, 3), capacity
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def sent(self, x):
+        """Rows of each expert."""
+        top = self.gate(x).argmax(1)
+        return [(top == i).nonzero()[:, 0] for i in range(3)]
+
+    def forward(self, x):
+        y, share = x.clone(), self.gate(x).softmax(1)
+        for i, (expert, rows) in enumerate(zip(self.experts, self.sent(x), strict=True)):
+            kept = rows[: self.capacity]
+            if len(kept):
+                y = y.index_add(0, kept, expert(x[kept]) * share[kept, i : i + 1])
+        return self.head(y.tanh())
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("size", "capacity"), [(32, 14), (8, 4)])
+def test_experts_that_drop_rows_are_refused(seed, size, capacity):
+    torch.manual_seed(seed)
+    net, x = Capacity(capacity).double(), torch.randn(32, 4, dtype=torch.float64)
+    batches = [{"x": rows} for rows in x.split(size)]
+    if any(len(rows) > capacity for batch in batches for rows in net.sent(batch["x"])):
+        for ask in (lambda f: f.to_dense(), lambda f: f @ torch.ones(f.shape[0], dtype=torch.float64)):
+            with pytest.raises(RuntimeError, match="a Fisher needs independent examples"):
+                ask(fv.Probe(net, "categorical").fisher(batches))
+    else:
+        assert_matches(fv.Probe(net, "categorical").fisher(batches).to_dense(), exact.fisher_of_batches(net, batches))
+
+
+# Forwards in the place of a layer's own
+
+
+def _instance(net, monkeypatch, change):
+    inner = net[0].forward
+    net[0].forward = lambda x: change(inner(x))
+
+
+def _class(net, monkeypatch, change):
+    own = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: change(own(self, x)) if self is net[0] else own(self, x))
+
+
+def _named_class(net, monkeypatch, change):
+    own = nn.Linear.forward
+
+    @functools.wraps(own)
+    def forward(self, x):
+        return change(own(self, x)) if self is net[0] else own(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+
+
+def _global_hook(net, monkeypatch, change):
+    handle = register_module_forward_hook(lambda module, args, z: change(z) if module is net[0] else None)
+    monkeypatch.setattr(net, "undo", handle.remove, raising=False)
+
+
+def _hook(net, monkeypatch, change):
+    net[0].register_forward_hook(lambda module, args, z: change(z))
+
+
+CHANGES = [_instance, _class, _named_class, _global_hook, _hook]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the probe", "after it"])
+@pytest.mark.parametrize("way", CHANGES)
+def test_forwards_that_are_changed_for_few_examples(way, after, monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x = torch.cat([0.2 * torch.randn(40, 4), 3 * torch.randn(8, 4)]).double()  # the last batch alone is far out
+    net.undo = lambda: None
+    probe = fv.Probe(net, "categorical") if after else None
+    try:
+        way(net, monkeypatch, lambda z: z.clamp(-1.5, 1.5))
+        F = torch.as_tensor(exact.fisher(net, x, LAW))
+        fisher = (probe or fv.Probe(net, "categorical")).fisher(list(x.split(8)))
+        assert_matches(fisher.to_dense(), F)
+        assert_matches(fisher.diagonal(), F.diagonal())
+    finally:
+        net.undo()
+
+
+@pytest.mark.parametrize("way", CHANGES)
+def test_forwards_that_are_changed_by_less_than_rounding_explains(way, monkeypatch):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(6, 4)
+    net.undo = lambda: None
+    try:
+        way(net, monkeypatch, lambda z: 1.003 * z)
+        found = fv.Probe(net, "categorical").fisher(x).to_dense()
+        expected = torch.as_tensor(exact.fisher(net.double(), x.double(), LAW))
+        assert torch.linalg.norm(found.double() - expected) < 1e-5 * torch.linalg.norm(expected)
+    finally:
+        net.undo()
+
+
+def test_other_weights_for_some_examples():
+    class Switched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            fast = functional_call(self.a, {"weight": 2 * self.a.weight, "bias": self.a.bias}, (x,))
+            return self.head(torch.where(x[:, :1] > 1, fast, self.a(x)).tanh())
+
+    torch.manual_seed(0)
+    net, x = Switched().double(), torch.cat([0.2 * torch.randn(40, 4), 2 * torch.randn(8, 4)]).double()
+    assert_right(net, [{"x": rows} for rows in x.split(8)], generic=["a"])
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm in training mode", "ignore:layers '1' have no structure")
+def test_a_hook_of_the_user_s_does_not_move_running_moments_twice():
+    moments = []
+    for hooked in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
+        if hooked:
+            net[1].register_forward_hook(lambda module, args, z: z.clone())
+        optimizer = fv.optim.NaturalGradient(net, "gaussian", "kfac", lr=0.01, damping=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.randn(6, 4, dtype=torch.float64)).square().sum(1).mean().backward()
+            optimizer.step()
+        moments.append({name: b.clone() for name, b in net.named_buffers()})
+    for name, b in moments[0].items():
+        assert torch.equal(b, moments[1][name]), name
+
+
+# Forward mode
+
+
+class Cube(torch.autograd.Function):
+    """A function without a rule of forward mode."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z**3
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * ctx.saved_tensors[0] ** 2 * g
+
+
+@pytest.mark.parametrize(
+    "way",
+    [lambda a, x: Cube.apply(a(x)), lambda a, x: torch.cdist(a(x), a(x) + 1) @ a(x)],
+    ids=["own function", "without a second derivative"],
+)
+def test_products_where_a_later_batch_has_no_forward_mode(way):
+    torch.manual_seed(0)
+    net = Later(nn.Linear(4, 4), way).double()
+    draw = functools.partial(torch.randn, 3, 3, 4, dtype=torch.float64)
+    batches = [{"x": draw()} for _ in range(5)] + [{"x": draw(), "other": torch.ones(3)}]
+    F = exact.fisher_of_batches(net, batches)
+    v = torch.randn(len(F), dtype=torch.float64)
+    assert_matches(fv.Probe(net, "categorical").fisher(batches) @ v, F @ v)
+    assert fv.Probe(net, "categorical").fisher(batches).quadratic(v) == pytest.approx(float(v @ F @ v), rel=1e-9)
