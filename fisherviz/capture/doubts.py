@@ -12,14 +12,22 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.calls import Call
+from fisherviz.capture.evidence import alone
 from fisherviz.capture.network import Network
 from fisherviz.capture.ways import ways_of
 from fisherviz.capture.witness import COUPLED, asked, differs
-from fisherviz.network.batches import Inputs, count_examples, take_rows
+from fisherviz.network.batches import Inputs
 from fisherviz.support.counting import counted_as
 
 
-def doubtful(network: Network, inputs: Inputs, z: Tensor, calls: Mapping[str, Sequence[Call]], first: int) -> bool:
+def doubtful(
+    network: Network,
+    inputs: Inputs,
+    z: Tensor,
+    calls: Mapping[str, Sequence[Call]],
+    first: int,
+    given: Mapping[int, Mapping[str, Sequence[Call]]],
+) -> bool:
     """Whether the evidence about a network's layers may not hold for some examples, which have just run.
 
     Args:
@@ -28,33 +36,30 @@ def doubtful(network: Network, inputs: Inputs, z: Tensor, calls: Mapping[str, Se
         z: the output with its graph, (N, ...).
         calls: of the structured layers that ran.
         first: position of the first of them in the data.
+        given: calls of some of them that have run alone, by their places; none: two are run.
 
     Raises:
         RuntimeError: an example's output depends on the other examples.
     """
     with counted_as(0):
-        return _moved(network, inputs, z, calls, first) or not ways_of(z) <= network.structure.ways
+        moved = any(
+            not _same(made, own.get(name, ()), n)
+            for n, own in (given or _alone(network, inputs, z, first)).items()
+            for name, made in calls.items()
+            if own
+        )
+    return moved or not ways_of(z) <= network.structure.ways
 
 
-def _moved(network: Network, inputs: Inputs, z: Tensor, calls: Mapping[str, Sequence[Call]], first: int) -> bool:
-    """Whether an example gives some layer other inputs alone than among the others."""
-    count = count_examples(inputs)
-    if count < 2:
-        return False
-    for n in asked(count, first):
-        try:
-            own, alone = network.record(take_rows(inputs, torch.tensor([n], device="cpu")))
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return False  # a model that cannot take a batch of one: the witness has asked it otherwise
-        if (
-            bool(own.isfinite().all())
-            and bool(z[n].isfinite().all())
-            and differs(z[n].detach(), own[0].detach(), network.coarsest(z))
-        ):
+def _alone(network: Network, inputs: Inputs, z: Tensor, first: int) -> dict[int, dict[str, list[Call]]]:
+    """Calls of two examples on their own, which must give the output that they have among the others."""
+    found: dict[int, dict[str, list[Call]]] = {}
+    for n in asked(len(z), first) if len(z) > 1 else ():
+        own, found[n] = alone(network, inputs, n)
+        seen, row = z[n].detach(), own[0].detach()
+        if bool(row.isfinite().all()) and bool(seen.isfinite().all()) and differs(seen, row, network.coarsest(z)):
             raise RuntimeError(COUPLED.format(first + n))
-        if any(not _same(made, alone.get(name, ()), n) for name, made in calls.items()):
-            return True
-    return False
+    return found
 
 
 def _same(made: Sequence[Call], alone: Sequence[Call], n: int) -> bool:

@@ -87,7 +87,7 @@ class Evidence:
         """Gradient of v_n's product with each example's own output, by parameter."""
         truths = []
         for n, v in enumerate(self.v):
-            own = alone(self.network, self.inputs, n)
+            own, _ = alone(self.network, self.inputs, n)
             scale = 1 + float(self.z.detach().abs().max())
             allowed = TOLERANCE.get(self.network.coarsest(own), 0.1) * scale
             if float((own[0] - self.z[n]).detach().abs().max()) > allowed:
@@ -161,13 +161,16 @@ def telling_examples(inputs: Inputs) -> Tensor:
     return torch.cat([ends, spread[~torch.isin(spread, ends)]])
 
 
-def alone(network: Network, batch: Inputs, n: int) -> Tensor:
-    """Output (1, ...) of one example on its own; of twice the example for models that cannot take a batch of one."""
+def alone(network: Network, batch: Inputs, n: int) -> tuple[Tensor, dict[str, list[Call]]]:
+    """Output (1, ...) of one example on its own, and the calls of the layers where hooks are on the model.
+
+    Models that cannot take a batch of one have the output of twice the example, and no calls.
+    """
     with _cut(network, batch):
         try:
-            return network.forward(take_rows(batch, torch.tensor([n], device="cpu")))
+            return network.record(take_rows(batch, torch.tensor([n], device="cpu")))
         except (RuntimeError, ValueError, TypeError, IndexError):
-            return network.forward(take_rows(batch, torch.tensor([n, n], device="cpu")))[:1]
+            return network.forward(take_rows(batch, torch.tensor([n, n], device="cpu")))[:1], {}
 
 
 @contextlib.contextmanager

@@ -100,7 +100,8 @@ def take(
                     consume(batch)
                 # last: a forward that rewrites its weights makes graphs of earlier ones worthless
                 witness.turn(network, some, z, first + start)
-                if witness.asks(first + start, len(z)) and doubtful(network, some, z, calls, first + start):
+                given = witness.given(first + start, len(z))
+                if witness.asks(first + start, len(z)) and doubtful(network, some, z, calls, first + start, given):
                     _look_closer(network, some)
     return n
 

@@ -6,22 +6,26 @@ since its mode, a hook or an attribute was changed. Weights and buffers have the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
+from fisherviz.capture.calls import Call
 from fisherviz.capture.evidence import alone, telling_examples
 from fisherviz.capture.network import Network
 from fisherviz.capture.ways import is_due
-from fisherviz.network.batches import Inputs, move, take_rows
+from fisherviz.network.batches import Inputs, count_examples, move, take_rows
 from fisherviz.network.guest import RandomState, as_guest
 from fisherviz.support.counting import counted_as
 
-ALONE = 3
-"""Telling examples of a batch that are run alone, and the last one beside them."""
+FEW = 8
+"""Examples that run the other way round, if half of them are not fewer; a quarter of more than four times as many."""
 ROUNDING, SMALL = {torch.float64: 1e-6, torch.float32: 1e-4}, 1e-2
 """What an output changes with the examples beside it by rounding, relative to its largest entry or to a small one."""
 REPEATS = 32
 """Runs of a model that draws random numbers, to see whether they have an effect."""
+Calls = Mapping[str, Sequence[Call]]
 COUPLED = (
     "the model's output for example {} changes with the other examples of the batch, or at random; "
     "a Fisher needs independent examples: call model.eval(), or remove what couples them."
@@ -40,6 +44,8 @@ class Witness:
         """Positions of examples in the data and their outputs, by the position of their batch's first."""
         self._confirmed: set[int] = set()
         self._numbers: dict[int, int] = {}
+        self._given: dict[int, Calls] = {}
+        """What examples gave each layer alone, by their positions in the data; until they are met among the others."""
         self._asked: set[tuple[int, int]] = set()
         self._turned: set[tuple[int, int]] = set()
 
@@ -52,6 +58,16 @@ class Witness:
         new = (first, count) not in self._asked
         self._asked.add((first, count))
         return new
+
+    def given(self, first: int, count: int) -> dict[int, Calls]:
+        """What some of so many examples gave each layer alone, by their places among them; told once.
+
+        Args:
+            first: position of the first of them in the data.
+            count: number of examples.
+        """
+        there = [n for n in self._given if first <= n < first + count]
+        return {n - first: self._given.pop(n) for n in there}
 
     def see(self, network: Network, inputs: Inputs, first: int) -> None:
         """Run some examples of a batch one by one, if the batch is due and was not seen yet.
@@ -67,11 +83,13 @@ class Witness:
         if first in self.alone or not is_due(self.number(first)):
             return
         inputs = move(inputs, network.device)
-        order = telling_examples(inputs)
-        some = torch.unique(torch.cat([order[:ALONE], order.max().reshape(1)]))
+        some = torch.unique(torch.tensor([int(telling_examples(inputs)[0]), count_examples(inputs) - 1], device="cpu"))
         with counted_as(0), as_guest(network.model):  # with gradients, which some forwards are made of
-            before = RandomState()
-            rows = [alone(network, inputs, int(n))[0].detach() for n in some]
+            before, rows = RandomState(), list[Tensor]()
+            for n in some.tolist():
+                z, calls = alone(network, inputs, n)
+                rows.append(z[0].detach())
+                self._given[first + n] = calls
             if before.differs():
                 _check_draws(network, take_rows(inputs, some), rows)
         if len({row.shape for row in rows}) == 1:
@@ -98,7 +116,7 @@ class Witness:
                 self._confirmed.add(n)
 
     def turn(self, network: Network, inputs: Inputs, z: Tensor, first: int) -> None:
-        """Run the last half of some examples, the last first, or two where no more are due: each must keep its output.
+        """Run the last of some examples, the last first, or two where no more are due: each must keep its output.
 
         What couples only some of them (experts that take so many rows and drop the rest) shows in no single one.
 
@@ -117,15 +135,18 @@ class Witness:
         self._turned.add((first, count))
         if count < 3:
             return
-        half = torch.arange(count - 1, count // 2 - 1, -1, device="cpu")
-        rows = half if due else torch.tensor(asked(count, first), device="cpu")
+        last = torch.arange(count - 1, count - 1 - max(count // 4, min(count // 2, FEW)), -1, device="cpu")
+        rows = last if due else torch.tensor(asked(count, first), device="cpu")
         with counted_as(0):
             again = network.forward(take_rows(inputs, rows)).detach()
         if again.shape[1:] != z.shape[1:]:
             return  # padded to the longest of them
-        for n, row in zip(rows.tolist(), again, strict=True):
-            if bool(row.isfinite().all()) and differs(z[n].detach(), row, network.coarsest(z)):
-                raise RuntimeError(COUPLED.format(first + n))
+        again, seen = again.flatten(1), z.detach()[rows.to(z.device)].flatten(1)
+        gap, largest = (again - seen).abs().amax(1), again.abs().amax(1)
+        finite = again.isfinite().all(1)  # what is not is refused with its place
+        wrong = finite & ~(gap <= ROUNDING.get(network.coarsest(z), 0.1) * largest.clamp(min=SMALL))
+        if bool(wrong.any()):
+            raise RuntimeError(COUPLED.format(first + int(rows[wrong.cpu()][0])))
 
 
 def asked(count: int, first: int) -> list[int]:
