@@ -11,7 +11,7 @@ from torch import Tensor
 from fisherviz.capture.captures import AnyCapture
 from fisherviz.operators import Dense, Operator
 from fisherviz.operators.base import NormOrder, Symmetric
-from fisherviz.operators.factorise import SingularMatrixError, symmetric
+from fisherviz.operators.factorise import SingularMatrixError, sufficient_damping, symmetric
 from fisherviz.statistics.examples import Examples, Woodbury, root_correction
 from fisherviz.statistics.gradients import block_square_norm
 from fisherviz.statistics.products import block
@@ -110,6 +110,6 @@ class ExampleSpace(Symmetric):
             return self._solver
         if self.shift <= 0:
             why = "it is solved in example space, where its rank is at most the number of gradients"
-            advised = 1e-6 * float(self.diagonal().max())
+            advised = sufficient_damping(0.0, float(self.diagonal().max()), self.dtype, self.shape[0])
             raise SingularMatrixError("the exact layer block", self.shape[0], 0.0, advised, why)
         return Woodbury(self.examples, self.shift)

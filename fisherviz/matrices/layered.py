@@ -24,7 +24,7 @@ from fisherviz.network.space import ORDERS, Order, ParameterSpace
 from fisherviz.operators import BlockMatrix, Dense, DirectSum, Operator
 from fisherviz.operators.base import NormOrder
 from fisherviz.operators.block_matrix import dense_from_blocks
-from fisherviz.operators.damping import Damping, as_damping, damp
+from fisherviz.operators.damping import Damping, as_damping, damp, told_in_factors
 from fisherviz.operators.finite import is_finite, require_finite
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.support import files
@@ -90,7 +90,9 @@ class LayeredMatrix:
 
     def inverse(self, damping: float | Damping | None = None) -> LayeredMatrix:
         """The inverse of the damped matrix, as a structured matrix of its own."""
-        return LayeredMatrix(self.space, self.damped(damping).whole.inverse(), inverse_title(self.title, damping))
+        with told_in_factors(as_damping(damping)):
+            inverse = self.damped(damping).whole.inverse()
+        return LayeredMatrix(self.space, inverse, inverse_title(self.title, damping))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the matrix into one safetensors file, whole or not at all; `fv.load_approximation` reads it.
@@ -208,7 +210,8 @@ class LayeredMatrix:
         """
         if isinstance(v, Mapping):
             return self.space.unflatten(self.solve(self.space.flatten(v), damping))
-        return self._on_columns(v, self.damped(damping).whole.solve)
+        with told_in_factors(as_damping(damping)):
+            return self._on_columns(v, self.damped(damping).whole.solve)
 
     def inverse_root(self, z: Tensor, damping: float | Damping | None = None) -> Tensor:
         """S z for a square root S of the damped inverse, S Sᵀ = (M + damping)⁻¹: white noise of that covariance.
@@ -225,7 +228,8 @@ class LayeredMatrix:
             NotImplementedError: the inverse of its structure has no such root: layers that are coupled, too large to be
                 dense.
         """
-        return self._on_columns(z, self.damped(damping).whole.inverse_root)
+        with told_in_factors(as_damping(damping)):
+            return self._on_columns(z, self.damped(damping).whole.inverse_root)
 
     def _on_columns(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         if not isinstance(v, Tensor):

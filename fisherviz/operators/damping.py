@@ -7,7 +7,8 @@ silently, and on factored damping being refused where there are no two factors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import TypeAlias
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fisherviz.operators.base import Operator
 from fisherviz.operators.dense import spectral_norm_of
-from fisherviz.operators.factorise import plus_identity
+from fisherviz.operators.factorise import SingularMatrixError, plus_identity
 from fisherviz.operators.finite import NonFiniteMatrixError, not_finite
 from fisherviz.support.choices import one_of, positive
 from fisherviz.support.numbers import three_digits
@@ -180,6 +181,29 @@ class FactoredTikhonov:
 
 
 Damping: TypeAlias = Tikhonov | FactoredTikhonov
+
+
+@contextmanager
+def told_in_factors(rule: Damping | None) -> Iterator[None]:
+    """Say of factors that a `FactoredTikhonov` damps too little what is added to them, and not to their product.
+
+    Args:
+        rule: the damping of what is factorised inside.
+
+    Raises:
+        SingularMatrixError: the one that was raised inside, in these units.
+    """
+    try:
+        yield
+    except SingularMatrixError as error:
+        if not isinstance(rule, FactoredTikhonov):
+            raise
+        own: BaseException = error
+        while isinstance(own.__cause__, SingularMatrixError):
+            own = own.__cause__
+        assert isinstance(own, SingularMatrixError)
+        remedy = "choose a damping λ = γ² that gives the factor (πγ to A, γ/π to G) a shift"
+        raise SingularMatrixError(error.what, error.size, error.smallest, own.damping, error.why, remedy) from error
 
 
 def as_damping(damping: float | Damping | None) -> Damping | None:

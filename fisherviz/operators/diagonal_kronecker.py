@@ -13,7 +13,14 @@ from torch import Tensor
 
 from fisherviz.operators.base import NormOrder, Symmetric
 from fisherviz.operators.dense import spectral_norm_of
-from fisherviz.operators.factorise import SingularMatrixError, cholesky, eigh, sufficient_damping, trusted_cholesky
+from fisherviz.operators.factorise import (
+    SingularMatrixError,
+    cholesky,
+    eigh,
+    fault_of,
+    sufficient_damping,
+    trusted_cholesky,
+)
 from fisherviz.operators.kronecker import KroneckerEigen, kron
 from fisherviz.operators.triangular import log_determinant_of, root_solve, solve_columns
 
@@ -79,18 +86,17 @@ class DiagonalKronecker(Symmetric):
     @cached_property
     def _cholesky(self) -> Tensor:
         """Of G, once it is known that A is positive too."""
+        found: SingularMatrixError | None = None
         try:
             L = (trusted_cholesky if self._trusted else cholesky)(self.G, "the G factor")
             if (smallest := float(self.A.min())) > 0:
                 return L
-            why = "the A factor, a diagonal, has the entry"
-        except SingularMatrixError as error:  # its eigenvalue may be positive, and rounding
-            smallest, why = error.smallest, f"{error.what} has the eigenvalue"
+            why = f"the A factor, a diagonal, has the entry {smallest:.3g}"
+        except SingularMatrixError as error:
+            found, why = error, fault_of(error)
         S = self.eigen.S
         damping = sufficient_damping(float(S.min()), float(S.abs().max()), self.dtype)
-        raise SingularMatrixError(
-            "the Kronecker product", self.shape[0], float(S.min()), damping, f"{why} {smallest:.3g}"
-        )
+        raise SingularMatrixError("the Kronecker product", self.shape[0], float(S.min()), damping, why) from found
 
     def inverse(self) -> DiagonalKronecker:
         """Return the product of the factors' inverses."""

@@ -49,6 +49,12 @@ class SingularMatrixError(RuntimeError):
         )
 
 
+def fault_of(error: SingularMatrixError) -> str:
+    """A clause on the eigenvalue that an error is about; a positive one is within the rounding of the largest."""
+    rounding = ", which is within rounding of zero" if error.smallest > 0 else ""
+    return f"{error.what} has the eigenvalue {error.smallest:.3g}{rounding}"
+
+
 @contextlib.contextmanager
 def located(where: str) -> Iterator[None]:
     """Put a place in front of what a factorisation has to say.
@@ -159,7 +165,9 @@ def sufficient_damping(smallest: float, largest: float, dtype: torch.dtype, size
     Raises:
         NonFiniteMatrixError: when there is none.
     """
-    needed = max(4 * rounding_floor(largest, dtype, size) - 2 * min(smallest, 0.0), torch.finfo(dtype).tiny * 1e8)
+    # of a matrix of zeros any damping is enough whose inverse is in range, in float32 too
+    least = torch.finfo(dtype).tiny * 1e8 if largest else torch.finfo(torch.float32).tiny ** 0.5
+    needed = max(4 * rounding_floor(largest, dtype, size) - 2 * min(smallest, 0.0), least)
     if not math.isfinite(needed):
         raise NonFiniteMatrixError(not_finite("a matrix that is to be damped", dtype))
     return float(10.0 ** math.ceil(math.log10(needed)))

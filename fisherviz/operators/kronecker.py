@@ -19,6 +19,7 @@ from fisherviz.operators.factorise import (
     SingularMatrixError,
     cholesky,
     eigh,
+    fault_of,
     plus_identity,
     require_positive,
     rounding_floor,
@@ -185,8 +186,8 @@ class Kronecker(Operator):
             # The damping that helps is added to the product, so its eigenvalues decide how much.
             S = self.eigen.S
             damping = sufficient_damping(float(S.min()), float(S.abs().max()), self.dtype)
-            why = f"{error.what} has the eigenvalue {error.smallest:.3g}"
-            raise SingularMatrixError("the Kronecker product", self.shape[0], float(S.min()), damping, why) from error
+            what, size = "the Kronecker product", self.shape[0]
+            raise SingularMatrixError(what, size, float(S.min()), damping, fault_of(error)) from error
 
     def inverse(self) -> Kronecker:
         """Return the product of the factors' inverses."""

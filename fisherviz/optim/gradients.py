@@ -55,6 +55,13 @@ Tensors = dict[nn.Parameter, Tensor]
 Moves = dict[nn.Parameter, Direction]
 
 
+def parts_of(direction: Direction) -> list[Tensor]:
+    """What a direction is made of."""
+    if isinstance(direction, LowRank):
+        return [part for part in (direction.left, direction.right, direction.base) if part is not None]
+    return [direction]
+
+
 def dense(direction: Direction) -> Tensor:
     """A direction written down, if it is not."""
     return direction.dense() if isinstance(direction, LowRank) else direction

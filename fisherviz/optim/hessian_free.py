@@ -20,7 +20,7 @@ from fisherviz.optim.directions import Step
 from fisherviz.optim.gradients import Tensors
 from fisherviz.optim.options import MODEL, require_known
 from fisherviz.optim.quadratic import FisherForms, combine, dot
-from fisherviz.optim.rules import descend
+from fisherviz.optim.rules import descend, require_finite
 from fisherviz.support import choices, timing
 
 SPACING = 1.3
@@ -119,6 +119,7 @@ class LineSearch(ProductsRule[ConjugateGradients]):
         iterates = directions.iterates(step, gradient, self.lam + self.eta)
         h = self.objective(step.loss, parameters)
         (k, delta, model_change), value = self._backtrack(step, iterates)
+        require_finite(step, delta)
         rho = (value - h) / model_change if model_change < 0 else 0.0
         length, slope = self.lr(step), dot(gradient, delta)
         form = 2 * (model_change - slope)  # M = ½ δᵀ(F + λ + η)δ + ∇hᵀδ

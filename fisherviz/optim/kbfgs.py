@@ -19,14 +19,14 @@ from fisherviz.network.batches import Batches
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.operators.damping import as_damping
-from fisherviz.operators.factorise import cholesky, plus_identity
+from fisherviz.operators.factorise import SingularMatrixError, cholesky
 from fisherviz.optim.bfgs import Inverse, LastPairs, bfgs, double_damping
 from fisherviz.optim.directions import Directions, Step
 from fisherviz.optim.gradients import Moves, add_direction, balanced, gradient_matrix, matrix_of, split_matrix
 from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.passes import Pass
-from fisherviz.optim.rules import StepRule, descend
+from fisherviz.optim.rules import StepRule, descend, require_finite
 from fisherviz.optim.selection import say_once
 from fisherviz.optim.watcher import at_least_float32
 from fisherviz.support import choices, timing
@@ -130,8 +130,12 @@ class QuasiNewton(Directions):
             own = self.factors.setdefault(layer.name, {})
             own["A"] = fresh if "A" not in own else own["A"].mul_(step.decay).add_(fresh, alpha=1 - step.decay)
             if "Ha" not in own:
-                damped = plus_identity(own["A"], _root(step, layer))
-                own["Ha"] = torch.cholesky_inverse(cholesky(damped, f"the first A of layer {layer.name!r}"))
+                try:
+                    factor = cholesky(own["A"], f"the first A of layer {layer.name!r}", shift=_root(step, layer))
+                except SingularMatrixError as error:  # what is added to A is √λ
+                    what, size, smallest = error.what, error.size, error.smallest
+                    raise SingularMatrixError(what, size, smallest, error.damping**2, error.why) from error
+                own["Ha"] = torch.cholesky_inverse(factor)
                 if self.memory is None:
                     own["Hg"] = torch.eye(layer.d_out, dtype=fresh.dtype, device=fresh.device)
                 else:
@@ -212,6 +216,7 @@ class Follow(StepRule[QuasiNewton]):
         """Change the weights."""
         before = directions.means(step)
         moves = directions.of(step)
+        require_finite(step, moves)
         for p, d in moves.items():
             if p.grad is not None:
                 add_direction(p, d, -float(step.group_of[p]["lr"]))

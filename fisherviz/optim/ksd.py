@@ -23,7 +23,7 @@ from fisherviz.optim.directions import Step
 from fisherviz.optim.gradients import Tensors
 from fisherviz.optim.options import MODEL, require_known
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot
-from fisherviz.optim.rules import descend
+from fisherviz.optim.rules import descend, require_finite
 from fisherviz.support import choices, timing
 from fisherviz.support.memory import require
 
@@ -160,6 +160,7 @@ class Search(ProductsRule[Krylov]):
         h = self.objective(step.loss, parameters)
         a, value, evaluations = self._minimum(step, space, gradient, h)
         delta, length = space.at(a) if len(a) else {}, self.lr(step)
+        require_finite(step, delta)
         form = float(a @ space.B @ a) + self.lam * float(a @ a)  # δᵀ(F + λ + η)δ
         length *= self.region.within(length**2 * form)
         after = value if length == 1 or not delta else self.reached(step, delta, length)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fisherviz.matrices.layered import LayeredMatrix
 from fisherviz.network.layers import Layer
 from fisherviz.operators import DirectSum, Kronecker, Operator
-from fisherviz.operators.damping import Damping, damp
+from fisherviz.operators.damping import Damping, damp, told_in_factors
 from fisherviz.operators.factorise import located
 from fisherviz.support.processes import ALONE, Processes
 
@@ -46,7 +46,7 @@ class Preconditioner:
         invert: bool,
         owners: Mapping[str, int] | None = None,
     ) -> None:
-        self.layers, self.owners = matrix.space.layers, owners
+        self.layers, self.owners, self._rules = matrix.space.layers, owners, damping
         self.processes = ALONE if owners is None else Processes.training()
         self._covered = {id(layer) for layer in self.layers}
         self.joint: Operator | None = None
@@ -98,7 +98,7 @@ class Preconditioner:
         operator, inverted = self._operators[layer.name]
         assert isinstance(operator, Kronecker)
         action = operator.act_rows if inverted else operator.solve_rows
-        with located(f"layer {layer.name!r}"):
+        with told_in_factors(self._rules[layer.name]), located(f"layer {layer.name!r}"):
             return action(*rows)
 
     def solve(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,12 +116,13 @@ class Preconditioner:
                 for name, v in gradients.items():
                     if name in self._operators:
                         operator, inverted = self._operators[name]
-                        with located(f"layer {name!r}"):
+                        with told_in_factors(self._rules[name]), located(f"layer {name!r}"):
                             out[name] = operator @ v if inverted else operator.solve(v)
             return out if self.owners is None else self._sent(gradients, out, self.owners)
         like = next(iter(gradients.values()))
         pieces = [gradients.get(layer.name, like.new_zeros(layer.size)) for layer in self.layers]
-        solved = self.joint.solve(torch.cat(pieces)).split([layer.size for layer in self.layers])
+        with told_in_factors(self._rules[self.layers[0].name]):
+            solved = self.joint.solve(torch.cat(pieces)).split([layer.size for layer in self.layers])
         return {layer.name: piece for layer, piece in zip(self.layers, solved, strict=True) if layer.name in gradients}
 
     def _sent(
@@ -166,7 +167,7 @@ def _damped(layer: Layer, operator: Operator, rule: Damping | None, invert: bool
         damped.trust()
     inverted = invert and _kronecker(damped)
     if inverted:
-        with located(f"layer {layer.name!r}"):
+        with told_in_factors(rule), located(f"layer {layer.name!r}"):
             damped = damped.inverse()
     return damped, inverted
 

@@ -23,7 +23,7 @@ from fisherviz.optim.directions import Group, Preconditioned, Step
 from fisherviz.optim.gradients import Tensors, dense
 from fisherviz.optim.options import NaturalGradientOptions
 from fisherviz.optim.quadratic import FisherForms, choose, combine, dot, minimise
-from fisherviz.optim.rules import ModelRule, descend
+from fisherviz.optim.rules import ModelRule, descend, require_finite
 
 NO_CLOSURE = (
     "the loss is evaluated again to adjust λ: call step(closure) with a closure that zeroes the gradients, "
@@ -92,6 +92,7 @@ class QuadraticModel(ModelRule[Preconditioned]):
             self.say_idle(delta, self.last["quadratic"], self.omega1 ** (1 / options.T1))
         lr = self._length(step, self.last)
         before = self._objective(step.loss, step) if step.loss is not None else 0.0
+        require_finite(step, delta)
         self.update = {p: lr * d for p, d in delta.items()}
         for p, d in self.update.items():
             p.add_(d)

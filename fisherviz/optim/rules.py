@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from fisherviz.network.layers import Layer
 from fisherviz.operators.damping import FactoredTikhonov, as_damping
+from fisherviz.operators.finite import first_not_finite
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Directions, Group, Part, Step
-from fisherviz.optim.gradients import Moves, add_direction, dense, inner
+from fisherviz.optim.gradients import Direction, Moves, add_direction, dense, inner, parts_of
 from fisherviz.optim.quadratic import dot
 from fisherviz.optim.selection import say_once
-from fisherviz.optim.settings import value_of
+from fisherviz.optim.settings import NOT_FINITE_DIRECTION, value_of
+from fisherviz.optim.watcher import at_least_float32
 from fisherviz.support.processes import summed
 
 JOINT = ("lr", "damping", "momentum", "weight_decay")
@@ -89,6 +91,7 @@ class Momentum(StepRule[Directions]):
     def take(self, step: Step, directions: Directions) -> None:
         """Change the weights."""
         moves = directions.of(step)
+        require_finite(step, moves)
         scale = 1.0 if self.region.kl_clip == math.inf else self.region.within(self._square(step, moves))
         descend(step.groups, step.state, moves, scale=scale)
 
@@ -97,6 +100,25 @@ class Momentum(StepRule[Directions]):
         own = {p: decayed(p, step.decays[p]) for p in moves if p.grad is not None}
         square = sum(float(step.group_of[p]["lr"]) ** 2 * inner(moves[p], g) for p, g in own.items())
         return square / step.moments.snapshot_examples if step.reduction == "sum" else square
+
+
+def require_finite(step: Step, moves: Mapping[nn.Parameter, Direction]) -> None:
+    """Refuse directions that are no numbers before any weight has moved.
+
+    Args:
+        step: the step.
+        moves: directions by parameter.
+
+    Raises:
+        RuntimeError: one is NaN or infinite.
+    """
+    found = [(p, part) for p, d in moves.items() for part in parts_of(d)]
+    broken = first_not_finite([part for _, part in found])
+    if broken is not None:
+        p = found[broken][0]
+        named = {id(own): name for layer in step.watcher.layers for name, own in layer.parameters.items()}
+        kind = str(at_least_float32(p).dtype).removeprefix("torch.")
+        raise RuntimeError(NOT_FINITE_DIRECTION.format(named[id(p)], step.k, kind))
 
 
 def decayed(p: nn.Parameter, weight_decay: float) -> Tensor:

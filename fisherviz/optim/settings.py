@@ -35,6 +35,10 @@ NOT_FINITE_GRADIENT = (
     "the gradient {} is NaN or infinite at step {}, and nothing has moved; look at the loss and the targets, leave "
     "such a batch out (zero_grad() and no step), and where training has diverged, lower lr or raise damping."
 )
+NOT_FINITE_DIRECTION = (
+    "the direction of {!r} is NaN or infinite at step {}, and no weight has moved; raise damping: the gradient over it "
+    "must be a number in {}."
+)
 UNSEEN = (
     "layer {!r} has a gradient but no statistics since the last step: no forward of the model in training mode ran it "
     "with the optimizer's own parameters and was backpropagated to this gradient. Call model.train() and the model "
