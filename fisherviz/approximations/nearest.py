@@ -23,7 +23,7 @@ from fisherviz.operators.factorise import eigh, symmetric
 from fisherviz.operators.lanczos import leading_eigenvector
 from fisherviz.statistics import Statistic
 from fisherviz.statistics.products import GRADIENT_ENTRIES, working
-from fisherviz.support.choices import count
+from fisherviz.support.choices import count, share
 from fisherviz.support.memory import at_once
 
 _ITERATIONS = 500
@@ -49,6 +49,8 @@ class NearestKronecker(Approximation):
         super().__init__()
         self.per_feature = check_per_feature(per_feature)
         self.rank = count("rank", rank)
+        if tolerance is not None:
+            share("tolerance", tolerance)
         self.tolerance = tolerance
 
     def wants_capture(self, layer: Layer) -> bool:

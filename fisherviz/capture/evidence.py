@@ -89,6 +89,12 @@ class Evidence:
         for n, v in enumerate(self.v):
             own, _ = alone(self.network, self.inputs, n)
             scale = 1 + float(self.z.detach().abs().max())
+            if own.shape[1:] != self.z.shape[1:]:
+                raise ValueError(
+                    f"the model's output for an example alone has shape {tuple(own.shape)}, among others "
+                    f"{tuple(self.z.shape)}: it is as long as the longest of the batch; give it one length in the "
+                    "model, such as pad_packed_sequence(..., total_length=x.shape[1])."
+                )
             allowed = TOLERANCE.get(self.network.coarsest(own), 0.1) * scale
             if float((own[0] - self.z[n]).detach().abs().max()) > allowed:
                 raise RuntimeError(

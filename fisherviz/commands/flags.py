@@ -105,6 +105,8 @@ def assignments(flag: str, texts: Sequence[str]) -> Mapping[str, Any]:
             raise OptionError(f"{flag}: {text!r} is no NAME=VALUE; write for example {flag} lr=0.1.")
         if name.strip() in found:
             raise OptionError(f"{flag}: {name.strip()} is given twice; leave one out.")
+        if not value.strip():
+            raise OptionError(f"{flag}: {name.strip()} has no value; write {name.strip()}=null for None.")
         try:
             found[name.strip()] = from_yaml(value)
         except ValueError as error:

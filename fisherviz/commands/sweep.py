@@ -10,6 +10,7 @@ import typer
 from fisherviz.commands.flags import assignments, with_flags
 from fisherviz.commands.names import COMPLETED, MODELS, PRESETS, SAMPLERS, completion
 from fisherviz.commands.terminal import Column, print_table, tell
+from fisherviz.support.errors import OptionError
 from fisherviz.training.config import Config, read_config
 
 if TYPE_CHECKING:
@@ -52,12 +53,18 @@ def sweep(
     """Train over a grid or at sampled points, and rank them; the same command again, or elsewhere, goes on."""
     from fisherviz.plotting.sweeps import sweep_picture
     from fisherviz.support import files
+    from fisherviz.training.space import field_name
     from fisherviz.training.sweep import sweep as run
 
+    varied = assignments("--over", over or [])
+    for name in map(field_name, varied):
+        group, dot, option = name.partition(".")
+        if (option in (fields.get(group) or {})) if dot else name in fields:
+            raise OptionError(f"--over: {name} is varied, and given by a flag as well; leave one of them out.")
     fields = (read_config(config) if config is not None else {}) | fields
     out, quiet = Path(fields.pop("out", "sweeps/sweep")), fields.pop("quiet", False)
     found = run(
-        fields, assignments("--over", over or []), preset=preset, sampler=sampler, trials=trials, metric=metric,
+        fields, varied, preset=preset, sampler=sampler, trials=trials, metric=metric,
         seeds=seeds, out=out, storage=storage, study=study, heartbeat=heartbeat, say=None if quiet else tell,
     )  # fmt: skip
     table, picture = found.files

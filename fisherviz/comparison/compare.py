@@ -24,6 +24,7 @@ from torch import Tensor
 from fisherviz._version import __version__
 from fisherviz.approximations import FAILURES, Approximation, resolve
 from fisherviz.approximations.registry import Method
+from fisherviz.capture.per_example import densified
 from fisherviz.comparison import planning
 from fisherviz.comparison.budget import Budget
 from fisherviz.comparison.costs import Fits, fit, reads_otherwise, together
@@ -47,6 +48,10 @@ from fisherviz.support.progress import progress_bar, showing
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
 """Of the trace, which no eigenvalue exceeds: rounding to float32 stays below it, whatever the model's precision."""
+
+
+class NothingMeasuredError(ValueError):
+    """Nothing of what was asked for can be measured of any method."""
 
 
 @overload
@@ -245,7 +250,7 @@ def _compared(
     notes += remarks
     if not rows:
         why = " ".join(note for note in notes if "left out" in note)
-        raise ValueError(f"nothing of {', '.join(sorted(wanted))} can be measured: {why}")
+        raise NothingMeasuredError(f"nothing of {', '.join(sorted(wanted))} can be measured: {why}")
     if explicit and (missing := [name for name in METRICS if name in wanted - {row[3] for row in rows}]):
         notes.append(f"{', '.join(missing)} could not be measured of any method or layer.")
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -306,6 +311,7 @@ def _gradient(
 ) -> Tensor | None:
     if gradient is not None:
         flat = fisher.space.flatten(gradient) if isinstance(gradient, Mapping) else gradient
+        flat = densified(flat) if isinstance(flat, Tensor) else flat
         if not isinstance(flat, Tensor) or flat.is_complex():
             what = "a complex tensor" if isinstance(flat, Tensor) else type(flat).__name__
             raise TypeError(f"gradient is a real tensor or a dictionary name -> tensor, got {what}.")

@@ -15,7 +15,7 @@ import torch
 
 from fisherviz.approximations import FAILURES, KFAC, Approximation, fit_all, resolve
 from fisherviz.approximations.registry import Method
-from fisherviz.comparison.compare import compare, strength_of
+from fisherviz.comparison.compare import NothingMeasuredError, compare, strength_of
 from fisherviz.comparison.strengths import damping_of, strengths
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.vectors import KINDS
@@ -25,7 +25,7 @@ from fisherviz.probe import Probe
 from fisherviz.results.comparison import EXACT, WHOLE, row_label
 from fisherviz.results.metrics import METRICS, check_metrics, metric, show
 from fisherviz.results.outputs import output
-from fisherviz.support.choices import count, one_of
+from fisherviz.support.choices import count, one_of, whole
 from fisherviz.support.counting import counting
 from fisherviz.support.errors import sentence
 from fisherviz.support.names import readable
@@ -93,8 +93,7 @@ class Monitor:
         count("every", every)
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be a whole number, got {seed!r}.")
+        seed = whole("seed", seed)
         as_damping(damping)
         self.probe, self.every, self.seed = probe, every, seed
         self._methods = resolve(methods)
@@ -127,7 +126,7 @@ class Monitor:
         """Look now.
 
         Args:
-            step: number that the rows get.
+            step: whole number that the rows get.
             data: what the Fisher is taken over; None: the monitor's.
 
         Returns:
@@ -136,7 +135,9 @@ class Monitor:
 
         Raises:
             ValueError: there is no data, or a method is unknown.
+            TypeError: the step is no whole number.
         """
+        step = whole("step", step)
         chosen = self.data if data is None else data
         if chosen is None:
             raise ValueError("the monitor has no data; give it data=(inputs, targets), or give them to step().")
@@ -174,8 +175,12 @@ class Monitor:
         if len(errors) == len(self._methods):
             raise next(iter(errors.values()))
         fitted = {label: made for label, made in self._methods.items() if label not in errors}
-        compared = compare(fisher, fitted, damping=rule, metrics=self.metrics, progress=False)
         self.notes += [f"step {step}: {label} is left out: {sentence(error)}" for label, error in errors.items()]
+        try:
+            compared = compare(fisher, fitted, damping=rule, metrics=self.metrics, progress=False)
+        except NothingMeasuredError as error:  # a Fisher of zeros, where all outputs are certain, is no end of training
+            self.notes.append(f"step {step}: {sentence(error)}")
+            return rows
         self.notes += [f"step {step}: {note}" for note in compared.notes]
         frame = compared.frame[compared.frame["row"] == compared.frame["col"]]
         rows += list(frame[["method", "row", "metric", "value"]].itertuples(index=False, name=None))

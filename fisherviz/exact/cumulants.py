@@ -7,7 +7,7 @@ values. T = 1. Works in tiles of each block, so that no P² array is held.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -83,10 +83,13 @@ def cumulants(
     Raises:
         NotImplementedError: a layer has weight sharing or takes the generic path.
         ValueError: a sum overflows; the sentence names the layers.
+        TypeError: the layers are neither names nor positions.
     """
     require_fisher(fisher, "fv.cumulants")
     captures = fisher.example_space()
     factors = [layer.name for layer in fisher.space.layers if not layer.own_inputs]
+    if layers is not None and not isinstance(layers, Iterable | int):
+        raise TypeError(f"layers= takes names or positions of layers, got {type(layers).__name__}.")
     named = [layers] if isinstance(layers, str | int) else factors if layers is None else layers
     chosen = list(dict.fromkeys(fisher.space.position(k) for k in named))
     if not chosen:

@@ -35,8 +35,10 @@ class Posterior:
 
     def __init__(self, fisher: Passes, prior_precision: float | Tensor) -> None:
         size = fisher.space.size
-        if not isinstance(prior_precision, Real | Tensor):
-            raise TypeError(f"prior_precision must be a number or a tensor, got {type(prior_precision).__name__}.")
+        complex_ = isinstance(prior_precision, Tensor) and prior_precision.is_complex()
+        if complex_ or not isinstance(prior_precision, Real | Tensor):
+            what = "a complex tensor" if complex_ else type(prior_precision).__name__
+            raise TypeError(f"prior_precision must be a real number or a tensor of them, got {what}.")
         prior = torch.as_tensor(prior_precision, dtype=torch.float64, device=fisher.network.device)
         if prior.dim() > 1 or (prior.dim() == 1 and len(prior) != size):
             raise ValueError(

@@ -110,6 +110,6 @@ class ExampleSpace(Symmetric):
             return self._solver
         if self.shift <= 0:
             why = "it is solved in example space, where its rank is at most the number of gradients"
-            advised = sufficient_damping(0.0, float(self.diagonal().max()), self.dtype, self.shape[0])
+            advised = 1e-6 * float(self.diagonal().max()) or sufficient_damping(0.0, 0.0, self.dtype)
             raise SingularMatrixError("the exact layer block", self.shape[0], 0.0, advised, why)
         return Woodbury(self.examples, self.shift)

@@ -28,7 +28,7 @@ from fisherviz.operators.damping import Damping, as_damping, damp, told_in_facto
 from fisherviz.operators.finite import is_finite, require_finite
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.support import files
-from fisherviz.support.choices import one_of
+from fisherviz.support.choices import one_of, positive
 from fisherviz.support.memory import require
 from fisherviz.support.tables import counted, paragraph
 
@@ -85,7 +85,8 @@ class LayeredMatrix:
         return LayeredMatrix(self.space, damp(self.whole, rule), said)
 
     def scale(self, factor: float) -> LayeredMatrix:
-        """The matrix times a positive number."""
+        """The matrix times a positive number; ValueError for any other."""
+        positive("factor", factor)
         return LayeredMatrix(self.space, self.whole.scale(factor), self.title)
 
     def inverse(self, damping: float | Damping | None = None) -> LayeredMatrix:
@@ -243,10 +244,11 @@ class LayeredMatrix:
         if v.dim() == 2:
             self._plan(v.numel(), f"a product with {v.shape[1]:,} vectors")
         v = v.detach().to(device=self._like.device, dtype=work)
+        if not is_finite(v):
+            raise ValueError(f"a vector must be finite in {v.dtype}, this one holds NaN or infinite entries.")
         out = function(torch.cat(self.space.split(v)))
         found = self.space.join(out.split(self.space.sizes))
-        if is_finite(v):
-            require_finite_vector(found, self.space, f"a product with {self.title}")
+        require_finite_vector(found, self.space, f"a product with {self.title}")
         return found.to(given)
 
     def __repr__(self) -> str:

@@ -41,6 +41,8 @@ class Categorical(Likelihood):
             raise ValueError(f"class_axis must be -1 or 1, got {class_axis!r}.")
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
             raise TypeError(f"ignore_index must be a whole number, a label, got {ignore_index!r}.")
+        if not -(2**63) <= ignore_index < 2**63:
+            raise ValueError(f"ignore_index must be a label as int64 holds them, got {ignore_index!r}.")
         self.class_axis, self.ignore_index = class_axis, ignore_index
 
     def _rows(self, z: Tensor) -> Tensor:

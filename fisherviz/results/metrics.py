@@ -176,6 +176,8 @@ def check_metrics(names: Iterable[str] | str | None) -> set[str]:
     if not found:
         raise ValueError("metrics= names no metric; leave it out for all of them.")
     for name in found:
+        if not isinstance(name, str):
+            raise TypeError(f"metrics= takes names of metrics, got {name!r} among them.")
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}; metrics are {', '.join(METRICS)}{did_you_mean(name, METRICS)}")
     return set(found)

@@ -52,8 +52,7 @@ def explain(
 def _first(model: nn.Module, inputs: Tensor) -> str:
     for name, p in model.named_parameters():
         if not bool(torch.isfinite(p).all()):
-            layer, _, parameter = name.rpartition(".")
-            return f"layer {layer!r} has a {parameter} that is not finite"
+            return f"{name!r} is not finite"
     largest: list[tuple[float, str]] = []
 
     def look(name: str) -> Any:

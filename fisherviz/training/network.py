@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from fisherviz import models
 from fisherviz.datasets.catalogue import Dataset
@@ -38,7 +39,21 @@ def build_model(config: Config, dataset: Dataset) -> nn.Module:
             raise ValueError(f"{config.model} gave {type(model).__name__}; it must give a torch.nn.Module.")
     else:
         raise ValueError(unknown("network", config.model, models.names()))
+    _require_weights(model)
     return model.to(device=config.device, dtype=getattr(torch, config.dtype)).train()
+
+
+def _require_weights(model: nn.Module) -> None:
+    """Refuse a network that cannot be trained as it was made."""
+    for name, p in model.named_parameters():
+        if isinstance(p, UninitializedParameter):
+            raise ValueError(f"{name!r}, of a lazy layer, has no shape yet; run the network on an example beforehand.")
+        if p.is_meta:
+            raise ValueError(f"{name!r} is on the meta device and holds no numbers; make the network on a real one.")
+        if not bool(torch.isfinite(p).all()):
+            raise ValueError(f"{name!r} is not finite from the start; look at where the network is made.")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("the network has no parameter with requires_grad=True: there is nothing to train.")
 
 
 def usable(name: str) -> torch.device:

@@ -6,7 +6,7 @@ The package's presets, torch's baselines, and any class by `pkg.mod:Class`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from fisherviz import optim
 from fisherviz.comparison.strengths import strengths
 from fisherviz.optim.options import keywords, takes_any
-from fisherviz.support.choices import count, one_of, unknown
+from fisherviz.support.choices import count, is_number, one_of, unknown
 from fisherviz.support.errors import OptionError, option
 from fisherviz.support.importing import imported
 from fisherviz.training.baselines import Nesterov
@@ -68,8 +68,21 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for key in options:
         if key not in known and closed:
             raise OptionError(f"optimizer_options: {unknown(f'option of {name}', str(key), known)}")
+    if cls.__module__.startswith("torch.optim"):  # what does not fit ends there in a comparison of types
+        for key, value in options.items():
+            _require_kind(key, value, known.get(key))
     needed = {key: REQUIRED[key] for key in REQUIRED if known.get(key) is inspect.Parameter.empty}
     return {**needed, **DEFAULTS.get(name, {}), **options}
+
+
+def _require_kind(key: str, value: Any, default: Any) -> None:
+    """Refuse a value that cannot be what an option's default is: a number, or some of them."""
+    if isinstance(default, tuple):
+        if not isinstance(value, Sequence) or len(value) != len(default) or not all(map(is_number, value)):
+            wanted = f"{len(default)} numbers, as {list(default)}"
+            raise OptionError(f"optimizer_options: {key} must be {wanted}, got {value!r}.")
+    elif is_number(default) and not is_number(value):
+        raise OptionError(f"optimizer_options: {key} must be a number, got {value!r}.")
 
 
 def make_optimizer(

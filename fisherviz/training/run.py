@@ -30,7 +30,7 @@ from fisherviz.support.versions import other_versions, said, versions
 from fisherviz.training.board import Board
 from fisherviz.training.clock import Clock
 from fisherviz.training.config import Config, make_config, read_config
-from fisherviz.training.continuing import differing
+from fisherviz.training.continuing import cuda_random, differing, put_back, unsaved
 from fisherviz.training.data import Batches, Position, load_dataset, split
 from fisherviz.training.diagnosis import NonFiniteLoss, StoppedRun, explain, finite
 from fisherviz.training.evaluation import Average, evaluate, score
@@ -311,12 +311,11 @@ class Session:
         self.folder.save(
             {
                 "model": self.model.state_dict(),
+                "buffers": unsaved(self.model),
                 "optimizer": self.optimizer.state_dict(),
                 "average": None if self.average is None else self.average.values,
                 "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state(self.clock.device)
-                if self.clock.device.type == "cuda"
-                else None,
+                "random_cuda": cuda_random(self.clock.device),
                 "position": [self.position.epoch, self.position.offset],
                 "counts": [self.steps, self.examples, self.counted],
                 "running": self.running,
@@ -344,6 +343,7 @@ class Session:
                 "choose another folder, or put the network back as it was."
             )
         self.model.load_state_dict(state["model"])
+        put_back(self.model, state.get("buffers", {}))
         with option("optimizer"):
             self.optimizer.load_state_dict(state["optimizer"])
         self.moves = list(state.get("moves", ()))

@@ -43,7 +43,7 @@ def test_a_layer_called_all_is_not_taken_for_the_whole_matrix(data):
     ("options", "words"),
     [
         ({"methods": 3}, "methods="), ({"methods": [3]}, "method must be"), ({"methods": {"a": 3}}, "method must be"),
-        ({"methods": []}, "no method"), ({"metrics": 3}, "metrics="), ({"metrics": [3]}, "unknown metric 3"),
+        ({"methods": []}, "no method"), ({"metrics": 3}, "metrics="), ({"metrics": [3]}, "of metrics, got 3 among"),
         ({"metrics": []}, "no metric"), ({"gradient": torch.ones(31, dtype=torch.complex128)}, "complex"),
     ],
     ids=str,

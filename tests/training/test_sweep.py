@@ -494,6 +494,8 @@ def test_the_command_writes_table_and_picture(tmp_path):
     wrong = CliRunner().invoke(app, ["sweep", "--over", "lrr=[1]", "--out", str(tmp_path / "other")])
     assert wrong.exit_code == 2
     assert "did you mean 'lr'" in wrong.output
+    given = CliRunner().invoke(app, ["sweep", "--over", "lr=[1]", "-O", "lr=2", "--out", str(tmp_path / "other")])
+    assert "optimizer_options.lr is varied, and given by a flag as well" in " ".join(given.output.split())
     twice = CliRunner().invoke(app, ["sweep", "--over", "lr=[1]", "--over", "lr=[2]", "--out", str(tmp_path / "other")])
     assert twice.exit_code == 2
     assert "--over: lr is given twice" in twice.output
