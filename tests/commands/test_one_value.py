@@ -53,6 +53,7 @@ def test_what_both_sections_show_has_one_value(tmp_path, monkeypatch, seed, kind
     assert jointly.meta["damping"] == alone.meta["damping"]
     keys = ["method", "row", "col", "metric"]
     both = jointly.frame.merge(alone.frame, on=keys, suffixes=("", "_alone"))
+    both = both[both["method"] != "kfra"]  # whose recursion begins at the last layer there is, as a note says
     assert {"direction_cosine", "inverse_frobenius", "kl", "relative_frobenius"} <= set(both["metric"])
     assert set(both["row"]) == set(jointly.layers)
     assert len(set(both["method"])) > 5

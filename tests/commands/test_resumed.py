@@ -273,7 +273,8 @@ def test_pieces_of_other_weights_leave_no_trace(job, monkeypatch):
     assert state == state_of(reported(job.model_copy(update={"out": job.out.parent / "other"})))
 
 
-def test_a_method_whose_own_code_was_changed_is_measured_anew(job, module, tmp_path):
+def test_a_method_whose_own_code_was_changed_is_measured_anew(job, module, tmp_path, monkeypatch):
+    monkeypatch.setattr(approximations, "_classes", dict(approximations._classes))
     other = tmp_path / "changed_nets.py"
     other.write_text(MODULE)
     job = job.model_copy(update={"model": f"{other}:build"})
