@@ -7,7 +7,6 @@ What depends on a first pass is asked for by `refine`.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -31,6 +30,7 @@ from fisherviz.support.generators import private
 from fisherviz.support.memory import require_samples
 from fisherviz.support.numbers import human
 from fisherviz.support.tables import counted
+from fisherviz.support.warning import warn
 
 if TYPE_CHECKING:
     from fisherviz.exact.fisher import Fisher
@@ -219,7 +219,7 @@ class Approximation(LayeredMatrix, ABC):
         if error is not None:
             raise error
         for remark in self.remarks(fisher):
-            warnings.warn(f"{self.name}: {remark}", stacklevel=2)
+            warn(f"{self.name}: {remark}")
         return self
 
     def remarks(self, fisher: Fisher) -> list[str]:

@@ -46,8 +46,9 @@ def backpropagate(
     gradients = partial(_gradients, z, flat)
     out: Sequence[Tensor | None] | None = None
     if len(vectors) > 1 and max(call.gradient_shape.numel() for call in flat) <= BATCHED_ENTRIES:
-        # an operation without a batching rule: one vector at a time gives the same numbers
-        with contextlib.suppress(RuntimeError):
+        # an operation without a batching rule: one vector at a time gives the same numbers; in torch's anomaly mode
+        # none has one, since it asks for NaN
+        with contextlib.suppress(RuntimeError), torch.autograd.set_detect_anomaly(False):
             out = gradients(vectors, is_grads_batched=True, retain_graph=True)
     if out is None and len(vectors) == 1:
         out = [None if g is None else g.unsqueeze(0) for g in gradients(vectors[0], retain_graph=keep)]

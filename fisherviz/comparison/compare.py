@@ -10,10 +10,8 @@ from __future__ import annotations
 import copy
 import datetime
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -44,6 +42,7 @@ from fisherviz.support.numbers import three_digits
 from fisherviz.support.pieces import Pieces
 from fisherviz.support.plan import Plan
 from fisherviz.support.progress import progress_bar, showing
+from fisherviz.support.warning import warn
 
 _DEFAULT_DAMPING = 1e-2
 _LEAST_DAMPING = 16 * torch.finfo(torch.float32).eps
@@ -123,7 +122,6 @@ def compare(
         "metrics": None if metrics is None else sorted(check_metrics(metrics)),
     }  # fmt: skip
     decided = identity(fisher, chosen, configuration)
-    warn = partial(warnings.warn, stacklevel=5)
     with Pieces(Path(folder), decided, "comparison", fisher.processes, warn, ALIKE) as pieces:
         found = compare_in(pieces, fisher, chosen, **asked)
         with fisher.processes.agreeing("the files of a comparison"):

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fisherviz.network.items import ATOMS, Attributes, Items, Members, Sequence, holder_of, slots_of
 from fisherviz.network.values import Array, Value, generator_state, set_generator_state
-from fisherviz.operators.residual import warn
+from fisherviz.support.warning import warn
 
 SMALL = 2**16
 """Bytes up to which tensors and arrays are copied in every visit."""

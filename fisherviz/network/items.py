@@ -53,13 +53,16 @@ class Items:
             self.kind.update(now, before)
 
 
+_SEQUENCES = (list, collections.deque, bytearray)
+
+
 class Sequence:
-    """A list or deque and its items."""
+    """A list, deque or bytearray and its items."""
 
     __slots__ = ("before", "held", "kind")
 
     def __init__(self, held: Any) -> None:
-        self.kind: Any = list if isinstance(held, list) else collections.deque
+        self.kind: Any = next(kind for kind in _SEQUENCES if isinstance(held, kind))
         self.held, self.before = held, list(self.kind.__iter__(held))
 
     def inside(self) -> list[tuple[Any, Any, Any]]:
@@ -123,7 +126,7 @@ def holder_of(value: Any) -> Items | Sequence | Members | None:
     """A container with its items; None for what is none."""
     if isinstance(value, dict):
         return Items(value)
-    if isinstance(value, list | collections.deque):
+    if isinstance(value, _SEQUENCES):
         return Sequence(value)
     return Members(value) if isinstance(value, set) else None
 

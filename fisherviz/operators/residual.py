@@ -6,17 +6,13 @@ precision. One product tells, whatever the structure.
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fisherviz.operators.lanczos import LARGE
-
-_PACKAGE = str(Path(__file__).parents[1])
+from fisherviz.support.warning import warn
 
 
 def residual_of(image: Tensor, right: Tensor) -> float:
@@ -70,15 +66,3 @@ def tell_of_rounding(damping: float, size: float, dtype: torch.dtype) -> None:
             f"a damping of {damping:.1e} is below {name}'s rounding of this Fisher: gradients are solved for its "
             "rounding errors; use a larger damping or a float64 model."
         )
-
-
-def warn(sentence: str) -> None:
-    """Warn whoever called the package.
-
-    Args:
-        sentence: what is said.
-    """
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(sentence, stacklevel=level)

@@ -24,10 +24,10 @@ from fisherviz.network.layers import Layer
 from fisherviz.network.space import ParameterSpace
 from fisherviz.optim.deferred import DeferredAverage, deferrable, rows_of
 from fisherviz.optim.packing import pack, unpack
-from fisherviz.optim.selection import say_once
 from fisherviz.statistics import Statistic, add_up
 from fisherviz.statistics.costs import require_statistics
 from fisherviz.support.processes import Processes, grouped, summed
+from fisherviz.support.warning import warn
 
 Named = dict[str, Statistic]
 _T = TypeVar("_T")
@@ -295,7 +295,7 @@ class Moments:
         for sentence in self.approximation.fallbacks(space.layers):
             if sentence not in self._said:
                 self._said.add(sentence)
-                say_once(f"{self.approximation.name}: {sentence}")
+                warn(f"{self.approximation.name}: {sentence}")
         return matrix
 
     def _complete(self, layer: Layer, values: Mapping[str, Any]) -> bool:

@@ -27,10 +27,10 @@ from fisherviz.optim.optimizer import NaturalGradient
 from fisherviz.optim.options import require_known
 from fisherviz.optim.passes import Pass
 from fisherviz.optim.rules import StepRule, descend, require_finite
-from fisherviz.optim.selection import say_once
 from fisherviz.optim.watcher import at_least_float32
 from fisherviz.support import choices, timing
 from fisherviz.support.processes import Processes, grouped, summed
+from fisherviz.support.warning import warn
 
 Means = tuple[Tensor, Tensor, Tensor]
 """Mean input, mean pre-activation and mean score of a layer."""
@@ -305,7 +305,7 @@ class KBFGS(NaturalGradient):
         assert self._watcher is not None
         self._watcher.generic_diagonal = False
         if generic:
-            say_once(f"layers {', '.join(repr(g.name) for g in generic)} have no factors and are left plain by K-BFGS.")
+            warn(f"layers {', '.join(repr(g.name) for g in generic)} have no factors and are left plain by K-BFGS.")
         return [layer for layer in self.layers if layer.structured]
 
     @timing.part("statistics")

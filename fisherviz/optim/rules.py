@@ -22,10 +22,10 @@ from fisherviz.optim.averages import Moments
 from fisherviz.optim.directions import Directions, Group, Part, Step
 from fisherviz.optim.gradients import Direction, Moves, add_direction, dense, inner, parts_of
 from fisherviz.optim.quadratic import dot
-from fisherviz.optim.selection import say_once
 from fisherviz.optim.settings import NOT_FINITE_DIRECTION, value_of
 from fisherviz.optim.watcher import at_least_float32
 from fisherviz.support.processes import summed
+from fisherviz.support.warning import warn
 
 JOINT = ("lr", "damping", "momentum", "weight_decay")
 """What the quadratic model takes from the optimizer and not from its groups."""
@@ -214,7 +214,7 @@ class ModelRule(StepRule[D]):
         """
         given = self._read(groups)
         if self._given is not None and given != self._given:
-            say_once(
+            warn(
                 "a group's damping, momentum or weight_decay has changed (schedulers that cycle momentum do so), which "
                 "the optimizer with its quadratic model reads only when it is created; "
                 f"λ = {self.lam:g} and η = {self.eta:g} stay: assign opt.lam, or create a new optimizer for another "
@@ -267,7 +267,7 @@ class ModelRule(StepRule[D]):
         least = max(seen, rounding, self.region.min_damping)
         times = max(self.lam / least, 1.0) if least > 0 else 1.0
         if fall < 1 and (least == rounding > 0 or math.log(times) > IDLE * -math.log(fall)):
-            say_once(
+            warn(
                 f"λ = {self.lam:g} is {times:,.0f} times F along the first step and takes at least "
                 f"{math.log(times) / -math.log(fall):.0f} steps to come down to it, until when steps are short ones "
                 "along the gradient: pass a smaller damping."

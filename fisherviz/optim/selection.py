@@ -5,7 +5,6 @@ Parameters in groups with approximation="none" belong to no layer; a layer keeps
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from fisherviz.approximations import Approximation
 from fisherviz.network.discover import check_types, find_layers
 from fisherviz.network.guest import check_modes
 from fisherviz.network.layers import Layer, make_layer
+from fisherviz.support.warning import warn
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -94,11 +94,6 @@ def refuse_thawed(groups: Iterable[Mapping[str, Any]], known: set[nn.Parameter])
             )
 
 
-def say_once(sentence: str) -> None:
-    """A warning at the user's line."""
-    warnings.warn(sentence, stacklevel=3)
-
-
 def settle(
     model: nn.Module,
     layers: Sequence[Layer],
@@ -117,7 +112,7 @@ def settle(
         The layers that are not left plain.
     """
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
-        say_once("BatchNorm in training mode couples the examples; the Fisher is that of each example given the rest.")
+        warn("BatchNorm in training mode couples the examples; the Fisher is that of each example given the rest.")
     if not generic:
         return list(layers)
     names = ", ".join(repr(layer.name) for layer in generic)
@@ -125,11 +120,11 @@ def settle(
     try:
         check_modes(model)
     except ValueError:
-        say_once(
+        warn(
             f"layers {names} have no structure and are left plain: active Dropout or training BatchNorm leaves no "
             f"gradients of single examples ({why})."
         )
         return [layer for layer in layers if layer.structured]
     if not approximation.handles_generic:
-        say_once(f"layers {names} have no structure; they are preconditioned by the exact diagonal ({why}).")
+        warn(f"layers {names} have no structure; they are preconditioned by the exact diagonal ({why}).")
     return list(layers)

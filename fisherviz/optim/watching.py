@@ -22,11 +22,12 @@ from fisherviz.optim import settings
 from fisherviz.optim.averages import Moments
 from fisherviz.optim.passes import Pass, Wanted
 from fisherviz.optim.preconditioner import INVERT_FROM
-from fisherviz.optim.selection import choose_layers, precision_of, refuse_thawed, say_once, settle
+from fisherviz.optim.selection import choose_layers, precision_of, refuse_thawed, settle
 from fisherviz.optim.watcher import Watcher
 from fisherviz.statistics import needs_slopes
 from fisherviz.support import timing
 from fisherviz.support.processes import grouped, summed
+from fisherviz.support.warning import warn
 
 
 class Watching(torch.optim.Optimizer):
@@ -207,7 +208,7 @@ class Watching(torch.optim.Optimizer):
             whose = "of another process" if broken is None else self._named(there[broken])
             raise ValueError(settings.NOT_FINITE_GRADIENT.format(whose, self.k + 1))
         if len(self._passes) > 1 and self._guesses_scale and any(made.guessed for made in self._passes):
-            say_once(settings.ACCUMULATED.format(len(self._passes)))
+            warn(settings.ACCUMULATED.format(len(self._passes)))
             self._guesses_scale = False
         for made in self._passes:
             if made.retained:
@@ -235,10 +236,10 @@ class Watching(torch.optim.Optimizer):
             (settings.KEPT, self._watcher.gradients.kept),
         ):
             if names := [layer.name for layer in self._active() if found(layer)]:
-                say_once(sentence.format(", ".join(map(repr, names))))
+                warn(sentence.format(", ".join(map(repr, names))))
         silent = sum(int(made.silent.sum()) for made in self._passes if made.silent is not None)
         if silent:
-            say_once(settings.SILENT.format(silent, sum(made.examples for made in self._passes), self.likelihood))
+            warn(settings.SILENT.format(silent, sum(made.examples for made in self._passes), self.likelihood))
 
     def _seen(self, layer: Layer) -> bool:
         return self.moments is not None and self.moments.saw(layer)

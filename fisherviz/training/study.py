@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from fisherviz.support.errors import OptionError
+from fisherviz.support.warning import warn
 from fisherviz.training.config import BEFORE
 from fisherviz.training.space import Space, grid
 
@@ -133,10 +134,9 @@ def _check_identity(study: Any, name: str, identity: Mapping[str, Any]) -> None:
             "another study or folder, or give the same options to continue it."
         )
     if known != data:  # no refusal: processors differ in the last digits of data that are standardised or scaled
-        warnings.warn(
+        warn(
             f"the study {name!r} was begun with other data ({', '.join(known)}, now {', '.join(data)}), and "
-            "points finished then are ranked beside those of now; choose another folder if the examples differ.",
-            stacklevel=5,
+            "points finished then are ranked beside those of now; choose another folder if the examples differ."
         )
 
 

@@ -77,6 +77,8 @@ ATTRIBUTES = {
     "a tensor in a list": (lambda: [torch.zeros(1)], lambda v, x: v[0].add_(1)),
     "a tensor in a tuple": (lambda: (torch.zeros(1),), lambda v, x: v[0].add_(1)),
     "an item of a list": (lambda: [torch.zeros(1)], lambda v, x: v.__setitem__(0, v[0] + 1)),
+    "bytes": (lambda: bytearray(b"abc"), lambda v, x: v.extend(b"d" * len(x))),
+    "bytes that change": (lambda: bytearray(b"abc"), lambda v, x: v.__setitem__(0, (v[0] + 1) % 256)),
     "a deque": (lambda: collections.deque([1, 2, 3], maxlen=3), lambda v, x: v.append(len(x))),
     "a set": (lambda: {1, 2}, lambda v, x: v.add(len(x))),
     "a counter": (lambda: collections.Counter(a=1), lambda v, x: v.update("ab")),
@@ -121,7 +123,7 @@ def picture(value, seen=()):
         return id(value), [(key, picture(item, seen)) for key, item in value.items()]
     if isinstance(value, list | tuple | collections.deque):
         return id(value), [picture(item, seen) for item in value]
-    if isinstance(value, set):
+    if isinstance(value, set | bytearray):
         return id(value), sorted(value)
     if isinstance(value, Slotted):
         return id(value), value.n, picture(value.log, seen)
