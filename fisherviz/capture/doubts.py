@@ -15,7 +15,7 @@ from fisherviz.capture.calls import Call
 from fisherviz.capture.evidence import alone
 from fisherviz.capture.network import Network
 from fisherviz.capture.ways import ways_of
-from fisherviz.capture.witness import COUPLED, asked, differs
+from fisherviz.capture.witness import COUPLED, Given, asked, differs
 from fisherviz.network.batches import Inputs
 from fisherviz.support.counting import counted_as
 
@@ -26,7 +26,7 @@ def doubtful(
     z: Tensor,
     calls: Mapping[str, Sequence[Call]],
     first: int,
-    given: Mapping[int, Mapping[str, Sequence[Call]]],
+    given: Mapping[int, Given],
 ) -> bool:
     """Whether the evidence about a network's layers may not hold for some examples, which have just run.
 
@@ -36,7 +36,7 @@ def doubtful(
         z: the output with its graph, (N, ...).
         calls: of the structured layers that ran.
         first: position of the first of them in the data.
-        given: calls of some of them that have run alone, by their places; none: two are run.
+        given: what some of them gave the layers alone, by their places; none: two are run.
 
     Raises:
         RuntimeError: an example's output depends on the other examples.
@@ -51,26 +51,27 @@ def doubtful(
     return moved or not ways_of(z) <= network.structure.ways
 
 
-def _alone(network: Network, inputs: Inputs, z: Tensor, first: int) -> dict[int, dict[str, list[Call]]]:
-    """Calls of two examples on their own, which must give the output that they have among the others."""
-    found: dict[int, dict[str, list[Call]]] = {}
+def _alone(network: Network, inputs: Inputs, z: Tensor, first: int) -> dict[int, Given]:
+    """What two examples give the layers on their own; their outputs must be those that they have among the others."""
+    found: dict[int, Given] = {}
     for n in asked(len(z), first) if len(z) > 1 else ():
-        own, found[n] = alone(network, inputs, n)
+        own, calls = alone(network, inputs, n)
+        found[n] = {name: [call.x for call in made] for name, made in calls.items()}
         seen, row = z[n].detach(), own[0].detach()
         if bool(row.isfinite().all()) and bool(seen.isfinite().all()) and differs(seen, row, network.coarsest(z)):
             raise RuntimeError(COUPLED.format(first + n))
     return found
 
 
-def _same(made: Sequence[Call], alone: Sequence[Call], n: int) -> bool:
+def _same(made: Sequence[Call], alone: Sequence[Tensor], n: int) -> bool:
     """Whether calls were given of an example what the calls of its own were given."""
     if len(made) != len(alone):
         return False
-    for call, own in zip(made, alone, strict=True):
+    for call, x in zip(made, alone, strict=True):
         row = call.given_by(n)
-        if row is None or row.numel() != own.x.numel():
+        if row is None or row.numel() != x.numel():
             continue  # shared by all, or padded to another length
-        exact = own.x.dtype if own.x.is_floating_point() else torch.float64
-        if differs(row.double(), own.x.reshape(-1).double(), exact):
+        exact = x.dtype if x.is_floating_point() else torch.float64
+        if differs(row.double(), x.reshape(-1).double(), exact):
             return False
     return True

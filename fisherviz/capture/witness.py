@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fisherviz.capture.calls import Call
 from fisherviz.capture.evidence import alone, telling_examples
 from fisherviz.capture.network import Network
 from fisherviz.capture.ways import is_due
@@ -25,7 +24,8 @@ ROUNDING, SMALL = {torch.float64: 1e-6, torch.float32: 1e-4}, 1e-2
 """What an output changes with the examples beside it by rounding, relative to its largest entry or to a small one."""
 REPEATS = 32
 """Runs of a model that draws random numbers, to see whether they have an effect."""
-Calls = Mapping[str, Sequence[Call]]
+Given = Mapping[str, Sequence[Tensor]]
+"""What the calls of each layer were given."""
 COUPLED = (
     "the model's output for example {} changes with the other examples of the batch, or at random; "
     "a Fisher needs independent examples: call model.eval(), or remove what couples them."
@@ -44,7 +44,7 @@ class Witness:
         """Positions of examples in the data and their outputs, by the position of their batch's first."""
         self._confirmed: set[int] = set()
         self._numbers: dict[int, int] = {}
-        self._given: dict[int, Calls] = {}
+        self._given: dict[int, Given] = {}
         """What examples gave each layer alone, by their positions in the data; until they are met among the others."""
         self._asked: set[tuple[int, int]] = set()
         self._turned: set[tuple[int, int]] = set()
@@ -59,7 +59,7 @@ class Witness:
         self._asked.add((first, count))
         return new
 
-    def given(self, first: int, count: int) -> dict[int, Calls]:
+    def given(self, first: int, count: int) -> dict[int, Given]:
         """What some of so many examples gave each layer alone, by their places among them; told once.
 
         Args:
@@ -89,7 +89,8 @@ class Witness:
             for n in some.tolist():
                 z, calls = alone(network, inputs, n)
                 rows.append(z[0].detach())
-                self._given[first + n] = calls
+                if calls:
+                    self._given[first + n] = {name: [call.x for call in made] for name, made in calls.items()}
             if before.differs():
                 _check_draws(network, take_rows(inputs, some), rows)
         if len({row.shape for row in rows}) == 1:
