@@ -81,13 +81,13 @@ def take(
     network.check_trainable()
     inputs = move(inputs, network.device)
     n = count_examples(inputs)
+    low, high = share or (0, n)
     with lock_of(network.model), as_guest(network.model, weights=not network.structure.looked):
         with counted_as(0):  # evidence
-            _look(network, inputs, witness.number(first))
+            _look(network, inputs, witness.number(first + low))
         with network.hooked():
             step, most = _piece(network, vectors)
             vectors.start(first, n)
-            low, high = share or (0, n)
             if low < high:
                 witness.see(network, select(inputs, low, high), first + low)
             for start in range(low, high, step):
