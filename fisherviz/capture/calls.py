@@ -131,16 +131,19 @@ class Call:
         """Gradients (K, *gradient_shape) as (K, N, T, dg) or (K, N, T, groups, dg)."""
         return self.by_example(self.layer.output_gradients(g, self.module), 1)
 
-    def given_by(self, n: int) -> Tensor | None:
-        """What one example gave the module, of the input as it came; None where no part of it is any example's."""
+    @property
+    def given(self) -> Tensor | None:
+        """What each example gave the module (N, ...), of the input as it came; None where no part of it is any one's."""
         if not self.examples or self.layout is Layout.SHARED:
             return None
         second = self.attended or (self.examples if self.layout is Layout.SECOND else 0)
         vectors = self.shape.numel() // units(self.module)
-        if second and self.x.numel() % vectors == 0:
-            rows = self.x.reshape(-1, second, self.x.numel() // vectors).transpose(0, 1)
-            return rows.reshape(self.examples, -1)[n]
-        return None if second else self.x.reshape(self.examples, -1)[n]
+        if not second:
+            return self.x.reshape(self.examples, -1)
+        if self.x.numel() % vectors:
+            return None
+        rows = self.x.reshape(-1, second, self.x.numel() // vectors).transpose(0, 1)
+        return rows.reshape(self.examples, -1)
 
     def by_example(self, rows: Tensor, leading: int) -> Tensor:
         """(..., N, T, ...) from rows of all examples, (..., L, L', ...)."""
@@ -199,6 +202,8 @@ def _in_front(call: Call, graph: Graph, known: Layout | None) -> Call:
             return replace(call, layout=Layout.SHARED, examples=1)
         if joins := graph.joins(call.edge, call.shape):
             return replace(call, layout=Layout.SHARED, examples=n, joins=joins)
+    elif known is None and n > 1 and graph.joins(call.edge, call.shape):
+        first = False  # rows of positions, which happen to be as many as the examples that they are added to
     return replace(call, layout=Layout.FIRST, examples=n if first and (known is not Layout.SHARED or n == 1) else 0)
 
 

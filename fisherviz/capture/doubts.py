@@ -1,7 +1,8 @@
 """Whether a piece of the data runs as the evidence of earlier ones promised; what does not is looked at as a whole.
 
-Each piece is asked cheaply: does its forward go a new way, and do examples that run alone give each layer what they
-give it among the others? A layer whose rows are sorted, flipped or packed differs there, whatever its graph.
+Each piece runs once more the other way round, forward only: every example must have the output that it had, and give each
+layer what it gave. Layers whose rows are sorted, packed or exchanged, or are positions and no examples, differ there
+whatever their graph, as do models that couple examples by their order. A forward that goes a new way is doubted, too.
 """
 
 from __future__ import annotations
@@ -15,63 +16,59 @@ from fisherviz.capture.calls import Call
 from fisherviz.capture.evidence import alone
 from fisherviz.capture.network import Network
 from fisherviz.capture.ways import ways_of
-from fisherviz.capture.witness import COUPLED, Given, asked, differs
-from fisherviz.network.batches import Inputs
+from fisherviz.capture.witness import COUPLED, ROUNDING, SMALL, differs, largest_of
+from fisherviz.network.batches import Inputs, take_rows
 from fisherviz.support.counting import counted_as
 
 
-def doubtful(
-    network: Network,
-    inputs: Inputs,
-    z: Tensor,
-    calls: Mapping[str, Sequence[Call]],
-    first: int,
-    given: Mapping[int, Given],
-) -> bool:
+def doubtful(network: Network, inputs: Inputs, z: Tensor, calls: Mapping[str, Sequence[Call]], first: int) -> bool:
     """Whether the evidence about a network's layers may not hold for some examples, which have just run.
 
     Args:
-        network: the network, as a guest and with its hooks.
+        network: the network, as a guest; with its hooks where there are calls.
         inputs: the examples.
-        z: the output with its graph, (N, ...).
+        z: the output (N, ...).
         calls: of the structured layers that ran.
-        first: position of the first of them in the data.
-        given: what some of them gave the layers alone, by their places; none: two are run.
+        first: position of the first of the examples in the data.
 
     Raises:
         RuntimeError: an example's output depends on the other examples.
     """
+    count = len(z)
     with counted_as(0):
-        moved = any(
-            not _same(made, own.get(name, ()), n)
-            for n, own in (given or _alone(network, inputs, z, first)).items()
-            for name, made in calls.items()
-            if own
-        )
+        moved = False
+        if count > 1:
+            again, turned = network.record(take_rows(inputs, torch.arange(count - 1, -1, -1, device="cpu")))
+            _require_same(network, z, again.flip(0), first)
+            moved = calls.keys() != turned.keys() if calls else False
+            moved = moved or not all(_same(made, turned[name]) for name, made in calls.items())
+            n = (first // count * 7 + count // 3) % count  # another in every piece
+            _require_same(network, z[n : n + 1], alone(network, inputs, n), first + n, largest_of(z))
     return moved or not ways_of(z) <= network.structure.ways
 
 
-def _alone(network: Network, inputs: Inputs, z: Tensor, first: int) -> dict[int, Given]:
-    """What two examples give the layers on their own; their outputs must be those that they have among the others."""
-    found: dict[int, Given] = {}
-    for n in asked(len(z), first) if len(z) > 1 else ():
-        own, calls = alone(network, inputs, n)
-        found[n] = {name: [call.x for call in made] for name, made in calls.items()}
-        seen, row = z[n].detach(), own[0].detach()
-        if bool(row.isfinite().all()) and bool(seen.isfinite().all()) and differs(seen, row, network.coarsest(z)):
-            raise RuntimeError(COUPLED.format(first + n))
-    return found
+def _require_same(network: Network, z: Tensor, again: Tensor, first: int, largest: float = 0.0) -> None:
+    """Refuse an example that has another output among other examples, or in another order."""
+    z, again = z.detach(), again.detach()
+    if z.shape != again.shape:
+        raise RuntimeError(COUPLED.format(first))
+    found, seen = z.flatten(1), again.flatten(1)
+    finite = found.isfinite().all(1) & seen.isfinite().all(1)  # what is not is refused with its place
+    allowed = ROUNDING.get(network.coarsest(z), 0.1) * max(SMALL, largest or largest_of(z))
+    wrong = finite & ~((found - seen).abs() <= allowed).all(1)
+    if bool(wrong.any()):
+        raise RuntimeError(COUPLED.format(first + int(wrong.nonzero()[0])))
 
 
-def _same(made: Sequence[Call], alone: Sequence[Tensor], n: int) -> bool:
-    """Whether calls were given of an example what the calls of its own were given."""
-    if len(made) != len(alone):
+def _same(made: Sequence[Call], turned: Sequence[Call]) -> bool:
+    """Whether calls were given of each example what they were given when the examples ran the other way round."""
+    if len(made) != len(turned):
         return False
-    for call, x in zip(made, alone, strict=True):
-        row = call.given_by(n)
-        if row is None or row.numel() != x.numel():
-            continue  # shared by all, or padded to another length
-        exact = x.dtype if x.is_floating_point() else torch.float64
-        if differs(row.double(), x.reshape(-1).double(), exact):
+    for call, other in zip(made, turned, strict=True):
+        rows, again = call.given, other.given
+        if rows is None or again is None:
+            if rows is not again:
+                return False
+        elif differs(rows, again.flip(0), rows.dtype if rows.is_floating_point() else torch.float64):
             return False
     return True

@@ -87,7 +87,7 @@ class Evidence:
         """Gradient of v_n's product with each example's own output, by parameter."""
         truths = []
         for n, v in enumerate(self.v):
-            own, _ = alone(self.network, self.inputs, n)
+            own = alone(self.network, self.inputs, n)
             scale = 1 + float(self.z.detach().abs().max())
             if own.shape[1:] != self.z.shape[1:]:
                 raise ValueError(
@@ -167,16 +167,13 @@ def telling_examples(inputs: Inputs) -> Tensor:
     return torch.cat([ends, spread[~torch.isin(spread, ends)]])
 
 
-def alone(network: Network, batch: Inputs, n: int) -> tuple[Tensor, dict[str, list[Call]]]:
-    """Output (1, ...) of one example on its own, and the calls of the layers where hooks are on the model.
-
-    Models that cannot take a batch of one have the output of twice the example, and no calls.
-    """
+def alone(network: Network, batch: Inputs, n: int) -> Tensor:
+    """Output (1, ...) of one example on its own; of twice the example for models that cannot take a batch of one."""
     with _cut(network, batch):
         try:
-            return network.record(take_rows(batch, torch.tensor([n], device="cpu")))
+            return network.forward(take_rows(batch, torch.tensor([n], device="cpu")))
         except (RuntimeError, ValueError, TypeError, IndexError):
-            return network.forward(take_rows(batch, torch.tensor([n, n], device="cpu")))[:1], {}
+            return network.forward(take_rows(batch, torch.tensor([n, n], device="cpu")))[:1]
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def take(
     low, high = share or (0, n)
     with lock_of(network.model), as_guest(network.model, weights=not network.structure.looked):
         with counted_as(0):  # evidence
-            _look(network, inputs, witness.number(first + low))
+            _look(network, inputs, witness, witness.number(first + low))
         with network.hooked():
             step, most = _piece(network, vectors)
             vectors.start(first, n)
@@ -99,18 +99,18 @@ def take(
                 for batch in _captured(network, some, part, z, calls, vectors, first + start, most):
                     consume(batch)
                 # last: a forward that rewrites its weights makes graphs of earlier ones worthless
-                witness.turn(network, some, z, first + start)
-                given = witness.given(first + start, len(z))
-                if witness.asks(first + start, len(z)) and doubtful(network, some, z, calls, first + start, given):
+                if witness.turns(first + start, len(z)) and doubtful(network, some, z, calls, first + start):
                     _look_closer(network, some)
     return n
 
 
-def _look(network: Network, inputs: Inputs, number: int) -> None:
+def _look(network: Network, inputs: Inputs, witness: Witness, number: int) -> None:
     """Look at a network that has not run yet, and again at some more batches of the data."""
-    before = network.structure
+    before, new = network.structure, witness.looks(number)
     if not before.looked:
         look(network, inputs)
+    elif not new:
+        return
     elif (before.looks < FIRST and (number > 0 or before.undecided)) or (number >= FIRST and is_due(number)):
         look_again(network, inputs)
     _settled(network, before)

@@ -14,6 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fisherviz.capture.batch import Batch
+from fisherviz.capture.doubts import doubtful
 from fisherviz.capture.evidence import TOGETHER, telling_examples
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
 from fisherviz.exact.finite import require_finite_number
@@ -177,10 +178,11 @@ class Products(Scores):
         return made
 
     def _turn(self, inputs: Any, seen: Sequence[Tensor], first: int) -> None:
-        """See whether outputs depend on which other examples there are."""
+        """See whether outputs depend on which other examples there are, where that was not seen yet."""
         for z in seen:
-            with as_guest(self.network.model):
-                self.witness.turn(self.network, move(inputs, self.network.device), z, first)
+            if self.witness.reverses(first, len(z)):
+                with as_guest(self.network.model):
+                    doubtful(self.network, move(inputs, self.network.device), z, {}, first)
 
     def quadratic(self, u: Vector, v: Vector | None = None) -> float:
         """uᵀ F v (uᵀ F u without v) with forward products only.
