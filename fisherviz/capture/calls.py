@@ -133,7 +133,7 @@ class Call:
 
     @property
     def given(self) -> Tensor | None:
-        """What each example gave the module (N, ...), of the input as it came; None where no part of it is any one's."""
+        """What each example gave the module, (N, ...) of the input as it came; None where it is nobody's own."""
         if not self.examples or self.layout is Layout.SHARED:
             return None
         second = self.attended or (self.examples if self.layout is Layout.SECOND else 0)

@@ -1,8 +1,8 @@
 """Whether a piece of the data runs as the evidence of earlier ones promised; what does not is looked at as a whole.
 
-Each piece runs once more the other way round, forward only: every example must have the output that it had, and give each
-layer what it gave. Layers whose rows are sorted, packed or exchanged, or are positions and no examples, differ there
-whatever their graph, as do models that couple examples by their order. A forward that goes a new way is doubted, too.
+Each piece runs once more the other way round, forward only: every example must have the output that it had, and give
+each layer what it gave. Layers whose rows are sorted, packed or exchanged, or are positions and no examples, differ
+there whatever their graph, as do models that couple examples by their order. A new way is doubted, too.
 """
 
 from __future__ import annotations

@@ -168,12 +168,9 @@ def telling_examples(inputs: Inputs) -> Tensor:
 
 
 def alone(network: Network, batch: Inputs, n: int) -> Tensor:
-    """Output (1, ...) of one example on its own; of twice the example for models that cannot take a batch of one."""
+    """Output (1, ...) of one example on its own; ValueError where a model takes a whole batch, but no part of it."""
     with _cut(network, batch):
-        try:
-            return network.forward(take_rows(batch, torch.tensor([n], device="cpu")))
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return network.forward(take_rows(batch, torch.tensor([n, n], device="cpu")))[:1]
+        return network.alone(batch, n)
 
 
 @contextlib.contextmanager

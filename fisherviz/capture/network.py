@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from fisherviz.capture.calls import Call, placed
 from fisherviz.capture.hooks import Recorder
 from fisherviz.capture.structure import Structure
-from fisherviz.network.batches import Inputs, arguments, cloned, count_examples, explain_refusal, move, select
+from fisherviz.network.batches import (
+    Inputs,
+    arguments,
+    cloned,
+    count_examples,
+    explain_refusal,
+    move,
+    select,
+    take_rows,
+)
 from fisherviz.network.guest import as_guest, lock_of, refresh
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
@@ -136,6 +145,13 @@ class Network:
         """The model's output for a batch, (N, ...) with at least two dimensions."""
         refresh(self.model)
         return self._run(inputs)
+
+    def alone(self, inputs: Inputs, n: int) -> Tensor:
+        """Output (1, ...) of one example on its own; of twice the example where a batch of one is none."""
+        try:
+            return self.forward(take_rows(inputs, torch.tensor([n], device="cpu")))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return self.forward(take_rows(inputs, torch.tensor([n, n], device="cpu")))[:1]
 
     def _run(self, inputs: Inputs) -> Tensor:
         given = arguments(cloned(inputs))

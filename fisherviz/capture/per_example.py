@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fisherviz.capture.agreement import close, noise
 from fisherviz.capture.captures import AnyCapture, GenericCapture
 from fisherviz.capture.network import Network
-from fisherviz.network.batches import Inputs, count_examples, select
+from fisherviz.network.batches import Inputs, count_examples
 from fisherviz.network.layers import Layer
 from fisherviz.support.counting import counted_as
 
@@ -91,8 +91,9 @@ def _batched(network: Network, parameters: Mapping[str, Tensor], inputs: Inputs,
     try:
         with _without_fallback_warnings(), _Recurrent():
             return vmap(one_example, in_dims=(in_dims, 1), out_dims=1, randomness="error")(inputs, vectors)
-    except (RuntimeError, ValueError, NotImplementedError):
-        # an operation that vmap cannot batch: one example and vector at a time, the same numbers
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        # an operation that vmap cannot batch, or a model that takes no batch of one, each of which it runs alone: one
+        # example and vector at a time, the same numbers
         return _one_at_a_time(network, parameters, inputs, vectors)
 
 
@@ -134,7 +135,7 @@ def _one_at_a_time(
     out = {name: p.new_zeros(*vectors.shape[:2], *p.shape) for name, p in parameters.items()}
     leaves = list(parameters.values())
     for n in range(vectors.shape[1]):
-        z = network.forward(select(inputs, n, n + 1))
+        z = network.alone(inputs, n)
         for k in range(vectors.shape[0]):
             gradients = torch.autograd.grad(z, leaves, vectors[k, n : n + 1], retain_graph=True, allow_unused=True)
             for name, gradient in zip(parameters, gradients, strict=True):

@@ -10,6 +10,7 @@ from torch.autograd.graph import Node
 
 from fisherviz.capture.backward import HIDDEN
 from fisherviz.capture.calls import Call, behind, empty
+from fisherviz.network.layers import Layer
 
 NOT_EXAMPLES = "it is not known which rows of its input are whose"
 PARTLY = "it sees only some of the examples"
@@ -27,6 +28,19 @@ def elsewhere(calls: Mapping[str, Sequence[Call]], z: Tensor) -> dict[str, str]:
         for name, made in calls.items()
         if any(uses[p] > seen[name] for p in made[0].layer.parameters.values())
     }
+
+
+def acts_unseen(layers: Iterable[Layer], calls: Mapping[str, Sequence[Call]], z: Tensor) -> bool:
+    """Whether an output depends on a structured layer's parameters in a way that no call of the layer shows.
+
+    Args:
+        layers: all.
+        calls: of the structured layers that ran.
+        z: the output, with its graph.
+    """
+    waiting = [layer for layer in layers if layer.structured and layer.name not in calls]
+    acting = used_behind(z)[0] if waiting else Counter[nn.Parameter]()
+    return bool(elsewhere(calls, z)) or any(p in acting for layer in waiting for p in layer.parameters.values())
 
 
 def refuse_reentrant(z: Tensor | None) -> None:

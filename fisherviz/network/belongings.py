@@ -6,23 +6,29 @@ was found, whatever an earlier one has left there.
 
 from __future__ import annotations
 
+import math
 import operator
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from fisherviz.network.contents import Contents
 from fisherviz.network.items import ATOMS, CALM, Items
 from fisherviz.network.values import same_bits
+from fisherviz.support.warning import warn
 
+COPIED = 2**22
+"""Bytes of weights that are copied in every visit: a forward may rewrite them for some examples only."""
 _OWN = frozenset(vars(nn.Module()))
 _rewriting: weakref.WeakKeyDictionary[nn.Module, frozenset[str]] = weakref.WeakKeyDictionary()
 
 
 class Belongings:
-    """All that a model holds as it is now, but the values of its weights; these too where its forward rewrites them.
+    """All that a model holds as it is now; of many weights the values only where its forward rewrites them.
 
     Buffers have all their values put back, other attributes what `Contents` says.
 
@@ -46,11 +52,13 @@ class Belongings:
             if m.__dict__.get("max_norm") is not None  # an embedding then scales its own rows whenever it runs
             for name in m._parameters
         }
-        self.parameters = [
-            (name, p, p.data, p.detach().clone())
-            for name, p in (model.named_parameters() if weights or kept else ())
-            if weights or name in kept
-        ]
+        here = list(model.named_parameters())
+        size = _bytes(p for _, p in here)
+        every = weights or size <= COPIED
+        self.parameters = [(name, p, p.data, p.detach().clone()) for name, p in here if every or name in kept]
+        told = not every and size < math.inf
+        rest = [(name, p) for name, p in here if name not in kept and not p.is_inference()] if told else []
+        self.versions = [(name, p, p._version) for name, p in rest]
         self.attributes = [_Own(m) for m in modules]
         self.contents = Contents(large=weights)
         for _, m in named:
@@ -80,8 +88,14 @@ class Belongings:
                     rewritten.append(name)
                     if not same_bits(p, saved):
                         p.copy_(saved)
-        if self.weights:
-            _rewriting[self.model] = _rewriting.get(self.model, frozenset()) | frozenset(rewritten)
+        lost = [name for name, p, version in self.versions if p._version != version]
+        if lost:
+            warn(
+                f"a forward rewrote the weight {lost[0]!r} for some examples only, before it was known to: its values "
+                "are those after the passes; rewrite a copy in the forward."
+            )
+        if self.weights or rewritten or lost:
+            _rewriting[self.model] = _rewriting.get(self.model, frozenset()) | {*rewritten, *lost}
 
     def _hand_back(self) -> None:
         """Slots, attributes, and what is inside these."""
@@ -90,6 +104,13 @@ class Belongings:
         for own in self.attributes:
             own.put_back()
         self.contents.hand_back()
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> float:
+    """Of parameters that have values of their own here; infinite where one has none."""
+    plain = [p for p in parameters if p.layout == torch.strided]
+    odd = any(p.is_meta or isinstance(p, UninitializedParameter) or type(p.data) is not Tensor for p in plain)
+    return math.inf if odd else sum(p.nbytes for p in plain)
 
 
 class _Own:

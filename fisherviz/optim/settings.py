@@ -35,6 +35,10 @@ NOT_FINITE_GRADIENT = (
     "the gradient {} is NaN or infinite at step {}, and nothing has moved; look at the loss and the targets, leave "
     "such a batch out (zero_grad() and no step), and where training has diverged, lower lr or raise damping."
 )
+ANEW = (
+    "at step {} layers {} turn out to have no structure ({}), and the averages of all layers begin anew; show such a "
+    "batch in one of the first four steps, or put these layers in a group with approximation='none'."
+)
 NOT_FINITE_DIRECTION = (
     "the direction of {!r} is NaN or infinite at step {}, and no weight has moved; raise damping: the gradient over it "
     "must be a number in {}."

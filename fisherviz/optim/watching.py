@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from fisherviz.approximations import Approximation
+from fisherviz.capture.calls import counts_examples
 from fisherviz.capture.look import glance, late, look, neighbours
 from fisherviz.capture.network import Network
+from fisherviz.capture.uses import acts_unseen
 from fisherviz.capture.ways import FIRST, is_due, ways_of
 from fisherviz.network.layers import Layer
 from fisherviz.network.likelihoods import Likelihood
@@ -106,12 +108,16 @@ class Watching(torch.optim.Optimizer):
         self.network.slopes = any(needs_slopes(named.values()) for named in self.moments.fresh)
 
     def _is_doubtful(self, made: Pass) -> bool:
-        """Whether a pass is looked at: one of the first, of a step that is due, or one that goes a new way."""
+        """Whether a pass is looked at: one of the first, of a step that is due, or one that goes another way."""
         if self._looks < FIRST:
             return made.examples > 1 or not self._looks
         assert made.output is not None
-        late = self.k >= FIRST and is_due(self.k)
-        return not grouped() and (late or not ways_of(made.output) <= self.network.structure.ways)
+        structure, late = self.network.structure, self.k >= FIRST and is_due(self.k)
+        if grouped():
+            return False
+        new = not ways_of(made.output) <= structure.ways
+        lost = not all(map(counts_examples, made.calls.values()))
+        return late or new or lost or acts_unseen(structure.layers, made.calls, made.output)
 
     def _look(self, made: Pass) -> None:
         """Look for evidence as the analysis does, where there are gradients of single examples, and at the pass.
@@ -132,6 +138,8 @@ class Watching(torch.optim.Optimizer):
             if self._passes:
                 raise RuntimeError(settings.LATE.format(", ".join(repr(x.name) for x in found), found[0].note))
             self.moments = None  # their averages, and with them those of the others, begin anew
+            if self.k:
+                warn(settings.ANEW.format(self.k + 1, ", ".join(repr(x.name) for x in found), found[0].note))
 
     def _settle(self, generic: list[Layer]) -> list[Layer]:
         """Layers that are preconditioned; what happens to those without structure is said once."""

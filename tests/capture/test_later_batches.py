@@ -301,3 +301,107 @@ def test_products_where_a_later_batch_has_no_forward_mode(way):
     v = torch.randn(len(F), dtype=torch.float64)
     assert_matches(fv.Probe(net, "categorical").fisher(batches) @ v, F @ v)
     assert fv.Probe(net, "categorical").fisher(batches).quadratic(v) == pytest.approx(float(v @ F @ v), rel=1e-9)
+
+
+# Rows that all examples share, where there are as many as examples
+
+
+class Positions(nn.Module):
+    """One layer on the tokens and on the positions, which are added to every example."""
+
+    def __init__(self, layer, on_tokens):
+        super().__init__()
+        self.layer, self.on_tokens = layer, on_tokens
+        self.table, self.head = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        tokens = self.layer(x) if self.on_tokens else x
+        return self.head((tokens + self.layer(self.table)).tanh().mean(1))
+
+
+@pytest.mark.parametrize("sizes", [[8] * 6 + [4], [1, 5, 5, 5, 5, 4], [4, 5], [5, 4, 5], [1, 4]])
+@pytest.mark.parametrize("on_tokens", [True, False])
+@pytest.mark.parametrize("layer", [lambda: nn.Linear(4, 4), lambda: nn.LayerNorm(4)], ids=["linear", "layer norm"])
+def test_positions_that_are_as_many_as_the_examples(layer, on_tokens, sizes):
+    torch.manual_seed(0)
+    net = Positions(layer(), on_tokens).double()
+    for p in net.layer.parameters():
+        nn.init.normal_(p)
+    assert_right(net, [{"x": torch.randn(n, 4, 4, dtype=torch.float64)} for n in sizes])
+
+
+@pytest.mark.parametrize("limit", range(1000, 14000, 1500))
+def test_positions_that_are_as_many_as_the_examples_of_a_piece(limit):
+    torch.manual_seed(0)
+    net = Positions(nn.LayerNorm(4), True).double()
+    x = torch.randn(10, 4, 4, dtype=torch.float64)
+    probe = fv.Probe(net, "categorical")
+    probe.network.capture_bytes = limit
+    assert_matches(probe.fisher({"x": x}).to_dense(), exact.fisher_of_batches(net, [{"x": x}]))
+
+
+def test_a_second_data_set_on_the_same_probe_is_looked_at():
+    torch.manual_seed(0)
+    net = Sorted().double()
+    probe, draw = fv.Probe(net, "categorical"), functools.partial(torch.randn, 8, 4, 3, dtype=torch.float64)
+    probe.fisher([{"x": draw(), "lengths": torch.full((8,), 4)} for _ in range(4)]).to_dense()
+    second = {"x": draw(), "lengths": torch.tensor([4, 4, 3, 4, 4, 3, 3, 3])}
+    assert_matches(probe.fisher(second).to_dense(), exact.fisher_of_batches(net, [second]))
+
+
+class Trimmed(Sorted):
+    """The same, on no more positions than the longest example of the batch has."""
+
+    def forward(self, x, lengths):
+        return super().forward(x[:, : int(lengths.max())], lengths)
+
+
+@pytest.mark.parametrize("kind", [Sorted, Trimmed])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_later_batch_of_random_lengths(kind, seed):
+    torch.manual_seed(seed)
+    net = kind().double()
+    draw = functools.partial(torch.randn, 6, 4, 3, dtype=torch.float64)
+    batches = [{"x": draw(), "lengths": torch.full((6,), 4)} for _ in range(5)]
+    batches.append({"x": draw(), "lengths": torch.randint(1, 5, (6,))})
+    assert_matches(fv.Probe(net, "categorical").fisher(batches).to_dense(), exact.fisher_of_batches(net, batches))
+
+
+class NeverOne(nn.Module):
+    """Takes no batch of one; owns a parameter by itself, whose gradients have no structure."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.layer = nn.Parameter(torch.ones(4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer((x.squeeze() * self.scale)[:, :])
+
+
+def test_a_model_that_takes_no_batch_of_one():
+    torch.manual_seed(0)
+    net, x = NeverOne().double(), torch.randn(5, 4, dtype=torch.float64)
+    rows = [torch.stack([row, row]) for row in x]
+    F = 0
+    for pair in rows:
+        z = net(pair)[0]
+        p, own = z.softmax(0).detach(), list(net.parameters())
+        J = torch.stack([
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(v, own, retain_graph=True)]) for v in z
+        ])  # fmt: skip
+        F = F + J.T @ (p.diag() - torch.outer(p, p)) @ J / len(x)
+    assert_matches(fv.Probe(net, "categorical").fisher(x).to_dense(), F)
+
+
+def test_rounding_of_large_features_is_no_coupling():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    x = 300 + torch.randn(64, 8)
+    with torch.no_grad():
+        net.train()(x)
+        net[1].running_mean.copy_(net[0](x).mean(0))
+        net[1].running_var.copy_(net[0](x).var(0))
+    net.eval()
+    found = fv.Probe(net, "categorical").fisher(x).diagonal()
+    expected = torch.as_tensor(exact.fisher(net.double(), x.double(), LAW)).diagonal()
+    assert torch.linalg.norm(found.double() - expected) < 1e-3 * torch.linalg.norm(expected)

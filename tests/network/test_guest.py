@@ -443,3 +443,40 @@ def test_every_forward_of_a_visit_sees_the_buffers_as_the_first_found_them(name)
     found, expected = (CALLS[name](fv.Probe(net, "gaussian").fisher(data)) for net in (stepping, plain))
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-9, atol=1e-12)
     assert float(stepping[2].forwards) == 0
+
+
+class ClampsLater(nn.Module):
+    """A forward that clamps its weights for large inputs only."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer, self.head = nn.Linear(width, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        if float(x.detach().abs().max()) > 5:
+            with torch.no_grad():
+                self.layer.weight.clamp_(-0.1, 0.1)
+        return self.head(self.layer(x).tanh())
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda f: f.to_dense(), lambda f: f @ torch.ones(f.shape[0]).double()], ids=["dense", "product"]
+)
+def test_weights_that_a_later_batch_alone_rewrites_are_put_back(ask):
+    torch.manual_seed(0)
+    net = ClampsLater(4).double()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    batches = [torch.rand(3, 4).double() for _ in range(6)]
+    batches[5] += 10
+    ask(fv.Probe(net, "categorical").fisher(batches))
+    for name, p in net.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+def test_many_weights_that_a_later_batch_alone_rewrites_are_told(monkeypatch):
+    monkeypatch.setattr("fisherviz.network.belongings.COPIED", 0)
+    net = ClampsLater(4).double()
+    batches = [torch.rand(3, 4).double() for _ in range(6)]
+    batches[5] += 10
+    with pytest.warns(UserWarning, match=r"rewrote the weight 'layer\.weight' for some examples only"):
+        fv.Probe(net, "categorical").fisher(batches).diagonal()
