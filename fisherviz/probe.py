@@ -14,7 +14,7 @@ from fisherviz.capture.network import Network
 from fisherviz.exact.fisher import Fisher
 from fisherviz.network.batches import Inputs
 from fisherviz.network.discover import check_types, find_layers
-from fisherviz.network.guest import as_guest
+from fisherviz.network.guest import as_guest, lock_of
 from fisherviz.network.layers import HEADS, WORDS, LayerInfos
 from fisherviz.network.likelihoods import Likelihood, resolve
 from fisherviz.network.space import ParameterSpace
@@ -195,7 +195,8 @@ class Probe:
             RuntimeError: the model's parameters are others than when the Probe was made, or one was frozen since; or
                 there is no process group.
         """
-        now = dict(self.model.named_parameters(remove_duplicate=False))
+        with lock_of(self.model):  # a pass in another thread has other tensors in their place for a while
+            now = dict(self.model.named_parameters(remove_duplicate=False))
         if gone := [name for name, p in self.parameters().items() if now.get(name) is not p]:
             raise RuntimeError(
                 f"parameter {gone[0]!r} is not the model's any more: a module was replaced, pruned or reparametrised "

@@ -39,12 +39,12 @@ def whole(comparison, metric="relative_frobenius"):
 
 
 def passes_of(net, data, *methods, **options):
-    """Forward passes of the whole batch during a comparison, after the first look."""
+    """Forward passes of the whole batch in its order during a comparison, after the first look."""
     count = 0
 
     def see(module, inputs, output):
         nonlocal count
-        count += len(output) == N
+        count += torch.equal(inputs[0], data[0])
 
     fisher = fv.Probe(net, "categorical").fisher(*data)
     fisher.look()
