@@ -28,7 +28,7 @@ ACCUMULATED = (
 
 LATE = (
     "layers {} turn out to have no structure ({}), which earlier passes of the same step did not show; let the first "
-    "pass have two examples or more, or put them in a group with approximation='none'."
+    "pass be such a batch, of two examples or more, or put them in a group with approximation='none'."
 )
 
 NOT_FINITE_GRADIENT = (
