@@ -370,7 +370,7 @@ def test_evidence_that_comes_in_the_middle_of_a_step_is_told():
     optimizer = fv.optim.NaturalGradient(net, "gaussian", "kfac", lr=0.1, damping=0.1)
     assert [layer.name for layer in optimizer.layers if not layer.structured] == []
     net(x[:1]).square().sum(1).mean().backward()
-    with pytest.raises(RuntimeError, match="turn out to have no structure .* let the first pass be such a batch"):
+    with pytest.raises(RuntimeError, match=r"turn out to have no structure .* let the first pass be such a batch"):
         net(x).square().sum(1).mean().backward()
 
 
