@@ -99,7 +99,8 @@ def take(
                 for batch in _captured(network, some, part, z, calls, vectors, first + start, most):
                     consume(batch)
                 # last: a forward that rewrites its weights makes graphs of earlier ones worthless
-                if witness.turns(first + start, len(z)) and doubtful(network, some, z, calls, first + start):
+                seen = first + low in witness.alone
+                if witness.turns(first + start, len(z)) and doubtful(network, some, z, calls, first + start, seen=seen):
                     _look_closer(network, some)
     return n
 

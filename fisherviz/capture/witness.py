@@ -6,6 +6,8 @@ since its mode, a hook or an attribute was changed. Weights and buffers have the
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -125,9 +127,12 @@ def differs(z: Tensor, other: Tensor, dtype: torch.dtype, largest: float = SMALL
     return not float((z - other).abs().max()) <= ROUNDING.get(dtype, 0.1) * scale
 
 
-def largest_of(z: Tensor) -> float:
-    """The largest of some outputs that is a number."""
-    return max(SMALL, float(z.detach().abs().nan_to_num(0.0, 0.0).max())) if z.numel() else SMALL
+def largest_of(z: Tensor, least: float = SMALL) -> float:
+    """The largest size of some numbers, or what it is at least; NaN where one is."""
+    if not z.numel():
+        return least
+    low, high = z.detach().aminmax()
+    return max(float(high), -float(low), least) if bool(high == high) else math.nan
 
 
 def _check_draws(network: Network, inputs: Inputs, rows: list[Tensor]) -> None:
