@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fisherviz.capture.calls import Call
-from fisherviz.capture.evidence import alone
+from fisherviz.capture.evidence import COUPLED, alone
 from fisherviz.capture.network import Network
 from fisherviz.capture.ways import ways_of
-from fisherviz.capture.witness import COUPLED, ROUNDING, SMALL, largest_of
+from fisherviz.capture.witness import ROUNDING, SMALL, largest_of
 from fisherviz.network.batches import Inputs, take_rows
 from fisherviz.support.counting import counted_as
 
@@ -27,7 +27,7 @@ def doubtful(
     """Whether the evidence about a network's layers may not hold for some examples, which have just run.
 
     Args:
-        network: the network, as a guest; with its hooks where there are calls.
+        network: the network, as a guest and with its hooks.
         inputs: the examples.
         z: the output (N, ...).
         calls: of the structured layers that ran.
@@ -37,18 +37,31 @@ def doubtful(
     Raises:
         RuntimeError: an example's output depends on the other examples.
     """
-    count = len(z)
     with counted_as(0):
-        moved = False
-        if count > 1:
-            again, turned = network.record(take_rows(inputs, torch.arange(count - 1, -1, -1, device="cpu")))
-            _require_same(network, z, again.detach().flip(0), first)
-            moved = calls.keys() != turned.keys() if calls else False
-            moved = moved or not all(_same(made, turned[name]) for name, made in calls.items())
-            if not seen:
-                n = (first // count * 7 + count // 3) % count  # another in every piece
-                _require_same(network, z[n : n + 1], alone(network, inputs, n), first + n, largest_of(z))
+        turned = require_independent(network, inputs, z, first, seen=seen)
+    moved = turned is not None and (
+        calls.keys() != turned.keys() or not all(_same(made, turned[name]) for name, made in calls.items())
+    )
     return moved or not ways_of(z) <= network.structure.ways
+
+
+def require_independent(
+    network: Network, inputs: Inputs, z: Tensor, first: int, *, seen: bool = False
+) -> dict[str, list[Call]] | None:
+    """Refuse examples whose outputs depend on the others or on their order; see `doubtful`.
+
+    Returns:
+        The calls of the structured layers, the examples the other way round; None where there is one example.
+    """
+    count = len(z)
+    if count < 2:
+        return None
+    again, turned = network.record(take_rows(inputs, torch.arange(count - 1, -1, -1, device="cpu")))
+    _require_same(network, z, again.detach().flip(0), first)
+    if not seen:
+        n = (first // count * 7 + count // 3) % count  # another in every piece
+        _require_same(network, z[n : n + 1], alone(network, inputs, n), first + n, largest_of(z))
+    return turned
 
 
 def _require_same(network: Network, z: Tensor, again: Tensor, first: int, largest: float = 0.0) -> None:

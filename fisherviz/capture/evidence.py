@@ -24,6 +24,10 @@ from fisherviz.network.layers import Layer
 
 ALONE, TOGETHER, SEARCHED = 2, 32, 2048
 """Examples whose gradients are compared one by one, and in their sum; among how many they are chosen."""
+COUPLED = (
+    "the model's output for example {} changes with the other examples of the batch, or at random; "
+    "a Fisher needs independent examples: call model.eval(), or remove what couples them."
+)
 
 
 class Evidence:
@@ -97,10 +101,7 @@ class Evidence:
                 )
             allowed = TOLERANCE.get(self.network.coarsest(own), 0.1) * scale
             if float((own[0] - self.z[n]).detach().abs().max()) > allowed:
-                raise RuntimeError(
-                    f"the model's output for example {n} changes with the other examples of the batch, or at random; "
-                    "a Fisher needs independent examples: call model.eval(), or remove what couples them."
-                )
+                raise RuntimeError(COUPLED.format(n))
             truths.append(_gradients(self.network, own, v.unsqueeze(0)))
         return truths
 

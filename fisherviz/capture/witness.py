@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fisherviz.capture.evidence import alone, telling_examples
+from fisherviz.capture.evidence import COUPLED, alone, telling_examples
 from fisherviz.capture.network import Network
 from fisherviz.capture.ways import is_due
 from fisherviz.network.batches import Inputs, count_examples, move, take_rows
@@ -22,10 +22,6 @@ ROUNDING, SMALL = {torch.float64: 1e-6, torch.float32: 1e-4}, 1e-2
 """What an output changes with the examples beside it by rounding, relative to its largest entry or to a small one."""
 REPEATS = 32
 """Runs of a model that draws random numbers, to see whether they have an effect."""
-COUPLED = (
-    "the model's output for example {} changes with the other examples of the batch, or at random; "
-    "a Fisher needs independent examples: call model.eval(), or remove what couples them."
-)
 CHANGED = (
     "the model's output for example {} is another than in an earlier pass: its mode, a hook or an attribute was "
     "changed since, or it draws at random; make a new Fisher with probe.fisher(...) of a model that stays as it is."

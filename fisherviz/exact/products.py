@@ -14,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from fisherviz.capture.batch import Batch
-from fisherviz.capture.doubts import doubtful
+from fisherviz.capture.doubts import require_independent
 from fisherviz.capture.evidence import TOGETHER, telling_examples
 from fisherviz.capture.forward_mode import Product, product, tangent, try_forward_mode
 from fisherviz.exact.finite import require_finite_number
@@ -28,6 +28,7 @@ from fisherviz.operators.damping import Tikhonov
 from fisherviz.operators.finite import dot, is_finite
 from fisherviz.operators.scipy_operator import linear_operator
 from fisherviz.statistics.examples import Examples
+from fisherviz.support.counting import counted_as
 from fisherviz.support.memory import at_once, require
 from fisherviz.support.modes import full_precision
 
@@ -181,8 +182,8 @@ class Products(Scores):
         """See whether outputs depend on which other examples there are, where that was not seen yet."""
         for z in seen:
             if self.witness.reverses(first, len(z)):
-                with as_guest(self.network.model):
-                    doubtful(self.network, move(inputs, self.network.device), z, {}, first)
+                with as_guest(self.network.model), counted_as(0):
+                    require_independent(self.network, move(inputs, self.network.device), z, first)
 
     def quadratic(self, u: Vector, v: Vector | None = None) -> float:
         """uᵀ F v (uᵀ F u without v) with forward products only.
